@@ -1,0 +1,199 @@
+"""A client as a handler sees it: its model, its data, its state, and the work it can do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from interfuse.aggregation import BufferPolicy, recalibrate, travels
+from interfuse.data import Dataset, Share
+from interfuse.errors import ConfigError
+from interfuse.message import Dims, State
+from interfuse.models import SplitModel
+from interfuse.randomness import numpy_generator
+from interfuse.training import Batch, Combine, Fitted, Objective, Optimizer, OptimizerName, OptimizerState, Schedule, fit
+
+S = TypeVar("S", bound=State | None, default=None)
+
+ClientId = int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The facts of a client that the server knows.
+
+    Attributes:
+        architecture: Name of the group of clients with equal models.
+        keys: Shape of every tensor of the model by key, buffers included.
+        samples: Number of training samples.
+        fusion_width: Width d of the fusion layer, or None where the cut is no vector.
+    """
+
+    id: ClientId
+    architecture: str
+    keys: Mapping[str, tuple[int, ...]]
+    samples: int
+    fusion_width: int | None
+
+
+@dataclass
+class SampleOrder:
+    """The order in which a client visits its training samples: a permutation for each epoch, derived from its number.
+
+    ``epoch`` and ``position`` are all there is to keep, so the order does not depend on who asks or when.
+    """
+
+    seed: int
+    client: ClientId
+    size: int
+    epoch: int = 0
+    position: int = 0
+    _permutation: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+
+    def _order(self) -> np.ndarray:
+        if self._permutation is None or self._permutation[0] != self.epoch:
+            shuffled = numpy_generator(self.seed, "order", self.client, self.epoch).permutation(self.size)
+            self._permutation = (self.epoch, shuffled)
+        return self._permutation[1]
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``min(count, size)`` positions, going on into the next epoch where one ends."""
+        wanted, taken = min(count, self.size), []
+        while wanted:
+            piece = self._order()[self.position : self.position + wanted]
+            taken.append(piece)
+            wanted -= len(piece)
+            self.position += len(piece)
+            if self.position == self.size:
+                self.epoch, self.position = self.epoch + 1, 0
+        return np.concatenate(taken)
+
+    def epochs(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
+        """``count`` whole epochs in batches; the last batch of an epoch is kept, however small."""
+        for _ in range(count):
+            if self.position:
+                self.epoch, self.position = self.epoch + 1, 0
+            order = self._order()
+            for start in range(0, self.size, batch_size):
+                yield order[start : start + batch_size]
+            self.epoch += 1
+
+
+class ClientData:
+    """A client's share: rows of a data set that stays where it is, normalised as they are taken."""
+
+    def __init__(self, dataset: Dataset, share: Share, inputs: Callable[[Tensor], Tensor]) -> None:
+        self.dataset, self.share, self._inputs = dataset, share, inputs
+        self._train = torch.from_numpy(np.asarray(share.train, dtype=np.int64))
+
+    def train(self, positions: np.ndarray) -> Batch:
+        """Rows of the training share by position in it."""
+        rows = self._train[torch.from_numpy(positions)]
+        return Batch(self._inputs(self.dataset.x_train[rows]), self.dataset.y_train[rows])
+
+    def raw(self) -> Batch:
+        """The whole training share as stored, not normalised."""
+        return Batch(self.dataset.x_train[self._train], self.dataset.y_train[self._train])
+
+    def validation(self, limit: int | None = None, chunk: int = 500) -> Iterator[Batch]:
+        """The validation share, or its first ``limit`` rows (their order is random already)."""
+        return self._own(self.share.validation[:limit], chunk)
+
+    def test(self, limit: int | None = None, chunk: int = 500) -> Iterator[Batch]:
+        """The client's own test share, or its first ``limit`` rows."""
+        return self._own(self.share.test[:limit], chunk)
+
+    def common_test(self, rows: Tensor | None = None, chunk: int = 500) -> Iterator[Batch]:
+        """The common test set, or some rows of it."""
+        x, y = self.dataset.x_test, self.dataset.y_test
+        if rows is not None:
+            x, y = x[rows], y[rows]
+        return (Batch(self._inputs(a), b) for a, b in zip(x.split(chunk), y.split(chunk), strict=True))
+
+    def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
+        for start in range(0, len(rows), chunk):
+            index = torch.from_numpy(np.asarray(rows[start : start + chunk], dtype=np.int64))
+            yield Batch(self._inputs(self.dataset.x_train[index]), self.dataset.y_train[index])
+
+
+class Client(Generic[S]):
+    """What a handler may use.
+
+    Attributes:
+        id: Number of the client, from 0.
+        profile: What the server knows of it.
+        state: What ``new_client`` returned, or what a handler put in its place.
+        scratch: Anything one call of a round leaves for a later call of the same round.
+        generator: Derived for this call; its draws depend on nothing but their place.
+        round: The current round, from 1; 0 during ``start``.
+        dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
+    """
+
+    state: S
+    generator: torch.Generator
+    round: int
+
+    def __init__(self, profile: Profile, model: SplitModel, data: ClientData, order: SampleOrder, dims: Dims) -> None:
+        self.id, self.profile, self.model, self.data, self.order, self.dims = (
+            profile.id, profile, model, data, order, dims,
+        )  # fmt: skip
+        self.scratch: dict[str, Any] = {}
+        self.optimizers: dict[str, OptimizerState] = {}
+
+    def batch(self, size: int) -> Batch:
+        """The next ``min(size, share)`` training samples in the client's order."""
+        return self.data.train(self.order.take(size))
+
+    def fit(
+        self,
+        losses: Objective | Mapping[str, Objective],
+        *,
+        lr: float | Schedule,
+        batch_size: int = 32,
+        steps: int | None = None,
+        epochs: int | None = None,
+        batches: Iterable[Batch] | None = None,
+        train: str | Collection[str] = "all",
+        combine: Combine | None = None,
+        optimizer: Optimizer | OptimizerName = "sgd",
+        keep_optimizer: str | None = None,
+        clip: float | None = None,
+    ) -> Fitted:
+        """Train on the client's data, or on given batches. See :func:`interfuse.training.fit`.
+
+        Args:
+            steps, epochs, batches: Exactly one of them. ``steps`` go on where the last call stopped; ``epochs`` begin
+                with a new one.
+            keep_optimizer: A name under which the optimizer's state is kept until the next call with that name.
+        """
+        if sum(given is not None for given in (steps, epochs, batches)) != 1:
+            raise ConfigError("fit needs exactly one of steps, epochs and batches")
+        if steps is not None:
+            batches = (self.batch(batch_size) for _ in range(steps))
+        elif epochs is not None:
+            batches = (self.data.train(positions) for positions in self.order.epochs(epochs, batch_size))
+        assert batches is not None
+        slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
+        return fit(
+            self.model, losses, batches, lr=lr, train=train, combine=combine, optimizer=optimizer, slots=slots,
+            clip=clip, round=max(self.round - 1, 0),
+        )  # fmt: skip
+
+    def tensors(self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE) -> dict[str, Tensor]:
+        """The tensors of the model that travel under a buffer policy, by key."""
+        trainable = {key for key, _ in self.model.named_parameters()}
+        found = self.model.tensors(parts)
+        return {key: t for key, t in found.items() if travels(buffers, key not in trainable, t.dtype)}
+
+    def recalibrate(self, batch_size: int) -> None:
+        """Recompute normalisation statistics on the training share, without touching the order of samples."""
+        order = np.arange(self.order.size)
+        recalibrate(
+            self.model, (self.data.train(order[i : i + batch_size]).x for i in range(0, len(order), batch_size))
+        )

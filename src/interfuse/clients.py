@@ -1,0 +1,274 @@
+"""``clients.call``: how anything moves between the server and its clients."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar, overload
+
+import torch
+
+from interfuse.client import ClientId, Profile
+from interfuse.errors import ClientError, ConfigError, MessageError
+from interfuse.handler import Handler, Program
+from interfuse.message import Dims, Message, check, kind_of, narrow, sizes
+from interfuse.randomness import generator
+from interfuse.wire import Entry, FileRecord, Heading, Ledger
+
+M = TypeVar("M", bound=Message)
+R = TypeVar("R", bound=Message | None)
+R_co = TypeVar("R_co", bound=Message | None, covariant=True)
+
+
+@dataclass(frozen=True)
+class Request:
+    """Which handler runs, and where in the run: all that its randomness may depend on, beside the client."""
+
+    program: str
+    handler: str
+    heading: Heading
+    round: int
+    index: int
+    """Which call of this handler in this round, from 0."""
+    recoverable: bool = False
+    """A client that fails is put back to where it was before the call."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a client did not reply."""
+
+    client: ClientId
+    reason: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What comes back from one client: its reply or a failure, and the seconds of its work."""
+
+    client: ClientId
+    reply: Message | None | Failure
+    seconds: float
+
+
+class Engine(Protocol):
+    """Where clients live and how a call reaches them. It knows nothing of methods."""
+
+    @property
+    def profiles(self) -> Mapping[ClientId, Profile]: ...
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterable[Answer]:
+        """Run a handler on the clients that are keys of ``messages``; answers may come in any order.
+
+        One object under several keys is a broadcast.
+        """
+
+    def end_round(self) -> None:
+        """Forget all scratch."""
+
+    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
+        """Write the owned state that changed since the last save, and say which file now holds whose state."""
+
+    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
+        """Put all clients back to a saved state; those without a file to their beginning."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Exchange:
+    """What all calls of a run share: the engine, the ledger, and the place in the run."""
+
+    engine: Engine
+    ledger: Ledger
+    dims: Dims
+    seed: int
+    programs: Mapping[str, Program]
+    round: int = 0
+    heading: Heading = "start"
+    calls: int = 0
+    handler_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+
+    def enter(self, round: int, heading: Heading) -> None:
+        """Go to a place in the run: counters of calls start again."""
+        self.round, self.heading, self.calls = round, heading, 0
+        self.handler_calls.clear()
+
+    def path_of(self, program: Program) -> str:
+        for path, known in self.programs.items():
+            if known is program:
+                return path
+        raise ConfigError(f"{type(program).__name__} is not part of this run's method; keep it in a field of the method")
+
+
+class Replies(Mapping[ClientId, R_co], Generic[R_co]):
+    """Replies by client, in the order of clients, with the failures beside them.
+
+    It is a mapping, so it can be given to the next call to send everybody an answer of their own.
+    """
+
+    def __init__(self, replies: Mapping[ClientId, R_co], failures: Sequence[Failure] = ()) -> None:
+        self._replies, self.failures = dict(sorted(replies.items())), tuple(failures)
+
+    def __getitem__(self, client: ClientId) -> R_co:
+        return self._replies[client]
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(self._replies)
+
+    def __len__(self) -> int:
+        return len(self._replies)
+
+
+class Clients:
+    """Some clients of a federation, in order of their numbers."""
+
+    def __init__(self, exchange: Exchange, ids: Iterable[ClientId]) -> None:
+        self._exchange, self.ids = exchange, tuple(sorted(ids))
+
+    def __iter__(self) -> Iterator[ClientId]:
+        return iter(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def profiles(self) -> Mapping[ClientId, Profile]:
+        """What the server knows of each of these clients."""
+        everybody = self._exchange.engine.profiles
+        return {client: everybody[client] for client in self.ids}
+
+    def only(self, ids: Iterable[ClientId]) -> Clients:
+        """A part of these clients."""
+        wanted = set(ids)
+        if unknown := wanted - set(self.ids):
+            raise ConfigError(f"clients {sorted(unknown)} are not among {list(self.ids)}")
+        return Clients(self._exchange, wanted)
+
+    def sample(self, fraction: float) -> Clients:
+        """A part drawn for this round: ``round(fraction · len)`` clients without repetition, at least one."""
+        if not 0 < fraction <= 1:
+            raise ConfigError(f"participation is a fraction above 0 and up to 1, not {fraction}")
+        count = max(1, round(fraction * len(self.ids)))
+        if count == len(self.ids):
+            return self
+        drawn = torch.randperm(
+            len(self.ids), generator=generator(self._exchange.seed, "participation", self._exchange.round)
+        )
+        return self.only(self.ids[int(i)] for i in drawn[:count])
+
+    @overload
+    def call(self, handler: Handler[None, R], message: None = None, *, minimum: int | None = None) -> Replies[R]: ...
+    @overload
+    def call(
+        self, handler: Handler[M, R], message: M | Mapping[ClientId, M], *, minimum: int | None = None
+    ) -> Replies[R]: ...
+    def call(self, handler: Handler[Any, Any], message: Any = None, *, minimum: int | None = None) -> Replies[Any]:
+        """Run a handler on these clients and wait for their replies.
+
+        Tensors are detached, narrowed to the declared dtype and copied on the way; sizes go to the ledger.
+
+        Args:
+            message: One message for all, or one each in a mapping by client; clients without one are left out. The very
+                same message for all is a broadcast.
+            minimum: How many replies are enough. A client that fails is then put back to where it was and stays out
+                of this call; by default any failure ends the round.
+
+        Raises:
+            ClientError: too few clients replied; names the first that failed, the handler and the round.
+            MessageError: the server's own message does not match its declaration.
+        """
+        exchange, declaration = self._exchange, handler.declaration
+        path = exchange.path_of(handler.program)
+        request = Request(
+            path, handler.name, exchange.heading, exchange.round, exchange.handler_calls[path, handler.name],
+            minimum is not None,
+        )  # fmt: skip
+        exchange.handler_calls[path, handler.name] += 1
+        exchange.calls += 1
+        began = time.perf_counter()
+        outgoing = self._outgoing(declaration.message_type, message, request)
+        replies: dict[ClientId, Message | None] = {}
+        failures: list[Failure] = []
+        for answer in sorted(exchange.engine.call(request, outgoing), key=lambda a: a.client):
+            exchange.seconds["local work, all clients"] += answer.seconds
+            if isinstance(answer.reply, Failure):
+                failures.append(answer.reply)
+                continue
+            try:
+                replies[answer.client] = self._incoming(declaration.reply_type, answer, request)
+            except MessageError as error:
+                failures.append(Failure(answer.client, str(error)))
+        exchange.seconds["calls"] += time.perf_counter() - began
+        exchange.failures += failures
+        if failures and (minimum is None or len(replies) < minimum):
+            first = failures[0]
+            raise ClientError(
+                f"client {first.client} failed in {handler.name}, round {request.round}: {first.reason}"
+                + (f" ({len(failures)} clients failed, {len(replies)} of at least {minimum} replied)" if minimum else "")
+            )
+        return Replies(replies, failures)
+
+    def _outgoing(
+        self, expected: type[Message] | None, message: Any, request: Request
+    ) -> dict[ClientId, Message | None]:
+        """Check, narrow and count what goes down; one object for all is narrowed once."""
+        if (expected is None) != (message is None):
+            wanted = "no message" if expected is None else expected.__name__
+            raise MessageError(request.handler, "(whole)", wanted, type(message).__name__)
+        if message is None:
+            return dict.fromkeys(self.ids)
+        exchange, profiles = self._exchange, self.profiles
+        if isinstance(message, Mapping) and (strangers := set(message) - set(self.ids)):
+            raise MessageError(request.handler, "clients", f"some of {list(self.ids)}", str(sorted(strangers)))
+        addressed: dict[ClientId, Any] = (
+            dict(message) if isinstance(message, Mapping) else dict.fromkeys(self.ids, message)
+        )
+        same = len({id(given) for given in addressed.values()}) == 1 and len(addressed) > 1
+        ready: dict[int, Message] = {}
+        size: dict[int, tuple[int, int]] = {}
+        out: dict[ClientId, Message | None] = {}
+        for client in sorted(addressed):
+            given = addressed[client]
+            if not isinstance(given, expected or Message):
+                raise MessageError(request.handler, f"to client {client}", kind_of(expected or Message), kind_of(given))
+            first = id(given) not in ready
+            if first:
+                ready[id(given)] = narrow(given, exchange.dims)
+                size[id(given)] = sizes(ready[id(given)])
+            out[client] = check(ready[id(given)], exchange.dims, profiles[client].keys, finite=first)
+            self._count(client, "down", given, size[id(given)], "broadcast" if same else "unicast", request)
+        return out
+
+    def _incoming(self, expected: type[Message] | None, answer: Answer, request: Request) -> Message | None:
+        reply = answer.reply
+        assert not isinstance(reply, Failure)
+        if not isinstance(reply, expected or type(None)):
+            wanted = "None" if expected is None else kind_of(expected)
+            raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
+        if reply is None:
+            return None
+        checked = check(reply, self._exchange.dims, self._exchange.engine.profiles[answer.client].keys)
+        self._count(answer.client, "up", reply, sizes(reply), "unicast", request)
+        return checked
+
+    def _count(
+        self, client: ClientId, direction: Any, message: Message, size: tuple[int, int], casting: Any, request: Request
+    ) -> None:
+        self._exchange.ledger.append(
+            Entry(
+                round=request.round, heading=request.heading, call=self._exchange.calls, handler=request.handler,
+                client=client, direction=direction, kind=kind_of(message), casting=casting, raw=size[0], wire=size[1],
+            )  # fmt: skip
+        )
+
+
+def everybody(exchange: Exchange) -> Clients:
+    """All clients of the engine."""
+    return Clients(exchange, exchange.engine.profiles)
+

@@ -1,0 +1,35 @@
+"""Data sets (found, downloaded, verified, cached) and their division between clients."""
+
+from interfuse.data.dataset import Dataset, stratified_subset
+from interfuse.data.loading import available, load
+from interfuse.data.partitions import (
+    IID,
+    PARTITIONS,
+    Dirichlet,
+    Natural,
+    Partition,
+    Pathological,
+    Share,
+    class_counts,
+    make_shares,
+    parse_partition,
+)
+from interfuse.data.sources import DatasetInfo
+
+__all__ = [
+    "IID",
+    "PARTITIONS",
+    "Dataset",
+    "DatasetInfo",
+    "Dirichlet",
+    "Natural",
+    "Partition",
+    "Pathological",
+    "Share",
+    "available",
+    "class_counts",
+    "load",
+    "make_shares",
+    "parse_partition",
+    "stratified_subset",
+]

@@ -1,0 +1,271 @@
+"""How training rows are divided between clients, and each client's own training, validation and test rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Int64
+
+from interfuse.data.dataset import Dataset
+from interfuse.errors import ConfigError, DataError, nearest
+from interfuse.randomness import numpy_generator
+
+DIRICHLET_TRIES = 1000
+
+Rows = Int64[np.ndarray, "rows"]
+Labels = Int64[np.ndarray, "n"]
+
+
+class Partition(Protocol):
+    """A rule that divides the rows of a training set between clients."""
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """The rows of each client, in client order: sorted, disjoint, a function of the arguments only.
+
+        :param labels: class of each row.
+        :param clients: number of clients, at least 1.
+        :param groups: natural client of each row; None where the data set has none.
+        :raises ConfigError: the rule cannot be asked of this number of clients or classes.
+        :raises DataError: the rows do not suffice.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class IID:
+    """Every client gets rows at random, in shares whose sizes differ by at most one."""
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """See :meth:`Partition.split`."""
+        return [np.sort(rows) for rows in np.array_split(rng.permutation(len(labels)), clients)]
+
+
+@dataclass(frozen=True)
+class Dirichlet:
+    """Each class is divided in proportions drawn from a Dirichlet distribution (Hsu et al., arXiv:1909.06335).
+
+    The proportions of all classes are drawn anew until the smallest share has ``minimum`` rows, at most 1,000 times.
+    If that fails (many clients, small ``alpha``), rows move in the last draw: the smallest share takes from the class
+    that the largest share has most of, until every share has ``minimum``.
+
+    :param alpha: concentration; small values give each client few classes, large ones approach IID.
+    :param minimum: fewest rows a share may have.
+    """
+
+    alpha: float = 0.5
+    minimum: int = 10
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise ConfigError(f"Dirichlet: alpha is {self.alpha}, must be positive and finite")
+        if self.minimum < 0:
+            raise ConfigError(f"Dirichlet: minimum is {self.minimum}, must be 0 or more")
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """See :meth:`Partition.split`."""
+        if clients * self.minimum > len(labels):
+            raise DataError(
+                f"Dirichlet: {clients} clients with at least {self.minimum} rows each need {clients * self.minimum} "
+                f"rows, but there are {len(labels)}; take fewer clients or a smaller minimum"
+            )
+        classes, sizes = np.unique(labels, return_counts=True)
+        counts = self._counts(sizes, clients, rng)
+        shares: list[list[Rows]] = [[] for _ in range(clients)]
+        for label, of_class in zip(classes, counts, strict=True):
+            pieces = np.split(rng.permutation(np.flatnonzero(labels == label)), np.cumsum(of_class)[:-1])
+            for share, piece in zip(shares, pieces, strict=True):
+                share.append(piece)
+        return [_joined(share) for share in shares]
+
+    def _counts(
+        self, sizes: Int64[np.ndarray, "classes"], clients: int, rng: np.random.Generator
+    ) -> Int64[np.ndarray, "classes clients"]:
+        counts = np.zeros((len(sizes), clients), np.int64)
+        for _ in range(DIRICHLET_TRIES):
+            proportions = rng.dirichlet(np.full(clients, self.alpha), size=len(sizes))
+            ends = np.floor(np.cumsum(proportions, axis=1) * sizes[:, np.newaxis]).astype(np.int64)
+            ends[:, -1] = sizes
+            counts[:] = np.diff(np.minimum(ends, sizes[:, np.newaxis]), axis=1, prepend=0)
+            if counts.sum(axis=0).min() >= self.minimum:
+                return counts
+        return self._levelled(counts)
+
+    def _levelled(self, counts: Int64[np.ndarray, "classes clients"]) -> Int64[np.ndarray, "classes clients"]:
+        counts = counts.copy()
+        totals = counts.sum(axis=0)
+        while totals.min() < self.minimum:
+            poor, rich = int(totals.argmin()), int(totals.argmax())
+            label = int(counts[:, rich].argmax())
+            moved = min(self.minimum - totals[poor], totals[rich] - self.minimum, counts[label, rich])
+            for table in (counts[label], totals):
+                table[rich] -= moved
+                table[poor] += moved
+        return counts
+
+
+@dataclass(frozen=True)
+class Pathological:
+    """Every client has exactly k classes (after McMahan et al., arXiv:1602.05629, and NIID-Bench, arXiv:2102.02079).
+
+    Clients choose in order, each the k classes that the fewest clients hold so far, at random among equals. So the
+    classes are held equally often (to within one), and all are used when ``clients * k >= classes``; otherwise the
+    rows of the classes nobody chose belong to no client. The rows of a class are divided evenly between its holders.
+
+    :param classes_per_client: k.
+    """
+
+    classes_per_client: int = 2
+
+    def __post_init__(self) -> None:
+        if self.classes_per_client < 1:
+            raise ConfigError(f"Pathological: classes_per_client is {self.classes_per_client}, must be 1 or more")
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """See :meth:`Partition.split`."""
+        classes = np.unique(labels)
+        if self.classes_per_client > len(classes):
+            raise ConfigError(
+                f"Pathological: {self.classes_per_client} classes per client, but the data has {len(classes)}"
+            )
+        holds = self._choices(len(classes), clients, rng)
+        shares: list[list[Rows]] = [[] for _ in range(clients)]
+        for label, holders in zip(classes, holds, strict=True):
+            rows = rng.permutation(np.flatnonzero(labels == label))
+            if len(rows) < holders.sum():
+                raise DataError(
+                    f"Pathological: class {label} has {len(rows)} rows for {holders.sum()} clients; take fewer clients "
+                    f"or fewer classes per client"
+                )
+            if holders.any():
+                for client, piece in zip(np.flatnonzero(holders), np.array_split(rows, holders.sum()), strict=True):
+                    shares[client].append(piece)
+        return [_joined(share) for share in shares]
+
+    def _choices(self, classes: int, clients: int, rng: np.random.Generator) -> np.ndarray:
+        """``[classes, clients]`` bool: whether a client holds a class."""
+        holds = np.zeros((classes, clients), bool)
+        for client in range(clients):
+            fewest_first = np.lexsort((rng.random(classes), holds.sum(axis=1)))
+            holds[fewest_first[: self.classes_per_client], client] = True
+        return holds
+
+
+@dataclass(frozen=True)
+class Natural:
+    """Clients are the data set's own groups (people, devices), dealt in order: group g goes to client g mod clients."""
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """See :meth:`Partition.split`."""
+        if groups is None:
+            raise DataError("Natural: this data set has no natural clients (groups); take another partition")
+        names, numbers = np.unique(groups, return_inverse=True)
+        if clients > len(names):
+            raise DataError(f"Natural: {clients} clients, but the data has {len(names)} groups; take at most as many")
+        return [np.flatnonzero(numbers % clients == client) for client in range(clients)]
+
+
+PARTITIONS: Mapping[str, type[IID] | type[Dirichlet] | type[Pathological] | type[Natural]] = MappingProxyType(
+    {"iid": IID, "dirichlet": Dirichlet, "pathological": Pathological, "natural": Natural}
+)
+
+
+def parse_partition(name: str, **options: Any) -> Partition:
+    """The partition that a command line or a recipe names, e.g. ``parse_partition("dirichlet", alpha=0.1)``.
+
+    :raises ConfigError: unknown name, unknown option, or an impossible value.
+    """
+    if name not in PARTITIONS:
+        raise ConfigError(f"unknown partition {name!r}: {nearest(name, PARTITIONS)}")
+    rule = PARTITIONS[name]
+    valid = [field.name for field in fields(rule)]
+    for option in options:
+        if option not in valid:
+            advice = nearest(option, valid) if valid else "it has no options"
+            raise ConfigError(f"partition {name!r} has no option {option!r}: {advice}")
+    return rule(**options)
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """One client's rows: sorted, disjoint indices into the training rows of a data set."""
+
+    train: Rows
+    validation: Rows
+    test: Rows
+
+    @property
+    def rows(self) -> Rows:
+        """All three together, sorted."""
+        return _joined([self.train, self.validation, self.test])
+
+
+def make_shares(
+    dataset: Dataset,
+    partition: Partition,
+    clients: int,
+    seed: int,
+    validation: float = 0.1,
+    test: float = 0.1,
+) -> list[Share]:
+    """Divide the training rows between clients, and each client's rows at random into training, validation and test.
+
+    Validation and test get their fraction of the n rows, rounded to the nearest whole number, halves up; where that
+    leaves nothing to train on, test and then validation give up rows until one training row is left. How the rows of
+    client c divide depends on (seed, c) and these rows only, not on the number of clients.
+
+    :param seed: of the run: partition and division follow from it.
+    :param validation: fraction of a client's rows, from 0, below 1 together with ``test``.
+    :raises ConfigError: no clients, or impossible fractions.
+    :raises DataError: a client would have no rows, or the partition broke its promise of disjoint rows.
+    """
+    if clients < 1:
+        raise ConfigError(f"{clients} clients; a federation needs at least 1")
+    if not (validation >= 0 and test >= 0 and validation + test < 1):
+        raise ConfigError(f"validation {validation} and test {test} must be 0 or more and together below 1")
+    groups = None if dataset.groups is None else dataset.groups.numpy()
+    parts = partition.split(dataset.y_train.numpy(), clients, numpy_generator(seed, "partition"), groups)
+    _check_parts(parts, clients, len(dataset.y_train))
+    return [
+        _divided(rows, validation, test, numpy_generator(seed, "shares", client)) for client, rows in enumerate(parts)
+    ]
+
+
+def class_counts(dataset: Dataset, shares: Sequence[Share]) -> Int64[np.ndarray, "clients classes"]:
+    """How many rows of each class each client has, over training, validation and test together."""
+    labels = dataset.y_train.numpy()
+    counts = [np.bincount(labels[share.rows], minlength=dataset.classes) for share in shares]
+    return np.array(counts, np.int64).reshape(len(shares), dataset.classes)
+
+
+def _joined(pieces: Sequence[Rows]) -> Rows:
+    return np.sort(np.concatenate([np.empty(0, np.int64), *pieces]))
+
+
+def _check_parts(parts: list[Rows], clients: int, rows: int) -> None:
+    if len(parts) != clients:
+        raise DataError(f"the partition gave {len(parts)} shares for {clients} clients")
+    for client, part in enumerate(parts):
+        if len(part) == 0:
+            raise DataError(
+                f"client {client} of {clients} has no rows; take fewer clients, or a partition with a minimum such as "
+                f"Dirichlet(minimum=1)"
+            )
+    together = _joined(parts)
+    if together[0] < 0 or together[-1] >= rows or (np.diff(together) == 0).any():
+        raise DataError(f"the partition gave a row to two clients, or a row outside 0 to {rows - 1}")
+
+
+def _divided(rows: Rows, validation: float, test: float, rng: np.random.Generator) -> Share:
+    held = min(math.floor(len(rows) * validation + 0.5), len(rows) - 1)
+    tested = min(math.floor(len(rows) * test + 0.5), len(rows) - 1 - held)
+    shuffled = rng.permutation(np.sort(rows))
+    return Share(
+        train=np.sort(shuffled[held + tested :]),
+        validation=np.sort(shuffled[:held]),
+        test=np.sort(shuffled[held : held + tested]),
+    )

@@ -1,0 +1,7 @@
+"""Where clients live and how a call reaches them."""
+
+from __future__ import annotations
+
+from interfuse.engines.local import local
+
+__all__ = ["local"]

@@ -1,0 +1,261 @@
+"""A host runs handlers on the clients of one process. Every engine has hosts; they differ in how calls get there."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from interfuse.client import Client, ClientData, ClientId, SampleOrder
+from interfuse.clients import Answer, Failure, Request
+from interfuse.errors import ClientError, InterfuseError, RunError
+from interfuse.handler import Handler
+from interfuse.message import Message, flatten, narrow, unflatten, unmodified
+from interfuse.method import ALL, BUFFERS, state_type
+from interfuse.models import SplitModel
+from interfuse.randomness import generator, seeded
+from interfuse.setup import Setup
+from interfuse.wire import FileRecord, load_tensors, save_tensors
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for every operation inside: bits must not depend on how many cores a machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Resident:
+    """One client of a host and what it owns between rounds."""
+
+    def __init__(self, setup: Setup, client: ClientId, model: SplitModel) -> None:
+        self.method = setup.method_of(client)
+        self.programs = setup.programs_of(client)
+        self.keeps = self.method.keeps()
+        self.changed = False
+        self.created = False
+        self.kept_buffers: dict[str, Tensor] | None = None
+        data = ClientData(setup.dataset, setup.shares[client], setup.inputs)
+        order = SampleOrder(setup.seed, client, len(setup.shares[client].train))
+        self.client: Client[Any] = Client(setup.profiles[client], model, data, order, setup.dims)
+        self.client.state = None
+
+    @property
+    def pooled(self) -> bool:
+        """The client keeps no parameter, so for each round any model of its architecture will do."""
+        return pooled(self.keeps)
+
+    def kept_tensors(self) -> dict[str, Tensor]:
+        """The live tensors of the model that the client owns, counters included."""
+        everything = self.client.model.state_dict()
+        if self.keeps == ALL:
+            return everything
+        if self.pooled:
+            return self.kept_buffers or {}
+        trainable = dict(self.client.model.named_parameters())
+        parts = self.client.model.tensors(self.keeps - {BUFFERS})
+        wanted = {key for key in everything if key in parts or (BUFFERS in self.keeps and key not in trainable)}
+        return {key: tensor for key, tensor in everything.items() if key in wanted}
+
+    def owned(self) -> dict[str, Tensor]:
+        """All that the client owns as tensors by name: what a commit writes."""
+        order, state = self.client.order, self.client.state
+        found = {
+            "order": torch.tensor([order.epoch, order.position]),
+            "created": torch.tensor(self.created),
+            **{f"model/{key}": tensor for key, tensor in self.kept_tensors().items()},
+            **{
+                f"optimizer/{name}/{key}/{slot}": tensor
+                for name, slots in self.client.optimizers.items()
+                for key, kept in slots.items()
+                for slot, tensor in kept.items()
+            },
+        }
+        if state is not None:
+            found |= {f"state/{name}": tensor for name, tensor in flatten(state).items()}
+        return found
+
+    def restore(self, owned: Mapping[str, Tensor]) -> None:
+        """The inverse of :meth:`owned`."""
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "state": {}}
+        for name, tensor in owned.items():
+            kind, _, rest = name.partition("/")
+            if rest:
+                groups[kind][rest] = tensor
+        epoch, position = owned["order"].tolist()
+        self.client.order.epoch, self.client.order.position = epoch, position
+        self.created = bool(owned["created"])
+        if self.pooled:
+            self.kept_buffers = groups["model"]
+        else:
+            self.client.model.load(groups["model"])
+        self.client.optimizers = {}
+        for path, tensor in groups["optimizer"].items():
+            name, key, slot = path.split("/")
+            self.client.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
+        kind = state_type(self.method.new_client)
+        self.client.state = None if kind is None or not self.created else unflatten(kind, groups["state"])
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of all that the client owns."""
+        return {name: tensor.clone() for name, tensor in self.owned().items()}
+
+
+def pooled(keeps: frozenset[str]) -> bool:
+    """Whether clients of a method that keeps these parts can borrow their models."""
+    return keeps <= {BUFFERS}
+
+
+class Host:
+    """Some clients of a federation in this process, made when they are first called."""
+
+    def __init__(self, setup: Setup, clients: Sequence[ClientId]) -> None:
+        self._setup, self.clients = setup, tuple(clients)
+        self._residents: dict[ClientId, Resident] = {}
+        self._pool: dict[str, list[SplitModel]] = {}
+        self._first_buffers: dict[str, dict[str, Tensor]] = {}
+        self._in_round: set[ClientId] = set()
+
+    def run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
+        """Run a handler on one client. Whatever goes wrong in it becomes a :class:`Failure`."""
+        began = time.perf_counter()
+        setup = self._setup
+        place = (request.heading, request.program, request.handler, client, request.round, request.index)
+        untouched = unmodified(message)
+        before: dict[str, Tensor] | None = None
+        with one_thread(), seeded(setup.seed, "handler", *place):
+            try:
+                resident = self._enter(client, request.round)
+                before = resident.snapshot() if request.recoverable else None
+                resident.client.generator = generator(setup.seed, "client", *place)
+                reply = self._reply(resident, request, message)
+                if (name := untouched()) is not None:
+                    raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
+            except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
+                if before is not None:
+                    self._residents[client].restore(before)
+                return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
+        return Answer(client, reply, time.perf_counter() - began)
+
+    def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
+        client, order = resident.client, resident.client.order
+        kept = (client.state, client.optimizers, order.epoch, order.position)
+        if request.heading == "evaluation":
+            client.optimizers = {}
+        program = resident.programs[request.program]
+        handler = cast(Handler[Any, Any], getattr(program, request.handler))
+        reply = handler(client, message)
+        if request.heading == "evaluation":
+            client.state, client.optimizers, order.epoch, order.position = kept
+        else:
+            resident.changed = True
+        return None if reply is None else narrow(reply, self._setup.dims)
+
+    def _enter(self, client: ClientId, round: int) -> Resident:
+        """The resident, with a model in place and its state made."""
+        resident = self._residents.get(client) or self._settle(client)
+        resident.client.round = round
+        if client not in self._in_round:
+            self._in_round.add(client)
+            self._prepare_scratch(resident)
+        if not resident.created:
+            with seeded(self._setup.seed, "new_client", client):
+                resident.client.generator = generator(self._setup.seed, "new_client", client)
+                resident.client.state = resident.method.new_client(resident.client)
+            resident.created = True
+        return resident
+
+    def _settle(self, client: ClientId) -> Resident:
+        setup = self._setup
+        architecture = setup.architectures[client]
+        model = (
+            self._borrow(architecture)
+            if pooled(setup.method_of(client).keeps())
+            else setup.build(architecture, client)
+        )
+        resident = self._residents[client] = Resident(setup, client, model)
+        if resident.pooled:
+            self._give_back(resident)
+        return resident
+
+    def _borrow(self, architecture: str) -> SplitModel:
+        free = self._pool.setdefault(architecture, [])
+        if free:
+            return free.pop()
+        model = self._setup.build(architecture, "pool")
+        if architecture not in self._first_buffers:
+            self._first_buffers[architecture] = {key: b.clone() for key, b in model.named_buffers()}
+        return model
+
+    def _give_back(self, resident: Resident) -> None:
+        self._pool[resident.client.profile.architecture].append(resident.client.model)
+
+    def _prepare_scratch(self, resident: Resident) -> None:
+        """Fill with NaN what the client does not own, so that nobody can use what an earlier round left there."""
+        if resident.pooled:
+            architecture = resident.client.profile.architecture
+            resident.client.model = self._borrow(architecture)
+            resident.client.model.load(self._first_buffers[architecture] | (resident.kept_buffers or {}))
+        if resident.keeps == ALL:
+            return
+        owned = {} if resident.pooled else resident.kept_tensors()
+        with torch.no_grad():
+            for key, parameter in resident.client.model.named_parameters():
+                if key not in owned:
+                    parameter.fill_(torch.nan)
+
+    def end_round(self) -> None:
+        """Forget scratch, take borrowed models back."""
+        for client in sorted(self._in_round):
+            resident = self._residents[client]
+            resident.client.scratch.clear()
+            if resident.pooled:
+                if BUFFERS in resident.keeps:
+                    resident.kept_buffers = {key: b.clone() for key, b in resident.client.model.named_buffers()}
+                self._give_back(resident)
+        self._in_round.clear()
+
+    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
+        """Write the clients that changed since the last save. See :class:`interfuse.clients.Engine`."""
+        written = {}
+        for client, resident in sorted(self._residents.items()):
+            if resident.changed:
+                path = folder / f"{_file_of(client)}-{suffix}.safetensors"
+                written[_file_of(client)] = save_tensors(path, resident.owned())
+                resident.changed = False
+        return written
+
+    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
+        """Put this host's clients back to a saved state. See :class:`interfuse.clients.Engine`."""
+        self.end_round()
+        self._residents.clear()
+        for client in self.clients:
+            record = files.get(_file_of(client))
+            if record is not None:
+                try:
+                    self._settle(client).restore(load_tensors(folder / record.name, record.sha256))
+                except (InterfuseError, KeyError, ValueError) as error:
+                    raise RunError(f"client {client}: {folder / record.name} does not fit this run: {error}") from error
+
+
+def _file_of(client: ClientId) -> str:
+    return f"client-{client:05d}"
+
+
+def _reason(error: Exception) -> str:
+    """What happened and where: the last frame outside interfuse's engines is the user's line."""
+    if isinstance(error, InterfuseError):
+        return str(error)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/interfuse/engines/" not in f.filename]
+    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"

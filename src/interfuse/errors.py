@@ -1,0 +1,55 @@
+"""Every error that interfuse raises on purpose. The command line prints these without a traceback."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InterfuseError(Exception):
+    """Base of all errors a user can act on: the text says what was wrong and what to do."""
+
+
+class ConfigError(InterfuseError):
+    """A setting is unknown or impossible."""
+
+
+class DataError(InterfuseError):
+    """A data set is missing, corrupt, or cannot be divided as asked."""
+
+
+class ModelError(InterfuseError):
+    """A model cannot be built, split, or does not fit the federation."""
+
+
+class RunError(InterfuseError):
+    """A run folder cannot be written, read or resumed."""
+
+
+class ClientError(InterfuseError):
+    """A client failed inside a handler; the text names the client, the handler and the round."""
+
+
+class MessageError(InterfuseError):
+    """A message does not match its declaration.
+
+    The four facts are attributes, so that a log or a test need not parse the text.
+    """
+
+    def __init__(self, message: str, field: str, expected: str, found: str) -> None:
+        super().__init__(f"message {message}, field {field}: expected {expected}, found {found}")
+        self.message, self.field, self.expected, self.found = message, field, expected, found
+
+    def __reduce__(self) -> tuple[type[MessageError], tuple[str, str, str, str]]:
+        return type(self), (self.message, self.field, self.expected, self.found)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of an error text about an unknown name: the nearest valid one, then all of them.
+
+    >>> nearest("tua", ["tau", "rounds"])
+    "did you mean 'tau'? valid: rounds, tau"
+    """
+    names = sorted(valid)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + "valid: " + ", ".join(names)

@@ -1,0 +1,189 @@
+"""Accuracy of every client, and of every base block with every modular block."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float32, Int64
+from torch import Tensor
+
+from interfuse.client import Client, ClientId
+from interfuse.clients import Clients
+from interfuse.data import Dataset, stratified_subset
+from interfuse.federation import Federation
+from interfuse.handler import Program, on_client
+from interfuse.message import Disclosure, Features, Message
+from interfuse.method import Method
+from interfuse.randomness import numpy_generator
+from interfuse.training import Batch
+
+CURVE_ROWS = 1000
+"""Images of the common test set behind each point of a curve."""
+CURVE_OWN_ROWS = 500
+"""At most so many rows of a client's own validation and test share behind each point of a curve."""
+LARGEST_COMPOSITION = 1 << 29
+"""Bytes of fusion outputs above which the composition matrix uses the rows of the curve at the end too."""
+
+
+class Scope(Message):
+    """How much to evaluate on: everything, or the fixed rows of the curve."""
+
+    full: bool
+
+
+class Hits(Message):
+    """Right answers and questions: on the client's test share, its validation share, and the common test set."""
+
+    own: int
+    own_total: int
+    validation: int
+    validation_total: int
+    common: int
+    common_total: int
+
+
+class FusedTest(Message):
+    """Fusion-layer outputs of a base block on rows of the common (public) test set."""
+
+    z: Features
+
+
+class FusedTests(Message):
+    """The outputs of all base blocks, in the order of clients."""
+
+    outputs: tuple[FusedTest, ...]
+    full: bool
+
+
+class CompositionHits(Message):
+    """Right answers of one modular block behind every base block, in the order of clients."""
+
+    right: Annotated[Int64[Tensor, "bases"], Disclosure.STATISTICS]
+
+
+class PredictionRequest(Message):
+    """Inputs, normalised, for one block of a client."""
+
+    x: Annotated[Float32[Tensor, "batch ..."], Disclosure.DATA]
+
+
+class Prediction(Message):
+    """What a block answers."""
+
+    y: Annotated[Float32[Tensor, "batch ..."], Disclosure.LOGITS]
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation(Program):
+    """The handlers behind every accuracy. The rows of the curve are a fixed, stratified choice."""
+
+    method: Method
+    curve_rows: Int64[Tensor, "rows"]
+
+    @on_client
+    def hits(self, client: Client, scope: Scope) -> Hits:
+        """Count right answers of the method's prediction."""
+        limit = None if scope.full else CURVE_OWN_ROWS
+        rows = None if scope.full else self.curve_rows
+        counted = [
+            self._count(client, batches)
+            for batches in (client.data.test(limit), client.data.validation(limit), client.data.common_test(rows))
+        ]
+        return Hits(*(number for pair in counted for number in pair))
+
+    def _count(self, client: Client, batches: Iterable[Batch]) -> tuple[int, int]:
+        right = total = 0
+        with client.model.evaluating():
+            for batch in batches:
+                right += int((self.method.predict(client, batch.x).argmax(1) == batch.y).sum())
+                total += len(batch.y)
+        return right, total
+
+    @on_client
+    def fused(self, client: Client, scope: Scope) -> FusedTest:
+        """The base block's outputs on the common test set."""
+        rows = None if scope.full else self.curve_rows
+        with client.model.evaluating():
+            return FusedTest(torch.cat([client.model.base(batch.x) for batch in client.data.common_test(rows)]))
+
+    @on_client
+    def composed(self, client: Client, tests: FusedTests) -> CompositionHits:
+        """Count right answers of the modular block behind every base block."""
+        y = client.data.dataset.y_test
+        labels = y if tests.full else y[self.curve_rows]
+        with client.model.evaluating():
+            right = [int((client.model.modular(test.z).argmax(1) == labels).sum()) for test in tests.outputs]
+        return CompositionHits(torch.tensor(right))
+
+    @on_client
+    def base(self, client: Client, request: PredictionRequest) -> Prediction:
+        """The base block on given inputs."""
+        with client.model.evaluating():
+            return Prediction(client.model.base(request.x))
+
+    @on_client
+    def modular(self, client: Client, request: PredictionRequest) -> Prediction:
+        """The modular block on given fusion-layer outputs."""
+        with client.model.evaluating():
+            return Prediction(client.model.modular(request.x))
+
+
+def evaluation(method: Method, dataset: Dataset) -> Evaluation:
+    """The evaluation of a method on a data set."""
+    rows = stratified_subset(dataset.y_test.numpy(), CURVE_ROWS, numpy_generator(0, "curve", dataset.name))
+    return Evaluation(method, torch.from_numpy(rows))
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracies between 0 and 1 by client. ``own`` and ``validation`` are NaN where a share is empty.
+
+    ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
+    on the common test set; None where the fusion layers of the clients differ.
+    """
+
+    own: list[float]
+    validation: list[float]
+    common: list[float]
+    composition: list[list[float]] | None
+
+
+def evaluate(federation: Federation, *, full: bool) -> Accuracies:
+    """Evaluate all clients as the method predicts, and all compositions of their blocks."""
+    program = federation.exchange.programs["evaluation"]
+    assert isinstance(program, Evaluation)
+    with federation.evaluating() as clients:
+        hits = clients.call(program.hits, Scope(full)).values()
+        return Accuracies(
+            own=[_share(h.own, h.own_total) for h in hits],
+            validation=[_share(h.validation, h.validation_total) for h in hits],
+            common=[_share(h.common, h.common_total) for h in hits],
+            composition=_composition(federation, program, clients, full) if "d" in federation.setup.dims else None,
+        )
+
+
+def _composition(federation: Federation, program: Evaluation, clients: Clients, full: bool) -> list[list[float]]:
+    dims, dataset = federation.setup.dims, federation.setup.dataset
+    full = full and len(dataset.y_test) * dims["d"] * 4 * len(clients) <= LARGEST_COMPOSITION
+    outputs = clients.call(program.fused, Scope(full))
+    columns = clients.call(program.composed, FusedTests(tuple(outputs.values()), full))
+    total = len(dataset.y_test) if full else len(program.curve_rows)
+    right = torch.stack([column.right for column in columns.values()], dim=1)
+    return [[int(count) / total for count in row] for row in right]
+
+
+def _share(right: int, total: int) -> float:
+    return right / total if total else math.nan
+
+
+def compose(federation: Federation, base: ClientId, modular: ClientId, x: Tensor) -> Tensor:
+    """Scores of client ``modular``'s modular block behind client ``base``'s base block, for normalised inputs."""
+    program = federation.exchange.programs["evaluation"]
+    assert isinstance(program, Evaluation)
+    with federation.evaluating() as clients:
+        z = clients.only([base]).call(program.base, PredictionRequest(x))[base].y
+        return clients.only([modular]).call(program.modular, PredictionRequest(z))[modular].y

@@ -1,0 +1,416 @@
+"""Messages and states: typed dataclasses of tensors and scalars, and their flat form.
+
+A :class:`Message` travels between a client and the server; a :class:`State` stays with its owner between rounds. Both
+are declared by their fields alone::
+
+    class FusionOutputs(Message):
+        z: Features      # Float32[Tensor, "batch d"]
+        y: Labels        # UInt[Tensor, "batch"]
+
+A field is a tensor with a jaxtyping annotation, a scalar (``int``, ``float``, ``bool``), another record, a tuple of
+one of these, or a mapping of them by name or number. Nothing else: what has no declared shape cannot be checked.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from enum import StrEnum
+from functools import cache
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+import torch
+from jaxtyping import AbstractArray, Float32, Shaped, UInt
+from torch import Tensor
+
+from interfuse import wire
+from interfuse.errors import MessageError
+
+Dims = Mapping[str, int]
+
+
+class Disclosure(StrEnum):
+    """What the tensors of a message tell about the client that sends them."""
+
+    DATA = "data"
+    FEATURES = "features"
+    LABELS = "labels"
+    LOGITS = "logits"
+    STATISTICS = "statistics"
+    PROTOTYPES = "prototypes"
+    GRADIENTS = "gradients"
+    ADAPTERS = "adapters"
+    PARAMETERS = "parameters"
+
+
+NamedTensors = dict[str, Tensor]
+
+Data = Annotated[Shaped[Tensor, "batch ..."], Disclosure.DATA]
+Features = Annotated[Float32[Tensor, "batch d"], Disclosure.FEATURES]
+Labels = Annotated[UInt[Tensor, "batch"], Disclosure.LABELS]
+Logits = Annotated[Float32[Tensor, "batch classes"], Disclosure.LOGITS]
+Prototypes = Annotated[Float32[Tensor, "classes d"], Disclosure.PROTOTYPES]
+ClassCounts = Annotated[Float32[Tensor, "classes"], Disclosure.STATISTICS]
+FeatureGradients = Annotated[Float32[Tensor, "batch d"], Disclosure.GRADIENTS]
+Parameters = Annotated[NamedTensors, Disclosure.PARAMETERS]
+"""Tensors of a model by key. Checked against the keys and shapes of the client at either end."""
+
+
+@dataclass_transform(frozen_default=True)
+class Record:
+    """Common base of :class:`Message` and :class:`State`: every subclass becomes a frozen dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, eq=False)(cls)
+
+
+class Message(Record):
+    """What travels in one direction of one call. Tensors of a received message are read-only by contract."""
+
+
+class State(Record):
+    """What a client or the server owns between rounds. Replaced as a whole, never changed in place."""
+
+
+R = TypeVar("R", bound=Record)
+M = TypeVar("M", bound=Message)
+
+_SCALARS: Mapping[type, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One tensor or scalar of a record type, or the pattern of many: ``*`` stands for one index or key."""
+
+    path: str
+    scalar: type | None
+    dtypes: tuple[str, ...] | None
+    dims: tuple[str, ...] | None
+    disclosure: Disclosure | None
+    named: bool
+
+
+@dataclass(frozen=True)
+class _Node:
+    """How one annotation is taken apart and put together again."""
+
+    kind: str  # "tensor", "scalar", "record", "tuple", "mapping"
+    leaf: Leaf | None = None
+    record: type[Record] | None = None
+    item: _Node | None = None
+    key: type = str
+
+
+@cache
+def _nodes(record: type[Record]) -> dict[str, _Node]:
+    hints = get_type_hints(record, include_extras=True)
+    return {f.name: _node(hints[f.name], f"{record.__name__}.{f.name}", None) for f in fields(record)}
+
+
+def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
+    if get_origin(annotation) is Annotated:
+        inner, *notes = get_args(annotation)
+        return _node(inner, path, next((n for n in notes if isinstance(n, Disclosure)), disclosure))
+    if annotation in _SCALARS:
+        return _Node("scalar", leaf=Leaf(path, annotation, None, (), disclosure or Disclosure.STATISTICS, False))
+    if annotation is Tensor:
+        return _Node("tensor", leaf=Leaf(path, None, None, None, disclosure, False))
+    if isinstance(annotation, type) and issubclass(annotation, AbstractArray):
+        kinds = tuple(annotation.dtypes) if isinstance(annotation.dtypes, list | tuple) else None
+        return _Node("tensor", leaf=Leaf(path, None, kinds, tuple(annotation.dim_str.split()), disclosure, False))
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return _Node("record", record=annotation)
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is tuple and len(args) == 2 and args[1] is Ellipsis:
+        return _Node("tuple", item=_node(args[0], f"{path}/*", disclosure))
+    if origin in (dict, Mapping) and args[0] in (str, int):
+        item = _node(args[1], f"{path}/*", disclosure)
+        if item.leaf is not None and disclosure in (Disclosure.PARAMETERS, Disclosure.ADAPTERS):
+            item = _Node(item.kind, leaf=Leaf(item.leaf.path, None, None, None, disclosure, True))
+        return _Node("mapping", item=item, key=args[0])
+    raise TypeError(
+        f"{path}: {annotation!r} is not a field type of a message or state; use a tensor with a jaxtyping "
+        "annotation, int, float, bool, another record, or a tuple[..., ...] or dict[str, ...] of them"
+    )
+
+
+def leaves(record: type[Record]) -> list[Leaf]:
+    """All tensors and scalars that a record type can hold, in the order of its fields."""
+
+    def walk(node: _Node) -> list[Leaf]:
+        if node.leaf is not None:
+            return [node.leaf]
+        if node.record is not None:
+            return leaves(node.record)
+        assert node.item is not None
+        return walk(node.item)
+
+    return [leaf for node in _nodes(record).values() for leaf in walk(node)]
+
+
+def disclosed(message: type[Message]) -> frozenset[Disclosure]:
+    """What a message type discloses.
+
+    Raises:
+        TypeError: a tensor of it says neither what it discloses nor which shape it has.
+    """
+    for leaf in leaves(message):
+        if leaf.disclosure is None or (leaf.dims is None and not leaf.named):
+            raise TypeError(
+                f"{leaf.path}: a tensor in a message needs its shape and what it discloses, for instance "
+                'Annotated[Float32[Tensor, "batch d"], Disclosure.FEATURES], or an alias such as Features or Labels'
+            )
+    return frozenset(leaf.disclosure for leaf in leaves(message) if leaf.disclosure is not None)
+
+
+def flatten(record: Record) -> dict[str, Tensor]:
+    """A record as tensors by name; scalars become tensors without dimensions, so sizes never depend on values."""
+    flat: dict[str, Tensor] = {}
+    for name, node in _nodes(type(record)).items():
+        _flatten(node, getattr(record, name), name, flat)
+    return flat
+
+
+def _flatten(node: _Node, value: Any, path: str, flat: dict[str, Tensor]) -> None:
+    if node.leaf is not None and node.leaf.scalar is not None:
+        flat[path] = torch.tensor(value, dtype=_SCALARS[node.leaf.scalar])
+    elif node.leaf is not None:
+        if not isinstance(value, Tensor):
+            raise MessageError(node.leaf.path.split(".")[0], path, "a tensor", type(value).__name__)
+        flat[path] = value
+    elif node.record is not None:
+        for name, inner in _nodes(node.record).items():
+            _flatten(inner, getattr(value, name), f"{path}/{name}", flat)
+    else:
+        assert node.item is not None
+        for key, item in value.items() if node.kind == "mapping" else enumerate(value):
+            if "/" in str(key):
+                raise MessageError("?", f"{path}/{key}", "keys without '/'", repr(key))
+            _flatten(node.item, item, f"{path}/{key}", flat)
+
+
+def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
+    """The inverse of :func:`flatten`.
+
+    Raises:
+        MessageError: a name is missing or not part of the type, or a scalar is no scalar.
+    """
+    tree: dict[str, Any] = {}
+    for path, tensor in flat.items():
+        *parents, last = path.split("/")
+        place = tree
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
+        if last in place:
+            raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
+        place[last] = tensor
+    return _unflatten_record(record, tree, record.__name__, "")
+
+
+def _unflatten_record(record: type[R], tree: Mapping[str, Any], message: str, path: str) -> R:
+    nodes = _nodes(record)
+    for name in tree:
+        if name not in nodes:
+            raise MessageError(message, path + name, "one of " + ", ".join(nodes), "an unknown field")
+    return record(**{n: _unflatten(node, tree.get(n), message, path + n) for n, node in nodes.items()})
+
+
+def _unflatten(node: _Node, value: Any, message: str, path: str) -> Any:
+    if node.leaf is not None:
+        if not isinstance(value, Tensor):
+            raise MessageError(message, path, "a tensor", "nothing" if value is None else "a group of tensors")
+        if node.leaf.scalar is None:
+            return value
+        if value.dtype != _SCALARS[node.leaf.scalar] or value.ndim:
+            wanted = f"one {_SCALARS[node.leaf.scalar]}"
+            raise MessageError(message, path, wanted, f"{value.dtype} of shape {tuple(value.shape)}")
+        return value.item()
+    if isinstance(value, Tensor):
+        raise MessageError(message, path, "a group of tensors", "a tensor")
+    group: Mapping[str, Any] = value or {}
+    if node.record is not None:
+        return _unflatten_record(node.record, group, message, path + "/")
+    assert node.item is not None
+    if node.kind == "tuple":
+        if set(group) != {str(i) for i in range(len(group))}:
+            raise MessageError(message, path, f"items 0 to {len(group) - 1}", ", ".join(sorted(group)))
+        return tuple(_unflatten(node.item, group[str(i)], message, f"{path}/{i}") for i in range(len(group)))
+    if node.key is int and not all(k.isdecimal() and k.isascii() and str(int(k)) == k for k in group):
+        raise MessageError(message, path, "whole numbers as keys", ", ".join(group))
+    return {node.key(key): _unflatten(node.item, item, message, f"{path}/{key}") for key, item in group.items()}
+
+
+def _mapped(record: R, change: Callable[[Leaf, Tensor, str], Tensor]) -> R:
+    """The same record with every tensor replaced; scalars, structure and type stay."""
+
+    def walk(node: _Node, value: Any, path: str) -> Any:
+        if node.leaf is not None:
+            if node.leaf.scalar is not None:
+                return value
+            if not isinstance(value, Tensor):
+                raise MessageError(type(record).__name__, path, "a tensor", type(value).__name__)
+            return change(node.leaf, value, path)
+        if node.record is not None:
+            return walk_record(node.record, value, path + "/")
+        assert node.item is not None
+        if node.kind == "tuple":
+            return tuple(walk(node.item, item, f"{path}/{i}") for i, item in enumerate(value))
+        return {key: walk(node.item, item, f"{path}/{key}") for key, item in value.items()}
+
+    def walk_record(kind: type[Record], value: Any, path: str) -> Any:
+        if not isinstance(value, kind):
+            raise MessageError(type(record).__name__, path.strip("/") or "(whole)", kind.__name__, type(value).__name__)
+        return kind(**{name: walk(node, getattr(value, name), path + name) for name, node in _nodes(kind).items()})
+
+    return typing.cast(R, walk_record(type(record), record, ""))
+
+
+def _unsigned(classes: int) -> torch.dtype:
+    return torch.uint8 if classes <= 256 else torch.uint16 if classes <= 65536 else torch.uint32
+
+
+def _declared(leaf: Leaf, tensor: Tensor, dims: Dims) -> torch.dtype:
+    """The dtype in which a tensor of this leaf travels. ``UInt`` is the smallest that holds the run's classes."""
+    if leaf.dtypes is None:
+        return tensor.dtype
+    if leaf.dtypes == tuple(UInt.dtypes):
+        return _unsigned(dims.get("classes", 256))
+    return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
+
+
+def narrow(message: M, dims: Dims) -> M:
+    """Detach, narrow to the declared dtypes and copy, so that nothing the sender does later can reach the receiver.
+
+    Raises:
+        MessageError: a value cannot be narrowed without changing its kind or losing an integer.
+    """
+    name = type(message).__name__
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        tensor, wanted = tensor.detach(), _declared(leaf, tensor, dims)
+        if tensor.dtype == wanted:
+            return tensor.clone(memory_format=torch.contiguous_format)
+        if tensor.dtype.is_floating_point != wanted.is_floating_point or torch.bool in (tensor.dtype, wanted):
+            raise MessageError(name, path, str(wanted), str(tensor.dtype))
+        if not wanted.is_floating_point and tensor.numel():
+            info, low, high = torch.iinfo(wanted), int(tensor.min()), int(tensor.max())
+            if low < info.min or high > info.max:
+                raise MessageError(name, path, f"values from {info.min} to {info.max}", f"{low} to {high}")
+        return tensor.to(wanted).contiguous()
+
+    return _mapped(message, change)
+
+
+def check(
+    message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = None, *, finite: bool = True
+) -> M:
+    """Check dtypes, shapes and finiteness, and return the message.
+
+    Args:
+        dims: Sizes that are bound for the whole run, such as ``d`` and ``classes``. Other names, such as ``batch``,
+            must agree inside one record and may differ between records.
+        keys: Keys and shapes of the client's model, for fields of named tensors.
+        finite: Look at the values too; False where they have been looked at already.
+
+    Raises:
+        MessageError: naming message, field, expected and found.
+    """
+    name = type(message).__name__
+    bound: dict[tuple[str, str], int] = {}
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        if leaf.dtypes is not None and tensor.dtype != (wanted := _declared(leaf, tensor, dims)):
+            raise MessageError(name, path, str(wanted), str(tensor.dtype))
+        if leaf.named and keys is not None:
+            key = path.rsplit("/", 1)[1]
+            if key not in keys:
+                raise MessageError(name, path, "a key of the client's model", f"unknown key {key!r}")
+            if tuple(tensor.shape) != keys[key]:
+                raise MessageError(name, path, f"shape {keys[key]}", f"shape {tuple(tensor.shape)}")
+        if leaf.dims is not None:
+            _check_shape(name, path, leaf.dims, tuple(tensor.shape), dims, bound)
+        if finite and tensor.dtype.is_floating_point and not _finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
+        if leaf.disclosure is Disclosure.LABELS and "classes" in dims and tensor.numel():
+            # comparison is not implemented for PyTorch's wider unsigned types
+            highest = int(tensor.to(torch.int64).max())
+            if highest >= dims["classes"]:
+                raise MessageError(name, path, f"labels below {dims['classes']}", f"label {highest}")
+        return tensor
+
+    return _mapped(message, change)
+
+
+def _finite(tensor: Tensor) -> bool:
+    """One pass without a temporary in the usual case; a sum that overflows is looked at element by element."""
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+
+
+def _check_shape(
+    name: str,
+    path: str,
+    wanted: tuple[str, ...],
+    shape: tuple[int, ...],
+    dims: Dims,
+    bound: dict[tuple[str, str], int],
+) -> None:
+    open_ended = "..." in wanted
+    if len(shape) < len(wanted) - 1 if open_ended else len(shape) != len(wanted):
+        raise MessageError(name, path, f"shape [{' '.join(wanted)}]", f"shape {shape}")
+    for dim, size in zip(wanted, shape, strict=False):
+        if dim == "...":
+            return
+        group = path.rpartition("/")[0]
+        expected = int(dim) if dim.isdecimal() else dims[dim] if dim in dims else bound.setdefault((group, dim), size)
+        if size != expected:
+            raise MessageError(name, path, f"{dim} = {expected}", f"shape {shape}")
+
+
+def kind_of(message: Message | type[Message]) -> str:
+    """The name under which a message is counted and travels."""
+    return message.__name__ if isinstance(message, type) else type(message).__name__
+
+
+def encode(message: Message) -> bytes:
+    """A message as bytes: a versioned header and safetensors."""
+    return wire.encode(kind_of(message), flatten(message))
+
+
+def sizes(message: Message) -> tuple[int, int]:
+    """Raw payload and length of the encoded form in bytes, without encoding."""
+    flat = flatten(message)
+    return wire.raw_size(flat), wire.encoded_size(kind_of(message), flat)
+
+
+def decode(
+    data: bytes | memoryview,
+    expected: type[M],
+    dims: Dims,
+    keys: Mapping[str, tuple[int, ...]] | None = None,
+    limits: wire.Limits | None = None,
+) -> M:
+    """Bytes back to a checked message.
+
+    Raises:
+        MessageError: for anything that is not exactly a message of the expected type within the limits.
+    """
+    kind, flat = wire.decode(data, None, limits or wire.Limits())
+    if kind != kind_of(expected):
+        raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
+    return check(unflatten(expected, flat), dims, keys)
+
+
+def unmodified(message: Message | None) -> Callable[[], str | None]:
+    """Remember the version counters of a message's tensors; the answer names a tensor changed in place since."""
+    if message is None:
+        return lambda: None
+    before = [(path, tensor, tensor._version) for path, tensor in flatten(message).items()]
+    return lambda: next((path for path, tensor, version in before if tensor._version != version), None)
+
+

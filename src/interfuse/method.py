@@ -1,0 +1,155 @@
+"""``Method``: one class in one file is one federated method."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, get_type_hints
+
+from annotated_types import Ge, Gt, Le
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.errors import ConfigError, nearest
+from interfuse.handler import Program, handlers
+from interfuse.message import Disclosure, State, disclosed
+from interfuse.server import Server
+
+Count = Annotated[int, Ge(1)]
+Steps = Annotated[int, Ge(0)]
+Fraction = Annotated[float, Gt(0), Le(1)]
+NonNegative = Annotated[float, Ge(0)]
+
+ALL = frozenset({"all"})
+"""A client keeps its whole model between rounds."""
+NOTHING: frozenset[str] = frozenset()
+"""A client's model is scratch: loaded from messages, gone after the round."""
+BUFFERS = "buffers"
+"""The name under which :meth:`Method.keeps` speaks of normalisation statistics."""
+
+
+@dataclass(frozen=True)
+class Method(Program):
+    """A federated method. Subclasses are frozen dataclasses whose fields are the hyperparameters.
+
+    ``round`` runs at the server and moves things with ``clients.call``; work of a client is a method marked
+    ``@on_client``. A method object holds hyperparameters only: what lasts from round to round is ``server.state``,
+    ``client.state`` and the parts of the model that :meth:`keeps` names.
+    """
+
+    discloses: ClassVar[Collection[Disclosure]] = ()
+    """Everything that a client's messages disclose. Checked against the reply types."""
+
+    def __post_init__(self) -> None:
+        for name, adapter in _adapters(type(self)).items():
+            try:
+                object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
+            except ValidationError as error:
+                reason = error.errors()[0]["msg"]
+                given = getattr(self, name)
+                raise ConfigError(f"{type(self).__name__}: {name} = {given!r} is impossible: {reason}") from None
+
+    def round(self, server: Server[Any], clients: Clients) -> None:
+        """One round."""
+        raise NotImplementedError
+
+    def start(self, server: Server[Any], clients: Clients) -> Any:
+        """Once, before the first round: returns the server's initial state, or None."""
+        return None
+
+    def new_client(self, client: Client[Any]) -> Any:
+        """The initial state of a client, made when it is first called; or None."""
+        return None
+
+    def keeps(self) -> frozenset[str]:
+        """The parts of its model that a client owns between rounds: ``ALL``, ``NOTHING``, or names of parts."""
+        return ALL
+
+    def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
+        """Put the models in place that :meth:`predict` uses, where clients do not keep them."""
+
+    def predict(self, client: Client[Any], x: Tensor) -> Tensor:
+        """What accuracy means for this method: inputs ``[batch, ...]`` to scores ``[batch, classes]``."""
+        return client.model(x)
+
+    def alone(self) -> Method | None:
+        """What a client would do by itself with the same steps and rates; None: Local with fields of equal names."""
+        return None
+
+    @classmethod
+    def configure(cls, settings: Mapping[str, Any]) -> Self:
+        """Make a method of settings by name, as they come from a recipe or the command line.
+
+        Raises:
+            ConfigError: a name is unknown or a value impossible.
+        """
+        known = {f.name: f for f in fields(cls)}
+        for name in settings:
+            if name not in known:
+                raise ConfigError(f"{cls.__name__} has no setting {name!r}: {nearest(name, known)}")
+        missing = [n for n, f in known.items() if f.default is f.default_factory is MISSING and n not in settings]
+        if missing:
+            raise ConfigError(f"{cls.__name__} needs a value for {', '.join(missing)}")
+        return cls(**settings)
+
+
+@cache
+def _adapters(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
+    hints = get_type_hints(cls, include_extras=True)
+    return {f.name: TypeAdapter(hints[f.name], config={"arbitrary_types_allowed": True}) for f in fields(cls)}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One hyperparameter as the command line and the docs show it."""
+
+    name: str
+    type: str
+    default: Any
+    comment: str
+
+
+def settings(cls: type[Method]) -> list[Setting]:
+    """The hyperparameters of a method with the comments that stand beside them in its file."""
+    comments: dict[str, str] = {}
+    for kind in reversed(cls.__mro__):
+        if issubclass(kind, Method):
+            pattern = r"^    (\w+):[^\n]*?  # (.*)$"
+            comments |= dict(re.findall(pattern, inspect.getsource(kind), flags=re.MULTILINE))
+    return [
+        Setting(f.name, str(f.type), None if f.default is MISSING else f.default, comments.get(f.name, ""))
+        for f in fields(cls)
+    ]
+
+
+def check_declaration(cls: type[Method]) -> None:
+    """Check that a method discloses just what its handlers' replies disclose.
+
+    Raises:
+        ConfigError: naming what is missing or too much.
+        TypeError: a handler or message is not declared completely.
+    """
+    sent = {d for h in handlers(cls).values() if h.reply_type is not None for d in disclosed(h.reply_type)}
+    declared = set(cls.discloses)
+    if sent - declared:
+        raise ConfigError(f"{cls.__name__} sends {_names(sent - declared)}; add it to its `discloses`")
+    if declared - sent:
+        raise ConfigError(f"{cls.__name__} declares {_names(declared - sent)}, but no reply of it carries that")
+    for handler in handlers(cls).values():
+        if handler.message_type is not None:
+            disclosed(handler.message_type)
+
+
+def _names(disclosures: Collection[Disclosure]) -> str:
+    return ", ".join(sorted(disclosures))
+
+
+def state_type(function: Any) -> type[State] | None:
+    """The type of state that ``start`` or ``new_client`` returns, read off its annotation."""
+    kind = get_type_hints(function).get("return")
+    return kind if isinstance(kind, type) and issubclass(kind, State) else None

@@ -1,0 +1,65 @@
+"""Built-in methods, a file each, found by looking into this folder."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+
+from interfuse.errors import ConfigError, nearest
+from interfuse.method import Method
+from interfuse.references import is_reference, load_file, load_reference
+
+
+@cache
+def built_in() -> dict[str, type[Method]]:
+    """The methods of this folder by the names that their files give them."""
+    modules = [importlib.import_module(f"{__name__}.{info.name}") for info in pkgutil.iter_modules(__path__)]
+    return {name_of(kind): kind for module in modules for kind in _methods_in(module)}
+
+
+def name_of(kind: type[Method]) -> str:
+    """A method's name on the command line: that of its file, with hyphens; ``module:Class`` where it is not built in."""
+    if kind.__module__.startswith(__name__ + "."):
+        return kind.__module__.rpartition(".")[2].replace("_", "-")
+    file = inspect.getsourcefile(kind) if kind.__module__ not in ("__main__", "builtins") else None
+    importable = kind.__module__ in sys.modules and importlib.util.find_spec(kind.__module__.partition(".")[0])
+    return f"{file}:{kind.__qualname__}" if file and not importable else f"{kind.__module__}:{kind.__qualname__}"
+
+
+def find(reference: str) -> type[Method]:
+    """A method by built-in name, by the name of an entry point, by ``file.py``, or by ``package.module:Class``.
+
+    Raises:
+        ConfigError: nothing of that name is a method.
+    """
+    if reference in built_in():
+        return built_in()[reference]
+    if reference.endswith(".py"):
+        found = _methods_in(load_file(Path(reference)))
+        if len(found) != 1:
+            names = ", ".join(kind.__name__ for kind in found) or "none"
+            raise ConfigError(f"{reference} should define one method, but has {names}; name one: {reference}:Class")
+        return found[0]
+    entries = {entry.name: entry for entry in entry_points(group="interfuse.methods")}
+    kind = load_reference(reference) if is_reference(reference) else entries[reference].load() if reference in entries else None
+    if kind is None:
+        raise ConfigError(f"no method {reference!r}: {nearest(reference, {*built_in(), *entries})}")
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise ConfigError(f"{reference} is no subclass of interfuse.Method")
+    return kind
+
+
+def _methods_in(module: ModuleType) -> list[type[Method]]:
+    """The methods that a module defines itself."""
+    return [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, Method) and value.__module__ == module.__name__
+    ]

@@ -1,0 +1,47 @@
+"""Local: no collaboration. The line that every method has to beat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.method import Count, Method, Steps
+from interfuse.server import Server
+from interfuse.training import LearningRate, OptimizerName, cross_entropy
+
+
+@dataclass(frozen=True)
+class Local(Method):
+    """Every client trains by itself and sends nothing.
+
+    With ``modular_steps`` the two blocks take turns, as in IFL: the base block for ``local_steps``, then the modular
+    block on the client's own samples. Otherwise all steps train the whole model.
+    """
+
+    local_steps: Steps = 10  # steps a round on the base block, or on the whole model
+    local_epochs: Steps = 0  # epochs a round on the whole model instead of local_steps, where above 0
+    modular_steps: Steps | None = 0  # steps a round on the modular block; none: as many as there are clients
+    batch_size: Count = 32  # samples of a step
+    lr: LearningRate = 0.01  # learning rate
+    modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
+    keep_optimizer: bool = True  # False starts the optimizer anew each round
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)
+
+    @on_client
+    def train(self, client: Client) -> None:
+        turns = client.dims["clients"] if self.modular_steps is None else self.modular_steps
+        client.fit(
+            cross_entropy, train="base" if turns else "all", lr=self.lr, batch_size=self.batch_size,
+            steps=None if self.local_epochs else self.local_steps, epochs=self.local_epochs or None,
+            optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
+        )  # fmt: skip
+        if turns:
+            client.fit(
+                cross_entropy, train="modular", lr=self.modular_lr, batch_size=self.batch_size, steps=turns,
+                optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
+            )  # fmt: skip

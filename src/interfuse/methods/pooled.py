@@ -1,0 +1,93 @@
+"""Pooled: everybody's data in one place. The upper bound that federated learning does without."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from interfuse.client import Client, Profile
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.message import Data, Disclosure, Labels, Message, State
+from interfuse.method import NOTHING, Count, Method, Steps
+from interfuse.parameters import Weights, by_architecture
+from interfuse.server import Server
+from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy
+
+
+class Samples(Message):
+    """A client's whole training share, as stored."""
+
+    x: Data
+    y: Labels
+
+
+class Pool(State):
+    """The union of all shares, as stored."""
+
+    x: Tensor
+    y: Int64[Tensor, "rows"]
+
+
+@dataclass(frozen=True)
+class Pooled(Method):
+    """One model of each architecture, trained on the union of all shares with as many steps as a client takes.
+
+    Its uplink is what handing over the raw data costs, once. The fields mean what they mean in Local.
+    """
+
+    discloses = frozenset({Disclosure.DATA, Disclosure.LABELS})
+
+    local_steps: Steps = 10  # steps a round on the base block, or on the whole model
+    local_epochs: Steps = 0  # epochs of an average client a round instead of local_steps, where above 0
+    modular_steps: Steps | None = 0  # steps a round on the modular block; none: as many as there are clients
+    batch_size: Count = 32  # samples of a step
+    lr: LearningRate = 0.01  # learning rate
+    modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
+    keep_optimizer: bool = True  # False starts the optimizer anew each round
+
+    def keeps(self) -> frozenset[str]:
+        return NOTHING
+
+    def start(self, server: Server[Pool], clients: Clients) -> Pool:
+        shares = clients.call(self.hand_over).values()
+        return Pool(torch.cat([s.x for s in shares]), torch.cat([s.y.long() for s in shares]))
+
+    @on_client
+    def hand_over(self, client: Client) -> Samples:
+        share = client.data.raw()
+        return Samples(share.x, share.y)
+
+    def round(self, server: Server[Pool], clients: Clients) -> None:
+        epoch = math.ceil(len(server.state.y) / len(clients) / self.batch_size)
+        turns = len(clients) if self.modular_steps is None else self.modular_steps
+        for architecture in dict.fromkeys(p.architecture for p in clients.profiles.values()):
+            steps = self.local_epochs * epoch or self.local_steps
+            self.train(server, architecture, "base" if turns else "all", steps, self.lr)
+            self.train(server, architecture, "modular", turns, self.modular_lr)
+
+    def train(self, server: Server[Pool], architecture: str, part: str, steps: int, lr: LearningRate) -> None:
+        rows = len(server.state.y)
+        epochs = math.ceil(steps * self.batch_size / rows)
+        order = [torch.randperm(rows, generator=server.generator) for _ in range(epochs)]
+        drawn = torch.cat(order)[: steps * self.batch_size].split(self.batch_size) if order else ()
+        batches = (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn)
+        server.fit(
+            server.model(architecture, architecture), cross_entropy, batches, train=part, lr=lr,
+            optimizer=self.optimizer, keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
+        )  # fmt: skip
+
+    def prepare_evaluation(self, server: Server[Pool], clients: Clients) -> None:
+        def weights(profile: Profile) -> Weights:
+            return Weights(server.model(profile.architecture, profile.architecture).tensors())
+
+        clients.call(self.receive, by_architecture(clients, weights))
+
+    @on_client
+    def receive(self, client: Client, received: Weights) -> None:
+        client.model.load(received.tensors)

@@ -1,0 +1,21 @@
+"""Split models: the object, how to make one from any module, and a zoo of small ones."""
+
+from __future__ import annotations
+
+from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair
+from interfuse.models.splitting import split_at
+from interfuse.models.zoo import DEFAULT_MODELS, Builder, ModelInfo, available, resolve
+
+__all__ = [
+    "DEFAULT_MODELS",
+    "Builder",
+    "ModelFacts",
+    "ModelInfo",
+    "Parts",
+    "SplitModel",
+    "available",
+    "measure",
+    "pair",
+    "resolve",
+    "split_at",
+]

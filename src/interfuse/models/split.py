@@ -1,0 +1,312 @@
+"""Split models: named stages in order, grouped into named parts. The boundary between two parts is a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import torch
+from torch import Tensor, nn
+
+from interfuse.errors import ModelError, nearest
+
+Parts = str | Collection[str]
+"""One part by name, or several. ``"base"`` and ``"modular"`` also name the two sides of the fusion cut."""
+
+_BLOCKS = ("base", "modular")
+
+
+class SplitModel(nn.Module):
+    """A model as named stages in order, grouped into named parts.
+
+    The stages are children under their own names, so the key of a tensor is ``"<stage>.<name inside>"``, and is equal
+    in all models that share the stage, whatever their depth. Names may have dots: stage ``"layer1.0"`` has keys such as
+    ``"layer1.0.conv1.weight"``.
+
+    Parts are contiguous runs of stages and together cover all of them; a part may be empty (it is then the identity:
+    split learning with the cut at the input). By default every stage is a part.
+
+    Base block and modular block are the two sides of the *fusion cut*. It lies after the stage or part named
+    ``"base"`` and before the one named ``"modular"``; without such a name, before the last part.
+
+    :raises ModelError: no stages, names that clash, parts that leave out, repeat or reorder stages, or no single
+        fusion cut.
+    """
+
+    def __init__(self, stages: Mapping[str, nn.Module], parts: Mapping[str, Sequence[str]] | None = None) -> None:
+        super().__init__()
+        groups = {name: (name,) for name in stages} if parts is None else {p: tuple(s) for p, s in parts.items()}
+        _check_names(tuple(stages))
+        _check_cover(tuple(stages), groups)
+        self._stages = tuple(stages)
+        self._parts = groups
+        self._fusion_cut = _fusion_cut(self._stages, groups)
+        for name, stage in stages.items():
+            _nest(self, name, stage)
+
+    @property
+    def part_names(self) -> tuple[str, ...]:
+        """The parts, from input to output."""
+        return tuple(self._parts)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The stages, from input to output."""
+        return self._stages
+
+    def forward(self, x: Tensor) -> Tensor:
+        """All stages: samples ``[batch, *sample]`` to logits ``[batch, classes]``."""
+        return self._through(self._stages, x)
+
+    def run(self, x: Tensor, part: str) -> Tensor:
+        """One part (or ``"base"``, ``"modular"``) alone.
+
+        :raises ModelError: the model has no such part.
+        """
+        return self._through(self._expand(part), x)
+
+    # Properties, not methods: where a stage has the name "base", PyTorch (functional_call, get_submodule) must find
+    # that child module under this attribute.
+    @property
+    def base(self) -> Callable[[Tensor], Tensor]:
+        """The base block: samples ``[batch, *sample]`` to fusion-layer outputs, ``[batch, d]`` for a fused vector."""
+        return self._block("base")
+
+    @property
+    def modular(self) -> Callable[[Tensor], Tensor]:
+        """The modular block: fusion-layer outputs to logits ``[batch, classes]``."""
+        return self._block("modular")
+
+    def regrouped(self, parts: Mapping[str, Sequence[str]]) -> SplitModel:
+        """The same stage modules (shared, not copied) with other cuts."""
+        return SplitModel({name: self.get_submodule(name) for name in self._stages}, parts)
+
+    def part_of(self, key: str) -> str:
+        """The part that holds the parameter or buffer ``key``.
+
+        :raises ModelError: no tensor of the model has this key.
+        """
+        if key not in self.state_dict():
+            raise ModelError(f"the model has no tensor {key!r}: {nearest(key, self.state_dict())}")
+        stage = self._stage_of(key)
+        return next(part for part, stages in self._parts.items() if stage in stages)
+
+    def tensors(self, parts: Parts | None = None, *, buffers: bool = True) -> dict[str, Tensor]:
+        """Live tensors of the parts (None: all), detached, in the order of the state dict.
+
+        These are all parameters and, with ``buffers``, the floating-point buffers. Integer buffers (counters) are left
+        out always, since no message carries them; ``state_dict`` has them.
+        """
+        stages = self._expand(parts)
+        parameters = {key for key, _ in self.named_parameters(remove_duplicate=False)}
+        return {
+            key: tensor
+            for key, tensor in self.state_dict().items()
+            if isinstance(tensor, Tensor)
+            and self._stage_of(key) in stages
+            and (key in parameters or (buffers and tensor.is_floating_point()))
+        }
+
+    def parameters_of(self, parts: Parts | None = None) -> dict[str, nn.Parameter]:
+        """The parameters of the parts (None: all) by key, a shared one only once."""
+        stages = self._expand(parts)
+        found: dict[int, tuple[str, nn.Parameter]] = {}
+        for key, parameter in self.named_parameters(remove_duplicate=False):
+            if self._stage_of(key) in stages:
+                found.setdefault(id(parameter), (key, parameter))
+        return dict(found.values())
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values into the tensors of these keys, in place; the others stay. Nothing is written on an error.
+
+        :raises ModelError: a key is unknown, or a shape differs.
+        """
+        own = self.state_dict()
+        for key, tensor in tensors.items():
+            if key not in own:
+                raise ModelError(f"the model has no tensor {key!r}: {nearest(key, own)}")
+            if own[key].shape != tensor.shape:
+                raise ModelError(f"tensor {key!r}: expected shape {tuple(own[key].shape)}, found {tuple(tensor.shape)}")
+        for key, tensor in tensors.items():
+            own[key].copy_(tensor)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Evaluation mode and no gradients inside the block; every module's mode is put back after it."""
+        with self._modes_kept(), torch.no_grad():
+            self.eval()
+            yield
+
+    @contextmanager
+    def training_parts(self, parts: Parts | None = None) -> Iterator[None]:
+        """Train these parts (None: all) inside the block, and leave the others frozen.
+
+        Frozen parts are in evaluation mode, so their batch normalisation keeps its statistics, and their parameters
+        ask for no gradient. A parameter the model itself has frozen stays so. Everything is put back after the block.
+        """
+        stages = self._expand(parts)
+        trained = {id(parameter) for parameter in self.parameters_of(parts).values()}
+        frozen = [p for p in self.parameters() if p.requires_grad and id(p) not in trained]
+        with self._modes_kept():
+            self.train()
+            for stage in self._stages:
+                if stage not in stages:
+                    self.get_submodule(stage).eval()
+            for parameter in frozen:
+                parameter.requires_grad_(False)
+            try:
+                yield
+            finally:
+                for parameter in frozen:
+                    parameter.requires_grad_(True)
+
+    @contextmanager
+    def _modes_kept(self) -> Iterator[None]:
+        modes = [(module, module.training) for module in self.modules()]
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def _through(self, stages: Sequence[str], x: Tensor) -> Tensor:
+        for stage in stages:
+            x = self.get_submodule(stage)(x)
+        return x
+
+    def _block(self, name: str) -> Callable[[Tensor], Tensor]:
+        child = self._modules.get(name)
+        return partial(self._through, self._expand(name)) if child is None else child
+
+    def _expand(self, parts: Parts | None) -> tuple[str, ...]:
+        """The stages of the parts, in order."""
+        if parts is None:
+            return self._stages
+        groups = dict(zip(_BLOCKS, (self._stages[: self._fusion_cut], self._stages[self._fusion_cut :]), strict=True))
+        groups |= self._parts
+        chosen: set[str] = set()
+        for part in (parts,) if isinstance(parts, str) else parts:
+            if part not in groups:
+                raise ModelError(f"the model has no part {part!r}: {nearest(part, groups)}")
+            chosen.update(groups[part])
+        return tuple(stage for stage in self._stages if stage in chosen)
+
+    def _stage_of(self, key: str) -> str:
+        return next(stage for stage in self._stages if key.startswith(stage + "."))
+
+
+def pair(base: nn.Module, modular: nn.Module) -> SplitModel:
+    """A split model of two stages, ``base`` and ``modular``."""
+    return SplitModel({"base": base, "modular": modular})
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model looks like from outside. Shapes are of one sample."""
+
+    cut_shapes: Mapping[str, tuple[int, ...]]
+    """Output shape by part."""
+    parameters: Mapping[str, int]
+    """Number of parameters by part."""
+    fusion_shape: tuple[int, ...]
+    """Output shape of the base block."""
+    classes: int
+    """Number of logits."""
+
+    @property
+    def fusion_width(self) -> int | None:
+        """d, the length of the fused vector; None where the base block's output is no vector."""
+        return self.fusion_shape[0] if len(self.fusion_shape) == 1 else None
+
+
+def measure(model: SplitModel, sample_shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> ModelFacts:
+    """Run two samples of zeros through the model in evaluation mode and note the shapes.
+
+    :raises ModelError: a stage cannot take its input, or does not return one tensor with the batch first, or the
+        model's output is not ``[batch, classes]``.
+    """
+    batch = 2
+    device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
+    x = torch.zeros(batch, *sample_shape, dtype=dtype, device=device)
+    shapes = [tuple(sample_shape)]
+    with model.evaluating():
+        for stage in model.stage_names:
+            try:
+                x = model.get_submodule(stage)(x)
+            except (RuntimeError, ValueError, IndexError, TypeError) as error:
+                raise ModelError(f"stage {stage!r} cannot take samples of shape {shapes[-1]}: {error}") from error
+            if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != batch:
+                found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+                raise ModelError(f"stage {stage!r} must return one tensor [batch, ...]; two samples gave {found}")
+            shapes.append(tuple(x.shape[1:]))
+    if len(shapes[-1]) != 1:
+        raise ModelError(f"the model's output must be [batch, classes]; one sample gives shape {shapes[-1]}")
+    ends = accumulate(len(model._parts[part]) for part in model.part_names)
+    return ModelFacts(
+        cut_shapes={part: shapes[end] for part, end in zip(model.part_names, ends, strict=True)},
+        parameters={
+            part: sum(parameter.numel() for parameter in model.parameters_of(part).values())
+            for part in model.part_names
+        },
+        fusion_shape=shapes[model._fusion_cut],
+        classes=shapes[-1][0],
+    )
+
+
+def _nest(model: SplitModel, name: str, stage: nn.Module) -> None:
+    *outer, leaf = name.split(".")
+    holder: nn.Module = model
+    for step in outer:
+        inner = dict(holder.named_children()).get(step)
+        if inner is None:
+            inner = nn.Module()
+            setattr(holder, step, inner)
+        holder = inner
+    setattr(holder, leaf, stage)
+
+
+def _check_names(stages: tuple[str, ...]) -> None:
+    if not stages:
+        raise ModelError("a split model needs at least one stage")
+    for name in stages:
+        first = name.split(".")[0]
+        if not all(name.split(".")):
+            raise ModelError(f"stage name {name!r}: a name may have dots only between other characters")
+        if first not in _BLOCKS and first in dir(SplitModel):
+            raise ModelError(f"stage name {name!r}: {first!r} is a method of every model; choose another name")
+        inside = [other for other in stages if other.startswith(name + ".")]
+        if inside:
+            raise ModelError(f"stage {inside[0]!r} would lie inside stage {name!r}; rename one of them")
+
+
+def _check_cover(stages: tuple[str, ...], parts: Mapping[str, tuple[str, ...]]) -> None:
+    listed = [stage for group in parts.values() for stage in group]
+    for stage in listed:
+        if stage not in stages:
+            raise ModelError(f"the parts name an unknown stage {stage!r}: {nearest(stage, stages)}")
+    if listed != list(stages):
+        raise ModelError(
+            f"the parts must hold every stage once and in order: the stages are {', '.join(stages)}; "
+            f"the parts list {', '.join(listed)}"
+        )
+
+
+def _fusion_cut(stages: tuple[str, ...], parts: Mapping[str, tuple[str, ...]]) -> int:
+    """How many stages lie before the fusion cut."""
+    cuts: set[int] = set()
+    for groups in ({stage: (stage,) for stage in stages}, parts):
+        ends = dict(zip(groups, accumulate(len(group) for group in groups.values()), strict=True))
+        if "base" in groups:
+            cuts.add(ends["base"] if ends["base"] == len(groups["base"]) else -1)
+        if "modular" in groups:
+            cuts.add(len(stages) - len(groups["modular"]) if ends["modular"] == len(stages) else -1)
+    if len(cuts) > 1 or -1 in cuts:
+        raise ModelError(
+            "a stage or part named 'base' must come first, one named 'modular' last, and nothing may lie between them: "
+            f"stages {', '.join(stages)}; parts {', '.join(parts)}"
+        )
+    return cuts.pop() if cuts else len(stages) - len(list(parts.values())[-1])

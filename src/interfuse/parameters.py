@@ -1,0 +1,92 @@
+"""What all methods that share parameters have in common: initial values, slices by plan, means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal, TypeVar
+
+from torch import Tensor
+
+from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan, travels
+from interfuse.client import ClientId, Profile
+from interfuse.clients import Clients
+from interfuse.errors import ModelError
+from interfuse.message import Message, NamedTensors, Parameters
+from interfuse.server import Server
+
+M = TypeVar("M", bound=Message)
+
+WeightRule = Literal["samples", "uniform"]
+"""How clients count in a mean: by their training samples, or all alike (fedin.md, X2)."""
+
+
+class Weights(Message):
+    """Tensors of a model, or of a part of it, by key."""
+
+    tensors: Parameters
+
+
+def initial_weights(
+    server: Server[Any],
+    clients: Clients,
+    buffers: BufferPolicy = BufferPolicy.AGGREGATE,
+    parts: Collection[str] | None = None,
+) -> NamedTensors:
+    """Initial values of every tensor that some client shares; where several share a key, of the first one's model.
+
+    Raises:
+        ModelError: two clients have tensors of different shape under one key, so no mean of them exists.
+    """
+    weights: NamedTensors = {}
+    owner: dict[str, Profile] = {}
+    for profile in clients.profiles.values():
+        if profile.architecture in {known.architecture for known in owner.values()}:
+            continue
+        model = server.new_model(profile.architecture)
+        trainable = dict(model.named_parameters())
+        for key, tensor in model.tensors(parts).items():
+            if key in weights and weights[key].shape != tensor.shape:
+                first = owner[key]
+                raise ModelError(
+                    f"clients {first.id} ({first.architecture}) and {profile.id} ({profile.architecture}) differ in the "
+                    f"shape of {key}: {tuple(weights[key].shape)} and {tuple(tensor.shape)}. A method that averages "
+                    "parameters needs clients that agree on the tensors they share, for instance --models cnn"
+                )
+            if key not in weights and travels(buffers, key not in trainable, tensor.dtype):
+                weights[key], owner[key] = tensor.clone(), profile
+    return weights
+
+
+def by_architecture(clients: Clients, make: Callable[[Profile], M]) -> dict[ClientId, M]:
+    """A message for each client, made once for all clients of an architecture: they get the very same one."""
+    made: dict[str, M] = {}
+    for profile in clients.profiles.values():
+        if profile.architecture not in made:
+            made[profile.architecture] = make(profile)
+    return {client: made[profile.architecture] for client, profile in clients.profiles.items()}
+
+
+def part_of(weights: Mapping[str, Tensor], profile: Profile) -> NamedTensors:
+    """What a client holds of the server's tensors."""
+    return extract(weights, keys_plan(key for key in weights if key in profile.keys))
+
+
+def held(weights: Mapping[str, Tensor], clients: Clients) -> dict[ClientId, Weights]:
+    """A message for each client with what it holds of the server's tensors."""
+    return by_architecture(clients, lambda profile: Weights(part_of(weights, profile)))
+
+
+def averaged(
+    weights: Mapping[str, Tensor],
+    replies: Mapping[ClientId, Mapping[str, Tensor]],
+    profiles: Mapping[ClientId, Profile],
+    rule: WeightRule,
+) -> NamedTensors:
+    """The mean of what came back, key by key over those who sent it; keys nobody sent keep their value."""
+    return counted_mean(
+        weights,
+        [
+            (keys_plan(tensors), tensors, float(profiles[client].samples) if rule == "samples" else 1.0)
+            for client, tensors in replies.items()
+        ],
+    )

@@ -1,0 +1,73 @@
+"""Code of a user, named on a command line or in a recipe: ``package.module:name`` or ``path/file.py:name``."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+from interfuse.errors import ConfigError, nearest
+
+
+def is_reference(text: str) -> bool:
+    """Whether ``text`` is meant as a reference to code rather than as a built-in name."""
+    return ":" in text
+
+
+def load_reference(text: str) -> object:
+    """The object that ``package.module:name`` or ``path/file.py:name`` names.
+
+    The name may have dots (``module:Class.method``). A file is imported once in a process, as a module of its own;
+    what it imports must be installed or on ``PYTHONPATH``, its neighbours included.
+
+    :raises ConfigError: the text has not this form, the module or file cannot be imported, or has not the name.
+    """
+    place, colon, name = text.rpartition(":")
+    if not (colon and place and name):
+        raise ConfigError(f"{text!r} is no reference to code: write 'package.module:name' or 'path/file.py:name'")
+    found: object = load_file(Path(place)) if place.endswith(".py") else _from_package(place)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            public = [known for known in dir(found) if not known.startswith("_")]
+            raise ConfigError(f"{place!r} has no {part!r}: {nearest(part, public)}") from None
+    return found
+
+
+def _from_package(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"{name!r} is neither the name of a module nor a path that ends in '.py'")
+    try:
+        return importlib.import_module(name)
+    except (ImportError, SyntaxError) as error:
+        raise ConfigError(f"cannot import {name!r}: {error}; is it installed, or on PYTHONPATH?") from error
+
+
+def load_file(path: Path) -> ModuleType:
+    """The module in a file, imported once in a process.
+
+    :raises ConfigError: there is no such file, or what it imports is missing.
+    """
+    path = path.expanduser().resolve()
+    # Named after the place: two files of the same name stay two modules, and one file read twice is one module.
+    name = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.specload_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"there is no file {path}")
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses and type hints of the file are resolved through this table while it is being imported.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, (ImportError, SyntaxError)):
+            raise ConfigError(f"cannot import {path}: {error}") from error
+        raise
+    return module

@@ -1,0 +1,93 @@
+"""The server as a round sees it: its typed state, its models, and the same training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Generic
+
+import torch
+from torch import Tensor
+from typing_extensions import TypeVar
+
+from interfuse.message import Dims, State
+from interfuse.models import SplitModel
+from interfuse.randomness import generator
+from interfuse.training import Batch, Combine, Fitted, Objective, Optimizer, OptimizerName, OptimizerState, Schedule, fit
+
+S = TypeVar("S", bound=State | None, default=None)
+
+Build = Callable[[str, str], SplitModel]
+"""From the name of an architecture and a name that seeds the initial values to a new model."""
+
+
+class Server(Generic[S]):
+    """What ``round`` and ``start`` may use.
+
+    Attributes:
+        state: What ``start`` returned, or what a round put in its place.
+        models: Models that the server owns, by name; ask for one with :meth:`model`.
+        generator: Derived for this round.
+        round: The current round, from 1; 0 during ``start``.
+        dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
+        inputs: From samples as stored to normalised inputs of a model, for methods that hand over data.
+    """
+
+    state: S
+    generator: torch.Generator
+    round: int
+
+    def __init__(self, seed: int, dims: Dims, build: Build, inputs: Callable[[Tensor], Tensor]) -> None:
+        self.dims, self.inputs, self._seed, self._build = dims, inputs, seed, build
+        self.models: dict[str, SplitModel] = {}
+        self.architectures: dict[str, str] = {}
+        self.optimizers: dict[str, OptimizerState] = {}
+        self._scratch: dict[str, SplitModel] = {}
+        self._scratch_of_round: set[str] = set()
+        self.enter(0)
+
+    def enter(self, round: int) -> None:
+        """Go to a round."""
+        self._scratch_of_round.clear()
+        self.round, self.generator = round, generator(self._seed, "server", round)
+
+    def model(self, name: str, architecture: str) -> SplitModel:
+        """The server's model of that name, built when first asked for. Its tensors are part of what is committed."""
+        if name not in self.models:
+            self.models[name], self.architectures[name] = self._build(architecture, name), architecture
+        return self.models[name]
+
+    def new_model(self, architecture: str) -> SplitModel:
+        """A new model of an architecture, for its initial values; it is not kept."""
+        return self._build(architecture, "new")
+
+    def scratch_model(self, name: str, architecture: str) -> SplitModel:
+        """A model to work with inside one round. Its parameters are NaN when a round first asks for it."""
+        if name not in self._scratch:
+            self._scratch[name] = self._build(architecture, name)
+        if name not in self._scratch_of_round:
+            self._scratch_of_round.add(name)
+            with torch.no_grad():
+                for parameter in self._scratch[name].parameters():
+                    parameter.fill_(torch.nan)
+        return self._scratch[name]
+
+    def fit(
+        self,
+        model: SplitModel,
+        losses: Objective | Mapping[str, Objective],
+        batches: Iterable[Batch],
+        *,
+        lr: float | Schedule,
+        train: str | Collection[str] = "all",
+        combine: Combine | None = None,
+        optimizer: Optimizer | OptimizerName = "sgd",
+        keep_optimizer: str | None = None,
+        clip: float | None = None,
+    ) -> Fitted:
+        """Train one of the server's models. See :func:`interfuse.training.fit`."""
+        slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
+        return fit(
+            model, losses, batches, lr=lr, train=train, combine=combine, optimizer=optimizer, slots=slots, clip=clip,
+            round=max(self.round - 1, 0),
+        )  # fmt: skip
+

@@ -1,0 +1,227 @@
+"""The one training loop: objectives, rules that combine gradients, schedules, and :func:`fit`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol
+
+import torch
+from annotated_types import Ge, Gt
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.errors import InterfuseError
+from interfuse.models import SplitModel
+
+OptimizerName = Literal["sgd", "adam", "adamw"]
+OptimizerState = dict[str, dict[str, Tensor]]
+"""Slots of an optimizer by parameter key and slot name."""
+
+
+class DivergedError(InterfuseError):
+    """The loss became NaN or infinite."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs (samples, or features of a cut) and their labels."""
+
+    x: Float[Tensor, "batch ..."]
+    y: Int64[Tensor, "batch"]
+
+
+Objective = Callable[[SplitModel, Batch], Float[Tensor, ""]]
+"""A loss of a view of the model and a batch. It keeps no state; other tensors are bound when it is made."""
+
+Gradients = dict[str, Tensor]
+Combine = Callable[[Mapping[str, Gradients], Mapping[str, Tensor]], Gradients]
+"""From the gradients of every named loss and the current parameters, by key, to the gradient of the step."""
+
+
+def cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
+    """Mean cross entropy of the whole model."""
+    return functional.cross_entropy(model(batch.x), batch.y)
+
+
+def modular_cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
+    """Mean cross entropy of the modular block on features of the fusion layer."""
+    return functional.cross_entropy(model.modular(batch.x), batch.y)
+
+
+def pull_back(output: Float[Tensor, "batch d"], gradient: Float[Tensor, "batch d"]) -> Objective:
+    """The objective whose gradient is that of the loss behind the cut: ⟨output, gradient⟩ (split learning)."""
+    return lambda model, batch: (output * gradient).sum()
+
+
+def proximal(anchor: Mapping[str, Tensor], mu: float) -> Objective:
+    """(mu/2) ‖w − anchor‖² over the anchor's trainable keys, as a sum of squares (FedProx)."""
+
+    def penalty(model: SplitModel, batch: Batch) -> Tensor:
+        parameters = dict(model.named_parameters())
+        squares = [(p - anchor[key]).square().sum() for key, p in parameters.items() if key in anchor]
+        return 0.5 * mu * torch.stack(squares).sum()
+
+    return penalty
+
+
+def total(*objectives: Objective) -> Objective:
+    """The sum of objectives: how penalties compose."""
+    return lambda model, batch: torch.stack([objective(model, batch) for objective in objectives]).sum()
+
+
+class Schedule(Protocol):
+    """A learning rate as a function of the round and of the step within one call of :func:`fit`, both from 0."""
+
+    def __call__(self, round: int, step: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Exponential:
+    """``start`` · ``decay`` ** round."""
+
+    start: Annotated[float, Gt(0)]
+    decay: Annotated[float, Gt(0)]
+
+    def __call__(self, round: int, step: int) -> float:
+        return self.start * self.decay**round
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """From ``start`` in round 0 to ``end`` in round ``rounds``, along half a cosine."""
+
+    start: Annotated[float, Gt(0)]
+    rounds: Annotated[int, Ge(1)]
+    end: Annotated[float, Ge(0)] = 0.0
+
+    def __call__(self, round: int, step: int) -> float:
+        progress = min(round / self.rounds, 1.0)
+        return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+
+
+Rate = Annotated[float, Gt(0)]
+LearningRate = Rate | Exponential | Cosine
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """One of PyTorch's optimizers. ``momentum`` belongs to SGD."""
+
+    name: OptimizerName = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+    def build(self, parameters: Mapping[str, torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        tensors = list(parameters.values())
+        if self.name == "sgd":
+            return torch.optim.SGD(tensors, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
+        return kind(tensors, lr=lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a call of :func:`fit` did."""
+
+    steps: int
+    samples: int
+    learning_rate_sum: float
+    loss: float
+    """Mean over the steps of the sum of all losses; 0 without a step."""
+
+
+def fit(
+    model: SplitModel,
+    losses: Objective | Mapping[str, Objective],
+    batches: Iterable[Batch],
+    *,
+    lr: float | Schedule,
+    train: str | Collection[str] = "all",
+    combine: Combine | None = None,
+    optimizer: Optimizer | OptimizerName = "sgd",
+    slots: OptimizerState | None = None,
+    clip: float | None = None,
+    round: int = 0,
+) -> Fitted:
+    """Train named parts of a model on given batches.
+
+    Parts that are not trained are frozen: no gradient reaches their parameters, and they run in evaluation mode, so
+    their normalisation statistics stay as they are. A batch whose ``x`` requires a gradient finds it in ``x.grad``
+    afterwards, unless gradients are combined.
+
+    Args:
+        losses: One objective, or several by name whose gradients ``combine`` turns into one (default: their sum).
+        train: Names of parts, or ``"all"``.
+        slots: State of the optimizer from an earlier call, updated in place; None starts anew.
+        clip: Largest global norm of the gradient of a step.
+        round: The round, for schedules.
+
+    Raises:
+        DivergedError: a loss became NaN or infinite.
+    """
+    objectives = losses if isinstance(losses, Mapping) else {"loss": losses}
+    parts = model.part_names if train == "all" else (train,) if isinstance(train, str) else tuple(train)
+    parameters = model.parameters_of(parts)
+    rate = (lambda round, step: lr) if isinstance(lr, int | float) else lr
+    settings = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
+    stepper = settings.build(parameters, rate(round, 0)) if parameters else None
+    if slots and stepper is not None:
+        for key, kept in slots.items():
+            stepper.state[parameters[key]] = dict(kept)
+    steps = samples = 0
+    rates = 0.0
+    summed = torch.zeros(())
+    with model.training_parts(parts):
+        for batch in batches:
+            if len(batch.y) == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training
+                                         for m in model.modules()):
+                continue  # the variance of one sample is undefined (fedin.md X7)
+            current = rate(round, steps)
+            if stepper is not None:
+                for group in stepper.param_groups:
+                    group["lr"] = current
+                stepper.zero_grad(set_to_none=True)
+            loss = _differentiate(model, objectives, combine, parameters, batch)
+            if clip is not None and parameters:
+                torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
+            if stepper is not None:
+                stepper.step()
+            summed = summed + loss
+            steps, samples, rates = steps + 1, samples + len(batch.y), rates + current
+        if stepper is not None:
+            stepper.zero_grad(set_to_none=True)
+    if slots is not None and stepper is not None:
+        keys = {parameter: key for key, parameter in parameters.items()}
+        slots.update({keys[p]: dict(state) for p, state in stepper.state.items()})
+    mean = float(summed) / steps if steps else 0.0
+    if not math.isfinite(mean):
+        raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
+    return Fitted(steps, samples, rates, mean)
+
+
+def _differentiate(
+    model: SplitModel,
+    objectives: Mapping[str, Objective],
+    combine: Combine | None,
+    parameters: Mapping[str, torch.nn.Parameter],
+    batch: Batch,
+) -> Tensor:
+    """Leave the gradient of a step in ``.grad`` and return the summed loss, detached."""
+    losses = {name: objective(model, batch) for name, objective in objectives.items()}
+    loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
+    if combine is None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+    gradients: dict[str, Gradients] = {}
+    for position, (name, value) in enumerate(losses.items()):
+        found = torch.autograd.grad(
+            value, list(parameters.values()), retain_graph=position < len(losses) - 1, allow_unused=True
+        )
+        gradients[name] = {key: g for key, g in zip(parameters, found, strict=True) if g is not None}
+    current = {key: parameter.detach() for key, parameter in parameters.items()}
+    for key, gradient in combine(gradients, current).items():
+        parameters[key].grad = gradient
+    return loss.detach()

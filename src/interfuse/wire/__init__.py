@@ -1,0 +1,30 @@
+"""Serialisation of messages, commit files, and the ledger of bytes."""
+
+from __future__ import annotations
+
+from interfuse.wire.body import Limits, TensorSpec
+from interfuse.wire.files import FileRecord, load_tensors, save_tensors, sync_folder
+from interfuse.wire.frame import decode, encode, encoded_size, raw_size
+from interfuse.wire.ledger import Casting, Direction, Entry, Heading, Ledger, Totals, Volume, from_json, to_json
+
+__all__ = [
+    "Casting",
+    "Direction",
+    "Entry",
+    "FileRecord",
+    "Heading",
+    "Ledger",
+    "Limits",
+    "TensorSpec",
+    "Totals",
+    "Volume",
+    "decode",
+    "encode",
+    "encoded_size",
+    "from_json",
+    "load_tensors",
+    "raw_size",
+    "save_tensors",
+    "sync_folder",
+    "to_json",
+]

@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interfuse.data import Dataset, stratified_subset
+from interfuse.errors import ConfigError, DataError
+
+
+def good(**changes: Any) -> Dataset:
+    fields: dict[str, Any] = {
+        "name": "made",
+        "x_train": torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2),
+        "y_train": torch.tensor([0, 1, 1, 0]),
+        "x_test": torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
+        "y_test": torch.tensor([1]),
+        "class_names": ("no", "yes"),
+        "scale": 255.0,
+        "mean": (0.1, 0.2, 0.3),
+        "std": (0.4, 0.5, 0.6),
+        "groups": torch.tensor([0, 0, 1, 2]),
+    }
+    return Dataset(**fields | changes)
+
+
+class TestValidation:
+    def test_good(self) -> None:
+        dataset = good()
+        assert (dataset.classes, dataset.shape) == (2, (3, 2, 2))
+        good(x_test=torch.zeros(0, 3, 2, 2, dtype=torch.uint8), y_test=torch.zeros(0, dtype=torch.int64))
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("x_train", torch.zeros(4, 3, 2, 2, dtype=torch.float64)),
+            ("x_train", torch.full((4, 3, 2, 2), torch.nan)),
+            ("x_train", torch.zeros(4, dtype=torch.uint8)),
+            ("x_test", torch.zeros(1, 3, 2, 3, dtype=torch.uint8)),
+            ("x_test", torch.zeros(1, 3, 2, 2)),
+            ("y_train", torch.tensor([0, 1, 1])),
+            ("y_train", torch.tensor([0, 1, 1, 2])),
+            ("y_train", torch.tensor([0, 1, 1, -1])),
+            ("y_train", torch.tensor([0, 1, 1, 0], dtype=torch.int32)),
+            ("y_test", torch.tensor([2])),
+            ("y_test", torch.tensor([[1]])),
+            ("groups", torch.tensor([0, 0, 1])),
+            ("groups", torch.tensor([0, 0, 1, -1])),
+            ("scale", 0.0),
+            ("scale", float("inf")),
+            ("mean", (0.1, 0.2)),
+            ("mean", (0.1, 0.2, float("nan"))),
+            ("std", (0.4, 0.5, 0.0)),
+            ("std", ()),
+        ],
+    )
+    def test_the_error_names_the_field(self, field: str, value: object) -> None:
+        with pytest.raises(DataError, match=f"data set 'made': {field} "):
+            good(**{field: value})
+
+    def test_no_training_rows(self) -> None:
+        with pytest.raises(DataError, match="x_train has no rows"):
+            good(x_train=torch.zeros(0, 3, 2, 2, dtype=torch.uint8), y_train=torch.zeros(0, dtype=torch.int64))
+
+    def test_infinite_test_row(self) -> None:
+        with pytest.raises(DataError, match="x_test has values that are not finite"):
+            good(x_train=torch.zeros(4, 3, 2, 2), x_test=torch.full((1, 3, 2, 2), torch.inf))
+
+
+class TestNormalise:
+    @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+    @pytest.mark.parametrize("moments", [((0.1, 0.2, 0.3), (0.4, 0.5, 0.6)), ((0.1,), (0.4,))])
+    @pytest.mark.parametrize("axes", [(), (5,), (4, 4)])
+    def test_is_the_formula_per_channel(
+        self, dtype: torch.dtype, moments: tuple[tuple[float, ...], tuple[float, ...]], axes: tuple[int, ...]
+    ) -> None:
+        x = torch.randint(0, 256, (6, 3, *axes), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).to(
+            dtype
+        )
+        before = x.clone()
+        dataset = good(x_train=x[:4], x_test=x[4:5], mean=moments[0], std=moments[1])
+        z = dataset.normalise(x)
+        mean, std = (np.array(m).reshape(1, -1, *[1] * len(axes)) for m in moments)
+        np.testing.assert_allclose(z.numpy(), (x.double().numpy() / 255 - mean) / std, rtol=0, atol=2e-6)
+        assert z.dtype == torch.float32
+        assert torch.equal(x, before)
+
+
+class TestFromArrays:
+    def test_images_get_a_channel_and_the_rest_is_worked_out(self) -> None:
+        x = np.random.default_rng(0).integers(0, 256, (10, 6, 5), np.uint8)
+        y = np.arange(10) % 3
+        dataset = Dataset.from_arrays("made", x, y.astype(np.uint8), torch.tensor(x[:2]), y[:2].tolist())
+        assert dataset.x_train.shape == (10, 1, 6, 5)
+        assert (dataset.x_train.dtype, dataset.y_train.dtype) == (torch.uint8, torch.int64)
+        assert (dataset.scale, dataset.class_names) == (255, ("0", "1", "2"))
+        assert dataset.mean == pytest.approx([x.mean() / 255], rel=1e-12)
+        assert dataset.std == pytest.approx([x.std() / 255], rel=1e-12)
+
+    def test_moments_per_channel(self) -> None:
+        x = np.random.default_rng(0).integers(0, 256, (10, 3, 6, 5), np.uint8)
+        x[:, 2] = 7
+        dataset = Dataset.from_arrays("made", x, [0] * 10, x, [0] * 10)
+        assert dataset.mean == pytest.approx(x.mean(axis=(0, 2, 3)) / 255, rel=1e-12)
+        assert dataset.std == pytest.approx([*x[:, :2].std(axis=(0, 2, 3)) / 255, 1.0], rel=1e-12)
+
+    @pytest.mark.parametrize("dtype", [np.float64, np.int16, np.float32])
+    def test_other_numbers_become_floats(self, dtype: type) -> None:
+        x = (np.random.default_rng(0).normal(size=(10, 4)) * 100).astype(dtype)
+        dataset = Dataset.from_arrays("table", x, [0, 1] * 5, x[:1], [1])
+        assert (dataset.x_train.dtype, dataset.scale, dataset.shape) == (torch.float32, 1, (4,))
+        assert dataset.mean == pytest.approx(x.astype(np.float32).mean(axis=0, dtype=np.float64), rel=1e-9)
+        assert dataset.std == pytest.approx(x.astype(np.float32).std(axis=0, dtype=np.float64), rel=1e-9)
+
+    def test_signals_keep_their_channels(self) -> None:
+        x = np.random.default_rng(0).normal(size=(10, 9, 128))
+        dataset = Dataset.from_arrays("signals", x, [0] * 10, x, [0] * 10, has_channels=True, groups=range(10))
+        assert (dataset.shape, len(dataset.mean)) == ((9, 128), 9)
+        assert dataset.groups is not None
+        assert dataset.groups.tolist() == list(range(10))
+
+    def test_what_is_given_is_kept(self) -> None:
+        x = np.zeros((2, 4, 4), np.uint8)
+        facts: dict[str, Any] = {"note": "n", "licence": "l", "class_names": ("a", "b", "c"), "scale": 16.0}
+        dataset = Dataset.from_arrays("made", x, [0, 1], x, [0, 1], mean=[0.5], std=[0.25], **facts)
+        assert {name: getattr(dataset, name) for name in facts} == facts
+        assert (dataset.mean, dataset.std) == ((0.5,), (0.25,))
+
+    @pytest.mark.parametrize("y", [[0, 0.5], ["a", "b"], [0, float("nan")]])
+    def test_labels_that_are_no_whole_numbers(self, y: list[Any]) -> None:
+        with pytest.raises(DataError, match="y_train"):
+            Dataset.from_arrays("made", np.zeros((2, 4)), y, np.zeros((1, 4)), [0])
+
+    @pytest.mark.parametrize("x", [np.zeros((0, 4)), np.zeros(2), np.array([[{}], [{}]])])
+    def test_bad_rows(self, x: np.ndarray) -> None:
+        with pytest.raises(DataError, match="x_train"):
+            Dataset.from_arrays("made", x, [0] * len(x), x, [0] * len(x))
+
+    def test_read_only_arrays_are_not_aliased(self) -> None:
+        x = np.zeros((2, 4), np.uint8)
+        x.setflags(write=False)
+        dataset = Dataset.from_arrays("made", x, [0, 1], x, [0, 1])
+        dataset.x_train.add_(1)
+        assert x.max() == 0
+
+
+def test_two_data_sets_are_told_apart() -> None:
+    dataset = good()
+    assert dataset == dataset
+    assert dataset != dataclasses.replace(dataset)
+
+
+class TestStratifiedSubset:
+    @given(labels=st.lists(st.integers(0, 6), max_size=60), size=st.integers(0, 80), seed=st.integers(0, 9))
+    def test_proportional_sorted_and_exact(self, labels: list[int], size: int, seed: int) -> None:
+        y = np.array(labels, np.int64)
+        rows = stratified_subset(y, size, np.random.default_rng(seed))
+        total = min(size, len(y))
+        assert len(rows) == total
+        assert (np.diff(rows) > 0).all()
+        remainders = {"up": [Fraction(1)], "down": [Fraction(0)]}
+        for label in set(labels):
+            quota = Fraction(labels.count(label) * total, len(labels))
+            taken = int((y[rows] == label).sum())
+            assert abs(taken - quota) < 1
+            remainders["up" if taken > quota // 1 else "down"].append(quota % 1)
+        assert min(remainders["up"]) >= max(remainders["down"])
+        np.testing.assert_array_equal(rows, stratified_subset(y, size, np.random.default_rng(seed)))
+
+    def test_every_row_of_a_class_can_be_chosen(self) -> None:
+        y = np.repeat([0, 1], 10)
+        chosen = [stratified_subset(y, 4, np.random.default_rng(seed)) for seed in range(200)]
+        assert set(np.concatenate(chosen).tolist()) == set(range(20))
+
+    def test_negative(self) -> None:
+        with pytest.raises(ConfigError):
+            stratified_subset(np.zeros(3), -1, np.random.default_rng(0))
