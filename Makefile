@@ -1,4 +1,5 @@
-# Everything runs in .venv, which scripts/setup.sh makes and heals; all paths are relative, so the folder may have any name.
+# Everything runs in .venv, which scripts/setup.sh makes and heals. All paths are relative: the folder may have any
+# name, spaces too.
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check venv clean

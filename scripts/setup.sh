@@ -11,8 +11,9 @@ cd -- "$(dirname -- "$0")/.."
 
 oldest=11 newest=13  # minor versions of Python 3, as in pyproject.toml
 python=.venv/bin/python
-# The stamp is written last and holds all that the environment was made from, its folder first (a moved environment does
-# not work). While it says 'installing' the environment is worth nothing: pip takes a half-written package for a whole one.
+# The stamp is written last and holds all that the environment was made from, its folder first (a moved environment
+# does not work). While it says 'installing' the environment is worth nothing: pip takes a half-written package for a
+# whole one.
 stamp=.venv/interfuse-stamp
 # A user's own pip settings may ask for an install beside the environment.
 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_USER=0
@@ -71,7 +72,8 @@ find_python() {
 $line"
     done
     fail "interfuse needs Python 3.$oldest to 3.$newest with the modules venv and ensurepip. Tried:$seen" \
-        "Install one (on Debian and Ubuntu, for example: apt install python3.$oldest python3.$oldest-venv), or say which: make PYTHON=/path/to/python"
+        "Install one (on Debian and Ubuntu, for example: apt install python3.$oldest python3.$oldest-venv),
+or say which to use: make PYTHON=/path/to/python"
 }
 
 version_of() {
@@ -112,7 +114,8 @@ if ! keeps; then
 fi
 echo installing >"$stamp"
 
-# PyTorch comes first and by its exact version: left to the resolver it would be the newest, with gigabytes of CUDA.
+# PyTorch comes first: it may come from an index of its own, and its download is long enough to be watched.
+# What was taken is a pin for the rest, which would otherwise replace it.
 pins=.venv/interfuse-constraints.txt
 grep -v '^torch==' constraints.txt >"$pins"
 echo "installing PyTorch (the large one)"

@@ -1,0 +1,90 @@
+"""interfuse: federated learning of parties whose models differ."""
+
+from __future__ import annotations
+
+from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
+from interfuse.api import resume, run
+from interfuse.client import Client, ClientId, Profile
+from interfuse.clients import Clients, Replies
+from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological
+from interfuse.errors import InterfuseError
+from interfuse.handler import on_client
+from interfuse.message import (
+    ClassCounts,
+    Data,
+    Disclosure,
+    FeatureGradients,
+    Features,
+    Labels,
+    Logits,
+    Message,
+    NamedTensors,
+    Parameters,
+    Prototypes,
+    State,
+)
+from interfuse.method import ALL, BUFFERS, NOTHING, Method
+from interfuse.models import SplitModel, pair, split_at
+from interfuse.runs import Result, load_run
+from interfuse.server import Server
+from interfuse.training import (
+    Batch,
+    Cosine,
+    Exponential,
+    Fitted,
+    Optimizer,
+    cross_entropy,
+    modular_cross_entropy,
+    total,
+)
+
+__all__ = [
+    "ALL",
+    "BUFFERS",
+    "IID",
+    "NOTHING",
+    "Batch",
+    "BufferPolicy",
+    "ClassCounts",
+    "Client",
+    "ClientId",
+    "Clients",
+    "Cosine",
+    "Data",
+    "Dataset",
+    "Dirichlet",
+    "Disclosure",
+    "Exponential",
+    "FeatureGradients",
+    "Features",
+    "Fitted",
+    "InterfuseError",
+    "Labels",
+    "Logits",
+    "Message",
+    "Method",
+    "NamedTensors",
+    "Natural",
+    "Optimizer",
+    "Parameters",
+    "Pathological",
+    "Profile",
+    "Prototypes",
+    "Replies",
+    "Result",
+    "Server",
+    "SplitModel",
+    "State",
+    "counted_mean",
+    "cross_entropy",
+    "extract",
+    "keys_plan",
+    "load_run",
+    "modular_cross_entropy",
+    "on_client",
+    "pair",
+    "resume",
+    "run",
+    "split_at",
+    "total",
+]

@@ -146,10 +146,19 @@ def _grid(key: str, tensor: Tensor, index: Index | None) -> tuple[Tensor | slice
     """What to write between brackets to reach the outer product of the index."""
     if index is None:
         return (slice(None),) * tensor.dim()
-    _fitting(key, tensor, index)
+    runs = [slice(None) if held is None else _run(held) for held in _fitting(key, tensor, index)]
+    if None not in runs:
+        return tuple(run for run in runs if run is not None)
     last = tensor.dim() - 1
     every = (torch.arange(size) if held is None else held for size, held in zip(tensor.shape, index, strict=True))
     return tuple(held.to(tensor.device).view(-1, *(1,) * (last - axis)) for axis, held in enumerate(every))
+
+
+def _run(held: Tensor) -> slice | None:
+    """The index as a slice, many times faster, where its positions follow each other."""
+    positions = held.tolist()
+    start = positions[0] if positions else 0
+    return slice(start, start + len(positions)) if positions == [*range(start, start + len(positions))] else None
 
 
 class BufferPolicy(StrEnum):

@@ -17,7 +17,17 @@ from interfuse.errors import ConfigError
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import numpy_generator
-from interfuse.training import Batch, Combine, Fitted, Objective, Optimizer, OptimizerName, OptimizerState, Schedule, fit
+from interfuse.training import (
+    Batch,
+    Combine,
+    Fitted,
+    Objective,
+    Optimizer,
+    OptimizerName,
+    OptimizerState,
+    Schedule,
+    fit,
+)
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -185,7 +195,9 @@ class Client(Generic[S]):
             clip=clip, round=max(self.round - 1, 0),
         )  # fmt: skip
 
-    def tensors(self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE) -> dict[str, Tensor]:
+    def tensors(
+        self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE
+    ) -> dict[str, Tensor]:
         """The tensors of the model that travel under a buffer policy, by key."""
         trainable = {key for key, _ in self.model.named_parameters()}
         found = self.model.tensors(parts)

@@ -50,7 +50,7 @@ class Answer:
     """What comes back from one client: its reply or a failure, and the seconds of its work."""
 
     client: ClientId
-    reply: Message | None | Failure
+    reply: Message | Failure | None
     seconds: float
 
 
@@ -103,7 +103,9 @@ class Exchange:
         for path, known in self.programs.items():
             if known is program:
                 return path
-        raise ConfigError(f"{type(program).__name__} is not part of this run's method; keep it in a field of the method")
+        raise ConfigError(
+            f"{type(program).__name__} is not part of this run's method; keep it in a field of the method"
+        )
 
 
 class Replies(Mapping[ClientId, R_co], Generic[R_co]):
@@ -210,7 +212,11 @@ class Clients:
             first = failures[0]
             raise ClientError(
                 f"client {first.client} failed in {handler.name}, round {request.round}: {first.reason}"
-                + (f" ({len(failures)} clients failed, {len(replies)} of at least {minimum} replied)" if minimum else "")
+                + (
+                    f" ({len(failures)} clients failed, {len(replies)} of at least {minimum} replied)"
+                    if minimum
+                    else ""
+                )
             )
         return Replies(replies, failures)
 
@@ -262,8 +268,16 @@ class Clients:
     ) -> None:
         self._exchange.ledger.append(
             Entry(
-                round=request.round, heading=request.heading, call=self._exchange.calls, handler=request.handler,
-                client=client, direction=direction, kind=kind_of(message), casting=casting, raw=size[0], wire=size[1],
+                round=request.round,
+                heading=request.heading,
+                call=self._exchange.calls,
+                handler=request.handler,
+                client=client,
+                direction=direction,
+                kind=kind_of(message),
+                casting=casting,
+                raw=size[0],
+                wire=size[1],
             )  # fmt: skip
         )
 
@@ -271,4 +285,3 @@ class Clients:
 def everybody(exchange: Exchange) -> Clients:
     """All clients of the engine."""
     return Clients(exchange, exchange.engine.profiles)
-

@@ -15,7 +15,7 @@ from interfuse.errors import InterfuseError, RunError
 from interfuse.handler import handlers, programs
 from interfuse.message import flatten, leaves, unflatten
 from interfuse.method import check_declaration, state_type
-from interfuse.randomness import seeded
+from interfuse.randomness import one_thread, seeded
 from interfuse.server import Server
 from interfuse.setup import Setup, check_fusion, check_setup
 from interfuse.wire import FileRecord, Heading, Ledger, load_tensors, save_tensors
@@ -70,7 +70,7 @@ class Federation:
     def start(self) -> None:
         """What happens once, before the first round."""
         self._enter(0, "start")
-        with seeded(self.setup.seed, "start"):
+        with one_thread(), seeded(self.setup.seed, "start"):
             self.server.state = self.method.start(self.server, self.clients)
         self.engine.end_round()
 
@@ -78,7 +78,7 @@ class Federation:
         """One round of the method."""
         self.round += 1
         self._enter(self.round, "training")
-        with seeded(self.setup.seed, "round", self.round):
+        with one_thread(), seeded(self.setup.seed, "round", self.round):
             self.method.round(self.server, self.clients)
         self.engine.end_round()
 
@@ -86,7 +86,7 @@ class Federation:
     def evaluating(self) -> Iterator[Clients]:
         """All clients with their models in place. Calls inside are filed under evaluation, and change nothing."""
         self._enter(self.round, "evaluation")
-        with seeded(self.setup.seed, "evaluation", self.round):
+        with one_thread(), seeded(self.setup.seed, "evaluation", self.round):
             self.method.prepare_evaluation(self.server, self.clients)
             yield self.clients
         self.engine.end_round()

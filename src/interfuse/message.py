@@ -306,9 +306,7 @@ def narrow(message: M, dims: Dims) -> M:
     return _mapped(message, change)
 
 
-def check(
-    message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = None, *, finite: bool = True
-) -> M:
+def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = None, *, finite: bool = True) -> M:
     """Check dtypes, shapes and finiteness, and return the message.
 
     Args:
@@ -412,5 +410,3 @@ def unmodified(message: Message | None) -> Callable[[], str | None]:
         return lambda: None
     before = [(path, tensor, tensor._version) for path, tensor in flatten(message).items()]
     return lambda: next((path for path, tensor, version in before if tensor._version != version), None)
-
-

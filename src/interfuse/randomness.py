@@ -48,3 +48,14 @@ def seeded(seed: int, *keys: Key) -> Iterator[None]:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(derive(seed, *keys))
         yield
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for every operation inside: bits must not depend on how many cores a machine has."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -57,7 +57,7 @@ def load_file(path: Path) -> ModuleType:
     name = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
     if name in sys.modules:
         return sys.modules[name]
-    spec = importlib.util.specload_file_location(name, path)
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.is_file():
         raise ConfigError(f"there is no file {path}")
     module = importlib.util.module_from_spec(spec)

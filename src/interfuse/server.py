@@ -12,7 +12,17 @@ from typing_extensions import TypeVar
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import generator
-from interfuse.training import Batch, Combine, Fitted, Objective, Optimizer, OptimizerName, OptimizerState, Schedule, fit
+from interfuse.training import (
+    Batch,
+    Combine,
+    Fitted,
+    Objective,
+    Optimizer,
+    OptimizerName,
+    OptimizerState,
+    Schedule,
+    fit,
+)
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -90,4 +100,3 @@ class Server(Generic[S]):
             model, losses, batches, lr=lr, train=train, combine=combine, optimizer=optimizer, slots=slots, clip=clip,
             round=max(self.round - 1, 0),
         )  # fmt: skip
-

@@ -132,7 +132,9 @@ def check_fusion(setup: Setup) -> None:
     first = setup.profiles[0]
     for profile in setup.profiles.values():
         if profile.fusion_width is None:
-            raise ModelError(f"client {profile.id} ({profile.architecture}): its fusion layer is no vector; give it a width")
+            raise ModelError(
+                f"client {profile.id} ({profile.architecture}): its fusion layer is no vector; give it a width"
+            )
         if profile.fusion_width != first.fusion_width:
             raise ModelError(
                 f"fusion width d: client 0 ({first.architecture}) has {first.fusion_width}, client {profile.id} "

@@ -176,8 +176,9 @@ def fit(
     summed = torch.zeros(())
     with model.training_parts(parts):
         for batch in batches:
-            if len(batch.y) == 1 and any(isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training
-                                         for m in model.modules()):
+            if len(batch.y) == 1 and any(
+                isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
+            ):
                 continue  # the variance of one sample is undefined (fedin.md X7)
             current = rate(round, steps)
             if stepper is not None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,20 +18,9 @@ from interfuse.handler import Handler
 from interfuse.message import Message, flatten, narrow, unflatten, unmodified
 from interfuse.method import ALL, BUFFERS, state_type
 from interfuse.models import SplitModel
-from interfuse.randomness import generator, seeded
+from interfuse.randomness import generator, one_thread, seeded
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord, load_tensors, save_tensors
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for every operation inside: bits must not depend on how many cores a machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class Resident:
@@ -179,9 +167,7 @@ class Host:
         setup = self._setup
         architecture = setup.architectures[client]
         model = (
-            self._borrow(architecture)
-            if pooled(setup.method_of(client).keeps())
-            else setup.build(architecture, client)
+            self._borrow(architecture) if pooled(setup.method_of(client).keeps()) else setup.build(architecture, client)
         )
         resident = self._residents[client] = Resident(setup, client, model)
         if resident.pooled:

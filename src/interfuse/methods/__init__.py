@@ -48,7 +48,13 @@ def find(reference: str) -> type[Method]:
             raise ConfigError(f"{reference} should define one method, but has {names}; name one: {reference}:Class")
         return found[0]
     entries = {entry.name: entry for entry in entry_points(group="interfuse.methods")}
-    kind = load_reference(reference) if is_reference(reference) else entries[reference].load() if reference in entries else None
+    kind = (
+        load_reference(reference)
+        if is_reference(reference)
+        else entries[reference].load()
+        if reference in entries
+        else None
+    )
     if kind is None:
         raise ConfigError(f"no method {reference!r}: {nearest(reference, {*built_in(), *entries})}")
     if not (isinstance(kind, type) and issubclass(kind, Method)):

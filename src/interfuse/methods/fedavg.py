@@ -14,7 +14,7 @@ from interfuse.handler import on_client
 from interfuse.message import Disclosure, NamedTensors, State
 from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
-from interfuse.parameters import Weights, WeightRule, averaged, held, initial_weights
+from interfuse.parameters import WeightRule, Weights, averaged, held, initial_weights
 from interfuse.server import Server
 from interfuse.training import LearningRate, Optimizer, OptimizerName, cross_entropy
 
@@ -43,7 +43,9 @@ class FedAvg(Method):
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw; starts anew each round
     momentum: NonNegative = 0.0  # of sgd
     weights: WeightRule = "samples"  # clients count by their samples, or uniform
-    buffers: BufferPolicy = BufferPolicy.AGGREGATE  # normalisation statistics: aggregate, local, batch-statistics, recalibrate
+    buffers: BufferPolicy = (
+        BufferPolicy.AGGREGATE
+    )  # normalisation statistics: aggregate, local, batch-statistics, recalibrate
 
     def keeps(self) -> frozenset[str]:
         return frozenset({BUFFERS}) if self.buffers is BufferPolicy.LOCAL else NOTHING

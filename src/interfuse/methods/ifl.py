@@ -75,7 +75,7 @@ class IFL(Method):
 
     def alone(self) -> Method:
         return Local(
-            local_steps=self.local_steps, modular_steps=None if self.modular_update == "sequential" else 1,
+            local_steps=self.local_steps, modular_steps="clients" if self.modular_update == "sequential" else 1,
             batch_size=self.batch_size, lr=self.base_lr, modular_lr=self.modular_lr, optimizer=self.optimizer,
             keep_optimizer=self.keep_optimizer,
         )  # fmt: skip

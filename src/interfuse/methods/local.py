@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from interfuse.client import Client
 from interfuse.clients import Clients
@@ -22,7 +23,7 @@ class Local(Method):
 
     local_steps: Steps = 10  # steps a round on the base block, or on the whole model
     local_epochs: Steps = 0  # epochs a round on the whole model instead of local_steps, where above 0
-    modular_steps: Steps | None = 0  # steps a round on the modular block; none: as many as there are clients
+    modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as there are clients
     batch_size: Count = 32  # samples of a step
     lr: LearningRate = 0.01  # learning rate
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
@@ -34,7 +35,7 @@ class Local(Method):
 
     @on_client
     def train(self, client: Client) -> None:
-        turns = client.dims["clients"] if self.modular_steps is None else self.modular_steps
+        turns = client.dims["clients"] if self.modular_steps == "clients" else self.modular_steps
         client.fit(
             cross_entropy, train="base" if turns else "all", lr=self.lr, batch_size=self.batch_size,
             steps=None if self.local_epochs else self.local_steps, epochs=self.local_epochs or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Int64
@@ -44,7 +45,7 @@ class Pooled(Method):
 
     local_steps: Steps = 10  # steps a round on the base block, or on the whole model
     local_epochs: Steps = 0  # epochs of an average client a round instead of local_steps, where above 0
-    modular_steps: Steps | None = 0  # steps a round on the modular block; none: as many as there are clients
+    modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as there are clients
     batch_size: Count = 32  # samples of a step
     lr: LearningRate = 0.01  # learning rate
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
@@ -65,7 +66,7 @@ class Pooled(Method):
 
     def round(self, server: Server[Pool], clients: Clients) -> None:
         epoch = math.ceil(len(server.state.y) / len(clients) / self.batch_size)
-        turns = len(clients) if self.modular_steps is None else self.modular_steps
+        turns = len(clients) if self.modular_steps == "clients" else self.modular_steps
         for architecture in dict.fromkeys(p.architecture for p in clients.profiles.values()):
             steps = self.local_epochs * epoch or self.local_steps
             self.train(server, architecture, "base" if turns else "all", steps, self.lr)

@@ -12,7 +12,7 @@ from interfuse.message import Disclosure, FeatureGradients, Features, Labels, Me
 from interfuse.method import NOTHING, Count, Method, Steps
 from interfuse.methods.local import Local
 from interfuse.models import SplitModel
-from interfuse.parameters import Weights, WeightRule, averaged, held, initial_weights, part_of
+from interfuse.parameters import WeightRule, Weights, averaged, held, initial_weights, part_of
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, OptimizerName, modular_cross_entropy, pull_back
 
@@ -79,7 +79,9 @@ class SplitFedV1(Method):
     def steps_of(self, profile: Profile) -> int:
         return self.local_steps or math.ceil(profile.samples / self.batch_size)
 
-    def serve(self, server: Server[Global], tails: dict[ClientId, SplitModel], c: ClientId, sent: Smashed) -> CutGradient:
+    def serve(
+        self, server: Server[Global], tails: dict[ClientId, SplitModel], c: ClientId, sent: Smashed
+    ) -> CutGradient:
         """A step of a client's server copy; answers with the gradient of the cut before the step."""
         z = sent.z.requires_grad_()
         server.fit(

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -175,7 +176,8 @@ class SplitModel(nn.Module):
 
     def _through(self, stages: Sequence[str], x: Tensor) -> Tensor:
         for stage in stages:
-            x = self.get_submodule(stage)(x)
+            # Not get_submodule: its checks cost as much as a small layer.
+            x = attrgetter(stage)(self)(x)
         return x
 
     def _block(self, name: str) -> Callable[[Tensor], Tensor]:

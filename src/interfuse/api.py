@@ -1,0 +1,109 @@
+"""``interfuse.run``: a federation in one call from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from interfuse import report
+from interfuse.data import Dataset, Partition
+from interfuse.method import Method
+from interfuse.methods import find
+from interfuse.models import DEFAULT_MODELS, Builder, resolve
+from interfuse.runs import Execution, Given, Progress, Result, RunConfig, execute, parse_config
+from interfuse.runs import resume as resume_run
+from interfuse.runs.config import IN_MEMORY, method_values, partition_values
+
+
+def run(
+    method: str | Method | type[Method] = "ifl",
+    *,
+    data: str | Dataset = "digits",
+    partition: str | Partition = "iid",
+    clients: int = 4,
+    models: Sequence[str | Builder] = DEFAULT_MODELS,
+    fusion_width: int = 432,
+    rounds: int = 200,
+    seed: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    client_settings: Mapping[int, Mapping[str, Any]] | None = None,
+    beside: Sequence[str] = ("local",),
+    eval_every: int = 10,
+    validation: float = 0.1,
+    test: float = 0.1,
+    device: str = "cpu",
+    layout: str = "contiguous",
+    workers: int | None = None,
+    commit_rounds: int | None = None,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Run a federated method and write its folder, with a report.
+
+    Args:
+        method: A method object, its class, or a name: built in, ``mine.py``, ``package.module:Class``, an entry point.
+        data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``.
+        partition: How the training data is dealt to the clients.
+        models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width).
+        settings: Hyperparameters, where the method is given by name.
+        client_settings: Hyperparameters that differ for a client, by its number.
+        beside: References to run after it on the same data: ``local``, ``pooled``.
+        workers: Processes on this machine; None: one a core. Results do not depend on it.
+        commit_rounds: Commit every so many rounds instead of every 30 seconds.
+        out: The run folder; None: a new one under ``runs/``.
+
+    Raises:
+        InterfuseError: something cannot work; the text names the client and the field.
+    """
+    name, own = method_values(method)
+    given = Given(
+        method=method if isinstance(method, Method) else find(name).configure(dict(settings or {})),
+        dataset=data if isinstance(data, Dataset) else None,
+        builders=None if all(isinstance(m, str) for m in models) else [resolve(m) for m in models],
+    )
+    config = parse_config(
+        {
+            "method": name,
+            "data": f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data,
+            "clients": clients,
+            "models": [m if isinstance(m, str) else f"{IN_MEMORY}{m.__module__}:{m.__qualname__}" for m in models],
+            "fusion_width": fusion_width,
+            "rounds": rounds,
+            "seed": seed,
+            "eval_every": eval_every,
+            "validation": validation,
+            "test": test,
+            "device": device,
+            "beside": list(beside),
+            "partition": partition_values(partition),
+            "settings": own or dict(settings or {}),
+            "client": dict(client_settings or {}),
+            "numerics": {"layout": layout},
+            "execution": Execution(workers=workers, commit_rounds=commit_rounds).model_dump(),
+        },
+        "interfuse.run",
+    )
+    return carry_out(config, Path(out) if out is not None else new_folder(config), given=given, progress=progress)
+
+
+def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:
+    """Carry out a configuration in a new folder, and write its report."""
+    execute(config, path, given=given or Given(), progress=progress)
+    report.write(path)
+    return Result(path, given or Given())
+
+
+def resume(path: str | Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:
+    """Go on with a run where its last commit left it, and write its report."""
+    resume_run(Path(path), given=given or Given(), progress=progress)
+    report.write(Path(path))
+    return Result(path, given or Given())
+
+
+def new_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
+    """A folder that does not exist yet, named after what runs in it."""
+    method, data = (Path(text.rpartition(":")[2]).stem.lower() for text in (config.method, config.data))
+    name = f"{method}-{data}-seed{config.seed}"
+    names = (parent / (name if number == 1 else f"{name}-{number}") for number in range(1, 1_000_000))
+    return next(path for path in names if not path.exists())

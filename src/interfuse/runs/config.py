@@ -1,0 +1,209 @@
+"""The configuration of a run: what a recipe says, what ``config.toml`` keeps, and what bits may depend on."""
+
+from __future__ import annotations
+
+import platform
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+import torch
+from annotated_types import Ge, Lt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interfuse.data import PARTITIONS, Partition, parse_partition
+from interfuse.errors import ConfigError, nearest
+from interfuse.method import Method
+from interfuse.methods import find, name_of
+from interfuse.models import DEFAULT_MODELS
+from interfuse.references import is_reference, load_reference
+from interfuse.setup import Numerics
+
+IN_MEMORY = "in-memory:"
+"""Begins the name of data or a model that was given as an object and cannot be found again by name."""
+
+
+class Execution(BaseModel):
+    """How a run is carried out. Results do not depend on it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: Annotated[int, Ge(1)] | None = None
+    commit_seconds: Annotated[float, Ge(0)] = 30.0
+    commit_rounds: Annotated[int, Ge(1)] | None = None
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's results, and how it is carried out.
+
+    Attributes:
+        models: Names of models, dealt to the clients in turn.
+        fusion_width: Width d of the fusion layer.
+        settings: Hyperparameters of the method.
+        client: Hyperparameters that differ for a client, by its number.
+        beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
+        validation, test: Fractions of each client's share.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str = "ifl"
+    data: str = "digits"
+    clients: int = 4
+    models: tuple[str, ...] = DEFAULT_MODELS
+    fusion_width: Annotated[int, Ge(1)] = 432
+    rounds: Annotated[int, Ge(1)] = 200
+    seed: int = 0
+    eval_every: Annotated[int, Ge(1)] = 10
+    device: str = "cpu"
+    beside: tuple[str, ...] = ("local",)
+    validation: Annotated[float, Ge(0), Lt(1)] = 0.1
+    test: Annotated[float, Ge(0), Lt(1)] = 0.1
+    partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
+    settings: dict[str, Any] = Field(default_factory=dict)
+    client: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    numerics: Numerics = Numerics()
+    execution: Execution = Execution()
+    environment: dict[str, str] = Field(default_factory=dict)
+
+    def make_partition(self) -> Partition:
+        """The partition that ``partition`` names."""
+        options = {key: value for key, value in self.partition.items() if key != "name"}
+        name = str(self.partition.get("name", "iid"))
+        if is_reference(name):
+            made: Partition = load_reference(name)(**options)  # type: ignore[operator]
+            return made
+        return parse_partition(name, **options)
+
+    def make_method(self) -> Method:
+        """The method with its hyperparameters."""
+        return find(self.method).configure(self.settings)
+
+    def identity(self) -> dict[str, Any]:
+        """What results depend on, as plain values."""
+        return plain(self.model_dump(exclude={"execution", "environment"}))
+
+
+def parse_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+    """Make a configuration of plain values.
+
+    Raises:
+        ConfigError: a key is unknown (with the nearest valid one) or a value impossible.
+    """
+    _known(values, RunConfig.model_fields, source)
+    for table, keys in (
+        ("execution", list(Execution.model_fields)),
+        ("numerics", [f.name for f in fields(Numerics)]),
+    ):
+        if isinstance(values.get(table), Mapping):
+            _known(values[table], keys, f"{source}, [{table}]")
+    try:
+        config = RunConfig.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None
+    if config.clients < 1:
+        raise ConfigError(f"{source}: clients = {config.clients}: a federation needs at least one client")
+    if not config.models:
+        raise ConfigError(f"{source}: models is empty: name at least one model")
+    if config.validation + config.test >= 1:
+        raise ConfigError(
+            f"{source}: validation + test = {config.validation + config.test}: nothing is left to train on"
+        )
+    for client in config.client:
+        if client not in range(config.clients):
+            raise ConfigError(f"{source}: [client.{client}], but clients are 0 to {config.clients - 1}")
+    return config
+
+
+def _known(values: Mapping[str, Any], names: Any, source: str) -> None:
+    for key in values:
+        if key not in names:
+            raise ConfigError(f"{source}: unknown key {key!r}: {nearest(str(key), names)}")
+
+
+def read_config(path: Path) -> RunConfig:
+    """Read a recipe or a run's ``config.toml``.
+
+    Raises:
+        ConfigError: the file is missing, is no TOML, or says something unknown or impossible.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    return parse_config(values, str(path))
+
+
+def complete(config: RunConfig, method: Method) -> RunConfig:
+    """The same configuration with every default written out, so that it does not change with the defaults."""
+    return config.model_copy(
+        update={
+            "settings": {f.name: plain(getattr(method, f.name)) for f in fields(method)},
+            "environment": {
+                "interfuse": version("interfuse"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+                "machine": platform.machine(),
+            },
+        }
+    )
+
+
+def to_toml(config: RunConfig) -> str:
+    """A configuration as TOML. TOML has no null: what is None is left out, which means the same."""
+    return tomli_w.dumps(_without_none(plain(config.model_dump())))
+
+
+def partition_values(partition: Partition | str) -> dict[str, Any]:
+    """A partition as plain values."""
+    if isinstance(partition, str):
+        return {"name": partition}
+    names = {kind: name for name, kind in PARTITIONS.items()}
+    name = names.get(type(partition), f"{type(partition).__module__}:{type(partition).__qualname__}")  # type: ignore[call-overload]
+    return {"name": name} | (asdict(partition) if is_dataclass(partition) else {})  # type: ignore[arg-type]
+
+
+def method_values(method: str | Method | type[Method]) -> tuple[str, dict[str, Any]]:
+    """A method's name and the hyperparameters of an object of it."""
+    if isinstance(method, str):
+        return method, {}
+    if isinstance(method, Method):
+        return name_of(type(method)), {f.name: plain(getattr(method, f.name)) for f in fields(method)}
+    return name_of(method), {}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two nested mappings, one line each."""
+    found = []
+    for key in sorted({*old, *new}, key=str):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append(f"{prefix}{key}: {a!r} became {b!r}")
+    return found
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON and TOML know them: dataclasses become mappings, tuples lists, enumerations their text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, str) else value
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return value

@@ -1,0 +1,241 @@
+"""The run folder: what is written while a run goes on, and how it is read again after a kill."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from interfuse.errors import RunError
+from interfuse.federation import Saved
+from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
+
+
+@dataclass(frozen=True)
+class Commit:
+    """A state of a run that can be gone back to.
+
+    Attributes:
+        offsets: Length of ``metrics.jsonl`` and ``ledger.jsonl`` at the time.
+        best: Round of the best mean validation accuracy so far, that accuracy, and the files of its state.
+        identity: The configuration that results depend on.
+    """
+
+    round: int
+    saved: Saved
+    offsets: Mapping[str, int]
+    identity: Mapping[str, Any]
+    best: Best | None = None
+
+
+@dataclass(frozen=True)
+class Best:
+    """The round with the best mean validation accuracy so far."""
+
+    round: int
+    validation_accuracy: float
+    saved: Saved
+
+
+@dataclass
+class RunFolder:
+    """The files of one run. Use :meth:`locked` around writing."""
+
+    path: Path
+    _files: dict[str, IO[str]] = field(default_factory=dict)
+
+    @property
+    def commits(self) -> Path:
+        return self.path / "commits"
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Make sure that one process at a time writes this run.
+
+        Raises:
+            RunError: another process does.
+        """
+        with _explained(self.path), open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RunError(f"{self.path} is being written by another process") from None
+            try:
+                yield
+            finally:
+                for file in self._files.values():
+                    file.close()
+                self._files.clear()
+
+    def create(self, config: str) -> None:
+        """Make the folder with its configuration.
+
+        Raises:
+            RunError: there is a run already, or the folder cannot be written.
+        """
+        if (self.path / "config.toml").exists():
+            raise RunError(f"{self.path} holds a run already: `interfuse resume {self.path}`, or choose another --out")
+        with _explained(self.path):
+            self.commits.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / "config.toml", config)
+
+    def open_at(self, offsets: Mapping[str, int]) -> Ledger:
+        """Open the line files for appending, cut back to a commit, and rebuild the ledger's totals.
+
+        Raises:
+            RunError: a file is shorter than the commit says, or a line of it cannot be read.
+        """
+        for name in ("metrics", "ledger"):
+            path, length = self.path / f"{name}.jsonl", offsets.get(name, 0)
+            with _explained(path):
+                path.touch()
+                if path.stat().st_size < length:
+                    raise RunError(f"{path} has {path.stat().st_size} bytes; the last commit needs {length}")
+                os.truncate(path, length)
+                self._files[name] = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `locked`)
+        with open(self.path / "ledger.jsonl", encoding="utf-8") as lines:
+            return Ledger.replay(lines)
+
+    def append(self, row: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        """Write a round's line, and what it moved."""
+        with _explained(self.path):
+            self._files["ledger"].writelines(to_json(entry) + "\n" for entry in entries)
+            self._files["ledger"].flush()
+            self._files["metrics"].write(json.dumps(without_nan(row)) + "\n")
+            self._files["metrics"].flush()
+
+    def offsets(self) -> dict[str, int]:
+        """The lengths of the line files, once what they hold is on the disk."""
+        for file in self._files.values():
+            with _explained(self.path):
+                file.flush()
+                os.fsync(file.fileno())
+        return {name: file.tell() for name, file in self._files.items()}
+
+    def write_commit(self, commit: Commit) -> None:
+        """Make a commit valid: its manifest comes last, and then older ones go, all but the one before."""
+        with _explained(self.commits):
+            sync_folder(self.commits)
+            write_whole(self._manifest(commit.round), json.dumps(asdict(commit), indent=1))
+            sync_folder(self.commits)
+            for old in self._manifests()[:-2]:
+                old.unlink()
+            kept = {record.name for c in self._read_commits() for record in _records(c)}
+            for file in self.commits.glob("*.safetensors"):
+                if file.name not in kept:
+                    file.unlink()
+
+    def last_commit(self) -> Commit | None:
+        """The newest commit whose files are all there; the one before where the newest is damaged.
+
+        Raises:
+            RunError: there are commits, but none can be used.
+        """
+        problems = []
+        for manifest in reversed(self._manifests()):
+            try:
+                commit = _read_commit(manifest)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                problems.append(f"{manifest.name}: {error}")
+                continue
+            missing = [r.name for r in _records(commit) if not _has_length(self.commits / r.name, r.bytes)]
+            if not missing:
+                return commit
+            problems.append(f"{manifest.name}: {', '.join(missing)} missing or cut off")
+        if problems:
+            raise RunError(f"no commit of {self.path} can be used: " + "; ".join(problems))
+        return None
+
+    def _manifest(self, round: int) -> Path:
+        return self.commits / f"commit-{round:06d}.json"
+
+    def _manifests(self) -> list[Path]:
+        return sorted(self.commits.glob("commit-*.json"))
+
+    def _read_commits(self) -> list[Commit]:
+        return [_read_commit(manifest) for manifest in self._manifests()]
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of ``metrics.jsonl``; a last line that was cut off is left out."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def summary(self) -> dict[str, Any] | None:
+        """``summary.json``, or None while the run is not finished."""
+        path = self.path / "summary.json"
+        if not path.exists():
+            return None
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return found
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``; its presence says that the run is finished."""
+        with _explained(self.path):
+            write_whole(self.path / "summary.json", json.dumps(without_nan(summary), indent=1))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for NaN, which JSON does not know."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of the disk as ours, with the path and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {path}: {error.strerror}. Nothing that was committed is lost; "
+            "once this is mended, `interfuse resume` goes on"
+        ) from error
+
+
+def _records(commit: Commit) -> list[FileRecord]:
+    best = [] if commit.best is None else list(commit.best.saved.files.values())
+    return [*commit.saved.files.values(), *best]
+
+
+def _has_length(path: Path, length: int) -> bool:
+    return path.is_file() and path.stat().st_size == length
+
+
+def _read_commit(path: Path) -> Commit:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    best = raw["best"]
+    return Commit(
+        raw["round"], _saved(raw["saved"]), raw["offsets"], raw["identity"],
+        None if best is None else Best(best["round"], best["validation_accuracy"], _saved(best["saved"])),
+    )  # fmt: skip
+
+
+def _saved(raw: Mapping[str, Any]) -> Saved:
+    return Saved({name: FileRecord(**record) for name, record in raw["files"].items()}, raw["architectures"])

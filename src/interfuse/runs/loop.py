@@ -1,0 +1,270 @@
+"""Carry out a run: rounds, curve, commits, the last and the best state, and the references beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from interfuse.clients import Engine
+from interfuse.data import Dataset, class_counts, load, make_shares
+from interfuse.engines import local
+from interfuse.errors import ConfigError, RunError
+from interfuse.evaluation import Accuracies, evaluate, evaluation
+from interfuse.federation import Federation, Saved, check
+from interfuse.method import Method
+from interfuse.methods import built_in
+from interfuse.models import Builder, resolve
+from interfuse.runs.config import IN_MEMORY, RunConfig, complete, differences, plain, read_config, to_toml
+from interfuse.runs.folder import Best, Commit, RunFolder
+from interfuse.runs.summary import summarise
+from interfuse.setup import Setup
+
+
+class Progress(Protocol):
+    """Who wants to see how a run goes."""
+
+    def begin(self, config: RunConfig, done: int) -> None:
+        """A run begins, or goes on after ``done`` rounds."""
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        """A line was added to ``metrics.jsonl``."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """Nobody looks."""
+
+    def begin(self, config: RunConfig, done: int) -> None: ...
+
+    def advance(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Objects that stand in for names of a configuration: what Python can hand over and a file cannot say."""
+
+    method: Method | None = None
+    dataset: Dataset | None = None
+    builders: Sequence[Builder] | None = None
+
+
+EngineFactory = Callable[[Setup, int | None], Engine]
+
+
+def assemble(config: RunConfig, given: Given = Given()) -> Setup:
+    """Data, shares, models and method of a configuration, checked.
+
+    Raises:
+        InterfuseError: naming the client and the field.
+    """
+    method = given.method or config.make_method()
+    if given.dataset is None and config.data.startswith(IN_MEMORY):
+        raise RunError(f"the data of this run was given as an object ({config.data}); give it again: data=...")
+    dataset = given.dataset or load(config.data)
+    if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
+        raise RunError("the models of this run were given as objects; give them again: models=[...]")
+    shares = make_shares(
+        dataset, config.make_partition(), config.clients, config.seed, validation=config.validation, test=config.test
+    )
+    builders = given.builders or [resolve(name) for name in config.models]
+    setup = Setup(
+        method, dataset, shares,
+        builders=[builders[i % len(builders)] for i in range(config.clients)],
+        architectures=[config.models[i % len(config.models)] for i in range(config.clients)],
+        width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
+        overrides=config.client, extra_programs={"evaluation": evaluation(method, dataset)},
+    )  # fmt: skip
+    check(setup)
+    return setup
+
+
+def execute(
+    config: RunConfig,
+    path: Path,
+    *,
+    given: Given = Given(),
+    progress: Progress | None = None,
+    engine: EngineFactory = local,
+) -> dict[str, Any]:
+    """Begin a run in a new folder and carry it out. Returns the summary.
+
+    Raises:
+        InterfuseError: the configuration cannot work, a client failed, or the folder cannot be written.
+    """
+    setup = assemble(config, given)
+    folder = RunFolder(path)
+    folder.create(to_toml(complete(config, setup.method)))
+    return _finish(read_config(path / "config.toml"), setup, folder, given, progress or Silent(), engine)
+
+
+def resume(
+    path: Path,
+    *,
+    given: Given = Given(),
+    progress: Progress | None = None,
+    engine: EngineFactory = local,
+) -> dict[str, Any]:
+    """Go on with a run as if nothing had happened. Returns the summary.
+
+    Raises:
+        RunError: there is no run, or its configuration was changed since; names the difference.
+    """
+    if not (path / "config.toml").exists():
+        raise RunError(f"{path} holds no run: there is no config.toml in it")
+    folder, config = RunFolder(path), read_config(path / "config.toml")
+    finished = folder.summary()
+    commit = folder.last_commit()
+    if commit is not None and (changed := differences(commit.identity, config.identity())):
+        raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
+    if finished is not None:
+        return finished
+    return _finish(config, assemble(config, given), folder, given, progress or Silent(), engine)
+
+
+def _finish(
+    config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress, engine: EngineFactory
+) -> dict[str, Any]:
+    with folder.locked():
+        hosted = engine(setup, config.execution.workers)
+        try:
+            summary = _Run(config, setup, folder, progress, hosted).carry_out()
+        finally:
+            hosted.close()
+        beside = {name: _reference(name, config, setup, folder, given, progress, engine) for name in _beside(config)}
+        summary["beside"] = {name: other for name, other in beside.items() if other is not None}
+        folder.write_summary(summary)
+    return summary
+
+
+def _beside(config: RunConfig) -> list[str]:
+    for name in config.beside:
+        if name not in built_in():
+            raise ConfigError(f"beside: {name!r} is no built-in method; use local, pooled, or none")
+    return [name for name in config.beside if name != config.method]
+
+
+def _reference(
+    name: str, config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress,
+    engine: EngineFactory,
+) -> dict[str, Any]:  # fmt: skip
+    """Run a reference on the same data, seed and models, with the steps and rates of the method."""
+    path = folder.path / "beside" / name
+    if (path / "config.toml").exists():
+        return resume(path, given=replace(given, method=None), progress=progress, engine=engine)
+    alone = setup.method.alone() or setup.method
+    wanted = {f.name for f in fields(built_in()[name])}
+    settings = {f.name: plain(getattr(alone, f.name)) for f in fields(alone) if f.name in wanted}
+    reference = config.model_copy(update={"method": name, "settings": settings, "client": {}, "beside": ()})
+    return execute(reference, path, given=replace(given, method=None), progress=progress, engine=engine)
+
+
+@dataclass
+class _Run:
+    """A run under way."""
+
+    config: RunConfig
+    setup: Setup
+    folder: RunFolder
+    progress: Progress
+    engine: Engine
+    files: Saved = field(default_factory=lambda: Saved({}, {}))
+    best: Best | None = None
+    committed: float = 0.0
+    committed_round: int = -1
+
+    def carry_out(self) -> dict[str, Any]:
+        """All rounds that are left, then the full evaluation of the last and the best state."""
+        commit = self.folder.last_commit()
+        ledger = self.folder.open_at({} if commit is None else commit.offsets)
+        self.federation = Federation(self.setup, self.engine, ledger)
+        if commit is None:
+            self._round(self.federation.start, first=True)
+        else:
+            self._go_back(commit)
+        self.progress.begin(self.config, self.federation.round)
+        while self.federation.round < self.config.rounds:
+            self._round(self.federation.run_round)
+        if self.committed_round != self.federation.round:
+            self._commit()
+        last = evaluate(self.federation, full=True)
+        best = self._evaluate_best(last)
+        return summarise(
+            self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
+            None if self.best is None else (self.best, best), class_counts(self.setup.dataset, self.setup.shares),
+        )  # fmt: skip
+
+    def _go_back(self, commit: Commit) -> None:
+        self.federation.load(self.folder.commits, commit.round, commit.saved)
+        self.files, self.best = commit.saved, commit.best
+        self.committed, self.committed_round = time.monotonic(), commit.round
+
+    def _round(self, work: Callable[[], None], *, first: bool = False) -> None:
+        exchange = self.federation.exchange
+        exchange.seconds.clear()
+        exchange.failures.clear()
+        began = time.perf_counter()
+        work()
+        worked = time.perf_counter() - began
+        seconds = {"server": worked - exchange.seconds["calls"], **exchange.seconds}
+        row: dict[str, Any] = {"round": self.federation.round, **self._bytes()}
+        row["failures"] = [{"client": f.client, "reason": f.reason} for f in exchange.failures]
+        evaluated = time.perf_counter()
+        improved = False
+        if first or self.federation.round % self.config.eval_every == 0 or self.federation.round == self.config.rounds:
+            accuracies = evaluate(self.federation, full=False)
+            row["accuracy"] = plain(accuracies)
+            improved = not first and self._improves(accuracies)
+        written = time.perf_counter()
+        if improved:
+            assert self.best is not None
+            self.best = replace(self.best, saved=self._save())
+        seconds |= {"evaluation": written - evaluated, "commit": time.perf_counter() - written}
+        row["seconds"] = {name: round(value, 6) for name, value in seconds.items()}
+        self.folder.append(row, exchange.ledger.drain())
+        self.progress.advance(row)
+        if first or self._commit_is_due():
+            self._commit()
+
+    def _bytes(self) -> dict[str, Any]:
+        totals = self.federation.exchange.ledger.totals()
+        return {"uplink": plain(totals.uplink), "downlink": plain(totals.downlink)}
+
+    def _improves(self, accuracies: Accuracies) -> bool:
+        known = [value for value in accuracies.validation if value == value]
+        mean = sum(known) / len(known) if known else 0.0
+        if known and (self.best is None or mean > self.best.validation_accuracy):
+            self.best = Best(self.federation.round, mean, Saved({}, {}))
+            return True
+        return False
+
+    def _save(self) -> Saved:
+        written = self.federation.save(self.folder.commits)
+        self.files = Saved(dict(self.files.files) | dict(written.files), written.architectures)
+        return self.files
+
+    def _commit_is_due(self) -> bool:
+        execution = self.config.execution
+        if execution.commit_rounds is not None:
+            return self.federation.round % execution.commit_rounds == 0
+        return time.monotonic() - self.committed >= execution.commit_seconds
+
+    def _commit(self) -> None:
+        commit = Commit(self.federation.round, self._save(), self.folder.offsets(), self.config.identity(), self.best)
+        self.folder.write_commit(commit)
+        self.committed, self.committed_round = time.monotonic(), self.federation.round
+
+    def _evaluate_best(self, last: Accuracies) -> Accuracies:
+        """Evaluate the best state on everything, and come back to the last."""
+        if self.best is None or self.best.round == self.federation.round:
+            return last
+        self.federation.load(self.folder.commits, self.best.round, self.best.saved)
+        best = evaluate(self.federation, full=True)
+        self.federation.load(self.folder.commits, self.config.rounds, self.files)
+        return best

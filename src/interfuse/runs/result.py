@@ -1,0 +1,118 @@
+"""What a run gave, in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from interfuse.client import ClientId
+from interfuse.engines import local
+from interfuse.errors import ConfigError, ModelError, RunError
+from interfuse.evaluation import compose
+from interfuse.federation import Federation
+from interfuse.models import SplitModel
+from interfuse.runs.config import RunConfig, read_config
+from interfuse.runs.folder import RunFolder
+from interfuse.runs.loop import Given, assemble
+
+
+class Result:
+    """A run's folder as arrays, models and compositions.
+
+    Attributes:
+        path: The run folder.
+        summary: ``summary.json``; empty while the run is not finished.
+        metrics: The lines of ``metrics.jsonl``.
+    """
+
+    def __init__(self, path: str | Path, given: Given = Given()) -> None:  # noqa: B008 (frozen)
+        self.path = Path(path)
+        if not (self.path / "config.toml").exists():
+            raise RunError(f"{self.path} holds no run: there is no config.toml in it")
+        folder = RunFolder(self.path)
+        self.metrics, self.summary = folder.metrics(), folder.summary() or {}
+        self._given = given
+
+    @cached_property
+    def config(self) -> RunConfig:
+        """The complete configuration."""
+        return read_config(self.path / "config.toml")
+
+    def curve(self, name: str) -> tuple[Int64[np.ndarray, "points"], Float[np.ndarray, "points ..."]]:
+        """Rounds and values of ``own``, ``validation``, ``common`` (by client) or ``composition`` (base, modular)."""
+        rows = [row for row in self.metrics if row.get("accuracy")]
+        if name not in ("own", "validation", "common", "composition"):
+            raise ConfigError(f"no curve {name!r}: own, validation, common or composition")
+        values = [row["accuracy"][name] for row in rows]
+        return np.array([row["round"] for row in rows]), np.array(values, dtype=float)
+
+    @property
+    def uplink(self) -> Int64[np.ndarray, "rounds"]:
+        """Raw bytes sent by all clients up to each line of the metrics."""
+        return np.array([row["uplink"]["raw"] for row in self.metrics])
+
+    @cached_property
+    def _federation(self) -> Federation:
+        setup, folder = assemble(self.config, self._given), RunFolder(self.path)
+        commit = folder.last_commit()
+        if commit is None:
+            raise RunError(f"{self.path} has no commit yet")
+        federation = Federation(setup, local(setup, 1))
+        federation.load(folder.commits, commit.round, commit.saved)
+        return federation
+
+    def model(self, client: ClientId) -> SplitModel:
+        """A copy of a client's model at the last commit, as the method evaluates it."""
+        self._known(client)
+        return self._models[client]
+
+    @cached_property
+    def _models(self) -> dict[ClientId, SplitModel]:
+        return models(self._federation)
+
+    def compose(
+        self, base: ClientId, modular: ClientId
+    ) -> Callable[[ArrayLike | Tensor], Float[Tensor, "batch classes"]]:
+        """Client ``base``'s base block followed by client ``modular``'s modular block, at the last commit.
+
+        The function takes samples as the data set stores them, ``[batch, *shape]``, and gives scores.
+
+        Raises:
+            ModelError: no such client, or the two blocks meet at different widths.
+        """
+        self._known(base)
+        self._known(modular)
+        setup = self._federation.setup
+        if base != modular and "d" not in setup.dims:
+            raise ModelError(
+                f"clients {base} and {modular}: their fusion layers differ in width, so they do not compose"
+            )
+
+        def predict(x: ArrayLike | Tensor) -> Tensor:
+            samples = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
+            shape = setup.dataset.shape
+            if tuple(samples.shape[1:]) == shape[1:] and shape[0] == 1:
+                samples = samples.unsqueeze(1)
+            if tuple(samples.shape[1:]) != shape or not len(samples):
+                raise ModelError(
+                    f"input: expected samples [batch, {', '.join(map(str, shape))}], found {tuple(samples.shape)}"
+                )
+            return compose(self._federation, base, modular, setup.inputs(samples))
+
+        return predict
+
+    def _known(self, client: ClientId) -> None:
+        if client not in range(self.config.clients):
+            raise ModelError(f"no client {client}: clients are 0 to {self.config.clients - 1}")
+
+
+def load_run(path: str | Path, given: Given = Given()) -> Result:  # noqa: B008 (frozen)
+    """Open a run folder, finished or not."""
+    return Result(path, given)

@@ -1,0 +1,107 @@
+"""The summary of a run: ``summary.json``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64
+
+from interfuse.evaluation import Accuracies
+from interfuse.runs.config import RunConfig, plain
+from interfuse.runs.folder import Best
+from interfuse.setup import Setup
+from interfuse.wire import Ledger, Volume
+
+
+def summarise(
+    config: RunConfig,
+    setup: Setup,
+    path: Path,
+    metrics: Sequence[Mapping[str, Any]],
+    ledger: Ledger,
+    last: Accuracies,
+    best: tuple[Best, Accuracies] | None,
+    counts: Int64[np.ndarray, "clients classes"],
+) -> dict[str, Any]:
+    """What ``summary.json`` says; docs/run-folder.md describes it."""
+    training, start, evaluated = (ledger.totals(heading) for heading in ("training", "start", "evaluation"))
+    phases: dict[str, float] = {}
+    for row in metrics:
+        for phase, seconds in row["seconds"].items():
+            phases[phase] = phases.get(phase, 0.0) + seconds
+    return {
+        "interfuse": version("interfuse"),
+        "method": config.method,
+        "data": config.data,
+        "seed": config.seed,
+        "rounds": config.rounds,
+        "seconds": round(sum(s for phase, s in phases.items() if phase != "local work, all clients"), 3),
+        "run": str(path),
+        "note": setup.dataset.note,
+        "discloses": sorted(setup.method.discloses),
+        **_accuracies(last),
+        "best": None if best is None else {
+            "round": best[0].round, "validation_accuracy": best[0].validation_accuracy, **_accuracies(best[1]),
+        },
+        "stability": _stability(metrics),
+        "uplink_bytes": plain(training.uplink),
+        "downlink_bytes": plain(training.downlink) | {
+            "raw_broadcast": training.downlink_broadcast.raw, "wire_broadcast": training.downlink_broadcast.wire,
+        },
+        "start_bytes": _both(start.uplink, start.downlink),
+        "evaluation_bytes": _both(evaluated.uplink, evaluated.downlink),
+        "bytes_by_kind": {
+            kind: _both(t.uplink, t.downlink) | {"downlink_broadcast": plain(t.downlink_broadcast)}
+            for kind, t in training.by_kind.items()
+        },
+        "seconds_by_phase": {phase: round(seconds, 3) for phase, seconds in phases.items()},
+        "clients": _clients(setup),
+        "class_names": list(setup.dataset.class_names),
+        "class_counts": counts.tolist(),
+    }  # fmt: skip
+
+
+def _both(uplink: Volume, downlink: Volume) -> dict[str, Any]:
+    return {"uplink": plain(uplink), "downlink": plain(downlink)}
+
+
+def _accuracies(accuracies: Accuracies) -> dict[str, Any]:
+    return {
+        "global_accuracy": _spread(accuracies.common),
+        "own_accuracy": _spread(accuracies.own),
+        "composition_matrix": accuracies.composition,
+    }
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and standard deviation over the clients that have a value."""
+    known = [value for value in values if not math.isnan(value)]
+    return {
+        "mean": float(np.mean(known)) if known else math.nan,
+        "std": float(np.std(known)) if known else math.nan,
+        "per_client": list(values),
+    }
+
+
+def _stability(metrics: Sequence[Mapping[str, Any]], points: int = 10) -> float:
+    """Standard deviation of the mean global accuracy over the last points of the curve."""
+    curve = [float(np.mean(row["accuracy"]["common"])) for row in metrics if row.get("accuracy")]
+    return float(np.std(curve[-points:])) if curve else math.nan
+
+
+def _clients(setup: Setup) -> list[dict[str, Any]]:
+    parameters: dict[str, dict[str, int]] = {}
+    for name in dict.fromkeys(setup.architectures):
+        model = setup.build(name, "measure")
+        parameters[name] = {
+            block: sum(p.numel() for p in model.parameters_of(block).values()) for block in ("base", "modular")
+        }
+    return [
+        {"id": c, "architecture": p.architecture, "parameters": parameters[p.architecture], "samples": p.samples}
+        for c, p in setup.profiles.items()
+    ]
