@@ -124,7 +124,7 @@ class ClientData:
         x, y = self.dataset.x_test, self.dataset.y_test
         if rows is not None:
             x, y = x[rows], y[rows]
-        return (Batch(self._inputs(a), b) for a, b in zip(x.split(chunk), y.split(chunk), strict=True))
+        return (Batch(self._inputs(a), b) for a, b in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True))
 
     def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
         for start in range(0, len(rows), chunk):

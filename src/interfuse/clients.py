@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,7 +91,7 @@ class Exchange:
     heading: Heading = "start"
     calls: int = 0
     handler_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     failures: list[Failure] = field(default_factory=list)
 
     def enter(self, round: int, heading: Heading) -> None:
@@ -278,7 +278,7 @@ class Clients:
                 casting=casting,
                 raw=size[0],
                 wire=size[1],
-            )  # fmt: skip
+            )
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar, cast, get_type_hints, overload
 
@@ -67,14 +67,12 @@ class on_client(Generic[M, R]):  # noqa: N801 (reads as a keyword)
         place = f"{self.owner.__name__}.{self.name}"
         if len(parameters) not in (2, 3) or "return" not in hints:
             raise TypeError(f"{place}: a handler takes a client and at most one message, and says what it returns")
-        received = hints.get(parameters[2]) if len(parameters) == 3 else type(None)
-        for kind in (received, hints["return"]):
+        found: list[type[Message] | None] = []
+        for kind in (hints.get(parameters[2]) if len(parameters) == 3 else type(None), hints["return"]):
             if not (isinstance(kind, type) and issubclass(kind, Message | type(None))):
                 raise TypeError(f"{place}: {kind!r} is not a message; annotate with a subclass of interfuse.Message")
-        return (
-            None if received is type(None) else received,
-            None if hints["return"] is type(None) else hints["return"],
-        )
+            found.append(kind if issubclass(kind, Message) else None)
+        return found[0], found[1]
 
     @property
     def message_type(self) -> type[Message] | None:
@@ -94,11 +92,8 @@ def handlers(program: type[Program]) -> dict[str, on_client[Any, Any]]:
 
 
 def programs(root: Program, path: str) -> dict[str, Program]:
-    """A program and those it wraps in its fields, by path: how an engine finds the other end of a call."""
-    found = {path: root}
-    if is_dataclass(root):
-        for entry in fields(root):
-            value = getattr(root, entry.name)
-            if isinstance(value, Program):
-                found |= programs(value, f"{path}.{entry.name}")
-    return found
+    """A program and those it wraps in its attributes, by path: how an engine finds the other end of a call."""
+    wrapped = {f"{path}.{name}": value for name, value in vars(root).items() if isinstance(value, Program)}
+    return {path: root} | {
+        inner: p for name, program in wrapped.items() for inner, p in programs(program, name).items()
+    }

@@ -78,6 +78,7 @@ class State(Record):
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=Message)
 
+_UNSIGNED = tuple(UInt[Tensor, ""].dtypes)  # type: ignore[attr-defined]  # a class at run time
 _SCALARS: Mapping[type, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
 
 
@@ -104,8 +105,13 @@ class _Node:
     key: type = str
 
 
-@cache
 def _nodes(record: type[Record]) -> dict[str, _Node]:
+    key: Any = record  # mypy takes the instances' __hash__ for that of the class
+    return _nodes_of(key)
+
+
+@cache
+def _nodes_of(record: Any) -> dict[str, _Node]:
     hints = get_type_hints(record, include_extras=True)
     return {f.name: _node(hints[f.name], f"{record.__name__}.{f.name}", None) for f in fields(record)}
 
@@ -278,7 +284,7 @@ def _declared(leaf: Leaf, tensor: Tensor, dims: Dims) -> torch.dtype:
     """The dtype in which a tensor of this leaf travels. ``UInt`` is the smallest that holds the run's classes."""
     if leaf.dtypes is None:
         return tensor.dtype
-    if leaf.dtypes == tuple(UInt.dtypes):
+    if leaf.dtypes == _UNSIGNED:
         return _unsigned(dims.get("classes", 256))
     return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
 

@@ -46,7 +46,8 @@ class Method(Program):
     """Everything that a client's messages disclose. Checked against the reply types."""
 
     def __post_init__(self) -> None:
-        for name, adapter in _adapters(type(self)).items():
+        kind: Any = type(self)  # mypy takes the instances' __hash__ for that of the class
+        for name, adapter in _adapters(kind).items():
             try:
                 object.__setattr__(self, name, adapter.validate_python(getattr(self, name)))
             except ValidationError as error:
@@ -75,7 +76,8 @@ class Method(Program):
 
     def predict(self, client: Client[Any], x: Tensor) -> Tensor:
         """What accuracy means for this method: inputs ``[batch, ...]`` to scores ``[batch, classes]``."""
-        return client.model(x)
+        scores: Tensor = client.model(x)
+        return scores
 
     def alone(self) -> Method | None:
         """What a client would do by itself with the same steps and rates; None: Local with fields of equal names."""
@@ -99,7 +101,7 @@ class Method(Program):
 
 
 @cache
-def _adapters(cls: type[Method]) -> dict[str, TypeAdapter[Any]]:
+def _adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(cls, include_extras=True)
     return {f.name: TypeAdapter(hints[f.name], config={"arbitrary_types_allowed": True}) for f in fields(cls)}
 

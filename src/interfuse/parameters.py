@@ -48,9 +48,9 @@ def initial_weights(
             if key in weights and weights[key].shape != tensor.shape:
                 first = owner[key]
                 raise ModelError(
-                    f"clients {first.id} ({first.architecture}) and {profile.id} ({profile.architecture}) differ in the "
-                    f"shape of {key}: {tuple(weights[key].shape)} and {tuple(tensor.shape)}. A method that averages "
-                    "parameters needs clients that agree on the tensors they share, for instance --models cnn"
+                    f"clients {first.id} ({first.architecture}) and {profile.id} ({profile.architecture}) differ in "
+                    f"the shape of {key}: {tuple(weights[key].shape)} and {tuple(tensor.shape)}. A method that "
+                    "averages parameters needs clients that agree on the tensors they share, for instance --models cnn"
                 )
             if key not in weights and travels(buffers, key not in trainable, tensor.dtype):
                 weights[key], owner[key] = tensor.clone(), profile

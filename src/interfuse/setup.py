@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.data import Dataset, Share
@@ -67,8 +67,7 @@ class Setup:
             model = builder(self.dataset.shape, self.dataset.classes, self.width)
         model.to(self.device)
         if self.numerics.layout == "channels_last":
-            # nn.Module.to(memory_format=...) asks for every parameter at once and refuses none of rank below 4
-            nn.Module.to(model, memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
         return model
 
     @cached_property

@@ -195,8 +195,7 @@ def fit(
         if stepper is not None:
             stepper.zero_grad(set_to_none=True)
     if slots is not None and stepper is not None:
-        keys = {parameter: key for key, parameter in parameters.items()}
-        slots.update({keys[p]: dict(state) for p, state in stepper.state.items()})
+        slots.update({key: dict(stepper.state[p]) for key, p in parameters.items() if p in stepper.state})
     mean = float(summed) / steps if steps else 0.0
     if not math.isfinite(mean):
         raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from interfuse.engines.local import local
+from interfuse.engines.local import InProcess, local
 
-__all__ = ["local"]
+__all__ = ["InProcess", "local"]

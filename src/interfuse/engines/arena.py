@@ -78,10 +78,10 @@ def _view(memory: mmap.mmap, dtype: torch.dtype, shape: tuple[int, ...], offset:
 
 def _anonymous_file() -> int:
     """A descriptor of a file without a name: in memory on Linux, elsewhere in the folder for temporary files."""
-    if sys.platform == "linux":
-        return os.memfd_create("interfuse")
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+    if sys.platform != "linux":
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+    return os.memfd_create("interfuse")
 
 
 def to_json(value: Any) -> bytes:

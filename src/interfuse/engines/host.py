@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections.abc import Mapping, Sequence
@@ -91,8 +92,8 @@ class Resident:
         for path, tensor in groups["optimizer"].items():
             name, key, slot = path.split("/")
             self.client.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
-        kind = state_type(self.method.new_client)
-        self.client.state = None if kind is None or not self.created else unflatten(kind, groups["state"])
+        state = state_type(self.method.new_client)
+        self.client.state = None if state is None or not self.created else unflatten(state, groups["state"])
 
     def snapshot(self) -> dict[str, Tensor]:
         """A copy of all that the client owns."""
@@ -113,6 +114,7 @@ class Host:
         self._pool: dict[str, list[SplitModel]] = {}
         self._first_buffers: dict[str, dict[str, Tensor]] = {}
         self._in_round: set[ClientId] = set()
+        self._round = 0
 
     def run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
         """Run a handler on one client. Whatever goes wrong in it becomes a :class:`Failure`."""
@@ -152,7 +154,7 @@ class Host:
     def _enter(self, client: ClientId, round: int) -> Resident:
         """The resident, with a model in place and its state made."""
         resident = self._residents.get(client) or self._settle(client)
-        resident.client.round = round
+        resident.client.round = self._round = round
         if client not in self._in_round:
             self._in_round.add(client)
             self._prepare_scratch(resident)
@@ -199,6 +201,10 @@ class Host:
             for key, parameter in resident.client.model.named_parameters():
                 if key not in owned:
                     parameter.fill_(torch.nan)
+
+    def model(self, client: ClientId) -> SplitModel:
+        """A copy of a client's model."""
+        return copy.deepcopy(self._enter(client, self._round).client.model)
 
     def end_round(self) -> None:
         """Forget scratch, take borrowed models back."""

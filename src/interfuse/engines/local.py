@@ -21,6 +21,7 @@ from interfuse.engines.host import Host
 from interfuse.errors import ConfigError, RunError
 from interfuse.handler import handlers
 from interfuse.message import Message, flatten, unflatten
+from interfuse.models import SplitModel
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord
 
@@ -35,6 +36,10 @@ class InProcess:
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
         for client, message in messages.items():
             yield self._host.run(request, client, message)
+
+    def model(self, client: ClientId) -> SplitModel:
+        """A copy of a client's model as it is now. Scratch lasts until the end of the round."""
+        return self._host.model(client)
 
     def end_round(self) -> None:
         self._host.end_round()
@@ -123,11 +128,12 @@ class Workers:
 
     def _collect(self, numbers: Iterable[int]) -> Iterator[tuple[_Worker, Any]]:
         """Answers of these workers as they come. An error of a worker is raised once all have answered."""
-        awaited = {self._workers[number].ours: self._workers[number] for number in numbers}
+        awaited = [self._workers[number] for number in numbers]
         errors = []
         while awaited:
-            for connection in wait(list(awaited)):
-                worker = awaited.pop(connection)  # type: ignore[arg-type]
+            ready = wait([worker.ours for worker in awaited])
+            for worker in [worker for worker in awaited if worker.ours in ready]:
+                awaited.remove(worker)
                 answer = worker.receive()
                 if "error" in answer:
                     errors.append(answer["error"])

@@ -25,7 +25,7 @@ def built_in() -> dict[str, type[Method]]:
 
 
 def name_of(kind: type[Method]) -> str:
-    """A method's name on the command line: that of its file, with hyphens; ``module:Class`` where it is not built in."""
+    """A method's name on the command line: that of its file, with hyphens; where it is not built in, a reference."""
     if kind.__module__.startswith(__name__ + "."):
         return kind.__module__.rpartition(".")[2].replace("_", "-")
     file = inspect.getsourcefile(kind) if kind.__module__ not in ("__main__", "builtins") else None
@@ -48,14 +48,11 @@ def find(reference: str) -> type[Method]:
             raise ConfigError(f"{reference} should define one method, but has {names}; name one: {reference}:Class")
         return found[0]
     entries = {entry.name: entry for entry in entry_points(group="interfuse.methods")}
-    kind = (
-        load_reference(reference)
-        if is_reference(reference)
-        else entries[reference].load()
-        if reference in entries
-        else None
-    )
-    if kind is None:
+    if reference in entries:
+        kind = entries[reference].load()
+    elif is_reference(reference):
+        kind = load_reference(reference)
+    else:
         raise ConfigError(f"no method {reference!r}: {nearest(reference, {*built_in(), *entries})}")
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise ConfigError(f"{reference} is no subclass of interfuse.Method")

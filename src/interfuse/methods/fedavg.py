@@ -79,7 +79,7 @@ class FedAvg(Method):
 
     def predict(self, client: Client, x: Tensor) -> Tensor:
         with use_batch_statistics(client.model) if self.buffers is BufferPolicy.BATCH_STATISTICS else nullcontext():
-            return client.model(x)
+            return super().predict(client, x)
 
     def alone(self) -> Method:
         return Local(

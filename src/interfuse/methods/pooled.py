@@ -76,7 +76,7 @@ class Pooled(Method):
         rows = len(server.state.y)
         epochs = math.ceil(steps * self.batch_size / rows)
         order = [torch.randperm(rows, generator=server.generator) for _ in range(epochs)]
-        drawn = torch.cat(order)[: steps * self.batch_size].split(self.batch_size) if order else ()
+        drawn = torch.split(torch.cat(order)[: steps * self.batch_size], self.batch_size) if order else ()
         batches = (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn)
         server.fit(
             server.model(architecture, architecture), cross_entropy, batches, train=part, lr=lr,

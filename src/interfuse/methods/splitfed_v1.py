@@ -69,7 +69,7 @@ class SplitFedV1(Method):
         for step in range(max(steps.values())):
             active = clients.only(client for client in clients if step < steps[client])
             smashed = active.call(self.forward)
-            active.call(self.backward, {c: self.serve(server, tails, c, sent) for c, sent in smashed.items()})
+            active.call(self.backward, {c: self.serve(server, c, tails[c], sent) for c, sent in smashed.items()})
         fronts = {client: reply.tensors for client, reply in clients.call(self.send).items()}
         trained = {client: tail.tensors("modular") for client, tail in tails.items()}
         server.state = Global(
@@ -79,14 +79,12 @@ class SplitFedV1(Method):
     def steps_of(self, profile: Profile) -> int:
         return self.local_steps or math.ceil(profile.samples / self.batch_size)
 
-    def serve(
-        self, server: Server[Global], tails: dict[ClientId, SplitModel], c: ClientId, sent: Smashed
-    ) -> CutGradient:
+    def serve(self, server: Server[Global], client: ClientId, tail: SplitModel, sent: Smashed) -> CutGradient:
         """A step of a client's server copy; answers with the gradient of the cut before the step."""
         z = sent.z.requires_grad_()
         server.fit(
-            tails[c], modular_cross_entropy, [Batch(z, sent.y.long())], train="modular", lr=self.lr,
-            optimizer=self.optimizer, keep_optimizer=f"tail-{c}",
+            tail, modular_cross_entropy, [Batch(z, sent.y.long())], train="modular", lr=self.lr,
+            optimizer=self.optimizer, keep_optimizer=f"tail-{client}",
         )  # fmt: skip
         assert z.grad is not None
         return CutGradient(z.grad)

@@ -85,7 +85,8 @@ class RunConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, as plain values."""
-        return plain(self.model_dump(exclude={"execution", "environment"}))
+        values: dict[str, Any] = plain(self.model_dump(exclude={"execution", "environment"}))
+        return values
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -166,9 +167,10 @@ def partition_values(partition: Partition | str) -> dict[str, Any]:
     """A partition as plain values."""
     if isinstance(partition, str):
         return {"name": partition}
-    names = {kind: name for name, kind in PARTITIONS.items()}
-    name = names.get(type(partition), f"{type(partition).__module__}:{type(partition).__qualname__}")  # type: ignore[call-overload]
-    return {"name": name} | (asdict(partition) if is_dataclass(partition) else {})  # type: ignore[arg-type]
+    kind: type = type(partition)
+    names = [known for known, other in PARTITIONS.items() if other is kind]
+    name = names[0] if names else f"{kind.__module__}:{kind.__qualname__}"
+    return {"name": name} | (asdict(partition) if is_dataclass(partition) else {})
 
 
 def method_values(method: str | Method | type[Method]) -> tuple[str, dict[str, Any]]:

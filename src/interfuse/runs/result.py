@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from interfuse.client import ClientId
-from interfuse.engines import local
+from interfuse.engines import InProcess
 from interfuse.errors import ConfigError, ModelError, RunError
 from interfuse.evaluation import compose
 from interfuse.federation import Federation
@@ -21,6 +21,7 @@ from interfuse.models import SplitModel
 from interfuse.runs.config import RunConfig, read_config
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import Given, assemble
+from interfuse.setup import Setup
 
 
 class Result:
@@ -59,23 +60,28 @@ class Result:
         return np.array([row["uplink"]["raw"] for row in self.metrics])
 
     @cached_property
+    def _engine(self) -> InProcess:
+        return InProcess(self._setup)
+
+    @cached_property
+    def _setup(self) -> Setup:
+        return assemble(self.config, self._given)
+
+    @cached_property
     def _federation(self) -> Federation:
-        setup, folder = assemble(self.config, self._given), RunFolder(self.path)
+        folder = RunFolder(self.path)
         commit = folder.last_commit()
         if commit is None:
             raise RunError(f"{self.path} has no commit yet")
-        federation = Federation(setup, local(setup, 1))
+        federation = Federation(self._setup, self._engine)
         federation.load(folder.commits, commit.round, commit.saved)
         return federation
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model at the last commit, as the method evaluates it."""
         self._known(client)
-        return self._models[client]
-
-    @cached_property
-    def _models(self) -> dict[ClientId, SplitModel]:
-        return models(self._federation)
+        with self._federation.evaluating():
+            return self._engine.model(client)
 
     def compose(
         self, base: ClientId, modular: ClientId
@@ -89,7 +95,7 @@ class Result:
         """
         self._known(base)
         self._known(modular)
-        setup = self._federation.setup
+        setup = self._setup
         if base != modular and "d" not in setup.dims:
             raise ModelError(
                 f"clients {base} and {modular}: their fusion layers differ in width, so they do not compose"

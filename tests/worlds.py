@@ -1,0 +1,207 @@
+"""Small federations for tests: synthetic data, tiny models, and what their clients hold inside.
+
+Only this module reaches into the engine's private parts.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interfuse.client import ClientId
+from interfuse.clients import Answer, Engine, Request
+from interfuse.data import IID, Dataset, Partition, Share, make_shares
+from interfuse.engines import InProcess, local
+from interfuse.engines.host import Resident
+from interfuse.evaluation import evaluation
+from interfuse.federation import Federation, check
+from interfuse.handler import Handler
+from interfuse.message import Message, flatten
+from interfuse.method import Method
+from interfuse.methods import find
+from interfuse.models import Builder, SplitModel, resolve
+from interfuse.setup import Setup
+from interfuse.wire import Entry, FileRecord, load_tensors
+
+
+def tiny_dataset(
+    rows: int = 60,
+    classes: int = 3,
+    shape: tuple[int, ...] = (5,),
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    test_rows: int = 24,
+) -> Dataset:
+    """Gaussian blobs, one a class; labels go round, so every class is there. ``dtype``: float32 or uint8."""
+    noise = torch.Generator().manual_seed(seed)
+    centres = torch.randn(classes, *shape, generator=noise)
+    y = torch.arange(rows + test_rows) % classes
+    x = centres[y] + 0.5 * torch.randn(rows + test_rows, *shape, generator=noise)
+    if dtype == torch.uint8:
+        x = (x * 40 + 128).clamp(0, 255).to(torch.uint8)
+    return Dataset(
+        "tiny", x[:rows], y[:rows], x[rows:], y[rows:], tuple(f"class {i}" for i in range(classes)),
+        scale=255.0 if dtype == torch.uint8 else 1.0, mean=(0.0,), std=(1.0,),
+    )  # fmt: skip
+
+
+def dataset_of(x: Tensor, y: Tensor, classes: int, *, test_rows: int = 6) -> Dataset:
+    """A data set of given training rows; the first of them are the test set too."""
+    names = tuple(f"class {i}" for i in range(classes))
+    return Dataset("given", x, y, x[:test_rows], y[:test_rows], names, scale=1.0, mean=(0.0,), std=(1.0,))
+
+
+def shares_of(*rows: Sequence[int]) -> list[Share]:
+    """Shares that are all training: these rows for client 0, those for client 1, and so on."""
+    empty = np.empty(0, np.int64)
+    return [Share(np.asarray(own, np.int64), empty, empty) for own in rows]
+
+
+def setup_of(
+    method: Method | str,
+    *,
+    clients: int = 3,
+    models: Sequence[str | Builder] = ("logistic",),
+    width: int = 8,
+    seed: int = 0,
+    partition: Partition | None = None,
+    dataset: Dataset | None = None,
+    shares: Sequence[Share] | None = None,
+    overrides: Mapping[ClientId, Mapping[str, Any]] | None = None,
+) -> Setup:
+    """A checked setup; models are dealt in turn, ``shares`` replace the partition."""
+    method = find(method)() if isinstance(method, str) else method
+    dataset = dataset or tiny_dataset()
+    shares = shares or make_shares(dataset, partition or IID(), clients, seed)
+    dealt = [models[i % len(models)] for i in range(len(shares))]
+    setup = Setup(
+        method, dataset, shares,
+        [resolve(m) if isinstance(m, str) else m for m in dealt],
+        [m if isinstance(m, str) else m.__qualname__ for m in dealt],
+        width, seed, overrides=overrides or {}, extra_programs={"evaluation": evaluation(method, dataset)},
+    )  # fmt: skip
+    check(setup)
+    return setup
+
+
+def federation(
+    method: Method | str,
+    *,
+    workers: int = 1,
+    rounds: int = 0,
+    start: bool = True,
+    wrap: Callable[[Engine], Engine] = lambda engine: engine,
+    **settings: Any,
+) -> Federation:
+    """A federation after its start and some rounds. ``settings`` are those of :func:`setup_of`.
+
+    Close ``federation.engine`` where there are several workers.
+    """
+    setup = setup_of(method, **settings)
+    made = Federation(setup, wrap(local(setup, workers)))
+    if start:
+        made.start()
+        for _ in range(rounds):
+            made.run_round()
+    return made
+
+
+class Recorder:
+    """An engine around another that remembers every message of every call, as the receiver got it."""
+
+    def __init__(self, inner: Engine) -> None:
+        self.inner = inner
+        self.profiles = inner.profiles
+        self.down: list[tuple[Request, ClientId, Message]] = []
+        self.up: list[tuple[Request, ClientId, Message]] = []
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        self.down += [(request, client, m) for client, m in messages.items() if m is not None]
+        for answer in self.inner.call(request, messages):
+            if isinstance(answer.reply, Message):
+                self.up.append((request, answer.client, answer.reply))
+            yield answer
+
+    def end_round(self) -> None:
+        self.inner.end_round()
+
+    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
+        return self.inner.save(folder, suffix)
+
+    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
+        self.inner.load(folder, files)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def in_process(federation: Federation) -> InProcess:
+    """The in-process engine of a federation, out of its wrapping."""
+    engine = federation.engine.inner if isinstance(federation.engine, Recorder) else federation.engine
+    assert isinstance(engine, InProcess)
+    return engine
+
+
+def resident(federation: Federation, client: ClientId) -> Resident:
+    """A client with all it owns, live, in its engine; made if it was never called."""
+    host = in_process(federation)._host
+    return host._residents.get(client) or host._settle(client)
+
+
+def live_model(federation: Federation, client: ClientId) -> SplitModel:
+    """The model of a client that keeps it between rounds; changing it changes the client."""
+    return resident(federation, client).client.model
+
+
+def weights_of(federation: Federation, client: ClientId, part: str | None = None) -> dict[str, Tensor]:
+    """A copy of the tensors of a client that keeps its model."""
+    return {key: tensor.clone() for key, tensor in live_model(federation, client).tensors(part).items()}
+
+
+def everything_owned(federation: Federation) -> dict[str, Tensor]:
+    """All owned tensors of both sides, as a first commit writes them, on any engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        saved = federation.save(Path(folder))
+        return {
+            f"{name}:{key}": tensor
+            for name, record in saved.files.items()
+            for key, tensor in load_tensors(Path(folder) / record.name, record.sha256).items()
+        }
+
+
+def run_handler(federation: Federation, handler: Handler[Any, Any], *messages: Any, client: ClientId = 0) -> Any:
+    """The reply of one client to one call, outside of a round."""
+    return federation.clients.only([client]).call(handler, *messages)[client]
+
+
+def entries(federation: Federation) -> list[Entry]:
+    """All entries of the ledger that were not drained."""
+    return list(federation.exchange.ledger._pending)
+
+
+def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Equal keys, dtypes, shapes and values; NaN equals NaN."""
+    return a.keys() == b.keys() and all(
+        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(a[k].nan_to_num(7.0), b[k].nan_to_num(7.0))
+        if a[k].is_floating_point()
+        else torch.equal(a[k], b[k])
+        for k in a
+    )
+
+
+def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    """The largest absolute difference of two sets of tensors with equal keys."""
+    assert a.keys() == b.keys()
+    return max((float((a[key].double() - b[key].double()).abs().max()) for key in a), default=0.0)
+
+
+def tensors_in(messages: Iterable[Message]) -> list[Tensor]:
+    """All tensors of some messages."""
+    return [tensor for message in messages for tensor in flatten(message).values()]
