@@ -5,6 +5,7 @@ Only this module reaches into the engine's private parts.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from interfuse.client import ClientId
+from interfuse.client import ClientId, SampleOrder
 from interfuse.clients import Answer, Engine, Request
 from interfuse.data import IID, Dataset, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
@@ -25,7 +27,7 @@ from interfuse.handler import Handler
 from interfuse.message import Message, flatten
 from interfuse.method import Method
 from interfuse.methods import find
-from interfuse.models import Builder, SplitModel, resolve
+from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
 from interfuse.wire import Entry, FileRecord, load_tensors
 
@@ -89,6 +91,41 @@ def setup_of(
     )  # fmt: skip
     check(setup)
     return setup
+
+
+def wide(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Two linear layers on either side of the fusion layer."""
+    base = nn.Sequential(
+        nn.Flatten(), nn.Linear(math.prod(sample_shape), 11), nn.ReLU(), nn.Linear(11, width), nn.ReLU()
+    )
+    return pair(base, nn.Sequential(nn.Linear(width, 6), nn.ReLU(), nn.Linear(6, classes)))
+
+
+def linear_head(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Another base block than that of "logistic", with the same modular block under the same key."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), 7), nn.Tanh(), nn.Linear(7, width), nn.ReLU())
+    return SplitModel({"tanh": base, "classifier": nn.Linear(width, classes)})
+
+
+def _nested(depth: int, sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    stages: dict[str, nn.Module] = {"stem": nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), width))}
+    stages |= {f"block{i}": nn.Sequential(nn.ReLU(), nn.Linear(width, width)) for i in range(1, depth)}
+    return SplitModel(stages | {"classifier": nn.Linear(width, classes)})
+
+
+def depth1(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """The shallowest of three models whose tensors nest."""
+    return _nested(1, sample_shape, classes, width)
+
+
+def depth2(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """``depth1`` and one block more."""
+    return _nested(2, sample_shape, classes, width)
+
+
+def depth3(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """``depth1`` and two blocks more."""
+    return _nested(3, sample_shape, classes, width)
 
 
 def federation(
@@ -187,12 +224,9 @@ def entries(federation: Federation) -> list[Entry]:
 
 
 def same_bits(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    """Equal keys, dtypes, shapes and values; NaN equals NaN."""
+    """Equal keys, dtypes, shapes and bits."""
     return a.keys() == b.keys() and all(
-        a[k].dtype == b[k].dtype and a[k].shape == b[k].shape and torch.equal(a[k].nan_to_num(7.0), b[k].nan_to_num(7.0))
-        if a[k].is_floating_point()
-        else torch.equal(a[k], b[k])
-        for k in a
+        (a[k].dtype, a[k].shape, a[k].numpy().tobytes()) == (b[k].dtype, b[k].shape, b[k].numpy().tobytes()) for k in a
     )
 
 
@@ -205,3 +239,44 @@ def largest_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> floa
 def tensors_in(messages: Iterable[Message]) -> list[Tensor]:
     """All tensors of some messages."""
     return [tensor for message in messages for tensor in flatten(message).values()]
+
+
+def in_steps(setup: Setup, client: ClientId, steps: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """The first batches that a client draws with ``steps``, taken from the data set by hand."""
+    share = setup.shares[client].train
+    order = SampleOrder(setup.seed, client, len(share))
+    drawn = [torch.from_numpy(share[order.take(batch_size)]) for _ in range(steps)]
+    return [(setup.dataset.normalise(setup.dataset.x_train[rows]), setup.dataset.y_train[rows]) for rows in drawn]
+
+
+def in_epochs(setup: Setup, client: ClientId, epochs: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
+    """The first batches that a client draws with ``epochs``, taken from the data set by hand."""
+    share = setup.shares[client].train
+    order = SampleOrder(setup.seed, client, len(share))
+    drawn = [torch.from_numpy(share[positions]) for positions in order.epochs(epochs, batch_size)]
+    return [(setup.dataset.normalise(setup.dataset.x_train[rows]), setup.dataset.y_train[rows]) for rows in drawn]
+
+
+def plain_training(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer
+) -> nn.Module:
+    """PyTorch's usual loop on the mean cross entropy: the oracle that knows nothing of interfuse."""
+    model.train()
+    for x, y in batches:
+        optimizer.zero_grad()
+        functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    return model
+
+
+def plain_sgd(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> dict[str, Tensor]:
+    """The state after plain SGD from where the model is."""
+    trained = plain_training(model, batches, torch.optim.SGD(model.parameters(), lr=lr))
+    return {key: tensor.detach().clone() for key, tensor in trained.state_dict().items()}
+
+
+def server_copy(setup: Setup, architecture: str, weights: Mapping[str, Tensor]) -> SplitModel:
+    """A model of the architecture with these weights."""
+    model = setup.build(architecture, "copy")
+    model.load(weights)
+    return model

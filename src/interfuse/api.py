@@ -7,13 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from interfuse import report
+from interfuse.clients import Engine
 from interfuse.data import Dataset, Partition
+from interfuse.engines import local
 from interfuse.method import Method
 from interfuse.methods import find
 from interfuse.models import DEFAULT_MODELS, Builder, resolve
 from interfuse.runs import Execution, Given, Progress, Result, RunConfig, execute, parse_config
 from interfuse.runs import resume as resume_run
 from interfuse.runs.config import IN_MEMORY, method_values, partition_values
+from interfuse.setup import Setup
 
 
 def run(
@@ -94,9 +97,19 @@ def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, prog
     return Result(path, given or Given())
 
 
-def resume(path: str | Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:
-    """Go on with a run where its last commit left it, and write its report."""
-    resume_run(Path(path), given=given or Given(), progress=progress)
+def resume(
+    path: str | Path, *, workers: int | None = None, given: Given | None = None, progress: Progress | None = None
+) -> Result:
+    """Go on with a run where its last commit left it, and write its report.
+
+    Args:
+        workers: Processes on this machine instead of the number that the run began with.
+    """
+
+    def engine(setup: Setup, asked: int | None) -> Engine:
+        return local(setup, asked if workers is None else workers)
+
+    resume_run(Path(path), given=given or Given(), progress=progress, engine=engine)
     report.write(Path(path))
     return Result(path, given or Given())
 

@@ -111,15 +111,15 @@ class ClientData:
         """The whole training share as stored, not normalised."""
         return Batch(self.dataset.x_train[self._train], self.dataset.y_train[self._train])
 
-    def validation(self, limit: int | None = None, chunk: int = 500) -> Iterator[Batch]:
+    def validation(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The validation share, or its first ``limit`` rows (their order is random already)."""
         return self._own(self.share.validation[:limit], chunk)
 
-    def test(self, limit: int | None = None, chunk: int = 500) -> Iterator[Batch]:
+    def test(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The client's own test share, or its first ``limit`` rows."""
         return self._own(self.share.test[:limit], chunk)
 
-    def common_test(self, rows: Tensor | None = None, chunk: int = 500) -> Iterator[Batch]:
+    def common_test(self, rows: Tensor | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The common test set, or some rows of it."""
         x, y = self.dataset.x_test, self.dataset.y_test
         if rows is not None:

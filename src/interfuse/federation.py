@@ -117,7 +117,7 @@ class Federation:
         parts: dict[str, tuple[object, dict[str, Tensor]]] = {
             # the state itself is part of the mark: comparing by identity needs it alive
             "server": ((_Same(state),), {} if state is None else flatten(state)),
-            "server-optimizers": (tuple(t._version for t in slots.values()), slots),
+            "server-optimizers": (tuple((path, _Same(t), t._version) for path, t in slots.items()), slots),
         }
         for name, model in server.models.items():
             tensors = dict(model.state_dict())

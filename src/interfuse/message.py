@@ -348,7 +348,8 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
                 raise MessageError(name, path, f"labels below {dims['classes']}", f"label {highest}")
         return tensor
 
-    return _mapped(message, change)
+    _mapped(message, change)
+    return message
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -213,7 +213,8 @@ def _differentiate(
     losses = {name: objective(model, batch) for name, objective in objectives.items()}
     loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
     if combine is None:
-        loss.backward()  # type: ignore[no-untyped-call]
+        if parameters or loss.requires_grad:  # a part without parameters has nothing to train
+            loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
     gradients: dict[str, Gradients] = {}
     for position, (name, value) in enumerate(losses.items()):

@@ -14,6 +14,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Engine, Failure, Request
 from interfuse.engines.arena import Arena, to_json
@@ -178,6 +180,8 @@ class _Worker:
 def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena) -> None:
     """A worker's life: it ends when the other end of its connection is closed, however that came about."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # for good, not only in handlers: a forked process inherits the pool of threads, but not the threads
+    torch.set_num_threads(1)
     for other in workers:
         other.ours.close()
         if other is not worker:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import Enum
 from typing import Annotated
 
 import torch
@@ -23,16 +24,17 @@ from interfuse.training import Batch
 
 CURVE_ROWS = 1000
 """Images of the common test set behind each point of a curve."""
-CURVE_OWN_ROWS = 500
+CURVE_OWN_ROWS = 250
 """At most so many rows of a client's own validation and test share behind each point of a curve."""
 LARGEST_COMPOSITION = 1 << 29
 """Bytes of fusion outputs above which the composition matrix uses the rows of the curve at the end too."""
 
 
 class Scope(Message):
-    """How much to evaluate on: everything, or the fixed rows of the curve."""
+    """How much to evaluate on: everything or the fixed rows of the curve; with the common test set or without."""
 
     full: bool
+    common: bool
 
 
 class Hits(Message):
@@ -89,9 +91,9 @@ class Evaluation(Program):
         """Count right answers of the method's prediction."""
         limit = None if scope.full else CURVE_OWN_ROWS
         rows = None if scope.full else self.curve_rows
+        common = client.data.common_test(rows) if scope.common else ()
         counted = [
-            self._count(client, batches)
-            for batches in (client.data.test(limit), client.data.validation(limit), client.data.common_test(rows))
+            self._count(client, batches) for batches in (client.data.test(limit), client.data.validation(limit), common)
         ]
         return Hits(*(number for pair in counted for number in pair))
 
@@ -156,22 +158,44 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     """Evaluate all clients as the method predicts, and all compositions of their blocks."""
     program = federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
+    composed = _composable(federation, full=full)
+    # the diagonal is every client's own composition: where the method predicts with it, there is nothing to add
+    apart = composed is not Composed.AS_ASKED or type(federation.method).predict is not Method.predict
     with federation.evaluating() as clients:
-        hits = clients.call(program.hits, Scope(full)).values()
-        return Accuracies(
-            own=[_share(h.own, h.own_total) for h in hits],
-            validation=[_share(h.validation, h.validation_total) for h in hits],
-            common=[_share(h.common, h.common_total) for h in hits],
-            composition=_composition(federation, program, clients, full) if "d" in federation.setup.dims else None,
-        )
+        hits = clients.call(program.hits, Scope(full, apart)).values()
+        matrix = None
+        if composed is not Composed.NOT_AT_ALL:
+            matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
+    return Accuracies(
+        own=[_share(h.own, h.own_total) for h in hits],
+        validation=[_share(h.validation, h.validation_total) for h in hits],
+        common=[_share(h.common, h.common_total) for h in hits]
+        if apart or matrix is None
+        else [row[client] for client, row in enumerate(matrix)],
+        composition=matrix,
+    )
+
+
+class Composed(Enum):
+    """On how many rows the composition matrix can be had."""
+
+    NOT_AT_ALL = 0
+    ON_CURVE_ROWS = 1
+    AS_ASKED = 2
+
+
+def _composable(federation: Federation, *, full: bool) -> Composed:
+    dims, rows = federation.setup.dims, len(federation.setup.dataset.y_test)
+    if "d" not in dims:
+        return Composed.NOT_AT_ALL
+    small = not full or rows * dims["d"] * 4 * dims["clients"] <= LARGEST_COMPOSITION
+    return Composed.AS_ASKED if small else Composed.ON_CURVE_ROWS
 
 
 def _composition(federation: Federation, program: Evaluation, clients: Clients, full: bool) -> list[list[float]]:
-    dims, dataset = federation.setup.dims, federation.setup.dataset
-    full = full and len(dataset.y_test) * dims["d"] * 4 * len(clients) <= LARGEST_COMPOSITION
-    outputs = clients.call(program.fused, Scope(full))
+    outputs = clients.call(program.fused, Scope(full, True))
     columns = clients.call(program.composed, FusedTests(tuple(outputs.values()), full))
-    total = len(dataset.y_test) if full else len(program.curve_rows)
+    total = len(federation.setup.dataset.y_test) if full else len(program.curve_rows)
     right = torch.stack([column.right for column in columns.values()], dim=1)
     return [[int(count) / total for count in row] for row in right]
 

@@ -43,9 +43,7 @@ class FedAvg(Method):
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw; starts anew each round
     momentum: NonNegative = 0.0  # of sgd
     weights: WeightRule = "samples"  # clients count by their samples, or uniform
-    buffers: BufferPolicy = (
-        BufferPolicy.AGGREGATE
-    )  # normalisation statistics: aggregate, local, batch-statistics, recalibrate
+    buffers: BufferPolicy = BufferPolicy.AGGREGATE  # aggregate, local, batch-statistics or recalibrate
 
     def keeps(self) -> frozenset[str]:
         return frozenset({BUFFERS}) if self.buffers is BufferPolicy.LOCAL else NOTHING

@@ -81,7 +81,7 @@ class SplitFedV1(Method):
 
     def serve(self, server: Server[Global], client: ClientId, tail: SplitModel, sent: Smashed) -> CutGradient:
         """A step of a client's server copy; answers with the gradient of the cut before the step."""
-        z = sent.z.requires_grad_()
+        z = sent.z.detach().requires_grad_()
         server.fit(
             tail, modular_cross_entropy, [Batch(z, sent.y.long())], train="modular", lr=self.lr,
             optimizer=self.optimizer, keep_optimizer=f"tail-{client}",

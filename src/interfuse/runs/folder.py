@@ -61,7 +61,9 @@ class RunFolder:
         Raises:
             RunError: another process does.
         """
-        with _explained(self.path), open(self.path / ".lock", "w") as lock:
+        with _explained(self.path):
+            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below; errors of the run are not the disk's)
+        with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -69,8 +71,9 @@ class RunFolder:
             try:
                 yield
             finally:
-                for file in self._files.values():
-                    file.close()
+                with _explained(self.path):
+                    for file in self._files.values():
+                        file.close()
                 self._files.clear()
 
     def create(self, config: str) -> None:

@@ -184,11 +184,11 @@ class _Run:
         commit = self.folder.last_commit()
         ledger = self.folder.open_at({} if commit is None else commit.offsets)
         self.federation = Federation(self.setup, self.engine, ledger)
+        self.progress.begin(self.config, 0 if commit is None else commit.round)
         if commit is None:
             self._round(self.federation.start, first=True)
         else:
             self._go_back(commit)
-        self.progress.begin(self.config, self.federation.round)
         while self.federation.round < self.config.rounds:
             self._round(self.federation.run_round)
         if self.committed_round != self.federation.round:

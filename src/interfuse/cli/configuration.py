@@ -1,0 +1,152 @@
+"""From the words of a command line to a configuration."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from interfuse import recipes
+from interfuse.errors import ConfigError, nearest
+from interfuse.methods import built_in
+from interfuse.references import is_reference
+from interfuse.runs import RunConfig, parse_config, read_config
+
+OPTION_OF = {"alpha": "dirichlet", "classes_per_client": "pathological"}
+"""Which partition an option of the command line belongs to."""
+
+
+def method_names() -> list[str]:
+    """Methods that have a name of their own: built in, or brought by an installed package."""
+    return sorted({*built_in(), *(entry.name for entry in entry_points(group="interfuse.methods"))})
+
+
+def configure(
+    what: str,
+    options: Mapping[str, Any],
+    *,
+    partition: Mapping[str, Any] | None = None,
+    assignments: Sequence[str] = (),
+) -> RunConfig:
+    """The configuration that a method or recipe and the options beside it ask for.
+
+    Args:
+        what: A method's name, ``mine.py``, ``package.module:Class``, a recipe's name, or a path ending in ``.toml``.
+        options: Values by key of the configuration, tables as mappings; None is not given.
+        partition: ``name`` and the partition's own options; None is not given.
+        assignments: ``key=value``, or ``client.N.key=value`` for one client.
+
+    Raises:
+        ConfigError: something is unknown, impossible, or does not belong together.
+    """
+    values = _begin_with(what)
+    for key, value in absolute_paths(_given(options), Path.cwd()).items():
+        values[key] = values.get(key, {}) | _given(value) if isinstance(value, Mapping) else value
+    if asked := _given(partition or {}):
+        values["partition"] = _partition(values.get("partition", {"name": "iid"}), absolute_paths(asked, Path.cwd()))
+    for text in assignments:
+        _assign(values, text)
+    return parse_config(values, "interfuse run")
+
+
+def _begin_with(what: str) -> dict[str, Any]:
+    """The values that the first argument brings. A built-in method goes before a recipe of the same name."""
+    if what in built_in():
+        return {"method": what}
+    path = Path(what) if what.endswith(".toml") else recipes.find(what)
+    if path is not None:
+        return absolute_paths(read_config(path).model_dump(), path.parent)
+    if not (is_reference(what) or what.endswith(".py") or what in method_names()):
+        raise ConfigError(f"no method or recipe {what!r}: {nearest(what, {*method_names(), *recipes.names()})}")
+    return absolute_paths({"method": what}, Path.cwd())
+
+
+def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same values with every file they name as an absolute path, so that a run can be resumed from anywhere.
+
+    Args:
+        values: Of a configuration, or of its table ``partition``.
+        folder: Where relative paths begin: that of a recipe, or the working directory.
+    """
+    changed = dict(values)
+    for key in ("method", "data", "name"):
+        if key in changed:
+            changed[key] = _absolute(str(changed[key]), folder)
+    if "models" in changed:
+        changed["models"] = [_absolute(name, folder) for name in changed["models"]]
+    if isinstance(changed.get("partition"), Mapping):
+        changed["partition"] = absolute_paths(changed["partition"], folder)
+    return changed
+
+
+def _absolute(name: str, folder: Path) -> str:
+    """``mine.py``, ``mine.py:Class`` or ``rows.npz`` with the whole path; any other name as it is."""
+    place, colon, _ = name.rpartition(":")
+    file = place if colon and place.endswith(".py") else name
+    if not file.endswith((".py", ".npz")):
+        return name
+    return str((folder / Path(file).expanduser()).resolve()) + name[len(file) :]
+
+
+def _partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A partition with what was asked changed in it; its options go when another one is asked for."""
+    name = asked.get("name", before["name"])
+    for option in asked.keys() & OPTION_OF.keys():
+        if OPTION_OF[option] != name:
+            flag = "--alpha" if option == "alpha" else "--classes"
+            raise ConfigError(f"{flag} belongs to --partition {OPTION_OF[option]}, but the partition is {name!r}")
+    return (dict(before) if name == before["name"] else {}) | {"name": name} | dict(asked)
+
+
+def _assign(values: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"--set {text}: write key=value, such as --set local_steps=5")
+    if not key.startswith("client."):
+        values["settings"] = values.get("settings", {}) | {key: toml_or_text(value)}
+        return
+    _, number, setting = [*key.split(".", 2), ""][:3]
+    if not (number.isdecimal() and setting):
+        raise ConfigError(f"--set {text}: write client.NUMBER.key=value, such as --set client.2.base_lr=0.001")
+    everybody = values.get("client", {})
+    own = everybody.get(int(number), {}) | {setting: toml_or_text(value)}
+    values["client"] = everybody | {int(number): own}
+
+
+def toml_or_text(text: str) -> Any:
+    """A TOML value such as ``0.1``, ``true`` or ``{start = 0.1, rounds = 200}``; the text itself where it is none."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def listed(text: str | None) -> list[str] | None:
+    """The items of a list with commas; None stays None."""
+    return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas.
+
+    Raises:
+        ConfigError: an item is no whole number, or one is there twice.
+    """
+    try:
+        found = [int(item) for item in listed(text) or ()]
+    except ValueError:
+        raise ConfigError(f"--seeds {text}: write whole numbers with commas, such as --seeds 0,1,2") from None
+    if not found or len(set(found)) < len(found):
+        raise ConfigError(f"--seeds {text}: name at least one seed, and each once")
+    return found
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def short_name(reference: str) -> str:
+    """A method or data set in one word: ``Class`` of a reference, else the name of the file without its ending."""
+    return Path(reference.rpartition(":")[2]).stem

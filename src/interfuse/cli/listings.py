@@ -1,0 +1,89 @@
+"""Tables of what there is: methods, data sets, models."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Sequence
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from interfuse import data, models
+from interfuse.cli.configuration import method_names
+from interfuse.handler import handlers
+from interfuse.message import Leaf, leaves
+from interfuse.method import Method, settings
+from interfuse.methods import find
+
+
+def methods() -> RenderableType:
+    """All methods that have a name, with what their clients' messages disclose."""
+    found = [(name, find(name)) for name in method_names()]
+    return table(
+        ("method", "discloses", "what it is"),
+        [(name, _disclosed(kind), inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]) for name, kind in found],
+    )
+
+
+def method(name: str) -> RenderableType:
+    """One method: what it is, its settings, and what each of its messages carries.
+
+    Raises:
+        ConfigError: there is no such method.
+    """
+    kind = find(name)
+    rows = [(s.name, s.type, str(s.default), s.comment) for s in settings(kind)]
+    return Group(
+        f"{name}: {inspect.cleandoc(kind.__doc__ or '')}\n",
+        f"Discloses: {_disclosed(kind)}\n",
+        table(("setting", "type", "default", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
+        "",
+        table(("handler", "", "carries", "discloses"), _messages(kind), title="Messages (down: to a client)"),
+    )
+
+
+def datasets() -> RenderableType:
+    """The named data sets, and whether they are here."""
+    infos = data.available()
+    rows = [
+        (i.name, i.state, f"{i.rows_train:,} + {i.rows_test:,}", "×".join(map(str, i.shape)), str(i.classes), i.licence)
+        for i in infos
+    ]
+    notes = [f"{info.name}: {info.note}" for info in infos if info.note]
+    return Group(table(("data set", "state", "train + test", "shape", "classes", "licence"), rows), "", *notes)
+
+
+def zoo() -> RenderableType:
+    """The models of the zoo."""
+    rows = [(info.name, info.summary) for info in models.available()]
+    default = f"Without --models the clients get, in turn: {', '.join(models.DEFAULT_MODELS)}."
+    return Group(table(("model", "what it is"), rows), "", default)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """A plain table whose first column is never broken."""
+    made = Table(*heads, box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
+    made.columns[0].no_wrap = True
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def _disclosed(kind: type[Method]) -> str:
+    return ", ".join(sorted(kind.discloses)) or "nothing"
+
+
+def _messages(kind: type[Method]) -> Iterable[Sequence[str]]:
+    for name, handler in handlers(kind).items():
+        for direction, message in (("down", handler.message_type), ("up", handler.reply_type)):
+            for leaf in () if message is None else leaves(message):
+                yield name, direction, _carried(leaf), str(leaf.disclosure)
+
+
+def _carried(leaf: Leaf) -> str:
+    if leaf.scalar is not None:
+        return f"{leaf.path}: {leaf.scalar.__name__}"
+    if leaf.named:
+        return f"{leaf.path}: tensors of the client's model"
+    return f"{leaf.path} [{', '.join(leaf.dims or ('...',))}]"

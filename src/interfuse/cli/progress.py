@@ -1,0 +1,137 @@
+"""How a run is followed: a line that is redrawn in a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import rich.progress
+from rich.console import Console
+
+from interfuse.cli.configuration import short_name
+from interfuse.report.summary import mean
+from interfuse.report.text import megabytes, percent
+from interfuse.runs import Progress, RunConfig, Silent
+
+REDRAW_SECONDS = 0.1
+
+
+@contextmanager
+def shown(quiet: bool) -> Iterator[Progress]:
+    """Show a run on the standard error stream for as long as the context lasts."""
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if quiet:
+        yield Silent()
+    elif console.is_terminal and not console.is_dumb_terminal:
+        bars = Bars(console)
+        try:
+            yield bars
+        finally:
+            bars.stop()
+    else:
+        yield Lines(lambda text: console.print(text, soft_wrap=True))
+
+
+class Standing:
+    """How far a run is, in words."""
+
+    def __init__(self, config: RunConfig, done: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.name, self.rounds, self.round = short_name(config.method), config.rounds, done
+        self._done, self._clock, self._began = done, clock, clock()
+        self._accuracy = self._uplink = ""
+        self._failed: set[int] = set()
+
+    def update(self, row: Mapping[str, Any]) -> list[str]:
+        """Take a line of ``metrics.jsonl``; returns what deserves a line of its own."""
+        self.round = row["round"]
+        self._uplink = f"uplink {megabytes(row['uplink']['raw'])} MB"
+        if accuracy := row.get("accuracy"):
+            self._accuracy = f"global {percent(mean(accuracy['common']))}"
+            if accuracy["composition"] is not None:
+                every = mean(value for line in accuracy["composition"] for value in line)
+                self._accuracy += f", composition {percent(every)}"
+        new = {failure["client"]: failure["reason"] for failure in row["failures"]}
+        lines = [f"round {self.round}: client {c} failed: {new[c]}" for c in sorted(new.keys() - self._failed)]
+        self._failed |= new.keys()
+        return lines
+
+    def __str__(self) -> str:
+        elapsed = self._clock() - self._began
+        parts = [f"round {self.round}/{self.rounds}", self._accuracy, self._uplink, duration(elapsed)]
+        if self._done < self.round < self.rounds:
+            left = elapsed / (self.round - self._done) * (self.rounds - self.round)
+            parts.append(f"{duration(left)} left")
+        return ", ".join(part for part in parts if part)
+
+
+class Lines:
+    """A line for about every tenth of the rounds."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def begin(self, config: RunConfig, done: int) -> None:
+        self._standing, self._tenth = Standing(config, done), -1
+        if done:
+            self.note(f"{self._standing.name}: goes on after round {done} of {config.rounds}")
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        standing = self._standing
+        for text in standing.update(row):
+            self.note(f"{standing.name}: {text}")
+        tenth = 10 * standing.round // standing.rounds
+        if tenth != self._tenth:
+            self._tenth = tenth
+            self.note(f"{standing.name}: {standing}")
+
+    def note(self, text: str) -> None:
+        self._write(text)
+
+
+class Bars:
+    """A bar for the run and one for each reference."""
+
+    def __init__(self, console: Console) -> None:
+        columns: list[rich.progress.ProgressColumn] = [rich.progress.TextColumn("{task.description}", markup=False)]
+        if console.width >= 120:
+            columns.append(rich.progress.BarColumn(20))
+        columns.append(rich.progress.TextColumn("{task.fields[standing]}", markup=False))
+        # No thread redraws: worker processes are forked while the bars are on the screen.
+        self._bars = rich.progress.Progress(*columns, console=console, auto_refresh=False)
+        self._drawn = -math.inf
+
+    def begin(self, config: RunConfig, done: int) -> None:
+        self._standing = Standing(config, done)
+        self._bars.start()
+        self._task = self._bars.add_task(
+            self._standing.name, total=config.rounds, completed=done, standing=str(self._standing)
+        )
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        for text in self._standing.update(row):
+            self.note(f"{self._standing.name}: {text}")
+        self._bars.update(self._task, completed=self._standing.round, standing=str(self._standing))
+        last = self._standing.round == self._standing.rounds
+        if last or time.monotonic() - self._drawn >= REDRAW_SECONDS:
+            self._bars.refresh()
+            self._drawn = time.monotonic()
+
+    def note(self, text: str) -> None:
+        self._bars.console.print(text)
+
+    def stop(self) -> None:
+        """Leave the bars as they are."""
+        self._bars.stop()
+
+
+def duration(seconds: float) -> str:
+    """A time in words: ``8 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,34 @@
+"""The report of a run: one page that needs nothing else, its plots as files, and its warnings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from interfuse.errors import RunError
+from interfuse.report.console import console_summary
+from interfuse.report.diagnosis import Diagnosis, diagnose
+from interfuse.report.html import page
+from interfuse.report.plots import class_counts_figure, figures, save
+from interfuse.report.summary import load
+from interfuse.report.text import headline
+
+__all__ = ["Diagnosis", "class_counts_figure", "console_summary", "diagnose", "headline", "write"]
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` and ``plots/`` of a run folder, finished or not. Returns the page's path.
+
+    The same run folder gives the same bytes.
+
+    Raises:
+        RunError: there is no run in the folder, a file of it is damaged, or the report cannot be written.
+    """
+    run = load(folder)
+    plots, report = folder / "plots", folder / "report.html"
+    try:
+        plots.mkdir(exist_ok=True)
+        drawn = {name: save(figure, plots, name) for name, figure in figures(run).items()}
+        report.write_text(page(run, diagnose(run.summary, run.metrics), drawn), encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"cannot write the report in {folder}: {error.strerror}") from error
+    return report

@@ -1,0 +1,324 @@
+"""The plots of a run, drawn without any global state of matplotlib's plotting layer.
+
+Colours of ink and paper are markers: :func:`inline_svg` hands them to the style sheet of the page, which knows light
+and dark. Files keep dark ink on white.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from jaxtyping import Int64
+from matplotlib import font_manager
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from interfuse.report.summary import Curve, Json, Matrix, Run, curve, number, reference, scores
+from interfuse.report.text import bare_percent
+
+INK, PAPER = "#1f2329", "#fefefe"
+BLUE, ORANGE, GREEN = "#3b82c4", "#d9772b", "#2f9e6e"
+CLASSES = (
+    "#3b82c4", "#d9772b", "#2f9e6e", "#c4504f", "#8a6fc0", "#8c6d4f", "#cf6fb0", "#7f8791", "#a8a432", "#32a3b5",
+)  # fmt: skip
+SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fc", "#8fbbe3", "#3b82c4", "#173f6b"])
+WIDTH, HEIGHT = 5.0, 3.4  # inches: still legible where a telephone shrinks it to 350 pixels
+WIDE_RANGE = 20.0  # quotient of the largest and the smallest positive value from which an axis is logarithmic
+MOST_BARS = 2000  # more pieces of stacked bars than this become an image
+MOST_NUMBERS = 16  # rows of a matrix that still have room for numbers
+FONT = "DejaVu Sans"  # comes with matplotlib: the same picture everywhere
+
+_REFERENCES: tuple[tuple[str, Literal["--", ":"]], ...] = (("local", "--"), ("pooled", ":"))
+
+_STYLE: Mapping[Any, Any] = {
+    "font.family": [FONT],
+    "font.size": 10,
+    "text.parse_math": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 10,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": INK,
+    "grid.alpha": 0.13,
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "figure.constrained_layout.use": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+}
+
+
+@contextmanager
+def _style(salt: str = "interfuse") -> Iterator[None]:
+    """Our style for a while, whatever the user's own settings of matplotlib are."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({**_STYLE, "svg.hashsalt": salt})
+        yield
+
+
+def figures(run: Run) -> dict[str, Figure]:
+    """The plots of a run by file name, those that have something to show."""
+    summary, points = run.summary, curve(run.metrics)
+    found: dict[str, Figure] = {}
+    local: Json = reference(summary, "local") or {}
+    for name, values, title in (
+        ("composition", summary, str(summary.get("method"))),
+        ("composition-local", local, "Local's blocks, swapped"),
+    ):
+        matrix = scores(values).composition
+        if matrix is not None:
+            found[name] = composition_figure(matrix, title)
+    if len(points.rounds):
+        curves = {name: curve(metrics) for name, metrics in run.beside.items()}
+        found["accuracy-rounds"] = accuracy_over_rounds(points, curves)
+        if points.uplink[-1] > 0:
+            finals = {name: _ends(other) for name, _ in _REFERENCES if (other := reference(summary, name))}
+            found["accuracy-uplink"] = accuracy_over_uplink(points, finals)
+    if kinds := summary.get("bytes_by_kind"):
+        found["bytes"] = bytes_figure(kinds)
+    if counts := summary.get("class_counts"):
+        found["classes"] = class_counts_figure(np.array(counts), [str(name) for name in summary["class_names"]])
+    if phases := summary.get("seconds_by_phase"):
+        found["time"] = time_figure(phases)
+    return found
+
+
+def save(figure: Figure, folder: Path, name: str) -> str:
+    """Write a plot as SVG and PNG. The same figure gives the same bytes. Returns the SVG."""
+    with _style(name):
+        text, image = io.StringIO(), io.BytesIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+        figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
+    (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
+    (folder / f"{name}.png").write_bytes(image.getvalue())
+    return text.getvalue()
+
+
+def inline_svg(svg: str, name: str, label: str) -> str:
+    """A plot as an element of the page: ids of its own, the page's ink and paper, a text for who cannot see it."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    opening, _, rest = body.partition(">")
+    box = re.search(r'viewBox="([^"]+)"', opening)
+    assert box is not None, "matplotlib writes a viewBox"
+    rest = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\g<1>{name}-", rest)
+    rest = rest.replace(INK, "var(--ink)").replace(PAPER, "var(--card)")
+    return f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(label)}">{rest}'
+
+
+@_style()
+def composition_figure(matrix: Matrix, title: str) -> Figure:
+    """Accuracies of all pairs: a row for each base block, a column for each modular block."""
+    figure = Figure(figsize=(WIDTH, WIDTH * 0.86))
+    axes = figure.subplots()
+    image = axes.imshow(matrix, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    axes.set(title=_drawable(title, "this run"), xlabel="modular block of client", ylabel="base block of client")
+    axes.grid(visible=False)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    if len(matrix) <= MOST_NUMBERS:
+        size = min(10.0, 72 / len(matrix))
+        for (row, column), value in np.ndenumerate(matrix):
+            colour = "#ffffff" if value > 0.55 else "#10151b"
+            axes.text(column, row, bare_percent(float(value)), ha="center", va="center", fontsize=size, color=colour)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, format=PercentFormatter(1.0, decimals=0))
+    bar.outline.set_visible(False)
+    return figure
+
+
+@_style()
+def accuracy_over_rounds(points: Curve, beside: Mapping[str, Curve]) -> Figure:
+    """Mean accuracies over the rounds, with the standard deviation of the global one over clients; Local dashed."""
+    figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
+    axes = figure.subplots()
+    handles = _lines(axes, points.rounds, points, np.ones(len(points.rounds), bool))
+    for name, dashes in _REFERENCES:
+        other = beside.get(name)
+        if other is not None and len(other.rounds):
+            for values, colour in ((other.common, BLUE), (other.own, ORANGE), (other.composition, GREEN)):
+                if not np.isnan(values).all() and (name == "local" or colour != GREEN):
+                    axes.plot(other.rounds, values, dashes, color=colour, linewidth=1.2, alpha=0.85)
+            handles.append(Line2D([], [], linestyle=dashes, color=INK, linewidth=1.2, label=name.title()))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _finish(figure, axes, "round", handles)
+    return figure
+
+
+@_style()
+def accuracy_over_uplink(points: Curve, finals: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Mean accuracies over the bytes that all clients sent; where the references end as level lines.
+
+    Args:
+        finals: Final mean global, own and composition accuracy of the references, which send nothing.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
+    axes = figure.subplots()
+    sent = points.uplink / 1e6
+    positive = sent[sent > 0]
+    logarithmic = bool(positive.max() / positive.min() >= WIDE_RANGE)
+    handles = _lines(axes, sent, points, sent > 0 if logarithmic else np.ones(len(sent), bool))
+    if logarithmic:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+    for name, dashes in _REFERENCES:
+        if name in finals:
+            for value, colour in zip(finals[name], (BLUE, ORANGE, GREEN), strict=True):
+                if not math.isnan(value) and (name == "local" or colour != GREEN):
+                    axes.axhline(value, linestyle=dashes, color=colour, linewidth=1.2, alpha=0.85)
+            handles.append(
+                Line2D([], [], linestyle=dashes, color=INK, linewidth=1.2, label=f"{name.title()}, at its end")
+            )
+    _finish(figure, axes, "uplink of all clients, MB", handles)
+    return figure
+
+
+def _lines(
+    axes: Axes, x: NDArray[np.int64] | NDArray[np.float64], points: Curve, shown: NDArray[np.bool_]
+) -> list[Line2D]:
+    """The three curves of the run itself."""
+    marker = "o" if shown.sum() < 3 else ""
+    axes.fill_between(
+        x[shown], (points.common - points.common_std)[shown], (points.common + points.common_std)[shown],
+        color=BLUE, alpha=0.18, linewidth=0,
+    )  # fmt: skip
+    handles = []
+    for values, colour, label in (
+        (points.common, BLUE, "global, ± std over clients"),
+        (points.own, ORANGE, "own"),
+        (points.composition, GREEN, "composition"),
+    ):
+        if not np.isnan(values).all():
+            handles += axes.plot(x[shown], values[shown], color=colour, marker=marker, label=label)
+    return handles
+
+
+def _finish(figure: Figure, axes: Axes, label: str, handles: Sequence[Line2D]) -> None:
+    axes.set(xlabel=label, ylabel="accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=2)
+
+
+def _ends(values: Json) -> tuple[float, float, float]:
+    found = scores(values)
+    return found.common.mean, found.own.mean, found.mean_composition
+
+
+@_style()
+def bytes_figure(kinds: Mapping[str, Json]) -> Figure:
+    """Raw bytes of each kind of message: up, and down as one copy a client and as one for all."""
+    ways = (
+        ("uplink", "up", BLUE),
+        ("downlink", "down, unicast", ORANGE),
+        ("downlink_broadcast", "down, broadcast", GREEN),
+    )
+    figure = Figure(figsize=(WIDTH, 1.6 + 0.62 * len(kinds)))
+    axes = figure.subplots()
+    places = np.arange(len(kinds))
+    for index, (way, label, colour) in enumerate(ways):
+        sizes = [number((totals.get(way) or {}).get("raw")) / 1e6 for totals in kinds.values()]
+        axes.barh(places + (index - 1) * 0.27, np.nan_to_num(sizes), height=0.25, color=colour, label=label)
+    _name_rows(axes, [_drawable(kind, f"kind {i}") for i, kind in enumerate(kinds)])
+    axes.set(xlabel="MB")
+    figure.legend(loc="outside lower center", ncols=3)
+    return figure
+
+
+@_style()
+def time_figure(phases: Mapping[str, float]) -> Figure:
+    """Seconds of each phase of the run."""
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(phases)))
+    axes = figure.subplots()
+    axes.barh(np.arange(len(phases)), [number(seconds) for seconds in phases.values()], height=0.6, color=BLUE)
+    _name_rows(axes, [_drawable(phase, f"phase {i}") for i, phase in enumerate(phases)])
+    axes.set(xlabel="seconds")
+    return figure
+
+
+def _name_rows(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+
+
+@_style()
+def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_names: Sequence[str]) -> Figure:
+    """Training samples of each class by client: stacked bars, or an image where there are too many pieces.
+
+    Args:
+        counts: Samples by client (row) and class (column).
+        class_names: A name for each column.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT))
+    axes = figure.subplots()
+    names = [_drawable(name, str(index)) for index, name in enumerate(class_names)]
+    if counts.size > MOST_BARS:
+        image = axes.imshow(counts.T, cmap=SHADES, aspect="auto", interpolation="nearest")
+        axes.grid(visible=False)
+        axes.set(xlabel="client", ylabel="class")
+        figure.colorbar(image, ax=axes, label="samples").outline.set_visible(False)
+        return figure
+    _stack(axes, counts)
+    axes.set(xlabel="client", ylabel="samples")
+    axes.grid(visible=False, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
+    if len(names) <= 2 * len(CLASSES):
+        handles = axes.get_legend_handles_labels()[0]
+        columns = 5 if max(map(len, names)) <= 6 else 3 if max(map(len, names)) <= 14 else 2
+        short = [name if len(name) <= 22 else f"{name[:21]}…" for name in names]
+        figure.legend(handles, short, loc="outside lower center", ncols=columns, handlelength=1.0)
+    return figure
+
+
+def _stack(axes: Axes, counts: Int64[np.ndarray, "clients classes"]) -> None:
+    places = np.arange(len(counts))
+    bottom = np.zeros(len(counts))
+    few = len(counts) <= 40
+    for index, column in enumerate(counts.T):
+        axes.bar(
+            places, column, bottom=bottom, width=0.8 if few else 1.0, label=str(index), color=_class_colour(index),
+            edgecolor=PAPER, linewidth=0.5 if few else 0.0,
+        )  # fmt: skip
+        bottom += column
+
+
+def _class_colour(index: int) -> tuple[float, float, float]:
+    """Ten colours, then the same ones lighter and lighter."""
+    red, green, blue = matplotlib.colors.to_rgb(CLASSES[index % len(CLASSES)])
+    light = 0.45 * (index // len(CLASSES) % 2)
+    return red + (1 - red) * light, green + (1 - green) * light, blue + (1 - blue) * light
+
+
+def _drawable(text: str, otherwise: str) -> str:
+    """A text for a plot: another one where the font lacks a letter (Japanese class names, control characters)."""
+    glyphs = FT2Font(font_manager.findfont(FONT)).get_charmap()
+    return text if text and all(ord(letter) in glyphs for letter in text) else otherwise

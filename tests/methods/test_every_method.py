@@ -1,0 +1,237 @@
+"""What holds for every built-in method, those of later too: bytes, disclosure, determinism, hard shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worlds import (
+    Recorder,
+    dataset_of,
+    entries,
+    everything_owned,
+    federation,
+    in_process,
+    resident,
+    same_bits,
+    shares_of,
+    tiny_dataset,
+    wide,
+)
+
+from interfuse.client import ClientId
+from interfuse.clients import Answer, Request
+from interfuse.data import Dataset
+from interfuse.evaluation import compose, evaluate
+from interfuse.federation import Federation
+from interfuse.handler import handlers
+from interfuse.message import Disclosure, Message, decode, disclosed, encode, flatten
+from interfuse.method import Method, check_declaration, settings
+from interfuse.methods import built_in
+from interfuse.models import SplitModel, pair
+from interfuse.wire import Volume
+
+EVERY = sorted(built_in())
+every_method = pytest.mark.parametrize("name", EVERY)
+
+
+def tiny(name: str) -> Method:
+    """A method with small settings, where it has them."""
+    kind = built_in()[name]
+    wanted = {"local_steps": 2, "batch_size": 4}
+    return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
+
+
+def uneven() -> dict[str, Any]:
+    """Clients of 9, 17 and 34 rows."""
+    return {"models": [wide], "shares": shares_of(range(0, 9), range(9, 26), range(26, 60))}
+
+
+class Watcher(Recorder):
+    """Records messages, and the models of clients before and after each handler."""
+
+    federation: Federation | None = None
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self.parameters: dict[bytes, None] = {}
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        for client in messages:
+            self._look(client)
+        for answer in super().call(request, messages):
+            self._look(answer.client)
+            yield answer
+
+    def _look(self, client: ClientId) -> None:
+        assert self.federation is not None
+        for tensor in resident(self.federation, client).client.model.tensors(["base", "modular"]).values():
+            for row in tensor.reshape(tensor.shape[0], -1):
+                if row.isfinite().all() and row.unique().numel() > 2:
+                    self.parameters[row.numpy().tobytes()] = None
+
+
+def watched(name: str) -> tuple[Federation, Watcher]:
+    f = federation(tiny(name), wrap=Watcher, start=False, dataset=tiny_dataset(classes=4), **uneven())
+    assert isinstance(f.engine, Watcher)
+    f.engine.federation = f
+    f.start()
+    for _ in range(3):
+        f.run_round()
+        evaluate(f, full=False)
+    return f, f.engine
+
+
+@every_method
+def test_the_declaration_is_what_the_replies_carry(name: str) -> None:
+    kind = built_in()[name]
+    check_declaration(kind)
+    f, watcher = watched(name)
+    carried = {d for request, _, m in watcher.up if request.heading != "evaluation" for d in disclosed(type(m))}
+    assert carried == set(kind.discloses)
+    assert {type(m) for request, _, m in watcher.up if request.program == "method"} == {
+        h.reply_type for h in handlers(type(f.method)).values() if h.reply_type is not None
+    }
+
+
+@every_method
+def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
+    _, watcher = watched(name)
+    traffic = b"|".join(encode(m) for _, _, m in watcher.up)
+    sent = [row for row in watcher.parameters if row in traffic]
+    assert len(watcher.parameters) > 50 or name == "pooled"
+    assert bool(sent) == (Disclosure.PARAMETERS in built_in()[name].discloses)
+
+
+@every_method
+def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> None:
+    f = federation(tiny(name), wrap=Recorder, rounds=2, **uneven())
+    evaluate(f, full=True)
+    compose(f, 0, 1, f.setup.dataset.x_test)
+    recorder = f.engine
+    assert isinstance(recorder, Recorder)
+    for direction, messages in (("down", recorder.down), ("up", recorder.up)):
+        counted = [entry for entry in entries(f) if entry.direction == direction]
+        assert len(counted) == len(messages)
+        for entry, (request, client, message) in zip(counted, messages, strict=True):
+            assert (entry.client, entry.handler, entry.kind) == (client, request.handler, type(message).__name__)
+            data = encode(message)
+            assert entry.wire == len(data)
+            assert entry.raw == sum(t.numel() * t.element_size() for t in flatten(message).values())
+            again = decode(data, type(message), f.setup.dims, f.clients.profiles[client].keys)
+            assert same_bits(flatten(message), flatten(again))
+    travelled = {type(m) for _, _, m in recorder.down + recorder.up}
+    declared = {
+        kind
+        for program in f.exchange.programs.values()
+        for handler in handlers(type(program)).values()
+        for kind in (handler.message_type, handler.reply_type)
+        if kind is not None
+    }
+    assert travelled == declared
+
+
+@every_method
+def test_bytes_do_not_depend_on_values_and_add_up(name: str) -> None:  # U21
+    one = federation(tiny(name), rounds=3, seed=0, dataset=tiny_dataset(seed=1))
+    other = federation(tiny(name), rounds=3, seed=5, dataset=tiny_dataset(seed=2))
+    for f in (one, other):
+        evaluate(f, full=True)
+    assert entries(one) == entries(other)
+    for heading in ("start", "training", "evaluation"):
+        totals = one.exchange.ledger.totals(heading)
+        mine = [entry for entry in entries(one) if entry.heading == heading]
+        for direction, volume in (("up", totals.uplink), ("down", totals.downlink)):
+            counted = [entry for entry in mine if entry.direction == direction]
+            assert volume == Volume(sum(e.raw for e in counted), sum(e.wire for e in counted))
+            kinds = [t.uplink if direction == "up" else t.downlink for t in totals.by_kind.values()]
+            assert volume == Volume(sum(k.raw for k in kinds), sum(k.wire for k in kinds))
+
+
+def outcome(name: str, workers: int, every_round: bool) -> tuple[dict[str, Tensor], Any, Any]:
+    f = federation(tiny(name), workers=workers, models=["cnn-bn"], dataset=tiny_dataset(shape=(1, 6, 6)), clients=4)
+    for _ in range(3):
+        f.run_round()
+        if every_round:
+            evaluate(f, full=False)
+            evaluate(f, full=True)
+    owned, measured = everything_owned(f), evaluate(f, full=True)
+    training = [entry for entry in entries(f) if entry.heading != "evaluation"]
+    f.engine.close()
+    return owned, measured, training
+
+
+@every_method
+def test_equal_bits_for_any_workers_and_any_evaluation(name: str) -> None:
+    owned, measured, training = outcome(name, 1, False)
+    assert not math.isnan(sum(measured.common))
+    for workers, every_round in ((2, False), (3, True), (1, True)):
+        others_owned, others_measured, others_training = outcome(name, workers, every_round)
+        assert same_bits(owned, others_owned)
+        assert measured == others_measured
+        assert training == others_training
+
+
+@every_method
+def test_the_seed_decides(name: str) -> None:
+    one, again, other = (federation(tiny(name), rounds=2, seed=seed, **uneven()) for seed in (3, 3, 4))
+    assert same_bits(everything_owned(one), everything_owned(again))
+    assert not same_bits(everything_owned(one), everything_owned(other))
+
+
+def normed(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Batch normalisation of vectors in both blocks: it cannot train on a batch of one sample."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), width), nn.BatchNorm1d(width), nn.ReLU())
+    return pair(base, nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)))
+
+
+def hard_data(shape: tuple[int, ...]) -> tuple[Dataset, Any]:
+    """Client 0 has one class, client 1 one sample, client 2 all classes but one; a fourth class is nowhere."""
+    easy = tiny_dataset(rows=60, classes=3, shape=shape)
+    of_class = [torch.nonzero(easy.y_train == c).flatten().tolist() for c in range(3)]
+    shares = shares_of(of_class[0][:13], of_class[1][:1], of_class[0][13:] + of_class[2])
+    return dataset_of(easy.x_train, easy.y_train, 4, test_rows=20), shares
+
+
+@every_method
+@pytest.mark.parametrize("model", ["logistic", "cnn-bn", "mixed", normed])
+@pytest.mark.parametrize("side", [4, 8])
+def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None:  # U23
+    data, shares = hard_data((1, side, side))
+    f = federation(tiny(name), models=[model], dataset=data, shares=shares)
+    for _ in range(3):
+        f.run_round()
+        measured = evaluate(f, full=True)
+        assert all(math.isfinite(value) for value in measured.common)
+    owned = everything_owned(f)
+    assert any(key.endswith("weight") for key in owned)
+    assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
+
+
+@every_method
+def test_a_method_keeps_hyperparameters_only(name: str) -> None:
+    method = tiny(name)
+    before = dict(vars(method))
+    federation(method, rounds=2)
+    assert vars(method) == before
+
+
+@every_method
+def test_every_setting_is_explained_beside_its_field(name: str) -> None:
+    unexplained = [setting.name for setting in settings(built_in()[name]) if not setting.comment]
+    assert unexplained == []
+
+
+@every_method
+def test_what_a_client_would_do_alone_sends_nothing(name: str) -> None:
+    alone = tiny(name).alone()
+    if alone is not None:
+        assert not alone.discloses
+        f = federation(alone, rounds=1, **uneven())
+        assert f.exchange.ledger.totals().uplink == Volume()
+        assert in_process(f).profiles == f.clients.profiles

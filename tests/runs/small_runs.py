@@ -1,0 +1,139 @@
+"""Runs of a second or less, what they leave behind, and an engine that breaks off where it is told to."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from worlds import same_bits, tiny_dataset
+
+from interfuse.client import ClientId
+from interfuse.clients import Answer, Engine, Request
+from interfuse.engines import local
+from interfuse.message import Message
+from interfuse.runs import Execution, Given, RunConfig, parse_config
+from interfuse.runs.folder import RunFolder
+from interfuse.setup import Setup
+from interfuse.wire import FileRecord, load_tensors
+
+GIVEN = Given(dataset=tiny_dataset())
+IMAGES = Given(dataset=tiny_dataset(shape=(1, 4, 4)))
+
+
+def config_of(method: str = "ifl", *, commit_rounds: int | None = 1, workers: int | None = 1, **values: Any) -> RunConfig:
+    """A run of three clients and three rounds on data that is given in memory."""
+    defaults: dict[str, Any] = {
+        "method": method, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8, "rounds": 3,
+        "eval_every": 1, "beside": [],
+        "execution": Execution(workers=workers, commit_rounds=commit_rounds).model_dump(),
+    }  # fmt: skip
+    return parse_config(defaults | values)
+
+
+@dataclass
+class Outcome:
+    """What two equal runs have in common: everything but seconds and the folder's name."""
+
+    tensors: dict[str, Tensor]
+    ledger: bytes
+    metrics: list[dict[str, Any]]
+    summary: dict[str, Any]
+
+
+def outcome(path: Path) -> Outcome:
+    """What a finished run left behind."""
+    folder = RunFolder(path)
+    summary = folder.summary()
+    assert summary is not None, f"{path} is not finished"
+    return Outcome(committed(path), (path / "ledger.jsonl").read_bytes(), folder.metrics(), summary)
+
+
+def committed(path: Path) -> dict[str, Tensor]:
+    """All tensors of the last commit and of its best round, read with their SHA-256."""
+    folder = RunFolder(path)
+    commit = folder.last_commit()
+    assert commit is not None
+    found = {"round": torch.tensor(commit.round)}
+    for part, saved in {"last": commit.saved, "best": commit.best and commit.best.saved}.items():
+        for name, record in (saved.files if saved else {}).items():
+            tensors = load_tensors(folder.commits / record.name, record.sha256)
+            found |= {f"{part}:{name}:{key}": tensor for key, tensor in tensors.items()}
+    return found
+
+
+def assert_same(found: Outcome, wanted: Outcome) -> None:
+    """Equal bits, equal bytes, equal numbers."""
+    assert same_bits(found.tensors, wanted.tensors)
+    assert found.ledger == wanted.ledger
+    assert timeless(found.metrics) == timeless(wanted.metrics)
+    assert timeless(found.summary) == timeless(wanted.summary)
+
+
+def timeless(value: Any) -> Any:
+    """Without what may differ between two equal runs: seconds, and where the folder is. NaN became null before."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("seconds", "seconds_by_phase", "run")}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+class Killed(BaseException):
+    """The process is gone: no handler of errors may catch this."""
+
+
+@dataclass
+class Fuse:
+    """Burns a step with everything an engine does, and ends the process at the chosen one; -1: never."""
+
+    limit: int = -1
+    burnt: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def step(self, name: str) -> None:
+        self.burnt += 1
+        self.names.append(name)
+        if self.burnt == self.limit:
+            raise Killed(name)
+
+    def engine(self, setup: Setup, workers: int | None) -> Engine:
+        """An engine factory for ``execute`` and ``resume``."""
+        return Fused(local(setup, workers), self)
+
+
+class Fused:
+    """An engine whose steps are the first and the last answer of a call, the end of a round, a save, a load."""
+
+    def __init__(self, inner: Engine, fuse: Fuse) -> None:
+        self.inner, self.fuse, self.profiles = inner, fuse, inner.profiles
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        for number, answer in enumerate(self.inner.call(request, messages), 1):
+            yield answer
+            if number == len(messages) or (number == 1 and request.heading != "evaluation"):
+                self.fuse.step(f"{request.heading} {request.round} {request.handler} {number}")
+
+    def end_round(self) -> None:
+        self.inner.end_round()
+        self.fuse.step("end_round")
+
+    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
+        written = self.inner.save(folder, suffix)
+        self.fuse.step(f"save {suffix}")
+        return written
+
+    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
+        self.inner.load(folder, files)
+        self.fuse.step("load")
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON lines."""
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

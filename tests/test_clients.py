@@ -1,0 +1,383 @@
+"""``clients.call`` on both engines: order, failures and their consequences, broadcast, scratch, sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+from worlds import Recorder, entries, everything_owned, federation, resident, same_bits, tiny_dataset
+
+from interfuse.client import Client
+from interfuse.clients import Clients, Replies
+from interfuse.errors import ClientError, ConfigError, MessageError
+from interfuse.federation import Federation
+from interfuse.handler import on_client
+from interfuse.message import ClassCounts, Disclosure, Features, Labels, Message, Parameters, State
+from interfuse.method import NOTHING, Method
+from interfuse.parameters import Weights, held, initial_weights
+from interfuse.server import Server
+from interfuse.training import cross_entropy
+
+
+class Number(Message):
+    value: int
+
+
+class Counts(Message):
+    counts: ClassCounts
+
+
+class Wide(Message):
+    z: Features
+    y: Labels
+
+
+class Named(Message):
+    tensors: Parameters
+
+
+class Seen(State):
+    calls: Int64[Tensor, ""]
+
+
+@dataclass(frozen=True)
+class Trial(Method):
+    """Handlers that go right and wrong on request."""
+
+    discloses = frozenset(
+        {Disclosure.STATISTICS, Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS}
+    )  # fmt: skip
+
+    troubled: int = 3
+
+    def new_client(self, client: Client[Seen]) -> Seen:
+        return Seen(torch.tensor(0))
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.work, Number(1))
+
+    @on_client
+    def work(self, client: Client[Seen], task: Number) -> Number:
+        """Train, count, and then fail at the troubled client where the task is below 0."""
+        client.fit(cross_entropy, steps=2, lr=0.1, batch_size=4, optimizer="adam", keep_optimizer="main")
+        client.state = Seen(client.state.calls + 1)
+        if task.value < 0 and client.id >= self.troubled:
+            raise ValueError("the disk of this party is full")
+        return Number(client.id * 10 + task.value)
+
+    @on_client
+    def silent(self, client: Client[Seen]) -> None:
+        return None
+
+    @on_client
+    def draws(self, client: Client[Seen]) -> Counts:
+        return Counts(torch.cat([torch.rand(2, generator=client.generator), torch.rand(1)]))
+
+    @on_client
+    def in_place(self, client: Client[Seen], received: Counts) -> None:
+        received.counts.add_(1)
+
+    @on_client
+    def wrong_type(self, client: Client[Seen]) -> Number:
+        return Counts(torch.zeros(3))  # type: ignore[return-value]
+
+    @on_client
+    def wrong_shape(self, client: Client[Seen]) -> Counts:
+        return Counts(torch.zeros(4 if client.id == 3 else 3))
+
+    @on_client
+    def not_finite(self, client: Client[Seen]) -> Wide:
+        return Wide(torch.full((2, 8), torch.nan if client.id == 3 else 1.0), torch.zeros(2, dtype=torch.int64))
+
+    @on_client
+    def wrong_key(self, client: Client[Seen]) -> Named:
+        return Named({"classifier.weight" if client.id != 3 else "mine": torch.zeros(3, 8)})
+
+    @on_client
+    def listed(self, client: Client[Seen]) -> Wide:
+        return Wide([1.0], torch.zeros(1))  # type: ignore[arg-type]
+
+
+WORKERS = [1, 2]
+
+
+@pytest.fixture(params=WORKERS)
+def trial(request: pytest.FixtureRequest) -> Iterator[Federation]:
+    f = federation(Trial(), clients=5, workers=request.param)
+    yield f
+    f.engine.close()
+
+
+def method(f: Federation) -> Any:
+    return f.method
+
+
+def test_replies_come_by_client_in_order(trial: Federation) -> None:
+    replies = trial.clients.call(method(trial).work, {4: Number(4), 0: Number(7), 2: Number(5)})
+    assert list(replies) == [0, 2, 4]
+    assert [reply.value for reply in replies.values()] == [7, 25, 44]
+    assert replies.failures == ()
+    assert list(Replies({3: None, 1: None, 2: None})) == [1, 2, 3]
+
+
+def test_one_message_each_reaches_its_client_and_replies_go_straight_back(trial: Federation) -> None:
+    first = trial.clients.call(method(trial).work, {c: Number(100 * c) for c in trial.clients})
+    second = trial.clients.call(method(trial).work, first)
+    assert [reply.value for reply in second.values()] == [120 * c for c in trial.clients]
+
+
+def test_a_handler_without_message_or_reply(trial: Federation) -> None:
+    assert dict(trial.clients.call(method(trial).silent)) == dict.fromkeys(range(5))
+    assert entries(trial) == []
+
+
+def test_a_failing_client_is_named_with_handler_and_round(trial: Federation) -> None:
+    trial.run_round()
+    trial.run_round()
+    with pytest.raises(ClientError) as caught:
+        trial.clients.call(method(trial).work, Number(-1))
+    text = str(caught.value)
+    assert text.startswith("client 3 failed in work, round 2: ValueError: the disk of this party is full")
+    assert "test_clients.py, line" in text
+    assert [failure.client for failure in trial.exchange.failures] == [3, 4]
+
+
+@pytest.mark.parametrize(
+    ("handler", "said"),
+    [
+        ("wrong_type", "field reply: expected Number, found Counts"),
+        ("wrong_shape", "message Counts, field counts: expected classes = 3, found shape (4,)"),
+        ("not_finite", "message Wide, field z: expected finite values, found 16 of 16 are NaN or infinite"),
+        ("wrong_key", "field tensors/mine: expected a key of the client's model"),
+        ("listed", "field z: expected a tensor, found list"),
+    ],
+)
+def test_a_reply_that_breaks_its_declaration_is_its_clients_failure(
+    trial: Federation, handler: str, said: str
+) -> None:
+    with pytest.raises(ClientError) as caught:
+        trial.clients.call(getattr(trial.method, handler))
+    everybody = handler in ("wrong_type", "listed")
+    assert str(caught.value).startswith(f"client {0 if everybody else 3} failed in {handler}, round 0")
+    assert said in str(caught.value)
+    if not everybody:
+        replies = trial.clients.call(getattr(trial.method, handler), minimum=4)
+        assert list(replies) == [0, 1, 2, 4]
+
+
+def test_changing_a_received_message_is_noticed(trial: Federation) -> None:
+    with pytest.raises(ClientError, match="client 0 failed in in_place.*changed the message's tensor counts in place"):
+        trial.clients.call(method(trial).in_place, Counts(torch.zeros(3)))
+
+
+@pytest.mark.parametrize("minimum", [1, 3])
+def test_enough_replies_go_on_without_those_who_failed(trial: Federation, minimum: int) -> None:
+    replies = trial.clients.call(method(trial).work, Number(-1), minimum=minimum)
+    assert list(replies) == [0, 1, 2]
+    assert [(failure.client, "disk" in failure.reason) for failure in replies.failures] == [(3, True), (4, True)]
+
+
+def test_too_few_replies_say_so(trial: Federation) -> None:
+    with pytest.raises(ClientError, match=r"client 3 .*\(2 clients failed, 3 of at least 4 replied\)"):
+        trial.clients.call(method(trial).work, Number(-1), minimum=4)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("rounds", [0, 2])
+def test_a_client_that_failed_is_put_back_to_where_it_was(workers: int, rounds: int) -> None:
+    failed, spared = (federation(Trial(), clients=5, workers=workers, rounds=rounds) for _ in range(2))
+    for f in (failed, spared):  # so that everybody has been made
+        f.clients.call(method(f).silent)
+    failed.clients.call(method(failed).work, Number(-1), minimum=1)
+    spared.clients.call(method(spared).work, {c: Number(1) for c in range(3)})
+    for f in (failed, spared):
+        f.engine.end_round()
+    mine, others = everything_owned(failed), everything_owned(spared)
+    assert same_bits(mine, others)
+    assert int(mine["client-00003:state/calls"]) == rounds
+    assert int(mine["client-00002:state/calls"]) == rounds + 1
+    for f in (failed, spared):
+        f.run_round()
+    mine, others = everything_owned(failed), everything_owned(spared)
+    assert mine
+    assert same_bits(mine, others)
+    for f in (failed, spared):
+        f.engine.close()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_client_that_fails_in_its_very_first_call_begins_again(workers: int) -> None:
+    failed, spared = (federation(Trial(), clients=5, workers=workers) for _ in range(2))
+    failed.clients.call(method(failed).work, Number(-1), minimum=1)
+    spared.clients.call(method(spared).work, {c: Number(1) for c in range(3)})
+    for f in (failed, spared):
+        f.run_round()
+        f.engine.close() if workers > 1 else None
+    if workers == 1:
+        assert same_bits(everything_owned(failed), everything_owned(spared))
+
+
+def test_calls_of_strangers_and_wrong_messages_are_refused_before_they_leave(trial: Federation) -> None:
+    work = method(trial).work
+    with pytest.raises(MessageError, match=r"field clients: expected some of \[0, 1, 2, 3, 4\], found \[9\]"):
+        trial.clients.call(work, {9: Number(1)})
+    with pytest.raises(MessageError, match="expected Number, found NoneType"):
+        trial.clients.call(work)
+    with pytest.raises(MessageError, match="expected no message, found Number"):
+        trial.clients.call(method(trial).silent, Number(1))
+    with pytest.raises(MessageError, match="field to client 0: expected Number, found Counts"):
+        trial.clients.call(work, Counts(torch.zeros(3)))
+    with pytest.raises(MessageError, match="field counts: expected classes = 3"):
+        trial.clients.call(method(trial).in_place, Counts(torch.zeros(5)))
+    with pytest.raises(ConfigError, match="Trial is not part of this run's method"):
+        trial.clients.call(Trial().silent)
+    with pytest.raises(ConfigError, match=r"clients \[7\] are not among \[0, 1\]"):
+        trial.clients.only([0, 1]).only([7])
+    assert entries(trial) == []
+
+
+def test_one_object_for_all_is_one_broadcast() -> None:
+    f = federation(Trial(), clients=4, wrap=Recorder)
+    f.clients.call(method(f).work, Number(1))
+    f.clients.call(method(f).work, {c: Number(1) for c in f.clients})
+    recorder = f.engine
+    assert isinstance(recorder, Recorder)
+    received = [message for _, _, message in recorder.down]
+    assert len({id(message) for message in received[:4]}) == 1  # engines rely on identity
+    assert len({id(message) for message in received[4:]}) == 4
+    casts = [(entry.call, entry.casting) for entry in entries(f) if entry.direction == "down"]
+    assert casts == [(1, "broadcast")] * 4 + [(2, "unicast")] * 4
+    totals = f.exchange.ledger.totals("start")
+    assert (totals.downlink.raw, totals.downlink_broadcast.raw) == (8 * 8, 8 + 4 * 8)
+
+
+def test_what_the_server_does_with_its_message_later_reaches_nobody() -> None:
+    f = federation(Trial(), wrap=Recorder)
+    mine = torch.zeros(3)
+    with pytest.raises(ClientError):
+        f.clients.call(method(f).in_place, Counts(mine))
+    assert torch.equal(mine, torch.zeros(3))
+
+
+def test_draws_depend_on_client_round_call_and_handler_alone() -> None:
+    def drawn(workers: int, order: list[list[int]]) -> dict[tuple[int, int, int], tuple[float, ...]]:
+        f = federation(Trial(), clients=3, workers=workers)
+        found = {}
+        for round in (1, 2):
+            f._enter(round, "training")
+            for index in (0, 1):
+                for clients in order:
+                    f.exchange.handler_calls["method", "draws"] = index
+                    for client, reply in f.clients.only(clients).call(method(f).draws).items():
+                        found[round, index, client] = tuple(reply.counts.tolist())
+                f.clients.call(method(f).silent)
+        f.engine.close()
+        return found
+
+    one = drawn(1, [[0, 1, 2]])
+    assert one == drawn(1, [[2], [0], [1]]) == drawn(2, [[0, 1, 2]])
+    assert len(set(one.values())) == len(one)
+    assert len({value for values in one.values() for value in values}) == 3 * len(one)
+
+
+def test_samples_are_a_function_of_seed_and_round() -> None:
+    f, again = (federation(Trial(), clients=10, seed=1) for _ in range(2))
+    other = federation(Trial(), clients=10, seed=2)
+
+    def drawn(f: Federation, fraction: float) -> list[tuple[int, ...]]:
+        found = []
+        for round in range(1, 7):
+            f._enter(round, "training")
+            found.append(f.clients.sample(fraction).ids)
+        return found
+
+    assert drawn(f, 0.3) == drawn(again, 0.3)
+    assert drawn(f, 0.3) != drawn(other, 0.3)
+    assert len(set(drawn(f, 0.3))) > 3
+    for ids in drawn(f, 0.3):
+        assert len(ids) == 3
+        assert list(ids) == sorted(set(ids))
+    assert {len(ids) for ids in drawn(f, 0.01)} == {1}
+    assert set(drawn(f, 1.0)) == {tuple(range(10))}
+    for impossible in (0.0, -0.1, 1.1):
+        with pytest.raises(ConfigError, match="participation is a fraction"):
+            f.clients.sample(impossible)
+
+
+# --- scratch -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forgetful(Method):
+    """FedAvg that loads what it received in the first round only."""
+
+    discloses = frozenset({Disclosure.PARAMETERS})
+
+    def keeps(self) -> frozenset[str]:
+        return NOTHING
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train, held(initial_weights(server, clients), clients))
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Weights:
+        if client.round == 1:
+            client.model.load(received.tensors)
+        client.fit(cross_entropy, steps=1, lr=0.1)
+        return Weights(client.tensors())
+
+
+@dataclass(frozen=True)
+class HalfForgetful(Forgetful):
+    """Keeps the modular block, and forgets to load the base block."""
+
+    def keeps(self) -> frozenset[str]:
+        return frozenset({"modular"})
+
+
+@dataclass(frozen=True)
+class ForgetfulServer(Method):
+    """Trains a scratch model of the server without loading it."""
+
+    def round(self, server: Server, clients: Clients) -> None:
+        model = server.scratch_model("tail", clients.profiles[0].architecture)
+        if server.round == 1:
+            model.load({key: torch.zeros_like(t) for key, t in model.tensors().items()})
+        assert all(t.isfinite().all() for t in model.tensors().values())
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize("kind", [Forgetful, HalfForgetful])
+def test_scratch_that_was_not_loaded_is_nan_and_training_it_names_the_client(kind: Any, workers: int) -> None:
+    f = federation(kind(), rounds=1, workers=workers)
+    with pytest.raises(ClientError, match=r"client 0 failed in train, round 2: training diverged"):
+        f.run_round()
+    f.engine.close()
+
+
+def test_what_a_client_keeps_is_there_and_the_rest_is_nan() -> None:
+    f = federation(HalfForgetful(), rounds=1)
+    modular = {k: t.clone() for k, t in resident(f, 1).client.model.tensors("modular").items()}
+    with pytest.raises(ClientError):
+        f.run_round()
+    model = resident(f, 1).client.model
+    assert same_bits(modular, model.tensors("modular"))
+    assert all(t.isnan().all() for t in model.tensors("base").values())
+
+
+def test_scratch_of_the_server_is_nan_in_every_round() -> None:
+    f = federation(ForgetfulServer(), rounds=1)
+    with pytest.raises(AssertionError):
+        f.run_round()
+
+
+def test_models_are_lent_to_clients_that_keep_nothing() -> None:
+    f = federation("fedavg", clients=6, dataset=tiny_dataset(rows=90), rounds=3)
+    models = {id(resident(f, client).client.model) for client in f.clients}
+    assert len(models) <= 6
+    assert not [key for key in everything_owned(f) if key.startswith("client") and ":model" in key]

@@ -1,0 +1,379 @@
+"""Messages: what a field may be, what a sender's tensors become, and what a receiver refuses."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+from typing import Annotated, Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from jaxtyping import Float32, Int64
+from torch import Tensor
+from worlds import same_bits
+
+from interfuse.errors import MessageError
+from interfuse.message import (
+    ClassCounts,
+    Data,
+    Disclosure,
+    Features,
+    Labels,
+    Logits,
+    Message,
+    NamedTensors,
+    Parameters,
+    State,
+    check,
+    decode,
+    disclosed,
+    encode,
+    flatten,
+    leaves,
+    narrow,
+    sizes,
+    unflatten,
+    unmodified,
+)
+
+DIMS = {"classes": 3, "clients": 2, "d": 4}
+
+
+class Pair(Message):
+    z: Features
+    y: Labels
+
+
+class Nested(Message):
+    pairs: tuple[Pair, ...]
+    by_client: dict[int, ClassCounts]
+    by_name: dict[str, Pair]
+    scores: Logits
+    count: int
+    rate: float
+    last: bool
+
+
+class Shared(Message):
+    tensors: Parameters
+
+
+class Raw(Message):
+    x: Data
+
+
+class Kept(State):
+    anything: NamedTensors
+    rows: Int64[Tensor, "rows"]
+    inner: tuple[Pair, ...]
+
+
+def pair(batch: int = 2, width: int = 4, label: int = 2, dtype: torch.dtype = torch.uint8) -> Pair:
+    return Pair(torch.ones(batch, width), torch.full((batch,), label, dtype=dtype))
+
+
+def refused(message: Message, dims: dict[str, int] | None = None, **settings: Any) -> MessageError:
+    with pytest.raises(MessageError) as caught:
+        check(message, DIMS if dims is None else dims, **settings)
+    return caught.value
+
+
+# --- the sender's side ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("classes", "dtype"),
+    [(3, torch.uint8), (256, torch.uint8), (257, torch.uint16), (65536, torch.uint16), (65537, torch.uint32)],
+)
+def test_labels_take_the_smallest_type_that_holds_the_classes(classes: int, dtype: torch.dtype) -> None:
+    dims = {**DIMS, "classes": classes}
+    y = torch.tensor([0, 1, classes - 1])
+    sent = narrow(Pair(torch.zeros(3, 4), y), dims)
+    assert sent.y.dtype == dtype
+    assert torch.equal(check(sent, dims).y.long(), y)
+    assert same_bits(flatten(decode(encode(sent), Pair, dims)), flatten(sent))
+
+
+@pytest.mark.parametrize(("classes", "label"), [(3, 256), (3, -1), (300, 65536)])
+def test_a_label_that_does_not_fit_its_type_is_refused(classes: int, label: int) -> None:
+    with pytest.raises(MessageError, match="message Pair, field y: expected values from 0 to ") as caught:
+        narrow(Pair(torch.zeros(2, 4), torch.tensor([0, label])), {**DIMS, "classes": classes})
+    assert str(label) in caught.value.found
+
+
+def test_a_label_beyond_the_classes_is_refused() -> None:
+    error = refused(pair(label=3))
+    assert (error.message, error.field, error.found) == ("Pair", "y", "label 3")
+    check(pair(label=2), DIMS)
+
+
+def test_floats_are_narrowed_but_kinds_never_change() -> None:
+    assert narrow(Pair(torch.ones(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)), DIMS).z.dtype == (
+        torch.float32
+    )
+    for z, y in [
+        (torch.ones(2, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)),
+        (torch.ones(2, 4), torch.zeros(2)),
+        (torch.ones(2, 4), torch.zeros(2, dtype=torch.bool)),
+    ]:
+        with pytest.raises(MessageError):
+            narrow(Pair(z, y), DIMS)
+
+
+def test_what_is_sent_is_detached_and_a_copy() -> None:
+    z = torch.ones(2, 4, requires_grad=True) * 2
+    y = torch.zeros(2, dtype=torch.uint8)
+    sent = narrow(Pair(z, y), DIMS)
+    assert not sent.z.requires_grad
+    with torch.no_grad():
+        z.add_(1)
+        y.add_(1)
+    assert torch.equal(sent.z, torch.full((2, 4), 2.0))
+    assert torch.equal(sent.y, torch.zeros(2, dtype=torch.uint8))
+
+
+def test_what_is_sent_is_contiguous() -> None:
+    z = torch.arange(8.0).reshape(4, 2).t()
+    assert narrow(Pair(z, torch.zeros(2, dtype=torch.int64)), DIMS).z.is_contiguous()
+    assert narrow(Pair(z.double(), torch.zeros(2, dtype=torch.int64)), DIMS).z.is_contiguous()
+
+
+def test_records_are_frozen() -> None:
+    sent = pair()
+    with pytest.raises(FrozenInstanceError):
+        sent.z = torch.zeros(1)  # type: ignore[misc]
+
+
+# --- the receiver's side -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (Pair(torch.ones(2, 4, dtype=torch.float64), pair().y), "z"),
+        (Pair(torch.ones(2, 4, dtype=torch.float16), pair().y), "z"),
+        (Pair(torch.ones(2, 4), pair().y.long()), "y"),
+        (Pair(torch.ones(2, 4, 1), pair().y), "z"),
+        (Pair(torch.ones(2), pair().y), "z"),
+        (Pair(torch.ones(2, 5), pair().y), "z"),
+        (Pair(torch.ones(3, 4), pair().y), "y"),
+        (Pair(torch.tensor([[0, 1, 2, torch.nan]] * 2), pair().y), "z"),
+        (Pair(torch.tensor([[0, 1, 2, -torch.inf]] * 2), pair().y), "z"),
+    ],
+    ids=["f64", "f16", "int64", "3 axes", "1 axis", "d", "batch", "nan", "inf"],
+)
+def test_what_does_not_match_its_declaration_is_refused(message: Pair, field: str) -> None:
+    error = refused(message)
+    assert (error.message, error.field) == ("Pair", field)
+    inside = Nested((pair(), message), {}, {}, torch.zeros(1, 3), 1, 1.0, True)
+    assert refused(inside).field == f"pairs/1/{field}"
+
+
+def test_values_are_looked_at_unless_they_were_before() -> None:
+    check(Pair(torch.full((2, 4), torch.nan), pair().y), DIMS, finite=False)
+
+
+def test_the_batch_is_one_size_in_a_record_and_any_in_the_next() -> None:
+    good = Nested((pair(2), pair(5)), {}, {"a": pair(7)}, torch.zeros(1, 3), 1, 1.0, True)
+    assert check(good, DIMS) is good
+
+
+def test_an_unbound_width_has_any_size_once() -> None:
+    unbound = {"classes": 3}
+    check(pair(width=4), unbound)
+    check(pair(width=9), unbound)
+
+
+def test_open_ended_shapes_check_what_they_name() -> None:
+    check(Raw(torch.zeros(2, 1, 5, 5)), DIMS)
+    check(Raw(torch.zeros(2)), DIMS)
+    assert refused(Raw(torch.zeros(()))).field == "x"
+
+
+def test_named_tensors_are_checked_against_the_clients_keys() -> None:
+    keys = {"a.weight": (2, 3), "a.bias": (2,)}
+    check(Shared({"a.weight": torch.zeros(2, 3)}), DIMS, keys)
+    check(Shared({"other": torch.zeros(1)}), DIMS)
+    unknown = refused(Shared({"a.wieght": torch.zeros(2, 3)}), keys=keys)
+    assert (unknown.field, unknown.found) == ("tensors/a.wieght", "unknown key 'a.wieght'")
+    shape = refused(Shared({"a.weight": torch.zeros(3, 2)}), keys=keys)
+    assert (shape.expected, shape.found) == ("shape (2, 3)", "shape (3, 2)")
+    assert refused(Shared({"a.bias": torch.tensor([1.0, torch.nan])}), keys=keys).field == "tensors/a.bias"
+
+
+def test_a_message_in_place_of_a_tensor_and_the_other_way_round() -> None:
+    with pytest.raises(MessageError):
+        narrow(Pair([1.0], pair().y), DIMS)  # type: ignore[arg-type]
+    with pytest.raises(MessageError):
+        narrow(Nested((torch.zeros(1),), {}, {}, torch.zeros(1, 3), 1, 1.0, True), DIMS)  # type: ignore[arg-type]
+
+
+# --- flat form -----------------------------------------------------------------------------------------------------
+
+widths = st.integers(0, 3)
+keys = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=6)
+pairs = st.builds(lambda batch, label: pair(batch, label=label), widths, st.integers(0, 2))
+nested = st.builds(
+    Nested,
+    pairs=st.lists(pairs, max_size=12).map(tuple),
+    by_client=st.dictionaries(st.integers(0, 10**6), st.just(torch.arange(3.0)), max_size=3),
+    by_name=st.dictionaries(keys, pairs, max_size=3),
+    scores=widths.map(lambda batch: torch.randn(batch, 3, generator=torch.Generator().manual_seed(batch))),
+    count=st.integers(-(2**63), 2**63 - 1),
+    rate=st.floats(allow_nan=False, allow_infinity=False),
+    last=st.booleans(),
+)
+
+
+def structure(record: Nested) -> Any:
+    return (
+        len(record.pairs), list(record.by_client), list(record.by_name), record.count, record.rate, record.last,
+        type(record.last),
+    )  # fmt: skip
+
+
+@given(nested)
+def test_flat_and_back(record: Nested) -> None:
+    again = unflatten(Nested, flatten(record))
+    assert structure(again) == structure(record)
+    assert same_bits(flatten(again), flatten(record))
+
+
+@given(nested)
+def test_bytes_and_back(record: Nested) -> None:
+    data = encode(record)
+    again = decode(data, Nested, DIMS)
+    assert sorted(map(str, structure(again)[1])) == sorted(map(str, structure(record)[1]))
+    assert same_bits(flatten(again), flatten(record))
+    assert sizes(record) == (sum(t.numel() * t.element_size() for t in flatten(record).values()), len(data))
+
+
+@given(nested)
+def test_narrowing_what_fits_changes_nothing(record: Nested) -> None:
+    assert same_bits(flatten(narrow(record, DIMS)), flatten(record))
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False))
+def test_sizes_do_not_depend_on_scalars(count: int, rate: float) -> None:
+    def message(c: int, r: float) -> Nested:
+        return Nested((), {}, {}, torch.zeros(1, 3), c, r, False)
+
+    assert sizes(message(count, rate)) == sizes(message(0, 0.0))
+
+
+def test_state_may_hold_more_kinds_and_goes_flat_and_back() -> None:
+    state = Kept({"a": torch.zeros(2, dtype=torch.int32), "b": torch.zeros(())}, torch.arange(3), (pair(),))
+    assert same_bits(flatten(unflatten(Kept, flatten(state))), flatten(state))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"extra": torch.zeros(1)}, "extra"),
+        ({"z/0": torch.zeros(1)}, "z/0"),
+        ({"z": None}, "z"),
+        ({"y": None, "y/0": torch.zeros(1)}, "y"),
+    ],
+)
+def test_wrong_names_are_refused(change: dict[str, Tensor | None], field: str) -> None:
+    flat = {k: t for k, t in {**flatten(pair()), **change}.items() if t is not None}
+    with pytest.raises(MessageError) as caught:
+        unflatten(Pair, flat)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": torch.tensor([1])},
+        {"count": torch.tensor(1.0)},
+        {"last": torch.tensor(1)},
+        {"pairs/1/z": torch.zeros(1, 4), "pairs/1/y": torch.zeros(1)},
+        {"pairs/01/z": torch.zeros(1, 4)},
+        {"by_client/x": torch.zeros(3)},
+        {"by_client/01": torch.zeros(3)},
+        {"pairs": torch.zeros(1)},
+    ],
+)
+def test_wrong_structure_is_refused(change: dict[str, Tensor]) -> None:
+    flat = flatten(Nested((), {}, {}, torch.zeros(1, 3), 1, 1.0, True)) | change
+    with pytest.raises(MessageError):
+        unflatten(Nested, flat)
+
+
+def test_a_key_with_a_slash_is_refused_where_it_would_be_ambiguous() -> None:
+    with pytest.raises(MessageError, match="keys without '/'"):
+        flatten(Shared({"a/b": torch.zeros(1)}))
+
+
+def test_another_kind_of_message_is_refused() -> None:
+    with pytest.raises(MessageError, match="expected Pair, found Raw"):
+        decode(encode(Raw(torch.zeros(1))), Pair, DIMS)
+
+
+def test_decoding_checks_like_receiving() -> None:
+    with pytest.raises(MessageError, match="field z: expected d = 4"):
+        decode(encode(pair(width=5)), Pair, DIMS)
+    with pytest.raises(MessageError, match="NaN"):
+        decode(encode(Pair(torch.full((2, 4), torch.nan), pair().y)), Pair, DIMS)
+    with pytest.raises(MessageError, match="unknown key"):
+        decode(encode(Shared({"b": torch.zeros(1)})), Shared, DIMS, {"a": (1,)})
+
+
+# --- changes in place, declarations --------------------------------------------------------------------------------
+
+
+def test_a_change_in_place_is_named() -> None:
+    message = Nested((pair(), pair()), {}, {}, torch.zeros(1, 3), 1, 1.0, True)
+    untouched = unmodified(message)
+    _ = message.pairs[1].z + 1
+    assert untouched() is None
+    message.pairs[1].z.mul_(2)
+    assert untouched() == "pairs/1/z"
+    assert unmodified(None)() is None
+
+
+def test_disclosure_is_read_off_the_fields() -> None:
+    assert disclosed(Pair) == {Disclosure.FEATURES, Disclosure.LABELS}
+    assert disclosed(Shared) == {Disclosure.PARAMETERS}
+    assert disclosed(Nested) == {
+        Disclosure.FEATURES, Disclosure.LABELS, Disclosure.STATISTICS, Disclosure.LOGITS
+    }  # fmt: skip
+
+
+class Undisclosed(Message):
+    z: Float32[Tensor, "batch d"]
+
+
+class Unshaped(Message):
+    z: Annotated[Tensor, Disclosure.FEATURES]
+
+
+class Unnamed(Message):
+    weights: NamedTensors
+
+
+class Text(Message):
+    note: str
+
+
+class Untyped(Message):
+    items: tuple[Any, ...]
+
+
+class Fixed(Message):
+    pair: tuple[Pair, Pair]
+
+
+@pytest.mark.parametrize("kind", [Undisclosed, Unshaped, Unnamed])
+def test_a_tensor_needs_its_shape_and_what_it_discloses(kind: type[Message]) -> None:
+    field = next(iter(kind.__annotations__))
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\.{field}.*needs its shape and what it discloses.*Features"):
+        disclosed(kind)
+
+
+@pytest.mark.parametrize("kind", [Text, Untyped, Fixed])
+def test_other_field_types_are_refused_with_what_to_use(kind: type[Message]) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\.\w+.*is not a field type.*use a tensor with a jaxtyping"):
+        leaves(kind)
