@@ -162,7 +162,7 @@ def _run(held: Tensor) -> slice | None:
 
 
 class BufferPolicy(StrEnum):
-    """What becomes of the running statistics of normalisation layers (convention X1). Counters never travel."""
+    """What becomes of the running statistics of normalisation layers. Counters never travel."""
 
     AGGREGATE = "aggregate"
     """They travel and are averaged like parameters."""

@@ -107,6 +107,11 @@ class ClientData:
         rows = self._train[torch.from_numpy(positions)]
         return Batch(self._inputs(self.dataset.x_train[rows]), self.dataset.y_train[rows])
 
+    def train_batches(self, chunk: int) -> Iterator[Batch]:
+        """The whole training share as it lies, once; the client's order of samples goes on untouched."""
+        positions = np.arange(len(self._train))
+        return (self.train(positions[start : start + chunk]) for start in range(0, len(positions), chunk))
+
     def raw(self) -> Batch:
         """The whole training share as stored, not normalised."""
         return Batch(self.dataset.x_train[self._train], self.dataset.y_train[self._train])
@@ -205,7 +210,4 @@ class Client(Generic[S]):
 
     def recalibrate(self, batch_size: int) -> None:
         """Recompute normalisation statistics on the training share, without touching the order of samples."""
-        order = np.arange(self.order.size)
-        recalibrate(
-            self.model, (self.data.train(order[i : i + batch_size]).x for i in range(0, len(order), batch_size))
-        )
+        recalibrate(self.model, (batch.x for batch in self.data.train_batches(batch_size)))

@@ -17,7 +17,7 @@ from interfuse.server import Server
 M = TypeVar("M", bound=Message)
 
 WeightRule = Literal["samples", "uniform"]
-"""How clients count in a mean: by their training samples, or all alike (fedin.md, X2)."""
+"""How clients count in a mean: by their training samples, or all alike."""
 
 
 class Weights(Message):

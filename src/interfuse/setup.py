@@ -149,6 +149,11 @@ def check_setup(setup: Setup) -> None:
     """
     if not setup.shares:
         raise ConfigError("clients = 0: a federation needs at least one client")
+    try:
+        torch.empty(0, device=setup.device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device = {setup.device!r} cannot be used here: {reason}") from None
     for client in setup.overrides:
         if client not in range(len(setup.shares)):
             raise ConfigError(f"settings for client {client}, but clients are 0 to {len(setup.shares) - 1}")

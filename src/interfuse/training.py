@@ -179,7 +179,7 @@ def fit(
             if len(batch.y) == 1 and any(
                 isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
             ):
-                continue  # the variance of one sample is undefined (fedin.md X7)
+                continue  # the variance of one sample is undefined
             current = rate(round, steps)
             if stepper is not None:
                 for group in stepper.param_groups:

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import numpy as np
 import typer
 from rich.console import Console, RenderableType
@@ -33,7 +32,7 @@ DEFAULT = RunConfig()
 class _Group(TyperGroup):
     """All commands: their errors become a line on the standard error stream."""
 
-    def invoke(self, ctx: click.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except InterfuseError as error:
@@ -76,27 +75,30 @@ def _top(
     """Federated learning between parties whose models differ, without handing over their data."""
 
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.", show_default=False)]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object, in the last line.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+WHAT, DATA, MODELS, HOW, AFTER = "What is trained", "Data", "Models", "How it is carried out", "Results"
+
+# Arguments are explained in the text of their command, not here: Typer 0.20 with Click 8.5 shows no help of arguments.
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object, the last line.", rich_help_panel=AFTER)
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=AFTER)]
 Processes = Annotated[
     int | None,
-    typer.Option("--workers", metavar="N", help="Processes side by side (default: one a core). Results are the same."),
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes side by side; results are the same (default: one a core).",
+        rich_help_panel=HOW,
+    ),
 ]
-
-WHAT, DATA, MODELS, HOW, AFTER = "What is trained", "Data", "Models", "How it is carried out", "Results"
 
 
 @app.command(no_args_is_help=True)
 def run(
     what: Annotated[
         str,
-        typer.Argument(
-            metavar="METHOD|RECIPE",
-            help="A method: its name, mine.py, package.module:Class. Or a recipe: its name, or a path ending in .toml; "
-            "options go before what it says.",
-            show_default=False,
-        ),
+        typer.Argument(metavar="METHOD|RECIPE", show_default=False),
     ],
     rounds: Annotated[
         int | None, typer.Option(metavar="N", help=f"Rounds (default {DEFAULT.rounds}).", rich_help_panel=WHAT)
@@ -205,7 +207,11 @@ def run(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Run a federation, and write its folder and report."""
+    """Run a federation, and write its folder and report.
+
+    METHOD is a name that `interfuse methods` lists, mine.py, or package.module:Class. RECIPE is a name, such as demo, or
+    a path that ends in .toml, such as the config.toml of a run; options go before what it says.
+    """
     if seed is not None and several is not None:
         raise ConfigError("--seed and --seeds together: give one of them")
     config = configure(
@@ -248,7 +254,7 @@ def _run_seeds(config: RunConfig, several: list[int], out: Path | None, *, as_js
 
 @app.command()
 def resume(folder: RunArgument, workers: Processes = None, as_json: Json = False, quiet: Quiet = False) -> None:
-    """Go on with a run where its last commit left it."""
+    """Go on with the run in the folder RUN where its last commit left it."""
     with _resumable(folder), shown(quiet) as progress:
         result = api.resume(folder, workers=workers, progress=progress)
     _show(result, as_json=as_json)
@@ -256,7 +262,7 @@ def resume(folder: RunArgument, workers: Processes = None, as_json: Json = False
 
 @app.command("report")
 def write_report(folder: RunArgument) -> None:
-    """Write a run's report anew, finished or not, and print its path."""
+    """Write the report of the run in the folder RUN anew, finished or not, and print its path."""
     typer.echo(report.write(folder))
 
 
@@ -265,16 +271,19 @@ def predict(
     folder: RunArgument,
     samples: Annotated[
         Path,
-        typer.Argument(
-            metavar="INPUT.npy", help="Samples as the data set stores them: [batch, *shape].", show_default=False
-        ),
+        typer.Argument(metavar="INPUT.npy", show_default=False),
     ],
     base: Annotated[int, typer.Option(metavar="CLIENT", help="Whose base block.", show_default=False)],
     modular: Annotated[int, typer.Option(metavar="CLIENT", help="Whose modular block.", show_default=False)],
-    out: Annotated[Path | None, typer.Option(metavar="SCORES.npy", help="Write the scores to a file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="SCORES.npy", help="Write the scores to a file.", rich_help_panel=AFTER)
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Classify samples with the base block of one client and the modular block of another."""
+    """Classify samples with the base block of one client and the modular block of another.
+
+    RUN is a run folder. INPUT.npy holds samples as the data set stores them, batch first.
+    """
     result = load_run(folder)
     scores = result.compose(base, modular)(_samples(samples)).numpy()
     names = result.summary.get("class_names") or load(result.config.data).class_names
@@ -289,7 +298,7 @@ def predict(
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="One method in full.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,
 ) -> None:
     """List the methods and what they disclose; with a name, its settings and messages."""
     _print(listings.methods() if name is None else listings.method(name))

@@ -34,11 +34,11 @@ def method(name: str) -> RenderableType:
     """
     kind = find(name)
     rows = [(s.name, s.type, str(s.default), s.comment) for s in settings(kind)]
+    paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
     return Group(
-        f"{name}: {inspect.cleandoc(kind.__doc__ or '')}\n",
+        *(f"{' '.join(paragraph.split())}\n" for paragraph in paragraphs),
         f"Discloses: {_disclosed(kind)}\n",
         table(("setting", "type", "default", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
-        "",
         table(("handler", "", "carries", "discloses"), _messages(kind), title="Messages (down: to a client)"),
     )
 
@@ -47,18 +47,18 @@ def datasets() -> RenderableType:
     """The named data sets, and whether they are here."""
     infos = data.available()
     rows = [
-        (i.name, i.state, f"{i.rows_train:,} + {i.rows_test:,}", "×".join(map(str, i.shape)), str(i.classes), i.licence)
+        (i.name, i.state, f"{i.rows_train:,} + {i.rows_test:,}", "×".join(map(str, i.shape)), str(i.classes))
         for i in infos
     ]
-    notes = [f"{info.name}: {info.note}" for info in infos if info.note]
-    return Group(table(("data set", "state", "train + test", "shape", "classes", "licence"), rows), "", *notes)
+    notes = [f"{i.name}: {i.licence}{f'; {i.note}' if i.note else ''}" for i in infos]
+    return Group(table(("data set", "state", "train + test", "shape", "classes"), rows), *notes)
 
 
 def zoo() -> RenderableType:
     """The models of the zoo."""
     rows = [(info.name, info.summary) for info in models.available()]
     default = f"Without --models the clients get, in turn: {', '.join(models.DEFAULT_MODELS)}."
-    return Group(table(("model", "what it is"), rows), "", default)
+    return Group(table(("model", "what it is"), rows), default)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -71,10 +72,10 @@ class RunFolder:
             try:
                 yield
             finally:
-                with _explained(self.path):
+                with _explained(self.path), ExitStack() as closing:
                     for file in self._files.values():
-                        file.close()
-                self._files.clear()
+                        closing.callback(file.close)
+                    self._files.clear()
 
     def create(self, config: str) -> None:
         """Make the folder with its configuration.
@@ -125,6 +126,9 @@ class RunFolder:
         """Make a commit valid: its manifest comes last, and then older ones go, all but the one before."""
         with _explained(self.commits):
             sync_folder(self.commits)
+            for later in self._manifests():
+                if later > self._manifest(commit.round):  # damaged: the run went back behind it
+                    later.unlink()
             write_whole(self._manifest(commit.round), json.dumps(asdict(commit), indent=1))
             sync_folder(self.commits)
             for old in self._manifests()[:-2]:
@@ -135,7 +139,7 @@ class RunFolder:
                     file.unlink()
 
     def last_commit(self) -> Commit | None:
-        """The newest commit whose files are all there; the one before where the newest is damaged.
+        """The newest commit whose files are all there and unchanged; the one before where the newest is damaged.
 
         Raises:
             RunError: there are commits, but none can be used.
@@ -147,10 +151,10 @@ class RunFolder:
             except (OSError, ValueError, KeyError, TypeError) as error:
                 problems.append(f"{manifest.name}: {error}")
                 continue
-            missing = [r.name for r in _records(commit) if not _has_length(self.commits / r.name, r.bytes)]
-            if not missing:
+            damaged = [r.name for r in _records(commit) if not _is_whole(self.commits / r.name, r)]
+            if not damaged:
                 return commit
-            problems.append(f"{manifest.name}: {', '.join(missing)} missing or cut off")
+            problems.append(f"{manifest.name}: {', '.join(damaged)} missing or damaged")
         if problems:
             raise RunError(f"no commit of {self.path} can be used: " + "; ".join(problems))
         return None
@@ -227,8 +231,11 @@ def _records(commit: Commit) -> list[FileRecord]:
     return [*commit.saved.files.values(), *best]
 
 
-def _has_length(path: Path, length: int) -> bool:
-    return path.is_file() and path.stat().st_size == length
+def _is_whole(path: Path, record: FileRecord) -> bool:
+    if not path.is_file() or path.stat().st_size != record.bytes:
+        return False
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
 
 def _read_commit(path: Path) -> Commit:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from interfuse.clients import Engine
 from interfuse.data import Dataset, class_counts, load, make_shares
 from interfuse.engines import local
-from interfuse.errors import ConfigError, RunError
+from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation
 from interfuse.federation import Federation, Saved, check
 from interfuse.method import Method
@@ -65,6 +65,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         InterfuseError: naming the client and the field.
     """
     method = given.method or config.make_method()
+    _beside(config)
     if given.dataset is None and config.data.startswith(IN_MEMORY):
         raise RunError(f"the data of this run was given as an object ({config.data}); give it again: data=...")
     dataset = given.dataset or load(config.data)
@@ -146,7 +147,7 @@ def _finish(
 def _beside(config: RunConfig) -> list[str]:
     for name in config.beside:
         if name not in built_in():
-            raise ConfigError(f"beside: {name!r} is no built-in method; use local, pooled, or none")
+            raise ConfigError(f"beside: {name!r} is no built-in method: {nearest(name, ['local', 'pooled'])}")
     return [name for name in config.beside if name != config.method]
 
 

@@ -1,0 +1,250 @@
+"""Hyperparameters, declarations, settings with their comments, and how a method is found."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from interfuse.client import Client
+from interfuse.errors import ConfigError, InterfuseError
+from interfuse.handler import on_client
+from interfuse.message import Disclosure, Features, Labels, Message, State
+from interfuse.method import (
+    Count,
+    Fraction,
+    Method,
+    NonNegative,
+    Setting,
+    Steps,
+    check_declaration,
+    settings,
+    state_type,
+)
+from interfuse.methods import built_in, find, name_of
+from interfuse.methods.fedavg import FedAvg
+from interfuse.methods.ifl import IFL
+from interfuse.methods.scaffold import SCAFFOLD
+from interfuse.methods.scaffold import Global as ScaffoldGlobal
+from interfuse.methods.scaffold import Own as ScaffoldOwn
+from interfuse.training import Cosine, Exponential, LearningRate
+
+
+@dataclass(frozen=True)
+class Settings(Method):
+    """All kinds of settings."""
+
+    needed: Count  # how many there are
+    steps: Steps = 0  # none is allowed
+    share: Fraction = 0.5  # a part
+    weight: NonNegative = 0.0
+    lr: LearningRate = 0.1  # a rate, with "quotes" # and a hash
+    mode: Literal["a", "b"] = "a"  # one of two
+    flag: bool = False  # on or off
+    several: tuple[int, ...] = field(default=(1, 2))  # more than one
+
+
+@dataclass(frozen=True)
+class Extended(Settings):
+    steps: Steps = 5  # another comment
+    extra: int = 1  # of the subclass
+
+
+def test_settings_carry_the_comments_beside_them() -> None:
+    found = {setting.name: setting for setting in settings(Extended)}
+    assert list(found) == ["needed", "steps", "share", "weight", "lr", "mode", "flag", "several", "extra"]
+    assert found["needed"] == Setting("needed", "Count", None, "how many there are")
+    assert found["steps"] == Setting("steps", "Steps", 5, "another comment")
+    assert found["weight"].comment == ""
+    assert found["lr"].comment == 'a rate, with "quotes" # and a hash'
+    assert found["extra"].comment == "of the subclass"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"needed": 0},
+        {"needed": 1.5},
+        {"needed": "many"},
+        {"steps": -1},
+        {"share": 0.0},
+        {"share": 1.01},
+        {"weight": -0.1},
+        {"lr": 0.0},
+        {"lr": -1},
+        {"lr": "fast"},
+        {"mode": "c"},
+        {"flag": "perhaps"},
+        {"several": (1, "x")},
+    ],
+    ids=str,
+)
+def test_an_impossible_value_is_refused_with_name_and_value(wrong: dict[str, Any]) -> None:
+    ((name, value),) = wrong.items()
+    for make in (lambda values: Settings(**values), Settings.configure):
+        with pytest.raises(ConfigError) as caught:
+            make({"needed": 1} | wrong)
+        assert str(caught.value).startswith(f"Settings: {name} = {value!r} is impossible: ")
+
+
+def test_values_from_a_recipe_take_their_types() -> None:
+    made = Settings.configure(
+        {"needed": "3", "share": 1, "several": [4, 5], "lr": {"start": 0.5, "decay": 0.9}, "flag": "true"}
+    )
+    assert (made.needed, made.share, made.several, made.flag) == (3, 1.0, (4, 5), True)
+    assert made.lr == Exponential(0.5, 0.9)
+    assert Settings(1, lr=Cosine(1.0, 10)).lr == Cosine(1.0, 10)
+    assert Settings.configure({"needed": 1, "lr": {"start": 0.5, "rounds": 9}}).lr == Cosine(0.5, 9)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="Settings has no setting 'neded': did you mean 'needed'\\? valid: flag, lr,"):
+        Settings.configure({"neded": 1})
+    with pytest.raises(ConfigError, match="Settings needs a value for needed"):
+        Settings.configure({})
+
+
+def test_a_method_object_is_a_frozen_value() -> None:
+    assert IFL(local_steps=3) == IFL(local_steps=3)
+    assert IFL(local_steps=3) != IFL(local_steps=4)
+    with pytest.raises(FrozenInstanceError):
+        IFL().local_steps = 1  # type: ignore[misc]
+
+
+# --- declarations --------------------------------------------------------------------------------------------------
+
+
+class Pair(Message):
+    z: Features
+    y: Labels
+
+
+class Loose(Message):
+    z: Float32[Tensor, "batch d"]
+
+
+@dataclass(frozen=True)
+class Quiet(Method):
+    discloses = frozenset({Disclosure.FEATURES})
+
+    @on_client
+    def send(self, client: Client) -> Pair:
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Loud(Method):
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
+
+    @on_client
+    def send(self, client: Client) -> Pair:
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Inheriting(Loud):
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS})
+
+
+@dataclass(frozen=True)
+class Receiver(Method):
+    """What goes down discloses nothing of a client, but must be declared completely too."""
+
+    @on_client
+    def receive(self, client: Client, pair: Pair) -> None: ...
+
+
+@dataclass(frozen=True)
+class LooseReceiver(Method):
+    @on_client
+    def receive(self, client: Client, loose: Loose) -> None: ...
+
+
+def test_what_is_sent_must_be_declared_and_no_more() -> None:
+    with pytest.raises(ConfigError, match="Quiet sends labels; add it to its `discloses`"):
+        check_declaration(Quiet)
+    with pytest.raises(ConfigError, match="Loud declares parameters, but no reply of it carries that"):
+        check_declaration(Loud)
+    check_declaration(Inheriting)
+    check_declaration(Receiver)
+    with pytest.raises(TypeError, match=r"Loose\.z.*needs its shape and what it discloses"):
+        check_declaration(LooseReceiver)
+
+
+def test_types_of_state_are_read_off_the_annotations() -> None:
+    assert state_type(SCAFFOLD.start) is ScaffoldGlobal
+    assert state_type(SCAFFOLD.new_client) is ScaffoldOwn
+    assert state_type(Method.start) is None
+    assert state_type(IFL().new_client) is None
+    assert issubclass(ScaffoldOwn, State)
+
+
+# --- names ---------------------------------------------------------------------------------------------------------
+
+MINE = """
+from dataclasses import dataclass
+from interfuse import Method
+
+@dataclass(frozen=True)
+class Mine(Method):
+    steps: int = 4  # of mine
+
+    def round(self, server, clients):
+        pass
+"""
+
+
+def test_built_in_methods_have_the_names_of_their_files() -> None:
+    assert {"ifl", "local", "pooled", "fedavg", "scaffold", "splitfed-v1"} <= built_in().keys()
+    assert find("ifl") is IFL
+    assert all(find(name) is kind and name_of(kind) == name for name, kind in built_in().items())
+
+
+def test_a_method_is_found_in_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    kind = find(str(file))
+    assert kind.__name__ == "Mine"
+    assert [setting.comment for setting in settings(kind)] == ["of mine"]
+    assert find(f"{file}:Mine").__name__ == "Mine"
+    assert find(name_of(kind)).__name__ == "Mine"
+
+
+def test_a_file_with_several_methods_needs_a_class(tmp_path: Path) -> None:
+    file = tmp_path / "several.py"
+    file.write_text(MINE + "\n@dataclass(frozen=True)\nclass Other(Mine):\n    pass\n")
+    with pytest.raises(ConfigError, match=r"should define one method, but has Mine, Other; name one: .*several.py:Class"):
+        find(str(file))
+    assert find(f"{file}:Other").__name__ == "Other"
+    file.write_text("x = 1\n")
+    with pytest.raises(ConfigError, match="but has none"):
+        find(str(file))
+
+
+def test_a_method_is_found_by_module_and_class() -> None:
+    assert find("interfuse.methods.fedavg:FedAvg") is FedAvg
+    with pytest.raises(ConfigError, match="is no subclass of interfuse.Method"):
+        find("interfuse.methods.fedavg:Global")
+
+
+@pytest.mark.parametrize("reference", ["ifll", "no.such.module:Class", "missing.py", "interfuse.methods.fedavg:FedAv"])
+def test_what_is_not_there_is_a_clear_error(reference: str) -> None:
+    with pytest.raises(InterfuseError) as caught:
+        find(reference)
+    assert reference.split(":")[0] in str(caught.value)
+    if reference == "ifll":
+        assert "did you mean 'ifl'?" in str(caught.value)
+
+
+def test_prediction_is_the_own_model_unless_a_method_says_otherwise() -> None:
+    class Fake:
+        model = torch.nn.Linear(2, 3)
+
+    x = torch.ones(4, 2)
+    client: Any = Fake()
+    assert torch.equal(Method().predict(client, x), Fake.model(x))
