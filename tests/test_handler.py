@@ -14,6 +14,7 @@ from interfuse.clients import Clients
 from interfuse.handler import Handler, Program, handlers, on_client, programs
 from interfuse.message import Features, Labels, Message
 from interfuse.method import Method
+from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.ifl import IFL
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -132,15 +133,14 @@ def test_an_incomplete_declaration_is_an_error_that_names_the_handler(program: A
 
 @dataclass(frozen=True)
 class Twice(Method):
-    """Two rounds of a method for one."""
-
-    discloses = IFL.discloses
+    """Two rounds of a method for one, with a call of its own between them."""
 
     base: Method = IFL(local_steps=2, batch_size=4)
 
     def round(self, server: Server, clients: Clients) -> None:
         self.base.round(server, clients)
         clients.call(self.between)
+        self.base.round(server, clients)
 
     @on_client
     def between(self, client: Client) -> None: ...
@@ -161,22 +161,32 @@ def test_wrapped_programs_are_found_by_path() -> None:
     assert programs(Local(), "x").keys() == {"x"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_wrapped_method_runs_as_it_would_alone(workers: int) -> None:
-    wrapped = federation(WrappedIFL(), rounds=2, workers=workers)
-    names = {entry.handler for entry in entries(wrapped)}
-    owned = everything_owned(wrapped)
-    wrapped.engine.close()
-    alone = federation(IFL(local_steps=2, batch_size=4), rounds=2)
-    assert names == {"train_base", "train_modular"}
-    assert same_bits(owned, everything_owned(alone))
-
-
 @dataclass(frozen=True)
-class WrappedIFL(Method):
+class Once(Method):
     """Nothing but a method inside."""
 
     base: Method = IFL(local_steps=2, batch_size=4)
 
     def round(self, server: Server, clients: Clients) -> None:
         self.base.round(server, clients)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_wrapped_method_is_called_by_its_path(workers: int) -> None:
+    f = federation(Twice(), rounds=2, workers=workers)
+    calls = [entry.handler for entry in entries(f) if entry.client == 0 and entry.direction == "up"]
+    owned = everything_owned(f)
+    f.engine.close()
+    assert calls == ["train_base"] * 4
+    assert same_bits(owned, everything_owned(federation(Twice(), rounds=2)))
+
+
+def test_a_wrapped_method_is_the_very_object_that_was_given() -> None:
+    inner = IFL(local_steps=2)
+    assert Once(inner).base is inner
+    assert Once(base=FedAvg()).base == FedAvg()
+
+
+def test_a_wrapped_method_moves_the_bytes_it_would_alone() -> None:
+    wrapped, alone = federation(Once(), rounds=2), federation(IFL(local_steps=2, batch_size=4), rounds=2)
+    assert entries(wrapped) == entries(alone)

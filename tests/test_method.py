@@ -221,9 +221,10 @@ def test_a_file_with_several_methods_needs_a_class(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"should define one method, but has Mine, Other; name one: .*several.py:Class"):
         find(str(file))
     assert find(f"{file}:Other").__name__ == "Other"
-    file.write_text("x = 1\n")
+    nothing = tmp_path / "nothing.py"
+    nothing.write_text("x = 1\n")
     with pytest.raises(ConfigError, match="but has none"):
-        find(str(file))
+        find(str(nothing))
 
 
 def test_a_method_is_found_by_module_and_class() -> None:

@@ -10,10 +10,11 @@ from interfuse import report
 from interfuse.clients import Engine
 from interfuse.data import Dataset, Partition
 from interfuse.engines import local
+from interfuse.errors import ConfigError
 from interfuse.method import Method
 from interfuse.methods import find
 from interfuse.models import DEFAULT_MODELS, Builder, resolve
-from interfuse.runs import Execution, Given, Progress, Result, RunConfig, execute, parse_config
+from interfuse.runs import Given, Progress, Result, RunConfig, execute, parse_config
 from interfuse.runs import resume as resume_run
 from interfuse.runs.config import IN_MEMORY, method_values, partition_values
 from interfuse.setup import Setup
@@ -60,6 +61,8 @@ def run(
         InterfuseError: something cannot work; the text names the client and the field.
     """
     name, own = method_values(method)
+    if isinstance(method, Method) and settings:
+        raise ConfigError("settings belong to a method that is given by name; this object has its own")
     given = Given(
         method=method if isinstance(method, Method) else find(name).configure(dict(settings or {})),
         dataset=data if isinstance(data, Dataset) else None,
@@ -70,7 +73,7 @@ def run(
             "method": name,
             "data": f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data,
             "clients": clients,
-            "models": [m if isinstance(m, str) else f"{IN_MEMORY}{m.__module__}:{m.__qualname__}" for m in models],
+            "models": _names(models),
             "fusion_width": fusion_width,
             "rounds": rounds,
             "seed": seed,
@@ -83,11 +86,28 @@ def run(
             "settings": own or dict(settings or {}),
             "client": dict(client_settings or {}),
             "numerics": {"layout": layout},
-            "execution": Execution(workers=workers, commit_rounds=commit_rounds).model_dump(),
+            "execution": {"workers": workers, "commit_rounds": commit_rounds},
         },
         "interfuse.run",
     )
     return carry_out(config, Path(out) if out is not None else new_folder(config), given=given, progress=progress)
+
+
+def _names(models: Sequence[str | Builder]) -> list[str]:
+    """Names of models. Functions that share one, such as two lambdas, are told apart by a number."""
+    names: list[str] = []
+    known: dict[str, list[Builder]] = {}
+    for model in models:
+        if isinstance(model, str):
+            names.append(model)
+            continue
+        name = f"{IN_MEMORY}{model.__module__}:{getattr(model, '__qualname__', type(model).__qualname__)}"
+        alike = known.setdefault(name, [])
+        if model not in alike:
+            alike.append(model)
+        number = alike.index(model) + 1
+        names.append(name if number == 1 else f"{name}#{number}")
+    return names
 
 
 def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, Unpack
 
 import numpy as np
 import torch
@@ -17,17 +17,7 @@ from interfuse.errors import ConfigError
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import numpy_generator
-from interfuse.training import (
-    Batch,
-    Combine,
-    Fitted,
-    Objective,
-    Optimizer,
-    OptimizerName,
-    OptimizerState,
-    Schedule,
-    fit,
-)
+from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -169,16 +159,12 @@ class Client(Generic[S]):
         self,
         losses: Objective | Mapping[str, Objective],
         *,
-        lr: float | Schedule,
         batch_size: int = 32,
         steps: int | None = None,
         epochs: int | None = None,
         batches: Iterable[Batch] | None = None,
-        train: str | Collection[str] = "all",
-        combine: Combine | None = None,
-        optimizer: Optimizer | OptimizerName = "sgd",
         keep_optimizer: str | None = None,
-        clip: float | None = None,
+        **options: Unpack[FitOptions],
     ) -> Fitted:
         """Train on the client's data, or on given batches. See :func:`interfuse.training.fit`.
 
@@ -186,6 +172,7 @@ class Client(Generic[S]):
             steps, epochs, batches: Exactly one of them. ``steps`` go on where the last call stopped; ``epochs`` begin
                 with a new one.
             keep_optimizer: A name under which the optimizer's state is kept until the next call with that name.
+            options: ``lr``, ``train``, ``combine``, ``optimizer``, ``clip``; see :class:`.training.FitOptions`.
         """
         if sum(given is not None for given in (steps, epochs, batches)) != 1:
             raise ConfigError("fit needs exactly one of steps, epochs and batches")
@@ -195,10 +182,7 @@ class Client(Generic[S]):
             batches = (self.data.train(positions) for positions in self.order.epochs(epochs, batch_size))
         assert batches is not None
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        return fit(
-            self.model, losses, batches, lr=lr, train=train, combine=combine, optimizer=optimizer, slots=slots,
-            clip=clip, round=max(self.round - 1, 0),
-        )  # fmt: skip
+        return fit(self.model, losses, batches, slots=slots, round=max(self.round - 1, 0), **options)
 
     def tensors(
         self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from torch import Tensor
 
@@ -83,12 +84,18 @@ class Federation:
         self.engine.end_round()
 
     @contextmanager
-    def evaluating(self) -> Iterator[Clients]:
-        """All clients with their models in place. Calls inside are filed under evaluation, and change nothing."""
+    def evaluating(self, most: int | None = None) -> Iterator[Clients]:
+        """Clients with their models in place: all, or at most so many, evenly spread over their numbers.
+
+        Calls inside are filed under evaluation, and change nothing.
+        """
+        ids = self.clients.ids
+        count = min(most or len(ids), len(ids))
+        clients = self.clients.only(ids[position * len(ids) // count] for position in range(count))
         self._enter(self.round, "evaluation")
         with one_thread(), seeded(self.setup.seed, "evaluation", self.round):
-            self.method.prepare_evaluation(self.server, self.clients)
-            yield self.clients
+            self.method.prepare_evaluation(self.server, clients)
+            yield clients
         self.engine.end_round()
 
     def _enter(self, round: int, heading: Heading) -> None:
@@ -121,7 +128,7 @@ class Federation:
         }
         for name, model in server.models.items():
             tensors = dict(model.state_dict())
-            parts[f"server-model-{name}"] = (tuple(t._version for t in tensors.values()), tensors)
+            parts[_part_of_model(name)] = (tuple(t._version for t in tensors.values()), tensors)
         return parts
 
     def load(self, folder: Path, round: int, saved: Saved) -> None:
@@ -145,13 +152,18 @@ class Federation:
             kind = state_type(self.method.start)
             self.server.state = None if kind is None else unflatten(kind, read["server"])
             for name, model in self.server.models.items():
-                model.load(read[f"server-model-{name}"])
+                model.load(read[_part_of_model(name)])
             for path, tensor in read["server-optimizers"].items():
-                name, key, slot = path.split("/")
+                name, key, slot = path.rsplit("/", 2)
                 self.server.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
         except (InterfuseError, KeyError, ValueError) as error:
             raise RunError(f"the server's commit in {folder} does not fit this run: {error}") from error
         self._written = {name: mark for name, (mark, _) in self._server_parts().items()}
+
+
+def _part_of_model(name: str) -> str:
+    """A model's part of a commit. It names a file, and the name of a model may be a path."""
+    return f"server-model-{quote(name, safe='')}"
 
 
 class _Same:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
@@ -103,7 +103,12 @@ class Method(Program):
 @cache
 def _adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
     hints = get_type_hints(cls, include_extras=True)
-    return {f.name: TypeAdapter(hints[f.name], config={"arbitrary_types_allowed": True}) for f in fields(cls)}
+    return {f.name: _adapter(hints[f.name]) for f in fields(cls)}
+
+
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    # pydantic takes no settings for a dataclass, such as a wrapped method
+    return TypeAdapter(hint) if is_dataclass(hint) else TypeAdapter(hint, config={"arbitrary_types_allowed": True})
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,20 @@ def settings(cls: type[Method]) -> list[Setting]:
     """The hyperparameters of a method with the comments that stand beside them in its file."""
     comments: dict[str, str] = {}
     for kind in reversed(cls.__mro__):
-        if issubclass(kind, Method):
-            pattern = r"^    (\w+):[^\n]*?  # (.*)$"
-            comments |= dict(re.findall(pattern, inspect.getsource(kind), flags=re.MULTILINE))
+        if is_dataclass(kind):
+            comments |= dict(re.findall(r"^    (\w+):[^\n]*?  # (.*)$", _source(kind), flags=re.MULTILINE))
     return [
         Setting(f.name, str(f.type), None if f.default is MISSING else f.default, comments.get(f.name, ""))
         for f in fields(cls)
     ]
+
+
+def _source(kind: type) -> str:
+    """The source of a class; empty where there is none to be found, as in an interactive session."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        return ""
 
 
 def check_declaration(cls: type[Method]) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Generic
+from collections.abc import Callable, Iterable, Mapping
+from typing import Generic, Unpack
 
 import torch
 from torch import Tensor
@@ -12,17 +12,7 @@ from typing_extensions import TypeVar
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import generator
-from interfuse.training import (
-    Batch,
-    Combine,
-    Fitted,
-    Objective,
-    Optimizer,
-    OptimizerName,
-    OptimizerState,
-    Schedule,
-    fit,
-)
+from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -87,16 +77,9 @@ class Server(Generic[S]):
         losses: Objective | Mapping[str, Objective],
         batches: Iterable[Batch],
         *,
-        lr: float | Schedule,
-        train: str | Collection[str] = "all",
-        combine: Combine | None = None,
-        optimizer: Optimizer | OptimizerName = "sgd",
         keep_optimizer: str | None = None,
-        clip: float | None = None,
+        **options: Unpack[FitOptions],
     ) -> Fitted:
         """Train one of the server's models. See :func:`interfuse.training.fit`."""
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        return fit(
-            model, losses, batches, lr=lr, train=train, combine=combine, optimizer=optimizer, slots=slots, clip=clip,
-            round=max(self.round - 1, 0),
-        )  # fmt: skip
+        return fit(model, losses, batches, slots=slots, round=max(self.round - 1, 0), **options)

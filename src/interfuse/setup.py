@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -81,8 +81,11 @@ class Setup:
         for client, architecture in enumerate(self.architectures):
             if architecture in facts:
                 continue
-            model = self.build(architecture, "measure")
-            measured = measure(model, self.dataset.shape)
+            try:
+                model = self.build(architecture, "measure")
+                measured = measure(model, self.dataset.shape)
+            except ModelError as error:
+                raise ModelError(f"client {client} ({architecture}): {error}") from error
             if measured.classes != self.dataset.classes:
                 raise ModelError(
                     f"client {client} ({architecture}): the model has {measured.classes} outputs, "
@@ -112,10 +115,8 @@ class Setup:
         own = self.overrides.get(client)
         if not own:
             return self.method
-        try:
-            return replace(self.method, **own)
-        except TypeError:
-            return type(self.method).configure(own)
+        everybody = {f.name: getattr(self.method, f.name) for f in fields(self.method)}
+        return type(self.method).configure(everybody | dict(own))
 
     def programs_of(self, client: ClientId) -> dict[str, Program]:
         """All programs by path as this client runs them."""
@@ -157,5 +158,8 @@ def check_setup(setup: Setup) -> None:
     for client in setup.overrides:
         if client not in range(len(setup.shares)):
             raise ConfigError(f"settings for client {client}, but clients are 0 to {len(setup.shares) - 1}")
-        type(setup.method).configure(dict(setup.overrides[client]) | {})
+        try:
+            setup.method_of(client)
+        except ConfigError as error:
+            raise ConfigError(f"client {client}: {error}") from error
     _ = setup.profiles

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, Required, TypedDict, Unpack
 
 import torch
 from annotated_types import Ge, Gt
@@ -133,18 +133,32 @@ class Fitted:
     """Mean over the steps of the sum of all losses; 0 without a step."""
 
 
+class FitOptions(TypedDict, total=False):
+    """How to train: the options that :func:`fit` and the ``fit`` of clients and servers have in common.
+
+    Attributes:
+        lr: Learning rate: a number, or a schedule of round and step.
+        train: Names of the parts to train, or ``"all"`` (the default).
+        combine: From the gradients of several losses to one; by default their sum.
+        optimizer: Its name, or an :class:`Optimizer`; ``"sgd"`` by default.
+        clip: Largest global norm of the gradient of a step.
+    """
+
+    lr: Required[float | Schedule]
+    train: str | Collection[str]
+    combine: Combine | None
+    optimizer: Optimizer | OptimizerName
+    clip: float | None
+
+
 def fit(
     model: SplitModel,
     losses: Objective | Mapping[str, Objective],
     batches: Iterable[Batch],
     *,
-    lr: float | Schedule,
-    train: str | Collection[str] = "all",
-    combine: Combine | None = None,
-    optimizer: Optimizer | OptimizerName = "sgd",
     slots: OptimizerState | None = None,
-    clip: float | None = None,
     round: int = 0,
+    **options: Unpack[FitOptions],
 ) -> Fitted:
     """Train named parts of a model on given batches.
 
@@ -153,15 +167,16 @@ def fit(
     afterwards, unless gradients are combined.
 
     Args:
-        losses: One objective, or several by name whose gradients ``combine`` turns into one (default: their sum).
-        train: Names of parts, or ``"all"``.
+        losses: One objective, or several by name.
         slots: State of the optimizer from an earlier call, updated in place; None starts anew.
-        clip: Largest global norm of the gradient of a step.
         round: The round, for schedules.
+        options: See :class:`FitOptions`.
 
     Raises:
         DivergedError: a loss became NaN or infinite.
     """
+    lr, train, combine = options["lr"], options.get("train", "all"), options.get("combine")
+    optimizer, clip = options.get("optimizer", "sgd"), options.get("clip")
     objectives = losses if isinstance(losses, Mapping) else {"loss": losses}
     parts = model.part_names if train == "all" else (train,) if isinstance(train, str) else tuple(train)
     parameters = model.parameters_of(parts)

@@ -25,7 +25,9 @@ GIVEN = Given(dataset=tiny_dataset())
 IMAGES = Given(dataset=tiny_dataset(shape=(1, 4, 4)))
 
 
-def config_of(method: str = "ifl", *, commit_rounds: int | None = 1, workers: int | None = 1, **values: Any) -> RunConfig:
+def config_of(
+    method: str = "ifl", *, commit_rounds: int | None = 1, workers: int | None = 1, **values: Any
+) -> RunConfig:
     """A run of three clients and three rounds on data that is given in memory."""
     defaults: dict[str, Any] = {
         "method": method, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8, "rounds": 3,
@@ -87,16 +89,17 @@ class Killed(BaseException):
 
 @dataclass
 class Fuse:
-    """Burns a step with everything an engine does, and ends the process at the chosen one; -1: never."""
+    """Burns a step with everything an engine does, and ends the process at the chosen number or name of a step."""
 
     limit: int = -1
+    at: str | None = None
     burnt: int = 0
     names: list[str] = field(default_factory=list)
 
     def step(self, name: str) -> None:
         self.burnt += 1
         self.names.append(name)
-        if self.burnt == self.limit:
+        if self.burnt == self.limit or name == self.at:
             raise Killed(name)
 
     def engine(self, setup: Setup, workers: int | None) -> Engine:

@@ -38,7 +38,7 @@ def broken_off(tmp_path: Path) -> Path:
     """A run whose process ended in round 5: its commits are those of rounds 3 and 4."""
     path = tmp_path / "run"
     with pytest.raises(Killed):
-        execute(CONFIG, path, given=GIVEN, engine=Fuse(55).engine)
+        execute(CONFIG, path, given=GIVEN, engine=Fuse(at="training 5 train_base 3").engine)
     assert [file.name for file in manifests(path)] == ["commit-000003.json", "commit-000004.json"]
     return path
 
@@ -174,12 +174,17 @@ def test_a_damaged_commit_is_in_nobodys_way_later(
     """The run goes on from the commit before with another cadence and is killed again before it reaches that round."""
     path, often = tmp_path / "run", CONFIG.execution.model_copy(update={"commit_rounds": 2})
     with pytest.raises(Killed):
-        execute(CONFIG.model_copy(update={"execution": often}), path, given=GIVEN, engine=Fuse(50).engine)
+        execute(
+            CONFIG.model_copy(update={"execution": often}),
+            path,
+            given=GIVEN,
+            engine=Fuse(at="training 5 train_base 1").engine,
+        )
     assert [file.name for file in manifests(path)] == ["commit-000002.json", "commit-000004.json"]
     damage(path)
     set_in_toml(path, "commit_rounds = 2", "commit_rounds = 1")
     with pytest.raises(Killed):
-        resume(path, given=GIVEN, engine=Fuse(11).engine)
+        resume(path, given=GIVEN, engine=Fuse(at="training 4 train_base 1").engine)
     assert "commit-000003.json" in {file.name for file in manifests(path)}
     going_on = Fuse()
     resume(path, given=GIVEN, engine=going_on.engine)
@@ -400,7 +405,10 @@ def test_files_of_no_commit_go_with_the_next_one(tmp_path: Path) -> None:
             records.append(save_tensors(folder.commits / f"a-{round:06d}.safetensors", {"x": torch.tensor(round)}))
             save_tensors(folder.commits / f"never-committed-{round:06d}.safetensors", {})
             folder.write_commit(Commit(round, Saved({"a": records[-1]}, {}), folder.offsets(), {}))
-    assert sorted(f.name for f in folder.commits.glob("*.safetensors")) == ["a-000002.safetensors", "a-000003.safetensors"]
+    assert sorted(f.name for f in folder.commits.glob("*.safetensors")) == [
+        "a-000002.safetensors",
+        "a-000003.safetensors",
+    ]
 
 
 def test_there_is_no_nan_in_json() -> None:

@@ -110,8 +110,9 @@ def test_many_kills_in_one_run_change_nothing(tmp_path: Path) -> None:
 def test_a_kill_loses_no_more_than_what_came_after_the_last_commit(tmp_path: Path) -> None:
     """Otherwise starting all over each time would pass for resuming."""
     with pytest.raises(Killed):
-        execute(config_of("local", rounds=3), tmp_path / "run", given=GIVEN, engine=(first := Fuse(33)).engine)
-    assert "training 3 train 3" in first.names
+        execute(
+            config_of("local", rounds=3), tmp_path / "run", given=GIVEN, engine=Fuse(at="training 3 train 3").engine
+        )
     going_on = Fuse()
     resume(tmp_path / "run", given=GIVEN, engine=going_on.engine)
     assert going_on.names[0] == "load"
@@ -345,7 +346,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_read_only_disk_is_named(small_disk: Path) -> None:
     path = small_disk / "run"
     with pytest.raises(Killed):
-        execute(FULL, path, given=GIVEN, engine=Fuse(40).engine)
+        execute(FULL, path, given=GIVEN, engine=Fuse(at="training 4 train_base 1").engine)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     with pytest.raises(RunError, match=f"cannot write {path}.*Read-only file system"):
         resume(path, given=GIVEN)

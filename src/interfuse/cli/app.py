@@ -209,8 +209,8 @@ def run(
 ) -> None:
     """Run a federation, and write its folder and report.
 
-    METHOD is a name that `interfuse methods` lists, mine.py, or package.module:Class. RECIPE is a name, such as demo, or
-    a path that ends in .toml, such as the config.toml of a run; options go before what it says.
+    METHOD: a name that `interfuse methods` lists, mine.py, or package.module:Class.
+    RECIPE: a name such as demo, or a path ending in .toml; options override it.
     """
     if seed is not None and several is not None:
         raise ConfigError("--seed and --seeds together: give one of them")
@@ -282,7 +282,8 @@ def predict(
 ) -> None:
     """Classify samples with the base block of one client and the modular block of another.
 
-    RUN is a run folder. INPUT.npy holds samples as the data set stores them, batch first.
+    RUN: a run folder.
+    INPUT.npy: samples as the data set stores them, batch first.
     """
     result = load_run(folder)
     scores = result.compose(base, modular)(_samples(samples)).numpy()

@@ -90,7 +90,7 @@ class Resident:
             self.client.model.load(groups["model"])
         self.client.optimizers = {}
         for path, tensor in groups["optimizer"].items():
-            name, key, slot = path.split("/")
+            name, key, slot = path.rsplit("/", 2)
             self.client.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
         state = state_type(self.method.new_client)
         self.client.state = None if state is None or not self.created else unflatten(state, groups["state"])

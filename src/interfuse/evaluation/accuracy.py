@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -26,6 +26,10 @@ CURVE_ROWS = 1000
 """Images of the common test set behind each point of a curve."""
 CURVE_OWN_ROWS = 250
 """At most so many rows of a client's own validation and test share behind each point of a curve."""
+MOST_CLIENTS = 100
+"""In larger federations so many clients, evenly spread over their numbers, stand for all."""
+MOST_COMPOSED = 64
+"""Federations up to this size have a composition matrix."""
 LARGEST_COMPOSITION = 1 << 29
 """Bytes of fusion outputs above which the composition matrix uses the rows of the curve at the end too."""
 
@@ -142,10 +146,10 @@ def evaluation(method: Method, dataset: Dataset) -> Evaluation:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Accuracies between 0 and 1 by client. ``own`` and ``validation`` are NaN where a share is empty.
+    """Accuracies between 0 and 1 by client; NaN where a share is empty or a client was not evaluated.
 
     ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
-    on the common test set; None where the fusion layers of the clients differ.
+    on the common test set; None where the fusion layers of the clients differ, and in large federations.
     """
 
     own: list[float]
@@ -161,19 +165,24 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     composed = _composable(federation, full=full)
     # the diagonal is every client's own composition: where the method predicts with it, there is nothing to add
     apart = composed is not Composed.AS_ASKED or type(federation.method).predict is not Method.predict
-    with federation.evaluating() as clients:
-        hits = clients.call(program.hits, Scope(full, apart)).values()
+    with federation.evaluating(MOST_CLIENTS) as clients:
+        hits = clients.call(program.hits, Scope(full, apart))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
             matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
+    common = {client: _share(h.common, h.common_total) for client, h in hits.items()}
+    if matrix is not None and not apart:
+        common = {client: matrix[client][client] for client in hits}
     return Accuracies(
-        own=[_share(h.own, h.own_total) for h in hits],
-        validation=[_share(h.validation, h.validation_total) for h in hits],
-        common=[_share(h.common, h.common_total) for h in hits]
-        if apart or matrix is None
-        else [row[client] for client, row in enumerate(matrix)],
+        own=_of_all(federation, {client: _share(h.own, h.own_total) for client, h in hits.items()}),
+        validation=_of_all(federation, {c: _share(h.validation, h.validation_total) for c, h in hits.items()}),
+        common=_of_all(federation, common),
         composition=matrix,
     )
+
+
+def _of_all(federation: Federation, found: Mapping[ClientId, float]) -> list[float]:
+    return [found.get(client, math.nan) for client in federation.clients]
 
 
 class Composed(Enum):
@@ -186,7 +195,7 @@ class Composed(Enum):
 
 def _composable(federation: Federation, *, full: bool) -> Composed:
     dims, rows = federation.setup.dims, len(federation.setup.dataset.y_test)
-    if "d" not in dims:
+    if "d" not in dims or dims["clients"] > MOST_COMPOSED:
         return Composed.NOT_AT_ALL
     small = not full or rows * dims["d"] * 4 * dims["clients"] <= LARGEST_COMPOSITION
     return Composed.AS_ASKED if small else Composed.ON_CURVE_ROWS

@@ -14,12 +14,8 @@ from interfuse.training import LearningRate, OptimizerName, cross_entropy
 
 
 @dataclass(frozen=True)
-class Local(Method):
-    """Every client trains by itself and sends nothing.
-
-    With ``modular_steps`` the two blocks take turns, as in IFL: the base block for ``local_steps``, then the modular
-    block on the client's own samples. Otherwise all steps train the whole model.
-    """
+class OwnSteps:
+    """How much a client trains without collaboration, and how."""
 
     local_steps: Steps = 10  # steps a round on the base block, or on the whole model
     local_epochs: Steps = 0  # epochs a round on the whole model instead of local_steps, where above 0
@@ -29,6 +25,15 @@ class Local(Method):
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
     keep_optimizer: bool = True  # False starts the optimizer anew each round
+
+
+@dataclass(frozen=True)
+class Local(OwnSteps, Method):
+    """Every client trains by itself and sends nothing.
+
+    With ``modular_steps`` the two blocks take turns, as in IFL: the base block for ``local_steps``, then the modular
+    block on the client's own samples. Otherwise all steps train the whole model.
+    """
 
     def round(self, server: Server, clients: Clients) -> None:
         clients.call(self.train)

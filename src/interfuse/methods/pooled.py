@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Int64
@@ -14,10 +13,11 @@ from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.message import Data, Disclosure, Labels, Message, State
-from interfuse.method import NOTHING, Count, Method, Steps
+from interfuse.method import NOTHING, Method
+from interfuse.methods.local import OwnSteps
 from interfuse.parameters import Weights, by_architecture
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy
+from interfuse.training import Batch, LearningRate, cross_entropy
 
 
 class Samples(Message):
@@ -35,22 +35,13 @@ class Pool(State):
 
 
 @dataclass(frozen=True)
-class Pooled(Method):
+class Pooled(OwnSteps, Method):
     """One model of each architecture, trained on the union of all shares with as many steps as a client takes.
 
-    Its uplink is what handing over the raw data costs, once. The fields mean what they mean in Local.
+    Its uplink is what handing over the raw data costs, once. An epoch is that of an average client.
     """
 
     discloses = frozenset({Disclosure.DATA, Disclosure.LABELS})
-
-    local_steps: Steps = 10  # steps a round on the base block, or on the whole model
-    local_epochs: Steps = 0  # epochs of an average client a round instead of local_steps, where above 0
-    modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as there are clients
-    batch_size: Count = 32  # samples of a step
-    lr: LearningRate = 0.01  # learning rate
-    modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
-    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
-    keep_optimizer: bool = True  # False starts the optimizer anew each round
 
     def keeps(self) -> frozenset[str]:
         return NOTHING

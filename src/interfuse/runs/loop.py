@@ -17,7 +17,16 @@ from interfuse.federation import Federation, Saved, check
 from interfuse.method import Method
 from interfuse.methods import built_in
 from interfuse.models import Builder, resolve
-from interfuse.runs.config import IN_MEMORY, RunConfig, complete, differences, plain, read_config, to_toml
+from interfuse.runs.config import (
+    IN_MEMORY,
+    RunConfig,
+    complete,
+    differences,
+    method_values,
+    plain,
+    read_config,
+    to_toml,
+)
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import summarise
 from interfuse.setup import Setup
@@ -124,6 +133,10 @@ def resume(
     commit = folder.last_commit()
     if commit is not None and (changed := differences(commit.identity, config.identity())):
         raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
+    if given.method is not None:
+        _, own = method_values(given.method)
+        if changed := differences(config.settings, own, "settings."):
+            raise RunError(f"the given method is not that of {path / 'config.toml'}: " + "; ".join(changed))
     if finished is not None:
         return finished
     return _finish(config, assemble(config, given), folder, given, progress or Silent(), engine)

@@ -78,9 +78,9 @@ def _accuracies(accuracies: Accuracies) -> dict[str, Any]:
     }
 
 
-def _spread(values: Sequence[float]) -> dict[str, Any]:
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     """Mean and standard deviation over the clients that have a value."""
-    known = [value for value in values if not math.isnan(value)]
+    known = [value for value in values if value is not None and not math.isnan(value)]
     return {
         "mean": float(np.mean(known)) if known else math.nan,
         "std": float(np.std(known)) if known else math.nan,
@@ -90,7 +90,7 @@ def _spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _stability(metrics: Sequence[Mapping[str, Any]], points: int = 10) -> float:
     """Standard deviation of the mean global accuracy over the last points of the curve."""
-    curve = [float(np.mean(row["accuracy"]["common"])) for row in metrics if row.get("accuracy")]
+    curve = [_spread(row["accuracy"]["common"])["mean"] for row in metrics if row.get("accuracy")]
     return float(np.std(curve[-points:])) if curve else math.nan
 
 
