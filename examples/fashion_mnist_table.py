@@ -20,7 +20,7 @@ from interfuse.methods.pooled import Pooled
 
 SEEDS = (0, 1, 2)
 ROUNDS, TUNING_ROUNDS = 200, 50
-RATES = (0.0003, 0.001, 0.003)
+RATES = (0.0003, 0.001, 0.003, 0.01)
 PARTITIONS = {
     "IID": interfuse.IID(),
     "Dirichlet 0.5": interfuse.Dirichlet(0.5),

@@ -69,7 +69,7 @@ def test_orders_of_clients_epochs_and_seeds_differ() -> None:
     assert len(set(orders)) == 27
 
 
-# --- data --------------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def test_shares_are_rows_of_the_data_set_normalised() -> None:
@@ -99,7 +99,7 @@ def test_an_empty_share_of_validation_has_no_batches() -> None:
     assert list(resident(f, 0).client.data.validation()) == []
 
 
-# --- fit ---------------------------------------------------------------------------------------------------------------
+# --- fit ------------------------------------------------------------------------------------------
 
 
 def client_of(**settings: Any) -> Client[Any]:

@@ -177,9 +177,7 @@ def test_a_failing_client_is_named_with_handler_and_round(trial: Federation) -> 
         ("listed", "field z: expected a tensor, found list"),
     ],
 )
-def test_a_reply_that_breaks_its_declaration_is_its_clients_failure(
-    trial: Federation, handler: str, said: str
-) -> None:
+def test_a_reply_that_breaks_its_declaration_is_its_clients_failure(trial: Federation, handler: str, said: str) -> None:
     with pytest.raises(ClientError) as caught:
         trial.clients.call(getattr(trial.method, handler))
     everybody = handler not in ("wrong_shape", "not_finite", "wrong_key")
@@ -358,7 +356,7 @@ def test_statistics_of_a_client_that_failed_are_put_back(rounds: int) -> None:
         assert not same_bits(of_client_1(f), of_client_1(federation(OwnStatistics(), **{**images, "rounds": 0})))
 
 
-# --- scratch -----------------------------------------------------------------------------------------------------------
+# --- scratch --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -128,14 +128,18 @@ def test_an_incomplete_declaration_is_an_error_that_names_the_handler(program: A
     assert said in str(caught.value)
 
 
-# --- a method around another ---------------------------------------------------------------------------------------
+# --- a method around another ----------------------------------------------------------------------
+
+
+INNER = IFL(local_steps=2, batch_size=4)
+PLAIN = Plain()
 
 
 @dataclass(frozen=True)
 class Twice(Method):
     """Two rounds of a method for one, with a call of its own between them."""
 
-    base: Method = IFL(local_steps=2, batch_size=4)
+    base: Method = INNER
 
     def round(self, server: Server, clients: Clients) -> None:
         self.base.round(server, clients)
@@ -146,10 +150,13 @@ class Twice(Method):
     def between(self, client: Client) -> None: ...
 
 
+TWICE = Twice()
+
+
 @dataclass(frozen=True)
 class Outer(Method):
-    inner: Method = Twice()
-    other: Program = Plain()
+    inner: Method = TWICE
+    other: Program = PLAIN
     number: int = 3
 
 
@@ -165,7 +172,7 @@ def test_wrapped_programs_are_found_by_path() -> None:
 class Once(Method):
     """Nothing but a method inside."""
 
-    base: Method = IFL(local_steps=2, batch_size=4)
+    base: Method = INNER
 
     def round(self, server: Server, clients: Clients) -> None:
         self.base.round(server, clients)

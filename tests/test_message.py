@@ -79,7 +79,7 @@ def refused(message: Message, dims: dict[str, int] | None = None, **settings: An
     return caught.value
 
 
-# --- the sender's side ---------------------------------------------------------------------------------------------
+# --- the sender's side ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_records_are_frozen() -> None:
         sent.z = torch.zeros(1)  # type: ignore[misc]
 
 
-# --- the receiver's side -------------------------------------------------------------------------------------------
+# --- the receiver's side --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_message_in_place_of_a_tensor_and_the_other_way_round() -> None:
         narrow(Nested((torch.zeros(1),), {}, {}, torch.zeros(1, 3), 1, 1.0, True), DIMS)  # type: ignore[arg-type]
 
 
-# --- flat form -----------------------------------------------------------------------------------------------------
+# --- flat form ------------------------------------------------------------------------------------
 
 widths = st.integers(0, 3)
 keys = st.text(st.characters(exclude_characters="/", exclude_categories=["Cs"]), min_size=1, max_size=6)
@@ -321,7 +321,7 @@ def test_decoding_checks_like_receiving() -> None:
         decode(encode(Shared({"b": torch.zeros(1)})), Shared, DIMS, {"a": (1,)})
 
 
-# --- changes in place, declarations --------------------------------------------------------------------------------
+# --- changes in place, declarations ---------------------------------------------------------------
 
 
 def test_a_change_in_place_is_named() -> None:

@@ -116,7 +116,7 @@ def test_a_method_object_is_a_frozen_value() -> None:
         IFL().local_steps = 1  # type: ignore[misc]
 
 
-# --- declarations --------------------------------------------------------------------------------------------------
+# --- declarations ---------------------------------------------------------------------------------
 
 
 class Pair(Message):
@@ -184,7 +184,7 @@ def test_types_of_state_are_read_off_the_annotations() -> None:
     assert issubclass(ScaffoldOwn, State)
 
 
-# --- names ---------------------------------------------------------------------------------------------------------
+# --- names ----------------------------------------------------------------------------------------
 
 MINE = """
 from dataclasses import dataclass
@@ -218,7 +218,9 @@ def test_a_method_is_found_in_a_file(tmp_path: Path) -> None:
 def test_a_file_with_several_methods_needs_a_class(tmp_path: Path) -> None:
     file = tmp_path / "several.py"
     file.write_text(MINE + "\n@dataclass(frozen=True)\nclass Other(Mine):\n    pass\n")
-    with pytest.raises(ConfigError, match=r"should define one method, but has Mine, Other; name one: .*several.py:Class"):
+    with pytest.raises(
+        ConfigError, match=r"should define one method, but has Mine, Other; name one: .*several.py:Class"
+    ):
         find(str(file))
     assert find(f"{file}:Other").__name__ == "Other"
     nothing = tmp_path / "nothing.py"

@@ -54,9 +54,7 @@ def smooth(seed: int = 0) -> SplitModel:
 
 def draw(count: int = 6, size: int = 8, seed: int = 0) -> list[Batch]:
     g = torch.Generator().manual_seed(seed)
-    return [
-        Batch(torch.randn(size, 5, generator=g), torch.randint(3, (size,), generator=g)) for _ in range(count)
-    ]
+    return [Batch(torch.randn(size, 5, generator=g), torch.randint(3, (size,), generator=g)) for _ in range(count)]
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:

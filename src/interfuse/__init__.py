@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
-from interfuse.api import resume, run
+from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients, Replies
 from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological
@@ -25,7 +25,7 @@ from interfuse.message import (
 )
 from interfuse.method import ALL, BUFFERS, NOTHING, Method
 from interfuse.models import SplitModel, pair, split_at
-from interfuse.runs import Result, load_run
+from interfuse.runs import Result
 from interfuse.server import Server
 from interfuse.training import (
     Batch,

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from interfuse import report
-from interfuse.clients import Engine
 from interfuse.data import Dataset, Partition
-from interfuse.engines import local
 from interfuse.errors import ConfigError
 from interfuse.method import Method
-from interfuse.methods import find
+from interfuse.methods import find, name_of
 from interfuse.models import DEFAULT_MODELS, Builder, resolve
+from interfuse.references import IN_MEMORY
 from interfuse.runs import Given, Progress, Result, RunConfig, execute, parse_config
 from interfuse.runs import resume as resume_run
-from interfuse.runs.config import IN_MEMORY, method_values, partition_values
-from interfuse.setup import Setup
+from interfuse.runs.config import partition_values, plain
 
 
 def run(
@@ -60,17 +59,14 @@ def run(
     Raises:
         InterfuseError: something cannot work; the text names the client and the field.
     """
-    name, own = method_values(method)
     if isinstance(method, Method) and settings:
         raise ConfigError("settings belong to a method that is given by name; this object has its own")
-    given = Given(
-        method=method if isinstance(method, Method) else find(name).configure(dict(settings or {})),
-        dataset=data if isinstance(data, Dataset) else None,
-        builders=None if all(isinstance(m, str) for m in models) else [resolve(m) for m in models],
-    )
+    if not isinstance(method, Method):
+        method = (find(method) if isinstance(method, str) else method).configure(settings or {})
+    given = _given(method, data, models)
     config = parse_config(
         {
-            "method": name,
+            "method": name_of(type(method)),
             "data": f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data,
             "clients": clients,
             "models": _names(models),
@@ -83,7 +79,7 @@ def run(
             "device": device,
             "beside": list(beside),
             "partition": partition_values(partition),
-            "settings": own or dict(settings or {}),
+            "settings": {f.name: plain(getattr(method, f.name)) for f in fields(method)},
             "client": dict(client_settings or {}),
             "numerics": {"layout": layout},
             "execution": {"workers": workers, "commit_rounds": commit_rounds},
@@ -118,20 +114,47 @@ def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, prog
 
 
 def resume(
-    path: str | Path, *, workers: int | None = None, given: Given | None = None, progress: Progress | None = None
+    path: str | Path,
+    *,
+    method: Method | None = None,
+    data: Dataset | None = None,
+    models: Sequence[str | Builder] | None = None,
+    workers: int | None = None,
+    progress: Progress | None = None,
 ) -> Result:
     """Go on with a run where its last commit left it, and write its report.
 
     Args:
-        workers: Processes on this machine instead of the number that the run began with.
+        method, data, models: What was given to :func:`run` as objects that cannot be found again by name.
+        workers: Processes on this machine, where it should be another number than before.
+
+    Raises:
+        InterfuseError: there is no run, it was changed, or an object has to be given again.
     """
-
-    def engine(setup: Setup, asked: int | None) -> Engine:
-        return local(setup, asked if workers is None else workers)
-
-    resume_run(Path(path), given=given or Given(), progress=progress, engine=engine)
+    given = _given(method, data, models)
+    resume_run(Path(path), given=given, workers=workers, progress=progress)
     report.write(Path(path))
-    return Result(path, given or Given())
+    return Result(path, given)
+
+
+def load_run(
+    path: str | Path,
+    *,
+    method: Method | None = None,
+    data: Dataset | None = None,
+    models: Sequence[str | Builder] | None = None,
+) -> Result:
+    """Open a run folder, finished or not. For the other arguments see :func:`resume`."""
+    return Result(path, _given(method, data, models))
+
+
+def _given(method: Method | None, data: str | Dataset | None, models: Sequence[str | Builder] | None) -> Given:
+    named = models is None or all(isinstance(model, str) for model in models)
+    return Given(
+        method=method,
+        dataset=data if isinstance(data, Dataset) else None,
+        builders=None if named else [resolve(model) for model in models or ()],
+    )
 
 
 def new_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:

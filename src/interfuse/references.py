@@ -11,6 +11,9 @@ from types import ModuleType
 
 from interfuse.errors import ConfigError, nearest
 
+IN_MEMORY = "in-memory:"
+"""Begins the name of something that was given as an object and cannot be found again by name."""
+
 
 def is_reference(text: str) -> bool:
     """Whether ``text`` is meant as a reference to code rather than as a built-in name."""

@@ -182,7 +182,7 @@ def test_participation_draws_the_fraction_and_no_more() -> None:
     assert {client for clients in drawn for client in clients} == {0, 1, 2, 3}
 
 
-# --- buffers -----------------------------------------------------------------------------------------------------------
+# --- buffers --------------------------------------------------------------------------------------
 
 
 IMAGES = tiny_dataset(rows=48, shape=(1, 6, 6))
@@ -229,7 +229,9 @@ def test_aggregate_the_server_holds_the_mean_of_the_running_statistics() -> None
         held = {k: t for k, t in f.server.state.weights.items() if is_statistic(k)}
         assert largest_difference(mean_of(statistics, {0: 16, 1: 32}), held) < 1e-6
     plain = with_buffers("aggregate", shares=shares_of(range(48)), rounds=2)
-    one = server_copy(plain.setup, "cnn-bn", with_buffers("aggregate", shares=shares_of(range(48))).server.state.weights)
+    one = server_copy(
+        plain.setup, "cnn-bn", with_buffers("aggregate", shares=shares_of(range(48))).server.state.weights
+    )
     trained = plain_sgd(one, in_epochs(plain.setup, 0, 2, 8), 0.05)
     assert same_bits({k: trained[k] for k in plain.server.state.weights}, plain.server.state.weights)
 

@@ -153,9 +153,7 @@ def ordered(order: tuple[int, ...], update: str, rounds: int = 3) -> dict[int, d
     """The models of three parties that join as clients in this order, by party. Batches are whole shares."""
     data, parts = tiny_dataset(rows=30), [range(0, 8), range(8, 18), range(18, 30)]
     method = make(modular_update=update, batch_size=30, modular_lr=0.5)
-    f = federation(
-        method, dataset=data, shares=shares_of(*(parts[p] for p in order)), models=[MIXED[p] for p in order]
-    )
+    f = federation(method, dataset=data, shares=shares_of(*(parts[p] for p in order)), models=[MIXED[p] for p in order])
     for client, party in enumerate(order):
         first = federation(method, dataset=data, shares=shares_of(*parts), models=MIXED)
         live_model(f, client).load(weights_of(first, party))

@@ -160,5 +160,7 @@ def test_the_server_trains_a_copy_for_each_client() -> None:
         model = server_copy(f.setup, f.setup.architectures[0], first)
         trained.append(plain_sgd(model, in_steps(f.setup, client, 3, 6), 0.1))
     counts = [9, 17, 24]
-    mean = {k: torch.stack([n * t[k].double() for n, t in zip(counts, trained, strict=True)]).sum(0) / 50 for k in first}
+    mean = {
+        k: torch.stack([n * t[k].double() for n, t in zip(counts, trained, strict=True)]).sum(0) / 50 for k in first
+    }
     assert largest_difference(mean, whole(f)) < 1e-6

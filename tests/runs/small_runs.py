@@ -30,8 +30,8 @@ def config_of(
 ) -> RunConfig:
     """A run of three clients and three rounds on data that is given in memory."""
     defaults: dict[str, Any] = {
-        "method": method, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8, "rounds": 3,
-        "eval_every": 1, "beside": [],
+        "method": method, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8,
+        "rounds": 3, "eval_every": 1, "beside": [],
         "execution": Execution(workers=workers, commit_rounds=commit_rounds).model_dump(),
     }  # fmt: skip
     return parse_config(defaults | values)

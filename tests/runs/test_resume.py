@@ -36,7 +36,6 @@ from worlds import same_bits
 from interfuse.errors import RunError
 from interfuse.methods import built_in
 from interfuse.runs import Given, RunConfig, execute, resume
-from interfuse.runs.folder import RunFolder
 
 # Settings under which a method has as much state as it can have; methods that are not here run with their defaults.
 STATEFUL: dict[str, dict[str, Any]] = {

@@ -22,7 +22,7 @@ from interfuse.cli.configuration import configure, listed, numbers
 from interfuse.cli.progress import shown
 from interfuse.data import PARTITIONS, load
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
-from interfuse.runs import Result, RunConfig, load_run
+from interfuse.runs import Result, RunConfig
 from interfuse.training import DivergedError
 
 USAGE_ERROR, INTERRUPTED = 2, 128 + signal.SIGINT
@@ -285,7 +285,7 @@ def predict(
     RUN: a run folder.
     INPUT.npy: samples as the data set stores them, batch first.
     """
-    result = load_run(folder)
+    result = api.load_run(folder)
     scores = result.compose(base, modular)(_samples(samples)).numpy()
     names = result.summary.get("class_names") or load(result.config.data).class_names
     found = [names[best] for best in scores.argmax(axis=1)]
@@ -345,7 +345,8 @@ def _print(content: RenderableType) -> None:
 
 def _samples(path: Path) -> np.ndarray:
     try:
-        found = np.load(path, allow_pickle=False)
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read {path} as an array of numbers (.npy): {error}") from error
     if not isinstance(found, np.ndarray):

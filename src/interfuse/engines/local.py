@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -113,7 +114,7 @@ class Workers:
 
     def close(self) -> None:
         for worker in self._workers:
-            worker.ours.close()
+            worker.stop()
         for worker in self._workers:
             if worker.process is not None:
                 worker.process.join(timeout=5)
@@ -160,6 +161,12 @@ class _Worker:
         except OSError as error:
             raise self._lost() from error
 
+    def stop(self) -> None:
+        """Let the worker end. Closing is not enough: the workers of an engine made later hold copies of this end."""
+        with suppress(OSError):
+            self.ours.send_bytes(to_json({"do": "stop"}))
+        self.ours.close()
+
     def receive(self) -> dict[str, Any]:
         try:
             answer: dict[str, Any] = json.loads(self.ours.recv_bytes())
@@ -190,6 +197,8 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
     try:
         while True:
             order = json.loads(worker.theirs.recv_bytes())
+            if order["do"] == "stop":
+                os._exit(0)
             try:
                 answer: dict[str, Any] = {"answer": _obey(host, setup, worker, down, order)}
             except RunError as error:

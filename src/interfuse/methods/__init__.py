@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import inspect
 import pkgutil
-import sys
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -14,7 +13,7 @@ from types import ModuleType
 
 from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
-from interfuse.references import is_reference, load_file, load_reference
+from interfuse.references import IN_MEMORY, is_reference, load_file, load_reference
 
 
 @cache
@@ -28,9 +27,10 @@ def name_of(kind: type[Method]) -> str:
     """A method's name on the command line: that of its file, with hyphens; where it is not built in, a reference."""
     if kind.__module__.startswith(__name__ + "."):
         return kind.__module__.rpartition(".")[2].replace("_", "-")
-    file = inspect.getsourcefile(kind) if kind.__module__ not in ("__main__", "builtins") else None
-    importable = kind.__module__ in sys.modules and importlib.util.find_spec(kind.__module__.partition(".")[0])
-    return f"{file}:{kind.__qualname__}" if file and not importable else f"{kind.__module__}:{kind.__qualname__}"
+    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
+        return f"{IN_MEMORY}{kind.__qualname__}"
+    importable = importlib.util.find_spec(kind.__module__.partition(".")[0]) is not None
+    return f"{kind.__module__ if importable else inspect.getsourcefile(kind)}:{kind.__qualname__}"
 
 
 def find(reference: str) -> type[Method]:
@@ -39,6 +39,8 @@ def find(reference: str) -> type[Method]:
     Raises:
         ConfigError: nothing of that name is a method.
     """
+    if reference.startswith(IN_MEMORY):
+        raise ConfigError(f"the method of this run was given as an object ({reference}); give it again: method=...")
     if reference in built_in():
         return built_in()[reference]
     if reference.endswith(".py"):

@@ -175,8 +175,8 @@ def _accuracy(summary: Json, svgs: Mapping[str, str]) -> str:
     plots = _plots(
         svgs,
         {
-            "accuracy-rounds": "Accuracy over rounds, on the fixed rows of the curve; Local dashed, Pooled dotted.",
-            "accuracy-uplink": "Accuracy over what all clients have sent, raw; level lines: where references end.",
+            "accuracy-rounds": "Accuracy over rounds, on the fixed rows of the curve.",
+            "accuracy-uplink": "Accuracy over what all clients have sent, raw, on the fixed rows of the curve.",
         },
     )
     rows = {str(summary.get("method")): summary}
@@ -189,14 +189,15 @@ def _accuracy(summary: Json, svgs: Mapping[str, str]) -> str:
     )
     names = '<th class="from" scope="col">own</th><th scope="col">global</th><th scope="col">comp.</th>'
     return (
-        f'<h2>Accuracy</h2>\n{plots}\n<div class="card scroll"><table class="wide"><caption>Mean accuracy in % and its '
+        f'<h2>Accuracy</h2>\n{plots}\n<div class="card"><p class="caption">Mean accuracy in % and its '
         "standard deviation over clients: own test shares, common test set, all compositions. Best round is that of "
         "the best validation accuracy; stability is the standard deviation of the mean global accuracy over the last "
-        'ten points of the curve, in points.</caption>\n<thead><tr><td rowspan="2"></td>'
+        'ten points of the curve, in points.</p>\n<div class="scroll"><table class="wide">\n<thead>'
+        '<tr><td rowspan="2"></td>'
         '<th class="from" scope="colgroup" colspan="3">last round</th>'
         '<th class="from" scope="colgroup" colspan="4">best round</th>'
         '<th class="from" rowspan="2" scope="col">stability</th></tr>\n'
-        f'<tr>{names}{names}<th scope="col">round</th></tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+        f'<tr>{names}{names}<th scope="col">round</th></tr></thead>\n<tbody>\n{body}</tbody></table></div></div>'
     )
 
 
@@ -219,32 +220,31 @@ def _best_round(values: Json) -> str:
 
 def _bytes(summary: Json, svgs: Mapping[str, str]) -> str:
     kinds: Mapping[str, Json] = summary.get("bytes_by_kind") or {}
-    rows = "".join(_bytes_row(kind, totals, "downlink_broadcast") for kind, totals in kinds.items())
+    rows = "".join(_bytes_row(kind, totals) for kind, totals in kinds.items())
     down = summary.get("downlink_bytes") or {}
     broadcast = {"raw": down.get("raw_broadcast"), "wire": down.get("wire_broadcast")}
     total = {"uplink": summary.get("uplink_bytes"), "downlink": down, "downlink_broadcast": broadcast}
-    rows += _bytes_row("training, in all", total, "downlink_broadcast", total=True)
-    apart = "".join(
-        _bytes_row(heading, summary.get(f"{heading}_bytes") or {}, "downlink_broadcast")
-        for heading in ("start", "evaluation")
-    )
+    rows += _bytes_row("training, in all", total, total=True)
+    apart = "".join(_bytes_row(heading, summary.get(f"{heading}_bytes") or {}) for heading in ("start", "evaluation"))
     wire = (summary.get("uplink_bytes") or {}).get("wire"), down.get("wire")
     return (
-        '<h2>Bytes</h2>\n<div class="pair"><div class="card scroll"><table class="wide"><caption>Raw payload in MB '
+        '<h2>Bytes</h2>\n<div class="pair"><div class="card"><p class="caption">Raw payload in MB '
         "(10<sup>6</sup> bytes), sum over clients. Unicast counts a copy for each client, broadcast one for all."
-        '</caption>\n<thead><tr><th scope="col">message</th><th scope="col">up</th><th scope="col">down,<br>'
+        '</p>\n<div class="scroll"><table class="wide">\n<thead><tr>'
+        '<th scope="col">message</th><th scope="col">up</th><th scope="col">down,<br>'
         f'unicast</th><th scope="col">down,<br>broadcast</th></tr></thead>\n<tbody>{rows}</tbody>\n'
         '<tbody class="group"><tr><th colspan="4" scope="rowgroup" class="soft">Not counted as training</th></tr>'
-        f"{apart}</tbody></table>\n"
+        f"{apart}</tbody></table></div>\n"
         f'<p class="note">Encoded for the wire, training: {megabytes(number(wire[0]))} MB up, '
         f"{megabytes(number(wire[1]))} MB down.</p></div>\n"
         f"{_card(svgs, 'bytes', 'Raw MB by kind of message, training.')}</div>"
     )
 
 
-def _bytes_row(name: str, totals: Json, broadcast: str, *, total: bool = False) -> str:
+def _bytes_row(name: str, totals: Json, *, total: bool = False) -> str:
     cells = "".join(
-        f"<td>{megabytes(number((totals.get(way) or {}).get('raw')))}</td>" for way in ("uplink", "downlink", broadcast)
+        f"<td>{megabytes(number((totals.get(way) or {}).get('raw')))}</td>"
+        for way in ("uplink", "downlink", "downlink_broadcast")
     )
     kind = ' class="total"' if total else ""
     return f'<tr{kind}><th scope="row"><span class="long">{escape(name)}</span></th>{cells}</tr>\n'
@@ -300,8 +300,8 @@ def _failures(metrics: Sequence[Json]) -> str:
     failures = [(row["round"], failure) for row in metrics for failure in row.get("failures") or ()]
     if not failures:
         return ""
-    number_, (first, failure) = len(failures), failures[0]
-    return f"{number_}; the first in round {first}, client {failure['client']}: {failure['reason']}"
+    first, failure = failures[0]
+    return f"{len(failures)}; the first in round {first}, client {failure['client']}: {failure['reason']}"
 
 
 def _clients(summary: Json) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from interfuse.runs.config import Execution, RunConfig, parse_config, read_config
 from interfuse.runs.loop import Given, Progress, Silent, execute, resume
-from interfuse.runs.result import Result, load_run
+from interfuse.runs.result import Result
 
 __all__ = [
     "Execution",
@@ -14,7 +14,6 @@ __all__ = [
     "RunConfig",
     "Silent",
     "execute",
-    "load_run",
     "parse_config",
     "read_config",
     "resume",

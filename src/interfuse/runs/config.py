@@ -18,13 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
-from interfuse.methods import find, name_of
+from interfuse.methods import find
 from interfuse.models import DEFAULT_MODELS
 from interfuse.references import is_reference, load_reference
 from interfuse.setup import Numerics
-
-IN_MEMORY = "in-memory:"
-"""Begins the name of data or a model that was given as an object and cannot be found again by name."""
 
 
 class Execution(BaseModel):
@@ -171,15 +168,6 @@ def partition_values(partition: Partition | str) -> dict[str, Any]:
     names = [known for known, other in PARTITIONS.items() if other is kind]
     name = names[0] if names else f"{kind.__module__}:{kind.__qualname__}"
     return {"name": name} | (asdict(partition) if is_dataclass(partition) else {})
-
-
-def method_values(method: str | Method | type[Method]) -> tuple[str, dict[str, Any]]:
-    """A method's name and the hyperparameters of an object of it."""
-    if isinstance(method, str):
-        return method, {}
-    if isinstance(method, Method):
-        return name_of(type(method)), {f.name: plain(getattr(method, f.name)) for f in fields(method)}
-    return name_of(method), {}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -17,12 +17,11 @@ from interfuse.federation import Federation, Saved, check
 from interfuse.method import Method
 from interfuse.methods import built_in
 from interfuse.models import Builder, resolve
+from interfuse.references import IN_MEMORY
 from interfuse.runs.config import (
-    IN_MEMORY,
     RunConfig,
     complete,
     differences,
-    method_values,
     plain,
     read_config,
     to_toml,
@@ -118,10 +117,11 @@ def resume(
     path: Path,
     *,
     given: Given = Given(),
+    workers: int | None = None,
     progress: Progress | None = None,
     engine: EngineFactory = local,
 ) -> dict[str, Any]:
-    """Go on with a run as if nothing had happened. Returns the summary.
+    """Go on with a run as if nothing had happened, with other ``workers`` where given. Returns the summary.
 
     Raises:
         RunError: there is no run, or its configuration was changed since; names the difference.
@@ -129,12 +129,14 @@ def resume(
     if not (path / "config.toml").exists():
         raise RunError(f"{path} holds no run: there is no config.toml in it")
     folder, config = RunFolder(path), read_config(path / "config.toml")
+    if workers is not None:
+        config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
     finished = folder.summary()
     commit = folder.last_commit()
     if commit is not None and (changed := differences(commit.identity, config.identity())):
         raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
     if given.method is not None:
-        _, own = method_values(given.method)
+        own = {f.name: plain(getattr(given.method, f.name)) for f in fields(given.method)}
         if changed := differences(config.settings, own, "settings."):
             raise RunError(f"the given method is not that of {path / 'config.toml'}: " + "; ".join(changed))
     if finished is not None:
@@ -171,7 +173,8 @@ def _reference(
     """Run a reference on the same data, seed and models, with the steps and rates of the method."""
     path = folder.path / "beside" / name
     if (path / "config.toml").exists():
-        return resume(path, given=replace(given, method=None), progress=progress, engine=engine)
+        workers = config.execution.workers
+        return resume(path, given=replace(given, method=None), workers=workers, progress=progress, engine=engine)
     alone = setup.method.alone() or setup.method
     wanted = {f.name for f in fields(built_in()[name])}
     settings = {f.name: plain(getattr(alone, f.name)) for f in fields(alone) if f.name in wanted}

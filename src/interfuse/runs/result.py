@@ -117,8 +117,3 @@ class Result:
     def _known(self, client: ClientId) -> None:
         if client not in range(self.config.clients):
             raise ModelError(f"no client {client}: clients are 0 to {self.config.clients - 1}")
-
-
-def load_run(path: str | Path, given: Given = Given()) -> Result:  # noqa: B008 (frozen)
-    """Open a run folder, finished or not."""
-    return Result(path, given)

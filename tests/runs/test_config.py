@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interfuse.data import IID, Dirichlet, Natural, Pathological
+from interfuse.errors import ConfigError, InterfuseError
+from interfuse.methods import built_in
+from interfuse.runs import RunConfig, parse_config, read_config
+from interfuse.runs.config import complete, differences, partition_values, plain, to_toml
+from interfuse.training import Cosine, Exponential
+
+FULL: dict[str, Any] = {
+    "method": "fedavg", "data": "mnist", "clients": 7, "models": ["cnn", "mlp"], "fusion_width": 16, "rounds": 3,
+    "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"], "validation": 0.2, "test": 0.0,
+    "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5}, "client": {2: {"lr": 0.25}},
+    "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
+    "environment": {"torch": "x"},
+}  # fmt: skip
+
+
+def test_every_key_has_a_value_in_the_full_example() -> None:
+    assert FULL.keys() == RunConfig.model_fields.keys()
+
+
+@pytest.mark.parametrize("values", [{}, FULL])
+def test_what_is_written_is_read_again(values: dict[str, Any], tmp_path: Path) -> None:
+    config = parse_config(values)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    again = read_config(tmp_path / "config.toml")
+    assert again == config
+    assert again.identity() == config.identity()
+    assert differences(again.identity(), config.identity()) == []
+
+
+def test_values_arrive_where_they_belong() -> None:
+    config = parse_config(FULL)
+    assert config.make_partition() == Dirichlet(0.5)
+    assert config.make_method() == built_in()["fedavg"].configure({"lr": 0.5})
+    assert config.client == {2: {"lr": 0.25}}
+    assert config.numerics.layout == "channels_last"
+    assert (config.execution.workers, config.execution.commit_seconds, config.execution.commit_rounds) == (3, 1.5, 2)
+    assert parse_config({}).make_partition() == IID()
+
+
+@pytest.mark.parametrize("method", sorted(built_in()))
+def test_a_complete_configuration_names_every_setting_and_survives_the_file(method: str, tmp_path: Path) -> None:
+    made = built_in()[method]()
+    config = complete(parse_config({"method": method}), made)
+    (tmp_path / "config.toml").write_text(to_toml(config))
+    again = read_config(tmp_path / "config.toml")
+    assert again == config
+    assert again.make_method() == made
+    assert set(again.settings) == set(made.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("rate", [Exponential(0.1, 0.9), Cosine(0.1, 0.001, 20)])
+def test_a_schedule_survives_the_file(rate: Any, tmp_path: Path) -> None:
+    made = built_in()["fedavg"].configure({"lr": rate})
+    (tmp_path / "config.toml").write_text(to_toml(complete(parse_config({"method": "fedavg"}), made)))
+    assert read_config(tmp_path / "config.toml").make_method() == made
+
+
+@pytest.mark.parametrize("key", ["seed", "rounds", "data", "clients", "models", "partition", "settings", "client",
+                                 "numerics", "eval_every", "validation", "test", "fusion_width", "beside", "device"])  # fmt: skip
+def test_results_depend_on_all_but_how_the_run_is_carried_out(key: str) -> None:
+    assert key in parse_config({}).identity()
+
+
+def test_execution_and_environment_do_not_matter() -> None:
+    a = parse_config({"execution": {"workers": 2, "commit_rounds": 1}, "environment": {"torch": "1"}})
+    assert a.identity() == parse_config({}).identity()
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"round": 3}, "here: unknown key 'round': did you mean 'rounds'? valid: beside, clients"),
+        ({"fusion_wdth": 3}, "did you mean 'fusion_width'?"),
+        ({"execution": {"worker": 2}}, "here, [execution]: unknown key 'worker': did you mean 'workers'?"),
+        ({"numerics": {"layot": "x"}}, "here, [numerics]: unknown key 'layot': did you mean 'layout'?"),
+        ({"rounds": 0}, "here: rounds = 0 is impossible"),
+        ({"rounds": "many"}, "here: rounds = 'many' is impossible"),
+        ({"rounds": 1.5}, "here: rounds = 1.5 is impossible"),
+        ({"seed": None}, "here: seed = None is impossible"),
+        ({"models": "cnn"}, "here: models = 'cnn' is impossible"),
+        ({"models": []}, "here: models is empty"),
+        ({"models": [3]}, "here: models.0 = 3 is impossible"),
+        ({"clients": 0}, "here: clients = 0"),
+        ({"clients": -3}, "here: clients = -3"),
+        ({"fusion_width": 0}, "here: fusion_width = 0 is impossible"),
+        ({"eval_every": 0}, "here: eval_every = 0 is impossible"),
+        ({"validation": -0.1}, "here: validation = -0.1 is impossible"),
+        ({"validation": 1}, "here: validation = 1 is impossible"),
+        ({"validation": 0.6, "test": 0.4}, "here: validation + test = 1.0"),
+        ({"execution": {"workers": 0}}, "here: execution.workers = 0 is impossible"),
+        ({"execution": {"commit_seconds": -1}}, "here: execution.commit_seconds = -1 is impossible"),
+        ({"numerics": {"threads": 2}}, "here: numerics.threads = 2 is impossible"),
+        ({"numerics": {"dtype": "float16"}}, "here: numerics.dtype = 'float16' is impossible"),
+        ({"client": {4: {}}}, "here: [client.4], but clients are 0 to 3"),
+        ({"client": {"x": {}}}, "here: client.x"),
+        ({"settings": 3}, "here: settings = 3 is impossible"),
+        ({"execution": 3}, "here: execution = 3 is impossible"),
+    ],
+)
+def test_what_is_unknown_or_impossible_is_named(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(told)):
+        parse_config(values, "here")
+
+
+@given(st.dictionaries(st.sampled_from([*FULL, "else"]), st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3), max_leaves=4,
+)))  # fmt: skip
+def test_no_value_at_all_brings_another_error(values: dict[str, Any]) -> None:
+    try:
+        config = parse_config(values)
+    except InterfuseError as error:
+        assert str(error).startswith("configuration")
+    else:
+        assert parse_config(tomllib.loads(to_toml(config))).identity().keys() == config.identity().keys()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [(b"rounds = ", "is no TOML"), (b"\xff\xfe", "is no TOML"), (None, "cannot read")]
+)
+def test_a_file_that_is_no_configuration_is_named(content: bytes | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match=told) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+    path.write_text("rouns = 3\n")
+    with pytest.raises(ConfigError, match=f"{path}: unknown key 'rouns': did you mean 'rounds'"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("partition", [IID(), Dirichlet(0.3, minimum=4), Pathological(3), Natural()])
+def test_a_partition_survives_the_file(partition: Any) -> None:
+    assert parse_config({"partition": partition_values(partition)}).make_partition() == partition
+
+
+@dataclass(frozen=True)
+class EverySecond:
+    """A partition of one's own."""
+
+    start: int = 0
+
+    def split(self, labels: Any, clients: int, rng: Any, groups: Any) -> list[np.ndarray]:
+        return [np.arange(self.start + client, len(labels), clients) for client in range(clients)]
+
+
+def test_a_partition_of_one_s_own_is_named_by_reference() -> None:
+    values = partition_values(EverySecond(1))
+    assert values == {"name": "test_config:EverySecond", "start": 1}
+    assert parse_config({"partition": values}).make_partition() == EverySecond(1)
+
+
+def test_the_partition_is_refused_when_it_is_made() -> None:
+    for partition, told in (
+        ({"name": "iidd"}, "did you mean 'iid'"),
+        ({"name": "dirichlet", "alhpa": 1}, "did you mean 'alpha'"),
+        ({"name": "dirichlet", "alpha": -1}, "alpha is -1"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            parse_config({"partition": partition}).make_partition()
+
+
+def test_differences_name_the_place_and_both_values() -> None:
+    old = {"a": 1, "b": {"c": [1, 2], "d": "x"}, "gone": 0, "same": {"e": 1.0}}
+    new = {"a": 2, "b": {"c": [1, 3], "d": "x"}, "new": "n", "same": {"e": 1}}
+    assert differences(old, new) == [
+        "a: 1 became 2", "b.c: [1, 2] became [1, 3]", "gone: 0 became None", "new: None became 'n'",
+    ]  # fmt: skip
+    assert differences(old, old) == []
+
+
+def test_plain_values() -> None:
+    rate = Cosine(0.1, 0.0, 5)
+    assert plain({"r": rate, 1: (1, {2}), "b": True, "n": None, "f": math.inf}) == {
+        "r": {name: getattr(rate, name) for name in rate.__dataclass_fields__}, "1": [1, [2]], "b": True, "n": None,
+        "f": math.inf,
+    }  # fmt: skip
+    made = plain(built_in()["fedavg"]())
+    assert made["buffers"] == "aggregate"
+    assert type(made["buffers"]) is str

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from interfuse.randomness import derive, generator, numpy_generator, one_thread, seeded
+
+KEYS = st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=4)
+
+
+@given(st.integers(), KEYS)
+def test_a_seed_has_63_bits_and_is_a_function_of_its_place(seed: int, keys: list[str | int]) -> None:
+    assert 0 <= derive(seed, *keys) < 2**63
+    assert derive(seed, *keys) == derive(seed, *list(keys))
+
+
+@given(st.tuples(st.integers(), KEYS), st.tuples(st.integers(), KEYS))
+def test_different_places_have_different_seeds(a: tuple[int, list[str | int]], b: tuple[int, list[str | int]]) -> None:
+    assert (derive(a[0], *a[1]) == derive(b[0], *b[1])) == (a == b)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (("a", 1), ("a1",)),
+        (("a", "b"), ("ab",)),
+        ((1,), ("1",)),
+        ((1, 2), (12,)),
+        (("", "a"), ("a", "")),
+        (("a", ""), ("a",)),
+        (("client", 1, 11), ("client", 11, 1)),
+    ],
+)
+def test_keys_do_not_run_together(one: tuple[str | int, ...], other: tuple[str | int, ...]) -> None:
+    assert derive(0, *one) != derive(0, *other)
+
+
+def test_seeds_are_the_same_on_every_machine_and_in_every_process() -> None:
+    """Written out by hand, so that a change of the derivation (and so of every published number) is noticed."""
+    parts = [b"int:7", b"str:handler", b"int:3"]
+    digest = hashlib.blake2b(b"".join(len(part).to_bytes(4, "little") + part for part in parts), digest_size=8).digest()
+    wanted = int.from_bytes(digest, "little") >> 1
+    assert derive(7, "handler", 3) == wanted
+    command = "from interfuse.randomness import derive; print(derive(7, 'handler', 3))"
+    output = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True).stdout
+    assert int(output) == wanted
+
+
+def test_generators_are_functions_of_their_place() -> None:
+    a, b, c = (torch.rand(8, generator=generator(0, "x", i)) for i in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    first, second, third = (numpy_generator(0, "x", i).random(8).tolist() for i in (1, 1, 2))
+    assert first == second != third
+
+
+def test_seeded_decides_dropout_and_initial_values_and_puts_everything_back() -> None:
+    torch.manual_seed(5)
+    undisturbed = [torch.rand(3), torch.rand(3)]
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), undisturbed[0])
+    drawn = []
+    for key in (1, 1, 2):
+        with seeded(0, "model", key):
+            drawn.append(torch.cat([nn.Linear(4, 4).weight.detach().flatten(), nn.Dropout()(torch.ones(16))]))
+    assert torch.equal(torch.rand(3), undisturbed[1])
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_seeded_is_what_torch_seeds_too() -> None:
+    torch.manual_seed(derive(3, "place"))
+    wanted = torch.rand(4)
+    with seeded(3, "place"):
+        assert torch.equal(torch.rand(4), wanted)
+
+
+def test_seeded_blocks_nest() -> None:
+    with seeded(0, "outer"):
+        expected = (torch.rand(2), torch.rand(2))
+    with seeded(0, "outer"):
+        first = torch.rand(2)
+        with seeded(0, "inner"):
+            torch.rand(100)
+        second = torch.rand(2)
+    assert torch.equal(first, expected[0])
+    assert torch.equal(second, expected[1])
+
+
+def test_what_is_raised_inside_comes_out_and_everything_is_put_back() -> None:
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    with pytest.raises(KeyError), seeded(0, "x"), one_thread():
+        torch.rand(1)
+        raise KeyError
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="calls are queued for devices that are not there only")
+def test_seeding_many_times_holds_no_memory() -> None:
+    """`torch.manual_seed` keeps a stack trace for later, every time, on machines without a GPU."""
+    with seeded(0, "first"):
+        before = len(torch.cuda._queued_calls)
+    for number in range(50):
+        with seeded(0, "again", number):
+            pass
+    assert len(torch.cuda._queued_calls) == before
+
+
+def test_one_thread() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            with one_thread():
+                pass
+            assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
