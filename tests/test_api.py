@@ -357,7 +357,7 @@ class SomeEmpty:
         ({"clients": -1}, ConfigError, r"clients = -1"),
         ({"models": []}, ConfigError, r"models is empty"),
         ({"models": ["logisti"]}, ConfigError, r"unknown model 'logisti': did you mean 'logistic'"),
-        ({"models": ["logistic", narrow]}, ModelError, r"fusion width d: client 0 .* has 8, client 1 \(.*narrow\) has 4"),
+        ({"models": ["logistic", narrow]}, ModelError, r"fusion width d: client 0 .* 8, client 1 \(.*narrow\) has 4"),
         ({"models": ["logistic", more]}, ModelError, r"client 1 \(.*more\).* 4 outputs, but tiny has 3 classes"),
         ({"models": ["logistic", longer]}, ModelError, r"client 1 \(.*longer\): .*cannot take samples of shape \(5,\)"),
         ({"models": ["logistic", no_model]}, ModelError, r"client 1 \(.*no_model\): .*not int"),

@@ -20,10 +20,11 @@ from typer.testing import CliRunner
 
 from interfuse import load_run, recipes, report
 from interfuse.cli import app
-from interfuse.cli.configuration import configure, short_name, toml_or_text
-from interfuse.cli.progress import Standing, duration
+from interfuse.cli.configuration import configure, toml_or_text
 from interfuse.errors import ConfigError
 from interfuse.methods import built_in
+from interfuse.references import short_name
+from interfuse.report.progress import Standing, duration
 from interfuse.runs import RunConfig
 
 TINY = ["--clients", "2", "--models", "logistic", "--width", "8", "--rounds", "2", "--workers", "1", "--beside", "none"]

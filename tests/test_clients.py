@@ -323,6 +323,36 @@ def test_samples_are_a_function_of_seed_and_round() -> None:
 
 
 @dataclass(frozen=True)
+class Curious(Trial):
+    """Draws samples, replaces its state and keeps an optimizer while it is evaluated."""
+
+    def prepare_evaluation(self, server: Server, clients: Clients) -> None:
+        clients.call(self.peek)
+
+    @on_client
+    def peek(self, client: Client[Seen]) -> None:
+        client.batch(3)
+        client.state = Seen(client.state.calls + 100)
+        assert client.optimizers == {}
+        client.optimizers["extra"] = {"key": {"slot": torch.zeros(1)}}
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_what_is_done_under_evaluation_leaves_no_trace(workers: int) -> None:
+    def owned(evaluated: bool) -> dict[str, Tensor]:
+        f = federation(Curious(), workers=workers, rounds=1)
+        if evaluated:
+            with f.evaluating():
+                pass
+        f.run_round()
+        found = everything_owned(f)
+        f.engine.close()
+        return found
+
+    assert same_bits(owned(True), owned(False))
+
+
+@dataclass(frozen=True)
 class OwnStatistics(Method):
     """Clients keep their normalisation statistics; one of them fails after they have moved."""
 

@@ -25,7 +25,7 @@ from interfuse.message import (
 )
 from interfuse.method import ALL, BUFFERS, NOTHING, Method
 from interfuse.models import SplitModel, pair, split_at
-from interfuse.runs import Result
+from interfuse.runs import Result, Silent
 from interfuse.server import Server
 from interfuse.training import (
     Batch,
@@ -73,6 +73,7 @@ __all__ = [
     "Replies",
     "Result",
     "Server",
+    "Silent",
     "SplitModel",
     "State",
     "counted_mean",

@@ -14,9 +14,10 @@ from interfuse.method import Method
 from interfuse.methods import find, name_of
 from interfuse.models import DEFAULT_MODELS, Builder, resolve
 from interfuse.references import IN_MEMORY
+from interfuse.report.progress import following
 from interfuse.runs import Given, Progress, Result, RunConfig, execute, parse_config
 from interfuse.runs import resume as resume_run
-from interfuse.runs.config import partition_values, plain
+from interfuse.runs.config import absolute_paths, partition_values, plain
 
 
 def run(
@@ -55,6 +56,8 @@ def run(
         workers: Processes on this machine; None: one a core. Results do not depend on it.
         commit_rounds: Commit every so many rounds instead of every 30 seconds.
         out: The run folder; None: a new one under ``runs/``.
+        progress: Who follows the run; None: bars or lines on the standard error stream.
+            ``interfuse.Silent()`` shows nothing.
 
     Raises:
         InterfuseError: something cannot work; the text names the client and the field.
@@ -64,7 +67,7 @@ def run(
     if not isinstance(method, Method):
         method = (find(method) if isinstance(method, str) else method).configure(settings or {})
     given = _given(method, data, models)
-    config = parse_config(
+    values = absolute_paths(
         {
             "method": name_of(type(method)),
             "data": f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data,
@@ -84,8 +87,9 @@ def run(
             "numerics": {"layout": layout},
             "execution": {"workers": workers, "commit_rounds": commit_rounds},
         },
-        "interfuse.run",
+        Path.cwd(),
     )
+    config = parse_config(values, "interfuse.run")
     return carry_out(config, Path(out) if out is not None else new_folder(config), given=given, progress=progress)
 
 
@@ -108,7 +112,8 @@ def _names(models: Sequence[str | Builder]) -> list[str]:
 
 def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:
     """Carry out a configuration in a new folder, and write its report."""
-    execute(config, path, given=given or Given(), progress=progress)
+    with following(progress) as follower:
+        execute(config, path, given=given or Given(), progress=follower)
     report.write(path)
     return Result(path, given or Given())
 
@@ -132,7 +137,8 @@ def resume(
         InterfuseError: there is no run, it was changed, or an object has to be given again.
     """
     given = _given(method, data, models)
-    resume_run(Path(path), given=given, workers=workers, progress=progress)
+    with following(progress) as follower:
+        resume_run(Path(path), given=given, workers=workers, progress=follower)
     report.write(Path(path))
     return Result(path, given)
 

@@ -20,6 +20,11 @@ def is_reference(text: str) -> bool:
     return ":" in text
 
 
+def short_name(reference: str) -> str:
+    """A method or data set in one word: ``Class`` of a reference, else the name of the file without its ending."""
+    return Path(reference.rpartition(":")[2]).stem
+
+
 def load_reference(text: str) -> object:
     """The object that ``package.module:name`` or ``path/file.py:name`` names.
 

@@ -19,9 +19,9 @@ from typer.core import TyperGroup
 from interfuse import api, report
 from interfuse.cli import listings, seeds
 from interfuse.cli.configuration import configure, listed, numbers
-from interfuse.cli.progress import shown
 from interfuse.data import PARTITIONS, load
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
+from interfuse.report.progress import shown
 from interfuse.runs import Result, RunConfig
 from interfuse.training import DivergedError
 

@@ -13,6 +13,7 @@ from interfuse.errors import ConfigError, nearest
 from interfuse.methods import built_in
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
+from interfuse.runs.config import absolute_paths
 
 OPTION_OF = {"alpha": "dirichlet", "classes_per_client": "pathological"}
 """Which partition an option of the command line belongs to."""
@@ -61,33 +62,6 @@ def _begin_with(what: str) -> dict[str, Any]:
     if not (is_reference(what) or what.endswith(".py") or what in method_names()):
         raise ConfigError(f"no method or recipe {what!r}: {nearest(what, {*method_names(), *recipes.names()})}")
     return absolute_paths({"method": what}, Path.cwd())
-
-
-def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The same values with every file they name as an absolute path, so that a run can be resumed from anywhere.
-
-    Args:
-        values: Of a configuration, or of its table ``partition``.
-        folder: Where relative paths begin: that of a recipe, or the working directory.
-    """
-    changed = dict(values)
-    for key in ("method", "data", "name"):
-        if key in changed:
-            changed[key] = _absolute(str(changed[key]), folder)
-    if "models" in changed:
-        changed["models"] = [_absolute(name, folder) for name in changed["models"]]
-    if isinstance(changed.get("partition"), Mapping):
-        changed["partition"] = absolute_paths(changed["partition"], folder)
-    return changed
-
-
-def _absolute(name: str, folder: Path) -> str:
-    """``mine.py``, ``mine.py:Class`` or ``rows.npz`` with the whole path; any other name as it is."""
-    place, colon, _ = name.rpartition(":")
-    file = place if colon and place.endswith(".py") else name
-    if not file.endswith((".py", ".npz")):
-        return name
-    return str((folder / Path(file).expanduser()).resolve()) + name[len(file) :]
 
 
 def _partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,8 +119,3 @@ def numbers(text: str) -> list[int]:
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
-
-
-def short_name(reference: str) -> str:
-    """A method or data set in one word: ``Class`` of a reference, else the name of the file without its ending."""
-    return Path(reference.rpartition(":")[2]).stem

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from rich.table import Table
 
 from interfuse.api import carry_out, resume
-from interfuse.cli.configuration import short_name
 from interfuse.cli.listings import table
 from interfuse.errors import ConfigError
+from interfuse.references import short_name
 from interfuse.report.summary import scores
 from interfuse.report.text import bare_percent, megabytes
 from interfuse.runs import Progress, RunConfig, read_config

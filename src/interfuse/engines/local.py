@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import multiprocessing.process
@@ -67,6 +68,8 @@ class Workers:
         self._worker_of = {client: position % count for position, client in enumerate(clients)}
         self._down = Arena()
         self._workers = [_Worker(i, tuple(c for c in clients if self._worker_of[c] == i)) for i in range(count)]
+        # every process would otherwise import this for itself (seconds) when it builds its first optimizer
+        importlib.import_module("torch._dynamo")
         context = multiprocessing.get_context("fork")
         for worker in self._workers:
             worker.process = context.Process(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from interfuse.report.text import bare_percent, megabytes, percent
 LARGEST_SPREAD = 0.01  # standard deviation over the modular blocks behind one base block
 LARGEST_DROP = 0.1  # of the mean global accuracy under the best of its curve
 BYTES_OF_A_PARAMETER = 4
+ALL_EVALUATED = 100  # clients: in larger federations some are not evaluated, so that null says nothing
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def _divergence(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
         "Lower the learning rates, those of the base and the modular blocks one at a time, and see which of them "
         "steadies the curve."
     )
-    if any(value is None or math.isnan(value) for value in _global_accuracies(summary, metrics)):
+    if any(_lost(values) for values in _global_accuracies(summary, metrics)):
         return Diagnosis("divergence", "Some accuracies on the common test set are not numbers.", remedy)
     values = curve(metrics).common
     if not len(values):
@@ -68,12 +69,16 @@ def _divergence(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
     )
 
 
-def _global_accuracies(summary: Json, metrics: Sequence[Json]) -> list[float | None]:
-    """Every accuracy that cannot be unknown for want of samples: own shares may be empty, the common set is not."""
-    found: list[float | None] = list((summary.get("global_accuracy") or {}).get("per_client") or ())
+def _global_accuracies(summary: Json, metrics: Sequence[Json]) -> Iterator[Sequence[float | None]]:
+    """Accuracies by client on the common test set, which unlike a client's own share is never empty."""
+    yield (summary.get("global_accuracy") or {}).get("per_client") or ()
     for row in metrics:
-        found += (row.get("accuracy") or {}).get("common") or ()
-    return found
+        yield (row.get("accuracy") or {}).get("common") or ()
+
+
+def _lost(values: Sequence[float | None]) -> bool:
+    unknown = sum(math.isnan(number(value)) for value in values)
+    return unknown == len(values) > 0 or (unknown > 0 and len(values) <= ALL_EVALUATED)
 
 
 def _no_better_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:

@@ -21,6 +21,7 @@ from interfuse.report.summary import (
     best_scores,
     clients,
     mean,
+    mean_swapped,
     number,
     number_of_clients,
     reference,
@@ -28,6 +29,8 @@ from interfuse.report.summary import (
     std,
 )
 from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, percent, title
+
+MOST_SIDE_BY_SIDE = 8  # clients whose matrix fits half of a wide page
 
 _PAGE = Template("""<!DOCTYPE html>
 <html lang="en">
@@ -79,7 +82,7 @@ def _figures(summary: Json) -> str:
     sent = number((summary.get("uplink_bytes") or {}).get("raw"))
     composition = [f"{n}, swapped: {percent(s.mean_composition)}" for n, s in beside.items() if n == "Local"]
     if found.composition is None:
-        composition = ["this method has no blocks to swap"]
+        composition = ["there is no matrix of compositions"]
     own = [_over_clients(found.own), *(f"{n}: {percent(s.own.mean)}" for n, s in beside.items())]
     common = [_over_clients(found.common), *(f"{n}: {percent(s.common.mean)}" for n, s in beside.items())]
     cards = (
@@ -120,11 +123,12 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
     found = scores(summary).composition
     if found is None:
         return (
-            '<h2>Compositions</h2>\n<p class="note">There are none: this method, or these models, have no blocks that '
-            "fit the blocks of another client.</p>"
+            '<h2>Compositions</h2>\n<p class="note">None were measured: they need blocks that fit those of other '
+            "clients, and a federation that is not too large for all pairs.</p>"
         )
     local = scores(reference(summary, "local") or {}).composition
     architectures = {client.id: client.architecture for client in clients(summary)}
+    layout = "stack" if MOST_SIDE_BY_SIDE < len(found) <= MOST_NUMBERS else "pair"
     panels = [_matrix_panel(found, str(summary.get("method")), architectures, svgs.get("composition"), "composition")]
     if local is not None:
         name = "composition-local"
@@ -133,24 +137,22 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
         '<h2>Compositions</h2>\n<p class="note">Accuracy in % on the common test set of the base block of one client '
         "followed by the modular block of another. A row is a base block, a column a modular block; colour runs from "
         "0 to 100 %, and a client’s own pair is framed.</p>\n"
-        f'<div class="pair">{"".join(panels)}</div>'
+        f'<div class="{layout}">{"".join(panels)}</div>'
     )
 
 
 def _matrix_panel(matrix: Matrix, name: str, architectures: Mapping[int, str], svg: str | None, plot: str) -> str:
-    text = f"{name}: mean {percent(mean(matrix.flat))}, of swapped blocks {percent(_mean_swapped(matrix))}"
+    text = f"{name}: mean {percent(mean(matrix.flat))}"
+    if len(matrix) > 1:
+        text += f", of swapped blocks {percent(mean_swapped(matrix))}"
     if len(matrix) > MOST_NUMBERS and svg is not None:
         inner = f"<figure>{inline_svg(svg, plot, text)}<figcaption>{escape(text)}</figcaption></figure>"
     else:
-        inner = f'<div class="scroll">{_matrix(matrix, text, architectures)}</div>'
+        inner = f'<p class="caption">{escape(text)}</p><div class="scroll">{_matrix(matrix, architectures)}</div>'
     return f'<div class="card">{inner}</div>\n'
 
 
-def _mean_swapped(matrix: Matrix) -> float:
-    return Scores(Spread(0, 0, ()), Spread(0, 0, ()), matrix).mean_swapped
-
-
-def _matrix(matrix: Matrix, caption: str, architectures: Mapping[int, str]) -> str:
+def _matrix(matrix: Matrix, architectures: Mapping[int, str]) -> str:
     head = "".join(f'<th scope="col">{column}</th>' for column in range(len(matrix)))
     body = "".join(
         f'<tr><th scope="row"><span class="long">{base} {escape(architectures.get(base, ""))}</span></th>'
@@ -158,9 +160,9 @@ def _matrix(matrix: Matrix, caption: str, architectures: Mapping[int, str]) -> s
         + f'<td class="mean">{bare_percent(mean(row))}</td><td class="mean">{bare_percent(std(row))}</td></tr>\n'
         for base, row in enumerate(matrix)
     )
-    many = " many" if len(matrix) > 8 else ""
+    many = " many" if len(matrix) > MOST_SIDE_BY_SIDE else ""
     return (
-        f'<table class="matrix{many}"><caption>{escape(caption)}</caption>\n<thead><tr><th scope="col">base</th>{head}'
+        f'<table class="matrix{many}">\n<thead><tr><th scope="col">base</th>{head}'
         f'<th scope="col">mean</th><th scope="col">std</th></tr></thead>\n<tbody>\n{body}</tbody></table>'
     )
 

@@ -165,6 +165,8 @@ def accuracy_over_rounds(points: Curve, beside: Mapping[str, Curve]) -> Figure:
                     axes.plot(other.rounds, values, dashes, color=colour, linewidth=1.2, alpha=0.85)
             handles.append(Line2D([], [], linestyle=dashes, color=INK, linewidth=1.2, label=name.title()))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    last = max(1, *points.rounds, *(round for other in beside.values() for round in other.rounds))
+    axes.set_xlim(-0.03 * last, 1.03 * last)
     _finish(figure, axes, "round", handles)
     return figure
 

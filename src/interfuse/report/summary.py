@@ -40,6 +40,11 @@ def number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
+def mean_swapped(matrix: Matrix) -> float:
+    """Mean over the pairs whose blocks belong to two clients; NaN where there is one client."""
+    return mean(matrix[~np.eye(len(matrix), dtype=bool)])
+
+
 @dataclass(frozen=True)
 class Spread:
     """Accuracies between 0 and 1 over clients; NaN is unknown."""
@@ -65,9 +70,7 @@ class Scores:
     @property
     def mean_swapped(self) -> float:
         """Mean over the pairs whose blocks belong to two clients."""
-        if self.composition is None:
-            return math.nan
-        return mean(self.composition[~np.eye(len(self.composition), dtype=bool)])
+        return math.nan if self.composition is None else mean_swapped(self.composition)
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def _partial(folder: Path, config: Json, metrics: Sequence[Json], references: It
     for row in metrics:
         for phase, seconds in row["seconds"].items():
             phases[phase] = phases.get(phase, 0.0) + seconds
-    models = config["models"]
+    models, moved = config["models"], _bytes(_lines(folder / "ledger.jsonl"))
     finished = {path.name: _finished(path) for path in references}
     return {
         **{key: config[key] for key in ("method", "data", "seed", "rounds")},
@@ -185,8 +188,8 @@ def _partial(folder: Path, config: Json, metrics: Sequence[Json], references: It
         "own_accuracy": _spread(accuracy.get("own", ())),
         "composition_matrix": accuracy.get("composition"),
         "uplink_bytes": metrics[-1]["uplink"] if metrics else {},
-        "downlink_bytes": metrics[-1]["downlink"] if metrics else {},
-        **_bytes(_lines(folder / "ledger.jsonl")),
+        **moved,
+        "downlink_bytes": (metrics[-1]["downlink"] if metrics else {}) | _once(moved["bytes_by_kind"]),
         "seconds_by_phase": phases,
         "clients": [{"id": i, "architecture": models[i % len(models)]} for i in range(config["clients"])],
         "beside": {name: summary for name, summary in finished.items() if summary is not None},
@@ -216,6 +219,14 @@ def _bytes(ledger: Iterable[Json]) -> dict[str, Any]:
             if down and not repeated:
                 totals["downlink_broadcast"][size] += entry[size]
     return {f"{heading}_bytes": totals for heading, totals in headings.items()} | {"bytes_by_kind": kinds}
+
+
+def _once(kinds: Mapping[str, Json]) -> dict[str, int]:
+    """What came down in all if a broadcast counts once."""
+    return {
+        f"{size}_broadcast": sum(totals["downlink_broadcast"][size] for totals in kinds.values())
+        for size in ("raw", "wire")
+    }
 
 
 def _nothing() -> dict[str, dict[str, int]]:

@@ -48,7 +48,7 @@ def headline(summary: Json) -> str:
     gain = math.nan
     if pairs > 1 and not math.isnan(found.mean_composition):
         part = (
-            f"over all {pairs} pairs of a base block and a modular block the mean accuracy is "
+            f"over all {pairs:,} pairs of a base block and a modular block the mean accuracy is "
             f"{percent(found.mean_composition)}"
         )
         if not math.isnan(alone.mean_composition):

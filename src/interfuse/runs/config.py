@@ -160,6 +160,33 @@ def to_toml(config: RunConfig) -> str:
     return tomli_w.dumps(_without_none(plain(config.model_dump())))
 
 
+def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The same values with every file they name as an absolute path, so that a run can be resumed from anywhere.
+
+    Args:
+        values: Of a configuration, or of its table ``partition``.
+        folder: Where relative paths begin: that of a recipe, or the working directory.
+    """
+    changed = dict(values)
+    for key in ("method", "data", "name"):
+        if key in changed:
+            changed[key] = _absolute(str(changed[key]), folder)
+    if "models" in changed:
+        changed["models"] = [_absolute(name, folder) for name in changed["models"]]
+    if isinstance(changed.get("partition"), Mapping):
+        changed["partition"] = absolute_paths(changed["partition"], folder)
+    return changed
+
+
+def _absolute(name: str, folder: Path) -> str:
+    """``mine.py``, ``mine.py:Class`` or ``rows.npz`` with the whole path; any other name as it is."""
+    place, colon, _ = name.rpartition(":")
+    file = place if colon and place.endswith(".py") else name
+    if not file.endswith((".py", ".npz")):
+        return name
+    return str((folder / Path(file).expanduser()).resolve()) + name[len(file) :]
+
+
 def partition_values(partition: Partition | str) -> dict[str, Any]:
     """A partition as plain values."""
     if isinstance(partition, str):

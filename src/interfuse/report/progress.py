@@ -11,12 +11,22 @@ from typing import Any
 import rich.progress
 from rich.console import Console
 
-from interfuse.cli.configuration import short_name
+from interfuse.references import short_name
 from interfuse.report.summary import mean
 from interfuse.report.text import megabytes, percent
 from interfuse.runs import Progress, RunConfig, Silent
 
 REDRAW_SECONDS = 0.1
+
+
+@contextmanager
+def following(progress: Progress | None) -> Iterator[Progress]:
+    """The given follower, or one on the standard error stream."""
+    if progress is not None:
+        yield progress
+    else:
+        with shown(quiet=False) as made:
+            yield made
 
 
 @contextmanager
