@@ -38,7 +38,8 @@ def keys_plan(keys: Iterable[str]) -> Plan:
 def extract(server: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     """The slices of the server's tensors that a plan names, as new tensors.
 
-    :raises ModelError: the plan does not fit the server's tensors.
+    Raises:
+        ModelError: the plan does not fit the server's tensors.
     """
     return {key: _of(server, key)[_grid(key, server[key], index)].clone() for key, index in plan.items()}
 
@@ -46,7 +47,8 @@ def extract(server: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
 def coverage(server: Mapping[str, Tensor], plans: Iterable[Plan]) -> dict[str, Int64[Tensor, " ..."]]:
     """How many of the plans hold each element of the server's tensors.
 
-    :raises ModelError: a plan does not fit the server's tensors.
+    Raises:
+        ModelError: a plan does not fit the server's tensors.
     """
     counts = {key: torch.zeros_like(tensor, dtype=torch.int64) for key, tensor in server.items()}
     for plan in plans:
@@ -63,8 +65,9 @@ def counted_mean(server: Mapping[str, Tensor], updates: Sequence[Update]) -> dic
     mean is carried along in the order of ``updates``, in the dtype of the server's tensor: the value of a single
     holder, and a value that all holders agree on, come out bit for bit. The results are new tensors.
 
-    :raises ConfigError: a weight is not positive and finite.
-    :raises ModelError: a plan does not fit the server's tensors, or the values do not fit their plan.
+    Raises:
+        ConfigError: a weight is not positive and finite.
+        ModelError: a plan does not fit the server's tensors, or the values do not fit their plan.
     """
     for _, _, weight in updates:
         if not (math.isfinite(weight) and weight > 0):
@@ -217,7 +220,8 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
     batch of all data gives the statistics of the data. Only normalisation layers run in training mode, so dropout does
     not blur the statistics. Modes and momentum are put back.
 
-    :raises DataError: there are no batches; the model is then unchanged.
+    Raises:
+        DataError: there are no batches; the model is then unchanged.
     """
     remaining = iter(batches)
     first = next(remaining, None)

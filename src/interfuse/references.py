@@ -31,7 +31,8 @@ def load_reference(text: str) -> object:
     The name may have dots (``module:Class.method``). A file is imported once in a process, as a module of its own;
     what it imports must be installed or on ``PYTHONPATH``, its neighbours included.
 
-    :raises ConfigError: the text has not this form, the module or file cannot be imported, or has not the name.
+    Raises:
+        ConfigError: the text has not this form, the module or file cannot be imported, or has not the name.
     """
     place, colon, name = text.rpartition(":")
     if not (colon and place and name):
@@ -58,7 +59,8 @@ def _from_package(name: str) -> ModuleType:
 def load_file(path: Path) -> ModuleType:
     """The module in a file, imported once in a process.
 
-    :raises ConfigError: there is no such file, or what it imports is missing.
+    Raises:
+        ConfigError: there is no such file, or what it imports is missing.
     """
     path = path.expanduser().resolve()
     # Named after the place: two files of the same name stay two modules, and one file read twice is one module.

@@ -29,7 +29,8 @@ class Dataset:
     :param std: as ``mean``; positive.
     :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
-    :raises DataError: a field contradicts this description; the text names the field.
+    Raises:
+        DataError: a field contradicts this description; the text names the field.
     """
 
     name: str
@@ -142,7 +143,8 @@ class Dataset:
         - ``mean`` and ``std`` are those of the scaled training rows, per channel (per column of ``[n, columns]``); a
           constant channel gets a ``std`` of 1.
 
-        :raises DataError: an array has not the form described in :class:`Dataset`.
+        Raises:
+            DataError: an array has not the form described in :class:`Dataset`.
         """
         x, x_held = (
             _rows(name, part, values, has_channels) for part, values in (("x_train", x_train), ("x_test", x_test))
@@ -181,7 +183,8 @@ def stratified_subset(
     The rows of a class are its proportional quota rounded down; the rows still owed go to the largest remainders, to
     the smaller label where these are equal.
 
-    :raises ConfigError: ``size`` is negative.
+    Raises:
+        ConfigError: ``size`` is negative.
     """
     if size < 0:
         raise ConfigError(f"a subset cannot have {size} rows; ask for 0 or more")

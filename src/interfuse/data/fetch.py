@@ -89,7 +89,8 @@ class Places:
     def from_environment(cls) -> Places:
         """The places that INTERFUSE_DATA, INTERFUSE_CACHE and INTERFUSE_MIRROR name.
 
-        :raises ConfigError: INTERFUSE_DATA is no folder.
+        Raises:
+            ConfigError: INTERFUSE_DATA is no folder.
         """
         data = os.environ.get("INTERFUSE_DATA")
         if data and not Path(data).expanduser().is_dir():
@@ -123,7 +124,8 @@ class Places:
 def load_array(file: RemoteFile, places: Places) -> UInt8[np.ndarray, "*shape"]:
     """The array in ``file``: decoded before, or found or downloaded now.
 
-    :raises DataError: the file is nowhere, or the user's copy of it is corrupt.
+    Raises:
+        DataError: the file is nowhere, or the user's copy of it is corrupt.
     """
     array = _read_decoded(places.decoded(file))
     if array is None:
@@ -135,7 +137,8 @@ def load_array(file: RemoteFile, places: Places) -> UInt8[np.ndarray, "*shape"]:
 def read_idx(raw: bytes, label: str) -> UInt8[np.ndarray, "*shape"]:
     """The unsigned bytes of an IDX file (yann.lecun.com/exdb/mnist): two zeros, type 8, axes, big-endian sizes, values.
 
-    :raises DataError: ``raw`` has not this form; the text begins with ``label``.
+    Raises:
+        DataError: ``raw`` has not this form; the text begins with ``label``.
     """
     axes = raw[3] if len(raw) > 3 else 0
     start = 4 + 4 * axes

@@ -30,8 +30,9 @@ def load(name_or_ref: str | Dataset) -> Dataset:
       :class:`Dataset` or ``(x_train, y_train, x_test, y_test)``, see :meth:`Dataset.from_arrays`;
     - a :class:`Dataset`, which is returned as it is.
 
-    :raises ConfigError: there is no such name, or the reference leads nowhere.
-    :raises DataError: the data is missing, corrupt, or has the wrong form.
+    Raises:
+        ConfigError: there is no such name, or the reference leads nowhere.
+        DataError: the data is missing, corrupt, or has the wrong form.
     """
     if isinstance(name_or_ref, Dataset):
         return name_or_ref

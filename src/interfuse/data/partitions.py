@@ -30,8 +30,9 @@ class Partition(Protocol):
         :param labels: class of each row.
         :param clients: number of clients, at least 1.
         :param groups: natural client of each row; None where the data set has none.
-        :raises ConfigError: the rule cannot be asked of this number of clients or classes.
-        :raises DataError: the rows do not suffice.
+        Raises:
+            ConfigError: the rule cannot be asked of this number of clients or classes.
+            DataError: the rows do not suffice.
         """
         ...
 
@@ -177,7 +178,8 @@ PARTITIONS: Mapping[str, type[IID] | type[Dirichlet] | type[Pathological] | type
 def parse_partition(name: str, **options: Any) -> Partition:
     """The partition that a command line or a recipe names, e.g. ``parse_partition("dirichlet", alpha=0.1)``.
 
-    :raises ConfigError: unknown name, unknown option, or an impossible value.
+    Raises:
+        ConfigError: unknown name, unknown option, or an impossible value.
     """
     if name not in PARTITIONS:
         raise ConfigError(f"unknown partition {name!r}: {nearest(name, PARTITIONS)}")
@@ -220,8 +222,9 @@ def make_shares(
 
     :param seed: of the run: partition and division follow from it.
     :param validation: fraction of a client's rows, from 0, below 1 together with ``test``.
-    :raises ConfigError: no clients, or impossible fractions.
-    :raises DataError: a client would have no rows, or the partition broke its promise of disjoint rows.
+    Raises:
+        ConfigError: no clients, or impossible fractions.
+        DataError: a client would have no rows, or the partition broke its promise of disjoint rows.
     """
     if clients < 1:
         raise ConfigError(f"{clients} clients; a federation needs at least 1")

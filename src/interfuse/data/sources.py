@@ -95,7 +95,8 @@ class Source:
     def load(self, places: Places) -> Dataset:
         """The data set from ``places``, after a download where it is needed.
 
-        :raises DataError: a file cannot be had or is corrupt.
+        Raises:
+            DataError: a file cannot be had or is corrupt.
         """
         x_train, y_train, x_test, y_test = self.arrange(*(load_array(file, places) for file in self.files))
         return Dataset.from_arrays(

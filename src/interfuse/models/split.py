@@ -33,8 +33,9 @@ class SplitModel(nn.Module):
     Base block and modular block are the two sides of the *fusion cut*. It lies after the stage or part named
     ``"base"`` and before the one named ``"modular"``; without such a name, before the last part.
 
-    :raises ModelError: no stages, names that clash, parts that leave out, repeat or reorder stages, or no single
-        fusion cut.
+    Raises:
+        ModelError: no stages, names that clash, parts that leave out, repeat or reorder stages, or no single fusion
+            cut.
     """
 
     def __init__(self, stages: Mapping[str, nn.Module], parts: Mapping[str, Sequence[str]] | None = None) -> None:
@@ -65,7 +66,8 @@ class SplitModel(nn.Module):
     def run(self, x: Tensor, part: str) -> Tensor:
         """One part (or ``"base"``, ``"modular"``) alone.
 
-        :raises ModelError: the model has no such part.
+        Raises:
+            ModelError: the model has no such part.
         """
         return self._through(self._expand(part), x)
 
@@ -88,7 +90,8 @@ class SplitModel(nn.Module):
     def part_of(self, key: str) -> str:
         """The part that holds the parameter or buffer ``key``.
 
-        :raises ModelError: no tensor of the model has this key.
+        Raises:
+            ModelError: no tensor of the model has this key.
         """
         if key not in self.state_dict():
             raise ModelError(f"the model has no tensor {key!r}: {nearest(key, self.state_dict())}")
@@ -124,7 +127,8 @@ class SplitModel(nn.Module):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy values into the tensors of these keys, in place; the others stay. Nothing is written on an error.
 
-        :raises ModelError: a key is unknown, or a shape differs.
+        Raises:
+            ModelError: a key is unknown, or a shape differs.
         """
         own = self.state_dict()
         for key, tensor in tensors.items():
@@ -228,8 +232,9 @@ class ModelFacts:
 def measure(model: SplitModel, sample_shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> ModelFacts:
     """Run two samples of zeros through the model in evaluation mode and note the shapes.
 
-    :raises ModelError: a stage cannot take its input, or does not return one tensor with the batch first, or the
-        model's output is not ``[batch, classes]``.
+    Raises:
+        ModelError: a stage cannot take its input, or does not return one tensor with the batch first, or the model's
+            output is not ``[batch, classes]``.
     """
     batch = 2
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))

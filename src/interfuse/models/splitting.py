@@ -28,8 +28,9 @@ def split_at(
     A code that has ``width`` numbers already is only flattened and restored, without parameters and without ReLU. The
     size of the code is found by running zeros of ``sample_shape``, the shape of one sample.
 
-    :raises ModelError: there is no such submodule, ``forward`` does not call it or cannot be traced, more than one
-        value crosses the cut, or a parameter is used on both sides of it.
+    Raises:
+        ModelError: there is no such submodule, ``forward`` does not call it or cannot be traced, more than one value
+            crosses the cut, or a parameter is used on both sides of it.
     """
     if width is not None and sample_shape is None:
         raise ModelError("split_at with a width needs sample_shape (of one sample) to size the layers it adds")

@@ -100,7 +100,8 @@ def resolve(reference: str | Callable[..., object]) -> Builder:
     The function gets those of the keywords ``sample_shape``, ``classes`` and ``width`` that it names, and returns a
     :class:`SplitModel` or a pair (base block, modular block).
 
-    :raises ConfigError: the name is unknown, the reference cannot be loaded or is no such function.
+    Raises:
+        ConfigError: the name is unknown, the reference cannot be loaded or is no such function.
     """
     if isinstance(reference, str) and not is_reference(reference):
         if reference not in _ZOO:
