@@ -15,7 +15,7 @@ from interfuse.clients import Clients, Engine, Exchange
 from interfuse.errors import InterfuseError, RunError
 from interfuse.handler import handlers, programs
 from interfuse.message import flatten, leaves, unflatten
-from interfuse.method import check_declaration, state_type
+from interfuse.method import Method, check_declaration, state_type
 from interfuse.randomness import one_thread, seeded
 from interfuse.server import Server
 from interfuse.setup import Setup, check_fusion, check_setup
@@ -39,7 +39,8 @@ def check(setup: Setup) -> None:
     check_setup(setup)
     fused = False
     for program in programs(setup.method, "method").values():
-        check_declaration(type(program))  # type: ignore[arg-type]
+        if isinstance(program, Method):
+            check_declaration(type(program))
         for handler in handlers(type(program)).values():
             for message in (handler.message_type, handler.reply_type):
                 fused = fused or (message is not None and any("d" in (leaf.dims or ()) for leaf in leaves(message)))

@@ -16,7 +16,7 @@ from torch import Tensor
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError, nearest
-from interfuse.handler import Program, handlers
+from interfuse.handler import Program, handlers, programs
 from interfuse.message import Disclosure, State, disclosed
 from interfuse.server import Server
 
@@ -157,6 +157,12 @@ def check_declaration(cls: type[Method]) -> None:
     for handler in handlers(cls).values():
         if handler.message_type is not None:
             disclosed(handler.message_type)
+
+
+def disclosures(method: Method) -> frozenset[Disclosure]:
+    """What a method discloses, with those that it wraps."""
+    found = [program.discloses for program in programs(method, "method").values() if isinstance(program, Method)]
+    return frozenset(disclosure for declared in found for disclosure in declared)
 
 
 def _names(disclosures: Collection[Disclosure]) -> str:

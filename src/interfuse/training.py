@@ -191,10 +191,8 @@ def fit(
     summed = torch.zeros(())
     with model.training_parts(parts):
         for batch in batches:
-            if len(batch.y) == 1 and any(
-                isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
-            ):
-                continue  # the variance of one sample is undefined
+            if lacks_variance(model, batch):
+                continue
             current = rate(round, steps)
             if stepper is not None:
                 for group in stepper.param_groups:
@@ -215,6 +213,13 @@ def fit(
     if not math.isfinite(mean):
         raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
     return Fitted(steps, samples, rates, mean)
+
+
+def lacks_variance(model: SplitModel, batch: Batch) -> bool:
+    """Whether batch normalisation in training mode would see one sample, whose variance is undefined."""
+    return len(batch.y) == 1 and any(
+        isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
+    )
 
 
 def _differentiate(

@@ -303,6 +303,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(workers: int, small_disk: 
             text = str(error)
         assert "No space left on device" in text
         assert str(path) in text
+        assert not list(path.rglob("*.tmp")), "what could not be written whole takes room"
         failed.add(re.sub(r"[0-9]+", "N", text.partition(":")[0]))
         before = committed(path) if list(path.glob("commits/commit-*.json")) else None
         rounds.add(-1 if before is None else int(before["round"]))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientData, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
-from interfuse.errors import ClientError, InterfuseError, RunError
+from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
-from interfuse.message import Message, flatten, narrow, unflatten, unmodified
+from interfuse.message import Message, flatten, kind_of, narrow, unflatten, unmodified
 from interfuse.method import ALL, BUFFERS, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import generator, one_thread, seeded
@@ -133,23 +134,32 @@ class Host:
                     raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
             except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
                 if before is not None:
-                    self._residents[client].restore(before)
+                    self._roll_back(client, before)
                 return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
         return Answer(client, reply, time.perf_counter() - began)
 
     def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
-        client, order = resident.client, resident.client.order
-        kept = (client.state, client.optimizers, order.epoch, order.position)
+        handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
         if request.heading == "evaluation":
-            client.optimizers = {}
-        program = resident.programs[request.program]
-        handler = cast(Handler[Any, Any], getattr(program, request.handler))
-        reply = handler(client, message)
-        if request.heading == "evaluation":
-            client.state, client.optimizers, order.epoch, order.position = kept
+            with _unchanged(resident):
+                reply = handler(resident.client, message)
         else:
             resident.changed = True
+            reply = handler(resident.client, message)
+        expected = handler.declaration.reply_type
+        if not isinstance(reply, expected or type(None)):
+            wanted = "None" if expected is None else kind_of(expected)
+            raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
         return None if reply is None else narrow(reply, self._setup.dims)
+
+    def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
+        """Put a client back to where it was before a call. Its scratch of this round is gone."""
+        resident = self._residents[client]
+        resident.restore(before)
+        resident.client.scratch.clear()
+        if resident.pooled:
+            self._give_back(resident)
+        self._in_round.discard(client)
 
     def _enter(self, client: ClientId, round: int) -> Resident:
         """The resident, with a model in place and its state made."""
@@ -238,6 +248,28 @@ class Host:
                     self._settle(client).restore(load_tensors(folder / record.name, record.sha256))
                 except (InterfuseError, KeyError, ValueError) as error:
                     raise RunError(f"client {client}: {folder / record.name} does not fit this run: {error}") from error
+
+
+@contextmanager
+def _unchanged(resident: Resident) -> Iterator[None]:
+    """Put back what the client owns, since an evaluation must not change how training goes on.
+
+    Raises:
+        ClientError: tensors of the model that the client keeps were changed.
+    """
+    client, order = resident.client, resident.client.order
+    before = (client.state, client.optimizers, order.epoch, order.position)
+    client.optimizers = {}
+    kept = resident.kept_tensors()
+    versions = {key: tensor._version for key, tensor in kept.items()}
+    try:
+        yield
+    finally:
+        client.state, client.optimizers, order.epoch, order.position = before
+    if changed := [key for key, version in versions.items() if kept[key]._version != version]:
+        raise ClientError(
+            f"the evaluation changed {changed[0]}, which the client keeps: load it in a round, or copy it"
+        )
 
 
 def _file_of(client: ClientId) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.handler import on_client
@@ -14,7 +16,7 @@ from interfuse.methods.local import Local
 from interfuse.models import SplitModel
 from interfuse.parameters import WeightRule, Weights, averaged, held, initial_weights, part_of
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, OptimizerName, modular_cross_entropy, pull_back
+from interfuse.training import Batch, LearningRate, OptimizerName, lacks_variance, modular_cross_entropy, pull_back
 
 
 class Global(State):
@@ -86,8 +88,7 @@ class SplitFedV1(Method):
             tail, modular_cross_entropy, [Batch(z, sent.y.long())], train="modular", lr=self.lr,
             optimizer=self.optimizer, keep_optimizer=f"tail-{client}",
         )  # fmt: skip
-        assert z.grad is not None
-        return CutGradient(z.grad)
+        return CutGradient(torch.zeros_like(z) if z.grad is None else z.grad)
 
     @on_client
     def receive(self, client: Client, received: Weights) -> None:
@@ -98,6 +99,8 @@ class SplitFedV1(Method):
     def forward(self, client: Client) -> Smashed:
         batch = client.batch(self.batch_size)
         with client.model.training_parts("base"):
+            if lacks_variance(client.model, batch):  # `fit` will skip it on either side
+                client.model.eval()
             client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
         return Smashed(client.scratch["batch"].x, batch.y)
 

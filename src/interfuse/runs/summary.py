@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from interfuse.evaluation import Accuracies
+from interfuse.method import disclosures
 from interfuse.runs.config import RunConfig, plain
 from interfuse.runs.folder import Best
 from interfuse.setup import Setup
@@ -43,7 +44,7 @@ def summarise(
         "seconds": round(sum(s for phase, s in phases.items() if phase != "local work, all clients"), 3),
         "run": str(path),
         "note": setup.dataset.note,
-        "discloses": sorted(setup.method.discloses),
+        "discloses": sorted(disclosures(setup.method)),
         **_accuracies(last),
         "best": None if best is None else {
             "round": best[0].round, "validation_accuracy": best[0].validation_accuracy, **_accuracies(best[1]),
