@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from interfuse.report import diagnose
+
+Json = dict[str, Any]
+
+
+def spread(*values: float | None) -> Json:
+    known = [value for value in values if value is not None]
+    return {"mean": sum(known) / len(known) if known else None, "std": 0.0, "per_client": list(values)}
+
+
+def summary(**changes: Any) -> Json:
+    """A run of two clients of 100 parameters, with nothing to complain about."""
+    local = {
+        "own_accuracy": spread(0.8, 0.8),
+        "global_accuracy": spread(0.8, 0.8),
+        "composition_matrix": [[0.8, 0.1], [0.1, 0.8]],
+    }
+    fine = {
+        "method": "ifl",
+        "rounds": 10,
+        "discloses": ["features", "labels"],
+        "own_accuracy": spread(0.9, 0.9),
+        "global_accuracy": spread(0.9, 0.9),
+        "composition_matrix": [[0.9, 0.89], [0.9, 0.91]],
+        "uplink_bytes": {"raw": 10 * 2 * 399},
+        "clients": [
+            {"id": 0, "architecture": "cnn", "parameters": {"base": 60, "modular": 40}, "samples": 5},
+            {"id": 1, "architecture": "mlp", "parameters": {"base": 600, "modular": 400}, "samples": 5},
+        ],
+        "beside": {"local": local},
+    }
+    return fine | changes
+
+
+def curve(*means: float) -> list[Json]:
+    return [
+        {
+            "round": index,
+            "uplink": {"raw": 0},
+            "accuracy": {"own": [mean], "validation": [mean], "common": [mean, mean], "composition": None},
+        }
+        for index, mean in enumerate(means)
+    ]
+
+
+def names(values: Json, metrics: list[Json] | None = None) -> list[str]:
+    return [diagnosis.name for diagnosis in diagnose(values, metrics or [])]
+
+
+def test_nothing_to_complain_about() -> None:
+    assert diagnose(summary(), curve(0.1, 0.5, 0.9)[:0]) == []
+    assert names(summary(uplink_bytes={"raw": 2 * 2 * 399}), curve(0.1, 0.5, 0.9)) == []
+
+
+def test_nothing_known_raises_no_warning() -> None:
+    assert diagnose({}, []) == []
+    assert diagnose({"method": "ifl", "beside": {}, "best": None}, [{"round": 0}]) == []
+
+
+def wide(spread_in_points: float) -> list[list[float]]:
+    """Row 1 has this standard deviation."""
+    half = spread_in_points / 100
+    return [[0.9, 0.9], [0.9 - half, 0.9 + half]]
+
+
+@pytest.mark.parametrize(("points", "expected"), [(0.99, []), (1.01, ["spread over modular blocks"])])
+def test_spread_over_modular_blocks(points: float, expected: list[str]) -> None:
+    assert names(summary(composition_matrix=wide(points))) == expected
+
+
+def test_spread_over_base_blocks_is_no_finding() -> None:
+    assert names(summary(composition_matrix=[[0.85, 0.85], [0.95, 0.95]])) == []
+
+
+def test_spread_names_the_worst_base_block() -> None:
+    (found,) = diagnose(summary(composition_matrix=wide(2.5)), [])
+    assert "1 of 2" in found.text
+    assert "2.5 points (base block of client 1)" in found.text
+    assert "fewer local steps" in found.remedy
+
+
+@pytest.mark.parametrize("method", ["local", "pooled"])
+def test_nothing_is_expected_of_references(method: str) -> None:
+    assert (
+        names(summary(method=method, own_accuracy=spread(0.1, 0.1), composition_matrix=[[0.9, 0.0], [0.0, 0.9]])) == []
+    )
+
+
+@pytest.mark.parametrize(("swapped", "expected"), [(0.8, []), (0.799, ["composition below Local"])])
+def test_composition_below_local(swapped: float, expected: list[str]) -> None:
+    matrix = [[swapped + 0.001, swapped], [swapped, swapped]]  # only the pairs of two clients count
+    assert names(summary(composition_matrix=matrix)) == expected
+
+
+def test_composition_below_local_says_when_it_is_worse_than_no_collaboration() -> None:
+    def text(swapped: float) -> str:
+        matrix = [[swapped, swapped], [swapped, swapped]]
+        return next(
+            d.text for d in diagnose(summary(composition_matrix=matrix), []) if d.name == "composition below Local"
+        )
+
+    assert "something is wrong" not in text(0.11)
+    assert "something is wrong" in text(0.09)
+
+
+def test_composition_is_compared_to_the_common_test_set_where_local_has_no_matrix() -> None:
+    local = {"own_accuracy": spread(0.1, 0.1), "global_accuracy": spread(0.95, 0.95), "composition_matrix": None}
+    assert names(summary(beside={"local": local})) == ["composition below Local"]
+
+
+@pytest.mark.parametrize(("each", "expected"), [(399, []), (400, ["uplink at FedAvg's level"])])
+def test_uplink_beside_the_smallest_model(each: int, expected: list[str]) -> None:
+    assert names(summary(uplink_bytes={"raw": 10 * 2 * each})) == expected
+
+
+def test_uplink_of_an_unfinished_run_is_shared_among_the_rounds_done() -> None:
+    values = summary(uplink_bytes={"raw": 2 * 2 * 400})
+    assert names(values) == []
+    assert names(values, curve(0.1, 0.5, 0.9)) == ["uplink at FedAvg's level"]
+
+
+def test_uplink_of_models_is_no_finding() -> None:
+    values = summary(uplink_bytes={"raw": 10**9}, discloses=["parameters"])
+    assert names(values) == []
+    assert names(values | {"discloses": ["features", "parameters"]}) == ["uplink at FedAvg's level"]
+
+
+@pytest.mark.parametrize(("final", "expected"), [(0.801, []), (0.799, ["divergence"])])
+def test_fall_from_the_best_is_divergence(final: float, expected: list[str]) -> None:
+    assert names(summary(global_accuracy=spread(final, final)), curve(0.1, 0.9, final)) == expected
+    assert names(summary(global_accuracy={}), curve(0.1, 0.9, final)) == expected
+
+
+@pytest.mark.parametrize("bad", [None, math.nan])
+def test_unknown_global_accuracy_is_divergence(bad: float | None) -> None:
+    assert names(summary(global_accuracy=spread(0.9, bad))) == ["divergence"]
+    rows = curve(0.1, 0.9)
+    rows[1]["accuracy"]["common"] = [0.9, bad]
+    assert names(summary(), rows) == ["divergence"]
+
+
+def test_empty_own_shares_are_no_divergence() -> None:
+    rows = curve(0.1, 0.9)
+    rows[1]["accuracy"] |= {"own": [None], "validation": [None]}
+    assert names(summary(own_accuracy=spread(0.9, None)), rows) == []
+
+
+def test_clients_that_are_not_evaluated_are_no_divergence() -> None:
+    assert names(summary(global_accuracy=spread(*[0.9] * 100, None))) == []
+    assert names(summary(global_accuracy=spread(*[None] * 101))) == ["divergence"]
+
+
+@pytest.mark.parametrize(("own", "expected"), [(0.801, []), (0.8, ["no better than Local"])])
+def test_no_better_than_local(own: float, expected: list[str]) -> None:
+    assert names(summary(own_accuracy=spread(own, own))) == expected
+
+
+def test_every_warning_has_a_remedy() -> None:
+    values = summary(
+        own_accuracy=spread(0.1, 0.1), composition_matrix=wide(60), uplink_bytes={"raw": 10**9}, global_accuracy=spread(None)
+    )  # fmt: skip
+    values["composition_matrix"][0] = [0.9, 0.05]
+    found = diagnose(values, [])
+    assert len({diagnosis.name for diagnosis in found}) == 5
+    assert all(len(diagnosis.remedy) > 40 and "nan" not in diagnosis.text for diagnosis in found)

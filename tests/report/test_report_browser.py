@@ -1,0 +1,74 @@
+"""The page in a real browser: nothing to complain about in its console, and no scrolling sideways on a telephone."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_run import LOCAL, FakeRun, write_run
+
+from interfuse import report
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+LONG = "a-very-long-name-without-a-single-place-to-break-it" * 3
+FAKES = {
+    "four": FakeRun(),
+    "sixteen": FakeRun(clients=16),
+    "hundred": FakeRun(clients=100),
+    "long names": FakeRun(method=LONG, architectures=(LONG,), class_names=[LONG] * 3, note=LONG),
+}
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium or Chrome on PATH, and there is none")
+
+
+def browse(page: Path, profile: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    assert BROWSER is not None
+    quiet = ("quic", "component-update", "background-networking", "sync", "gpu")
+    return subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--no-first-run", *(f"--disable-{name}" for name in quiet),
+            f"--user-data-dir={profile}", "--enable-logging=stderr", "--v=0", *options, page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+
+
+def console_errors(done: subprocess.CompletedProcess[str]) -> list[str]:
+    return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+@pytest.fixture(params=FAKES)
+def page(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    fake = FAKES[request.param]
+    write_run(tmp_path / "run", fake, (replace(LOCAL, clients=fake.clients, architectures=fake.architectures),))
+    return report.write(tmp_path / "run")
+
+
+def test_page_opens_without_complaint(page: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "page.png"
+    done = browse(page, tmp_path / "profile", "--window-size=1280,1600", f"--screenshot={picture}")
+    assert console_errors(done) == []
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_does_not_scroll_sideways(page: Path, width: int, tmp_path: Path) -> None:
+    # A frame, because a window cannot be as narrow as a telephone.
+    measure = "<script>parent.document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
+    inner = page.read_text(encoding="utf-8").replace("</body>", f"{measure}</body>")
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        f'<!DOCTYPE html><meta charset="utf-8"><iframe style="border:0;width:{width}px;height:900px" '
+        f'srcdoc="{html.escape(inner)}"></iframe>',
+        encoding="utf-8",
+    )
+    done = browse(frame, tmp_path / "profile", f"--window-size={width + 200},1000", "--dump-dom")
+    title = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
+    assert title is not None, "the page was not measured"
+    assert title[2] == str(width)
+    assert int(title[1]) <= width

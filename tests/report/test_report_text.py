@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from fake_run import LOCAL, POOLED, FakeRun, write_run
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from interfuse.report import console_summary, headline
+from interfuse.report.text import megabytes, percent, title
+
+Json = dict[str, Any]
+
+
+def values(own: float | None = None, compositions: list[list[float]] | None = None, **more: Any) -> Json:
+    return {
+        "own_accuracy": {"mean": own, "per_client": [own]},
+        "composition_matrix": compositions,
+        "method": "ifl",
+    } | more
+
+
+def test_headline_says_what_was_bought() -> None:
+    local, pooled = values(0.93, [[0.9, 0.1], [0.1, 0.9]]), values(0.97)
+    summary = values(0.95, [[0.9, 0.8], [0.8, 0.9]], beside={"local": local, "pooled": pooled})
+    assert headline(summary) == (
+        "Collaboration bought 35.0 points: over all 4 pairs of a base block and a modular block the mean accuracy is "
+        "85.0 %, beside 50.0 % for blocks of clients that trained alone; on their own test shares clients reach 95.0 %, "
+        "beside 93.0 % for Local and 97.0 % for Pooled."
+    )
+
+
+@pytest.mark.parametrize(
+    ("own", "start"),
+    [
+        (0.95, "Collaboration bought 2.0 points: on"),
+        (0.92, "Collaboration cost 1.0 point: on"),
+        (0.93, "Collaboration changed nothing: on"),
+    ],
+)
+def test_headline_without_compositions(own: float, start: str) -> None:
+    assert headline(values(own, beside={"local": values(0.93)})).startswith(start)
+
+
+def test_headline_of_a_reference_claims_nothing() -> None:
+    summary = values(0.95, method="pooled", beside={"local": values(0.5)})
+    assert headline(summary) == "On their own test shares clients reach 95.0 %, beside 50.0 % for Local."
+
+
+def test_headline_without_own_shares_uses_the_common_test_set() -> None:
+    summary = values(global_accuracy={"mean": 0.9}, beside={"local": values(0.5, global_accuracy={"mean": 0.8})})
+    assert headline(summary) == (
+        "Collaboration bought 10.0 points: on the common test set clients reach 90.0 %, beside 80.0 % for Local."
+    )
+
+
+def test_headline_of_nothing() -> None:
+    assert headline({}) == "No accuracy has been measured yet."
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_printed_difference_is_that_of_the_printed_numbers(own: float, alone: float) -> None:
+    text = headline(values(own, beside={"local": values(alone)}))
+    difference = round(float(percent(own)[:-2]) - float(percent(alone)[:-2]), 1)
+    expected = (
+        "changed nothing"
+        if difference == 0
+        else f"{'bought' if difference > 0 else 'cost'} {abs(difference):.1f} point"
+    )
+    assert expected in text
+
+
+def test_title() -> None:
+    summary = {"method": "ifl", "data": "digits", "rounds": 1, "seed": 3, "clients": [{}] * 2}
+    assert title(summary) == "ifl on digits, 2 clients, 1 round, seed 3"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0"), (144, "0.000144"), (55_400, "0.0554"), (8_852_480, "8.85"), (1_234_567_890, "1,234.6"), (math.nan, "–")],
+)
+def test_megabytes(size: float, text: str) -> None:
+    assert megabytes(size) == text
+
+
+@given(st.integers(1, 10**13))
+def test_megabytes_keeps_three_figures(size: int) -> None:
+    assert float(megabytes(size).replace(",", "")) == pytest.approx(size / 1e6, rel=0.005)
+
+
+def printed(summary: Json, width: int = 100) -> list[str]:
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    with console.file:
+        console.print(console_summary(summary))
+        return console.export_text().splitlines()
+
+
+def test_console_leads_with_compositions_then_own_accuracy(tmp_path: Any) -> None:
+    lines = printed(write_run(tmp_path))
+    assert lines[0].startswith("mean over all compositions  94.3 %   Local's blocks swapped  29.9 %")
+    assert lines[1].startswith("own accuracy  95.9 %   Local  88.9 %   Pooled  97.9 %")
+    assert lines[2].startswith("Collaboration bought 64.4 points:")
+    assert any("95.0  94.3  94.1  94.5" in line and "88.0  10.8  10.6  11.0" in line for line in lines)
+    assert any(line.split() == ["Local", "88.9", "±", "0.3", "87.6", "±", "0.3", "29.9"] for line in lines)
+    assert lines[-2].startswith("uplink: 11.1 MB per client, 44.3 MB in sum")
+    assert lines[-1].startswith(f"report: runs/{tmp_path.name}/report.html")
+
+
+@pytest.mark.parametrize("fake", [FakeRun(compositions=False), FakeRun(clients=1), FakeRun(clients=40), LOCAL])
+def test_console_of_other_runs(fake: FakeRun, tmp_path: Any) -> None:
+    lines = printed(write_run(tmp_path, fake, (POOLED,)), width=60)
+    assert max(map(len, lines)) <= 60
+    assert lines[-1].startswith("report: ")
+    assert "nan" not in "".join(lines)
+
+
+def test_console_takes_no_markup_from_names(tmp_path: Any) -> None:
+    lines = printed(write_run(tmp_path, FakeRun(method="[red]x[/red]"), ()))
+    assert any("[red]x[/red]" in line for line in lines)
