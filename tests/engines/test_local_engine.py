@@ -387,13 +387,13 @@ def test_interrupting_a_call_ends_it_and_closing_ends_the_workers(monkeypatch: p
         for pid in pids:
             os.kill(pid, signal.SIGINT)
         time.sleep(0.5)  # time to die of it
-        os.kill(os.getpid(), signal.SIGINT)
+        if all(alive(made)):
+            os.kill(os.getpid(), signal.SIGINT)
 
     timer = threading.Timer(0.2, control_c)
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         made.clients.call(cast(Probe, made.method).wait)
-        pytest.fail("the call ended by itself")
     timer.join()
     assert alive(made) == [True, True], "a worker died of an interrupt that was meant for this process"
     for worker in workers_of(made)._workers:  # the handlers would take a minute; close waits for seconds only

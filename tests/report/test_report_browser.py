@@ -42,11 +42,17 @@ def console_errors(done: subprocess.CompletedProcess[str]) -> list[str]:
     return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
 
-@pytest.fixture(params=FAKES)
-def page(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    fake = FAKES[request.param]
-    write_run(tmp_path / "run", fake, (replace(LOCAL, clients=fake.clients, architectures=fake.architectures),))
-    return report.write(tmp_path / "run")
+@pytest.fixture(scope="module", params=FAKES)
+def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder, fake = tmp_path_factory.mktemp("run"), FAKES[request.param]
+    write_run(folder, fake, (replace(LOCAL, clients=fake.clients, architectures=fake.architectures),))
+    return report.write(folder)
+
+
+def test_complaints_of_a_page_are_seen(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<!DOCTYPE html><script>undefined_function()</script>", encoding="utf-8")
+    assert len(console_errors(browse(page, tmp_path / "profile", "--dump-dom"))) == 1
 
 
 def test_page_opens_without_complaint(page: Path, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ def test_headline_says_what_was_bought() -> None:
     summary = values(0.95, [[0.9, 0.8], [0.8, 0.9]], beside={"local": local, "pooled": pooled})
     assert headline(summary) == (
         "Collaboration bought 35.0 points: over all 4 pairs of a base block and a modular block the mean accuracy is "
-        "85.0 %, beside 50.0 % for blocks of clients that trained alone; on their own test shares clients reach 95.0 %, "
-        "beside 93.0 % for Local and 97.0 % for Pooled."
+        "85.0 %, beside 50.0 % for blocks of clients that trained alone; "
+        "on their own test shares clients reach 95.0 %, beside 93.0 % for Local and 97.0 % for Pooled."
     )
 
 

@@ -114,7 +114,8 @@ def _below_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
         "composition below Local",
         text,
         "Make sure that every client gets the fusion-layer outputs and labels of all clients, in matching order, in "
-        "every round (the ledger has a line for each), and that the modular blocks train on all of them.",
+        "every round (the ledger has a line for each), and that the modular blocks train on all of them. Too few "
+        "rounds look the same: see whether the curve still rises.",
     )
 
 

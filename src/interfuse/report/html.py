@@ -123,8 +123,8 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
     found = scores(summary).composition
     if found is None:
         return (
-            '<h2>Compositions</h2>\n<p class="note">None were measured: they need blocks that fit those of other '
-            "clients, and a federation that is not too large for all pairs.</p>"
+            '<h2>Compositions</h2>\n<p class="note">No compositions were measured: they need blocks that fit those of '
+            "other clients, and a federation that is not too large for all pairs.</p>"
         )
     local = scores(reference(summary, "local") or {}).composition
     architectures = {client.id: client.architecture for client in clients(summary)}

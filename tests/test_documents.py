@@ -1,0 +1,58 @@
+"""What the documents tell people to write runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import interfuse
+
+ROOT = Path(__file__).parent.parent
+
+
+def code(document: str) -> str:
+    """The Python of a document."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(encoding="utf-8"), re.DOTALL))
+
+
+def test_the_method_of_the_contributing_page_runs(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code("CONTRIBUTING.md"), encoding="utf-8")
+    result = interfuse.run(
+        str(file), fusion_width=8, models=["mlp"], clients=2, rounds=2, settings={"lr": 0.1}, out=tmp_path / "run",
+        progress=interfuse.Silent(),
+    )  # fmt: skip
+    assert result.summary["discloses"] == ["logits"]
+    assert result.summary["uplink_bytes"]["raw"] == 2 * 2 * 10 * 10 * 4
+    assert result.summary["beside"]["local"]["uplink_bytes"]["raw"] == 0
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = code("README.md")
+    assert "rounds=50" in text
+    images = np.zeros((3, 8, 8), dtype=np.uint8)
+    names: dict[str, object] = {"images": images}
+    exec(compile(text.replace("rounds=50", "rounds=1"), "README.md", "exec"), names)
+    scores = names["scores"]
+    assert tuple(scores.shape) == (3, 10)  # type: ignore[attr-defined]
+
+
+def test_the_example_runs_and_predicts_by_prototypes(tmp_path: Path) -> None:
+    result = interfuse.run(
+        str(ROOT / "examples" / "fedproto.py"), fusion_width=8, models=["mlp"], clients=2, rounds=2, beside=(),
+        settings={"lr": 0.1}, out=tmp_path / "run", progress=interfuse.Silent(),
+    )  # fmt: skip
+    assert result.summary["uplink_bytes"]["raw"] == 2 * 2 * (10 * 8 + 10) * 4
+    assert result.summary["global_accuracy"]["mean"] > 0.2
+
+
+def test_every_link_of_the_documents_leads_somewhere() -> None:
+    documents = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").glob("*.md")]
+    for document in documents:
+        for link in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+            if not link.startswith("http"):
+                assert (document.parent / link).exists(), f"{document.name}: {link}"
