@@ -229,7 +229,7 @@ def test_the_demo_is_a_recipe_that_options_override() -> None:
         (["ifl", "--workers", "0"], "workers = 0 is impossible"),
         (["ifl", "--layout", "nhwc"], "layout = 'nhwc' is impossible"),
         (["ifl", "--device", "nowhere"], "device = 'nowhere' cannot be used"),
-        (["ifl", "--beside", "lokal"], "beside: 'lokal' is no built-in method: did you mean 'local'?"),
+        (["ifl", "--beside", "lokal"], "beside: 'lokal' is no reference: did you mean 'local'?"),
         (["ifl", "--seeds", "0,x"], "--seeds 0,x: write whole numbers"),
         (["ifl", "--seeds", "0,0"], "--seeds 0,0: name at least one seed, and each once"),
         (["ifl", "--seeds", ","], "--seeds ,: name at least one seed"),

@@ -87,7 +87,7 @@ def setup_of(
         method, dataset, shares,
         [resolve(m) if isinstance(m, str) else m for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
-        width, seed, overrides=overrides or {}, extra_programs={"evaluation": evaluation(method, dataset)},
+        width, seed, overrides=overrides or {}, extra_programs=evaluation(dataset),
     )  # fmt: skip
     check(setup)
     return setup

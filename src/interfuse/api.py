@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from interfuse.references import IN_MEMORY
 from interfuse.report.progress import following
 from interfuse.runs import Given, Progress, Result, RunConfig, execute, parse_config
 from interfuse.runs import resume as resume_run
-from interfuse.runs.config import absolute_paths, partition_values, plain
+from interfuse.runs.config import absolute_paths, partition_values, settings_of
 
 
 def run(
@@ -82,7 +81,7 @@ def run(
             "device": device,
             "beside": list(beside),
             "partition": partition_values(partition),
-            "settings": {f.name: plain(getattr(method, f.name)) for f in fields(method)},
+            "settings": settings_of(method),
             "client": dict(client_settings or {}),
             "numerics": {"layout": layout},
             "execution": {"workers": workers, "commit_rounds": commit_rounds},

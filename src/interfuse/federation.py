@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from interfuse.clients import Clients, Engine, Exchange
 from interfuse.errors import InterfuseError, RunError
 from interfuse.handler import handlers, programs
 from interfuse.message import flatten, leaves, unflatten
-from interfuse.method import Method, check_declaration, state_type
+from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import one_thread, seeded
 from interfuse.server import Server
 from interfuse.setup import Setup, check_fusion, check_setup
@@ -55,7 +54,7 @@ class Federation:
         self.setup, self.engine, self.method = setup, engine, setup.method
         self.exchange = Exchange(
             engine, ledger or Ledger(), setup.dims, setup.seed,
-            programs(setup.method, "method") | dict(setup.extra_programs),
+            setup.programs_with(setup.method),
         )  # fmt: skip
         self.clients = Clients(self.exchange, engine.profiles)
         self.round = 0
@@ -74,6 +73,7 @@ class Federation:
         self._enter(0, "start")
         with one_thread(), seeded(self.setup.seed, "start"):
             self.server.state = self.method.start(self.server, self.clients)
+        check_state(self.server.state, self.method.start)
         self.engine.end_round()
 
     def run_round(self) -> None:
@@ -82,26 +82,35 @@ class Federation:
         self._enter(self.round, "training")
         with one_thread(), seeded(self.setup.seed, "round", self.round):
             self.method.round(self.server, self.clients)
+        check_state(self.server.state, self.method.start)
         self.engine.end_round()
 
     @contextmanager
-    def evaluating(self, most: int | None = None) -> Iterator[Clients]:
+    def evaluating(self, most: int | None = None, calls: int = 0) -> Iterator[Clients]:
         """Clients with their models in place: all, or at most so many, evenly spread over their numbers.
 
         Calls inside are filed under evaluation, and change nothing.
+
+        Args:
+            calls: The number from which they count, where a round is evaluated more than once.
         """
         ids = self.clients.ids
         count = min(most or len(ids), len(ids))
         clients = self.clients.only(ids[position * len(ids) // count] for position in range(count))
-        self._enter(self.round, "evaluation")
-        with one_thread(), seeded(self.setup.seed, "evaluation", self.round):
-            self.method.prepare_evaluation(self.server, clients)
-            yield clients
+        self._enter(self.round, "evaluation", calls)
+        state, optimizers = self.server.state, self.server.optimizers
+        self.server.optimizers = {}
+        try:
+            with one_thread(), seeded(self.setup.seed, "evaluation", self.round):
+                self.method.prepare_evaluation(self.server, clients)
+                yield clients
+        finally:
+            self.server.state, self.server.optimizers = state, optimizers
         self.engine.end_round()
 
-    def _enter(self, round: int, heading: Heading) -> None:
-        self.exchange.enter(round, heading)
-        self.server.enter(round)
+    def _enter(self, round: int, heading: Heading, calls: int = 0) -> None:
+        self.exchange.enter(round, heading, calls)
+        self.server.enter(round, heading)
 
     def save(self, folder: Path) -> Saved:
         """Write what changed since the last save into files named after the round."""
@@ -122,14 +131,14 @@ class Federation:
             for key, slots in kept.items()
             for slot, tensor in slots.items()
         }
+        values = {} if state is None else flatten(state)
         parts: dict[str, tuple[object, dict[str, Tensor]]] = {
-            # the state itself is part of the mark: comparing by identity needs it alive
-            "server": ((_Same(state),), {} if state is None else flatten(state)),
+            "server": ((_Same(state), _versions(values)), values),
             "server-optimizers": (tuple((path, _Same(t), t._version) for path, t in slots.items()), slots),
         }
-        for name, model in server.models.items():
+        for number, model in enumerate(server.models.values()):
             tensors = dict(model.state_dict())
-            parts[_part_of_model(name)] = (tuple(t._version for t in tensors.values()), tensors)
+            parts[f"server-model-{number:03d}"] = (_versions(tensors), tensors)
         return parts
 
     def load(self, folder: Path, round: int, saved: Saved) -> None:
@@ -145,15 +154,15 @@ class Federation:
         for name, architecture in saved.architectures.items():
             self.server.model(name, architecture)
         read = {
-            name: load_tensors(folder / record.name, record.sha256)
+            name: {key: t.to(self.setup.device) for key, t in load_tensors(folder / record.name, record.sha256).items()}
             for name, record in saved.files.items()
             if name.startswith("server")
         }
         try:
             kind = state_type(self.method.start)
             self.server.state = None if kind is None else unflatten(kind, read["server"])
-            for name, model in self.server.models.items():
-                model.load(read[_part_of_model(name)])
+            for number, model in enumerate(self.server.models.values()):
+                model.load(read[f"server-model-{number:03d}"])
             for path, tensor in read["server-optimizers"].items():
                 name, key, slot = path.rsplit("/", 2)
                 self.server.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
@@ -162,9 +171,8 @@ class Federation:
         self._written = {name: mark for name, (mark, _) in self._server_parts().items()}
 
 
-def _part_of_model(name: str) -> str:
-    """A model's part of a commit. It names a file, and the name of a model may be a path."""
-    return f"server-model-{quote(name, safe='')}"
+def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    return tuple(tensor._version for tensor in tensors.values())
 
 
 class _Same:

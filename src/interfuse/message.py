@@ -13,15 +13,28 @@ one of these, or a mapping of them by name or number. Nothing else: what has no 
 
 from __future__ import annotations
 
+import math
+import operator
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from functools import cache
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    SupportsFloat,
+    SupportsIndex,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
-from jaxtyping import AbstractArray, Float32, Shaped, UInt
+from jaxtyping import AbstractArray, Float, Float32, Int, Shaped, UInt
 from torch import Tensor
 
 from interfuse import wire
@@ -78,7 +91,14 @@ class State(Record):
 R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=Message)
 
-_UNSIGNED = tuple(UInt[Tensor, ""].dtypes)  # type: ignore[attr-defined]  # a class at run time
+# at run time these annotations are classes
+_UNSIGNED = tuple(UInt[Tensor, ""].dtypes)  # type: ignore[attr-defined]
+_FAMILIES = {
+    tuple(Float[Tensor, ""].dtypes): "float32",  # type: ignore[attr-defined]
+    tuple(Int[Tensor, ""].dtypes): "int64",  # type: ignore[attr-defined]
+}
+_EMPTY = "#"
+"""Stands for an item of a tuple or mapping that holds no tensor: it would otherwise leave no trace."""
 _SCALARS: Mapping[type, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
 
 
@@ -125,8 +145,8 @@ def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
     if annotation is Tensor:
         return _Node("tensor", leaf=Leaf(path, None, None, None, disclosure, False))
     if isinstance(annotation, type) and issubclass(annotation, AbstractArray):
-        kinds = tuple(annotation.dtypes) if isinstance(annotation.dtypes, list | tuple) else None
-        return _Node("tensor", leaf=Leaf(path, None, kinds, tuple(annotation.dim_str.split()), disclosure, False))
+        dims = tuple("..." if dim.startswith("*") else dim for dim in annotation.dim_str.split())
+        return _Node("tensor", leaf=Leaf(path, None, _dtypes(annotation, path, disclosure), dims, disclosure, False))
     if isinstance(annotation, type) and issubclass(annotation, Record):
         return _Node("record", record=annotation)
     origin, args = get_origin(annotation), get_args(annotation)
@@ -140,6 +160,27 @@ def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
     raise TypeError(
         f"{path}: {annotation!r} is not a field type of a message or state; use a tensor with a jaxtyping "
         "annotation, int, float, bool, another record, or a tuple[..., ...] or dict[str, ...] of them"
+    )
+
+
+def _dtypes(annotation: Any, path: str, disclosure: Disclosure | None) -> tuple[str, ...] | None:
+    """The dtypes of a jaxtyping annotation: one, the unsigned family for labels, or None for any.
+
+    ``Float`` means float32 and ``Int`` int64.
+
+    Raises:
+        TypeError: another family, which leaves open how a tensor travels.
+    """
+    if not isinstance(annotation.dtypes, list | tuple):
+        return None
+    found = tuple(annotation.dtypes)
+    if len(found) == 1 or (found == _UNSIGNED and disclosure is Disclosure.LABELS):
+        return found
+    for family, one in (_FAMILIES if found != _UNSIGNED else {}).items():
+        if found == family:
+            return (one,)
+    raise TypeError(
+        f"{path}: {annotation!r} leaves the type open; name one, such as Float32 or Int64, or Shaped for any"
     )
 
 
@@ -182,7 +223,8 @@ def flatten(record: Record) -> dict[str, Tensor]:
 
 def _flatten(node: _Node, value: Any, path: str, flat: dict[str, Tensor]) -> None:
     if node.leaf is not None and node.leaf.scalar is not None:
-        flat[path] = torch.tensor(value, dtype=_SCALARS[node.leaf.scalar])
+        scalar = _scalar(node.leaf, value, path, finite=False)
+        flat[path] = torch.tensor(scalar, dtype=_SCALARS[node.leaf.scalar])
     elif node.leaf is not None:
         if not isinstance(value, Tensor):
             raise MessageError(node.leaf.path.split(".")[0], path, "a tensor", type(value).__name__)
@@ -193,9 +235,33 @@ def _flatten(node: _Node, value: Any, path: str, flat: dict[str, Tensor]) -> Non
     else:
         assert node.item is not None
         for key, item in value.items() if node.kind == "mapping" else enumerate(value):
-            if "/" in str(key):
-                raise MessageError("?", f"{path}/{key}", "keys without '/'", repr(key))
+            if "/" in str(key) or key in ("", _EMPTY):
+                raise MessageError("?", f"{path}/{key}", f"keys without '/', other than {_EMPTY!r}", repr(key))
+            before = len(flat)
             _flatten(node.item, item, f"{path}/{key}", flat)
+            if len(flat) == before:
+                flat[f"{path}/{key}/{_EMPTY}"] = torch.empty(0, dtype=torch.uint8)
+
+
+def _scalar(leaf: Leaf, value: Any, path: str, *, finite: bool) -> int | float | bool:
+    """A scalar as it travels.
+
+    Raises:
+        MessageError: it is of another kind, too large for its 64 bits, or (in a message) not finite.
+    """
+    if leaf.scalar is bool and isinstance(value, bool):
+        return value
+    if leaf.scalar is int and isinstance(value, SupportsIndex) and not isinstance(value, bool | Tensor):
+        number = operator.index(value)
+        if -(2**63) <= number < 2**63:
+            return number
+    if leaf.scalar is float and isinstance(value, SupportsFloat) and not isinstance(value, bool | Tensor):
+        real = float(value)
+        if math.isfinite(real) or not finite:
+            return real
+    name = "" if leaf.scalar is None else leaf.scalar.__name__
+    wanted = {"int": "a whole number of 64 bits", "float": "a finite number"}.get(name, "true or false")
+    raise MessageError(leaf.path.split(".")[0], path, wanted, f"{value!r}"[:100])
 
 
 def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
@@ -212,9 +278,12 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
-        if last in place:
+        if last in place or (last == _EMPTY and place):
             raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
-        place[last] = tensor
+        if last != _EMPTY:
+            place[last] = tensor
+        elif not parents or tensor.numel():
+            raise MessageError(record.__name__, path, "an empty group", f"a tensor of shape {tuple(tensor.shape)}")
     return _unflatten_record(record, tree, record.__name__, "")
 
 
@@ -257,7 +326,7 @@ def _mapped(record: R, change: Callable[[Leaf, Tensor, str], Tensor]) -> R:
     def walk(node: _Node, value: Any, path: str) -> Any:
         if node.leaf is not None:
             if node.leaf.scalar is not None:
-                return value
+                return _scalar(node.leaf, value, path, finite=True)
             if not isinstance(value, Tensor):
                 raise MessageError(type(record).__name__, path, "a tensor", type(value).__name__)
             return change(node.leaf, value, path)
@@ -269,7 +338,7 @@ def _mapped(record: R, change: Callable[[Leaf, Tensor, str], Tensor]) -> R:
         return {key: walk(node.item, item, f"{path}/{key}") for key, item in value.items()}
 
     def walk_record(kind: type[Record], value: Any, path: str) -> Any:
-        if not isinstance(value, kind):
+        if type(value) is not kind:
             raise MessageError(type(record).__name__, path.strip("/") or "(whole)", kind.__name__, type(value).__name__)
         return kind(**{name: walk(node, getattr(value, name), path + name) for name, node in _nodes(kind).items()})
 
@@ -334,6 +403,8 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
             key = path.rsplit("/", 1)[1]
             if key not in keys:
                 raise MessageError(name, path, "a key of the client's model", f"unknown key {key!r}")
+            if tensor.dtype != torch.float32:
+                raise MessageError(name, path, "torch.float32", str(tensor.dtype))
             if tuple(tensor.shape) != keys[key]:
                 raise MessageError(name, path, f"shape {keys[key]}", f"shape {tuple(tensor.shape)}")
         if leaf.dims is not None:
@@ -365,13 +436,16 @@ def _check_shape(
     dims: Dims,
     bound: dict[tuple[str, str], int],
 ) -> None:
-    open_ended = "..." in wanted
-    if len(shape) < len(wanted) - 1 if open_ended else len(shape) != len(wanted):
+    words: tuple[str | None, ...] = wanted
+    if "..." in wanted:
+        place = wanted.index("...")
+        words = (*wanted[:place], *([None] * (len(shape) - len(wanted) + 1)), *wanted[place + 1 :])
+    if len(shape) != len(words):
         raise MessageError(name, path, f"shape [{' '.join(wanted)}]", f"shape {shape}")
-    for dim, size in zip(wanted, shape, strict=False):
-        if dim == "...":
-            return
-        group = path.rpartition("/")[0]
+    group = path.rpartition("/")[0]
+    for dim, size in zip(words, shape, strict=True):
+        if dim is None or dim == "_":
+            continue
         expected = int(dim) if dim.isdecimal() else dims[dim] if dim in dims else bound.setdefault((group, dim), size)
         if size != expected:
             raise MessageError(name, path, f"{dim} = {expected}", f"shape {shape}")
@@ -409,6 +483,11 @@ def decode(
     if kind != kind_of(expected):
         raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
     return check(unflatten(expected, flat), dims, keys)
+
+
+def private(message: M, *, copy: bool) -> M:
+    """A message for one receiver: its tensors share memory with the given ones, or are copies of them."""
+    return _mapped(message, lambda leaf, tensor, path: tensor.clone() if copy else tensor.detach())
 
 
 def unmodified(message: Message | None) -> Callable[[], str | None]:

@@ -169,6 +169,22 @@ def _names(disclosures: Collection[Disclosure]) -> str:
     return ", ".join(sorted(disclosures))
 
 
+def check_state(state: object, function: Any) -> None:
+    """Check that a state is of the type that ``start`` or ``new_client`` is annotated to return.
+
+    Raises:
+        ConfigError: it is another, so it could not be read again from a commit; says what to write.
+    """
+    declared = state_type(function)
+    if type(state) is not (declared or type(None)):
+        name = type(state).__name__
+        wanted = "returns no state" if declared is None else f"returns {declared.__name__}"
+        raise ConfigError(
+            f"the state is of type {name}, but {function.__qualname__} is annotated to say that it {wanted}; "
+            f"a state is made by it, of a subclass of interfuse.State, and annotated: -> {name}"
+        )
+
+
 def state_type(function: Any) -> type[State] | None:
     """The type of state that ``start`` or ``new_client`` returns, read off its annotation."""
     kind = get_type_hints(function).get("return")

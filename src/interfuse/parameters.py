@@ -82,11 +82,19 @@ def averaged(
     profiles: Mapping[ClientId, Profile],
     rule: WeightRule,
 ) -> NamedTensors:
-    """The mean of what came back, key by key over those who sent it; keys nobody sent keep their value."""
+    """The mean of what came back, key by key over those who hold it; keys that none of them holds keep their value.
+
+    Raises:
+        ModelError: a client did not send just what it holds.
+    """
     return counted_mean(
         weights,
         [
-            (keys_plan(tensors), tensors, float(profiles[client].samples) if rule == "samples" else 1.0)
+            (
+                keys_plan(key for key in weights if key in profiles[client].keys),
+                tensors,
+                float(profiles[client].samples) if rule == "samples" else 1.0,
+            )
             for client, tensors in replies.items()
         ],
     )

@@ -7,6 +7,7 @@ use, so results cannot depend on engine, order of clients, evaluation cadence, o
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -23,7 +24,7 @@ def derive(seed: int, *keys: Key) -> int:
     """
     digest = hashlib.blake2b(digest_size=8)
     for key in (seed, *keys):
-        text = f"{type(key).__name__}:{key}".encode()
+        text = (f"str:{key}" if isinstance(key, str) else f"int:{operator.index(key)}").encode()
         digest.update(len(text).to_bytes(4, "little") + text)
     return int.from_bytes(digest.digest(), "little") >> 1
 

@@ -45,10 +45,10 @@ class Server(Generic[S]):
         self._scratch_of_round: set[str] = set()
         self.enter(0)
 
-    def enter(self, round: int) -> None:
-        """Go to a round."""
+    def enter(self, round: int, heading: str = "training") -> None:
+        """Go to a place in the run."""
         self._scratch_of_round.clear()
-        self.round, self.generator = round, generator(self._seed, "server", round)
+        self.round, self.generator = round, generator(self._seed, "server", heading, round)
 
     def model(self, name: str, architecture: str) -> SplitModel:
         """The server's model of that name, built when first asked for. Its tensors are part of what is committed."""
@@ -66,9 +66,7 @@ class Server(Generic[S]):
             self._scratch[name] = self._build(architecture, name)
         if name not in self._scratch_of_round:
             self._scratch_of_round.add(name)
-            with torch.no_grad():
-                for parameter in self._scratch[name].parameters():
-                    parameter.fill_(torch.nan)
+            self._scratch[name].blank()
         return self._scratch[name]
 
     def fit(

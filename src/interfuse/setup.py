@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal
@@ -43,7 +43,7 @@ class Setup:
         builders: One model builder a client, in order.
         architectures: Name of the builder of each client; equal names mean equal architectures.
         overrides: Hyperparameters that differ for a client.
-        extra_programs: Programs beside the method, such as the evaluation, by path.
+        extra_programs: Programs beside a method, such as the evaluation, by path.
     """
 
     method: Method
@@ -56,7 +56,7 @@ class Setup:
     device: str = "cpu"
     numerics: Numerics = Numerics()
     overrides: Mapping[ClientId, Mapping[str, Any]] = field(default_factory=dict)
-    extra_programs: Mapping[str, Program] = field(default_factory=dict)
+    extra_programs: Callable[[Method], Mapping[str, Program]] = lambda method: {}
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """A new model of an architecture; its initial values are a function of seed and key."""
@@ -120,7 +120,11 @@ class Setup:
 
     def programs_of(self, client: ClientId) -> dict[str, Program]:
         """All programs by path as this client runs them."""
-        return programs(self.method_of(client), "method") | dict(self.extra_programs)
+        return self.programs_with(self.method_of(client))
+
+    def programs_with(self, method: Method) -> dict[str, Program]:
+        """All programs by path, for a method with these hyperparameters."""
+        return programs(method, "method") | dict(self.extra_programs(method))
 
 
 def check_fusion(setup: Setup) -> None:
@@ -142,6 +146,19 @@ def check_fusion(setup: Setup) -> None:
             )
 
 
+def check_device(device: str) -> None:
+    """Check that tensors can be made on a device.
+
+    Raises:
+        ConfigError: they cannot, with PyTorch's reason.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device = {device!r} cannot be used here: {reason}") from None
+
+
 def check_setup(setup: Setup) -> None:
     """Everything that can be known to be wrong before training.
 
@@ -150,11 +167,6 @@ def check_setup(setup: Setup) -> None:
     """
     if not setup.shares:
         raise ConfigError("clients = 0: a federation needs at least one client")
-    try:
-        torch.empty(0, device=setup.device)
-    except (RuntimeError, AssertionError) as error:  # PyTorch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device = {setup.device!r} cannot be used here: {reason}") from None
     for client in setup.overrides:
         if client not in range(len(setup.shares)):
             raise ConfigError(f"settings for client {client}, but clients are 0 to {len(setup.shares) - 1}")

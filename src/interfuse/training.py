@@ -179,13 +179,14 @@ def fit(
     optimizer, clip = options.get("optimizer", "sgd"), options.get("clip")
     objectives = losses if isinstance(losses, Mapping) else {"loss": losses}
     parts = model.part_names if train == "all" else (train,) if isinstance(train, str) else tuple(train)
-    parameters = model.parameters_of(parts)
+    parameters = {key: p for key, p in model.parameters_of(parts).items() if p.requires_grad}
     rate = (lambda round, step: lr) if isinstance(lr, int | float) else lr
     settings = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
     stepper = settings.build(parameters, rate(round, 0)) if parameters else None
     if slots and stepper is not None:
         for key, kept in slots.items():
-            stepper.state[parameters[key]] = dict(kept)
+            parameter = parameters[key]
+            stepper.state[parameter] = {slot: t.to(parameter.device) if t.ndim else t for slot, t in kept.items()}
     steps = samples = 0
     rates = 0.0
     summed = torch.zeros(())

@@ -41,7 +41,7 @@ def test_training_is_a_plain_loop_on_the_union(steps: dict[str, int]) -> None:
     f.run_round()
     rows = torch.cat([torch.as_tensor(share.train) for share in shares])
     taken = steps.get("local_steps") or math.ceil(len(rows) / len(shares) / 8)
-    draws, x, y = generator(0, "server", 1), f.setup.dataset.x_train, f.setup.dataset.y_train
+    draws, x, y = generator(0, "server", "training", 1), f.setup.dataset.x_train, f.setup.dataset.y_train
     for name in dict.fromkeys(f.setup.architectures):
         order = torch.cat([torch.randperm(len(rows), generator=draws) for _ in range(math.ceil(taken * 8 / len(rows)))])
         batches = [(x[rows[index]], y[rows[index]]) for index in order[: taken * 8].split(8)]

@@ -24,7 +24,7 @@ FULL: dict[str, Any] = {
     "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"], "validation": 0.2, "test": 0.0,
     "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5}, "client": {2: {"lr": 0.25}},
     "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
-    "environment": {"torch": "x"},
+    "environment": {"torch": "x"}, "unset": [],
 }  # fmt: skip
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -102,6 +104,22 @@ class Dataset:
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample, channels first, without the batch axis."""
         return tuple(self.x_train.shape[1:])
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all samples and labels, in hexadecimal."""
+        found = hashlib.blake2b(digest_size=16)
+        for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
+            found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            found.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return found.hexdigest()
+
+    def to(self, device: str) -> Dataset:
+        """The same data set with its samples and labels on a device."""
+        if device == "cpu":
+            return self
+        names = ("x_train", "y_train", "x_test", "y_test")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     def normalise(self, x: Shaped[Tensor, "batch *sample"]) -> Float[Tensor, "batch *sample"]:
         """``(x / scale - mean) / std`` per channel as float32, a new tensor on the device of ``x``."""

@@ -62,7 +62,7 @@ def _load_npz(path: Path) -> Dataset:
             arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, zipfile.BadZipFile) as error:
         # NumPy's own advice is to allow pickles, which run code.
         reason = "it holds Python objects; save arrays of numbers" if "pickle" in str(error).lower() else str(error)
         raise DataError(f"cannot read {path}: {reason}") from error

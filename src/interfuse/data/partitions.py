@@ -231,7 +231,7 @@ def make_shares(
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ConfigError(f"validation {validation} and test {test} must be 0 or more and together below 1")
     groups = None if dataset.groups is None else dataset.groups.numpy()
-    parts = partition.split(dataset.y_train.numpy(), clients, numpy_generator(seed, "partition"), groups)
+    parts = partition.split(dataset.y_train.cpu().numpy(), clients, numpy_generator(seed, "partition"), groups)
     _check_parts(parts, clients, len(dataset.y_train))
     return [
         _divided(rows, validation, test, numpy_generator(seed, "shares", client)) for client, rows in enumerate(parts)
@@ -240,7 +240,7 @@ def make_shares(
 
 def class_counts(dataset: Dataset, shares: Sequence[Share]) -> Int64[np.ndarray, "clients classes"]:
     """How many rows of each class each client has, over training, validation and test together."""
-    labels = dataset.y_train.numpy()
+    labels = dataset.y_train.cpu().numpy()
     counts = [np.bincount(labels[share.rows], minlength=dataset.classes) for share in shares]
     return np.array(counts, np.int64).reshape(len(shares), dataset.classes)
 

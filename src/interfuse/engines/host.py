@@ -17,8 +17,8 @@ from interfuse.client import Client, ClientData, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
-from interfuse.message import Message, flatten, kind_of, narrow, unflatten, unmodified
-from interfuse.method import ALL, BUFFERS, state_type
+from interfuse.message import Message, check, flatten, kind_of, narrow, private, unflatten, unmodified
+from interfuse.method import ALL, BUFFERS, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import generator, one_thread, seeded
 from interfuse.setup import Setup
@@ -30,6 +30,7 @@ class Resident:
 
     def __init__(self, setup: Setup, client: ClientId, model: SplitModel) -> None:
         self.method = setup.method_of(client)
+        self.device = setup.device
         self.programs = setup.programs_of(client)
         self.keeps = self.method.keeps()
         self.changed = False
@@ -53,8 +54,9 @@ class Resident:
         if self.pooled:
             return self.kept_buffers or {}
         trainable = dict(self.client.model.named_parameters())
-        parts = self.client.model.tensors(self.keeps - {BUFFERS})
-        wanted = {key for key in everything if key in parts or (BUFFERS in self.keeps and key not in trainable)}
+        wanted = set(self.client.model.keys_of(self.keeps - {BUFFERS}))
+        if BUFFERS in self.keeps:
+            wanted |= everything.keys() - trainable.keys()
         return {key: tensor for key, tensor in everything.items() if key in wanted}
 
     def owned(self) -> dict[str, Tensor]:
@@ -81,7 +83,7 @@ class Resident:
         for name, tensor in owned.items():
             kind, _, rest = name.partition("/")
             if rest:
-                groups[kind][rest] = tensor
+                groups[kind][rest] = tensor.to(self.device)
         epoch, position = owned["order"].tolist()
         self.client.order.epoch, self.client.order.position = epoch, position
         self.created = bool(owned["created"])
@@ -113,7 +115,6 @@ class Host:
         self._setup, self.clients = setup, tuple(clients)
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
-        self._first_buffers: dict[str, dict[str, Tensor]] = {}
         self._in_round: set[ClientId] = set()
         self._round = 0
 
@@ -122,14 +123,15 @@ class Host:
         began = time.perf_counter()
         setup = self._setup
         place = (request.heading, request.program, request.handler, client, request.round, request.index)
-        untouched = unmodified(message)
+        given = None if message is None else private(message, copy=request.recoverable)
+        untouched = unmodified(given)
         before: dict[str, Tensor] | None = None
         with one_thread(), seeded(setup.seed, "handler", *place):
             try:
                 resident = self._enter(client, request.round)
                 before = resident.snapshot() if request.recoverable else None
                 resident.client.generator = generator(setup.seed, "client", *place)
-                reply = self._reply(resident, request, message)
+                reply = self._reply(resident, request, given)
                 if (name := untouched()) is not None:
                     raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
             except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
@@ -147,10 +149,13 @@ class Host:
             resident.changed = True
             reply = handler(resident.client, message)
         expected = handler.declaration.reply_type
-        if not isinstance(reply, expected or type(None)):
+        if type(reply) is not (expected or type(None)):
             wanted = "None" if expected is None else kind_of(expected)
             raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
-        return None if reply is None else narrow(reply, self._setup.dims)
+        check_state(resident.client.state, resident.method.new_client)
+        if reply is None:
+            return None
+        return check(narrow(reply, self._setup.dims), self._setup.dims, resident.client.profile.keys)
 
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""
@@ -188,29 +193,20 @@ class Host:
 
     def _borrow(self, architecture: str) -> SplitModel:
         free = self._pool.setdefault(architecture, [])
-        if free:
-            return free.pop()
-        model = self._setup.build(architecture, "pool")
-        if architecture not in self._first_buffers:
-            self._first_buffers[architecture] = {key: b.clone() for key, b in model.named_buffers()}
-        return model
+        return free.pop() if free else self._setup.build(architecture, "pool")
 
     def _give_back(self, resident: Resident) -> None:
         self._pool[resident.client.profile.architecture].append(resident.client.model)
 
     def _prepare_scratch(self, resident: Resident) -> None:
-        """Fill with NaN what the client does not own, so that nobody can use what an earlier round left there."""
+        """Blank what the client does not own, so that nobody can use what an earlier round left there."""
+        client = resident.client
         if resident.pooled:
-            architecture = resident.client.profile.architecture
-            resident.client.model = self._borrow(architecture)
-            resident.client.model.load(self._first_buffers[architecture] | (resident.kept_buffers or {}))
-        if resident.keeps == ALL:
-            return
-        owned = {} if resident.pooled else resident.kept_tensors()
-        with torch.no_grad():
-            for key, parameter in resident.client.model.named_parameters():
-                if key not in owned:
-                    parameter.fill_(torch.nan)
+            client.model = self._borrow(client.profile.architecture)
+            client.model.blank()
+            client.model.load(resident.kept_buffers or {})
+        elif resident.keeps != ALL:
+            client.model.blank(resident.kept_tensors().keys())
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model."""
@@ -223,7 +219,9 @@ class Host:
             resident.client.scratch.clear()
             if resident.pooled:
                 if BUFFERS in resident.keeps:
-                    resident.kept_buffers = {key: b.clone() for key, b in resident.client.model.named_buffers()}
+                    model = resident.client.model
+                    buffers = set(model.keys_of()) - dict(model.named_parameters()).keys()
+                    resident.kept_buffers = {k: t.clone() for k, t in model.state_dict().items() if k in buffers}
                 self._give_back(resident)
         self._in_round.clear()
 

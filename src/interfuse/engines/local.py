@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import multiprocessing
@@ -73,9 +74,11 @@ class Workers:
         context = multiprocessing.get_context("fork")
         for worker in self._workers:
             worker.process = context.Process(
-                target=_serve, args=(setup, worker, self._workers, self._down), name=f"interfuse-{worker.number}",
+                target=_serve,
+                args=(setup, worker, self._workers, self._down, os.getpid()),
+                name=f"interfuse-{worker.number}",
                 daemon=True,
-            )  # fmt: skip
+            )
             worker.process.start()
         for worker in self._workers:
             worker.theirs.close()
@@ -92,7 +95,8 @@ class Workers:
         reply_type = handlers(type(self._programs(request)))[request.handler].reply_type
         for number, task in tasks.items():
             self._workers[number].send({"do": "call", "request": asdict(request), "tasks": task})
-        for worker, answers in self._collect(tasks):
+        # all answers before the first is looked at: nothing may be left in the pipes when one is refused
+        for worker, answers in list(self._collect(tasks)):
             for client, places, reason, seconds in answers:
                 if reason is not None:
                     yield Answer(client, Failure(client, reason), seconds)
@@ -187,11 +191,12 @@ class _Worker:
         )
 
 
-def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena) -> None:
+def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena, parent: int) -> None:
     """A worker's life: it ends when the other end of its connection is closed, however that came about."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # for good, not only in handlers: a forked process inherits the pool of threads, but not the threads
     torch.set_num_threads(1)
+    _end_with(parent)
     for other in workers:
         other.ours.close()
         if other is not worker:
@@ -204,11 +209,20 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
                 os._exit(0)
             try:
                 answer: dict[str, Any] = {"answer": _obey(host, setup, worker, down, order)}
-            except RunError as error:
-                answer = {"error": str(error)}
+            except Exception as error:  # whatever it is, the engine has to hear of it
+                answer = {"error": str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"}
             worker.theirs.send_bytes(to_json(answer))
     except (EOFError, OSError):
         os._exit(0)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent ends, also in the middle of a handler: it would go on for nobody."""
+    if sys.platform == "linux":
+        parent_death_signal = 1
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(0)
 
 
 def _obey(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -30,6 +30,8 @@ MOST_CLIENTS = 100
 """In larger federations so many clients, evenly spread over their numbers, stand for all."""
 MOST_COMPOSED = 64
 """Federations up to this size have a composition matrix."""
+FULL_CALLS = 1000
+"""Where calls of an evaluation on everything begin to count: the curve has been at the same round before."""
 LARGEST_COMPOSITION = 1 << 29
 """Bytes of fusion outputs above which the composition matrix uses the rows of the curve at the end too."""
 
@@ -105,7 +107,10 @@ class Evaluation(Program):
         right = total = 0
         with client.model.evaluating():
             for batch in batches:
-                right += int((self.method.predict(client, batch.x).argmax(1) == batch.y).sum())
+                scores = self.method.predict(client, batch.x)
+                # without this a model that answers NaN would be right about the first class
+                known = ~scores.isnan().any(1)
+                right += int(((scores.argmax(1) == batch.y) & known).sum())
                 total += len(batch.y)
         return right, total
 
@@ -138,10 +143,11 @@ class Evaluation(Program):
             return Prediction(client.model.modular(request.x))
 
 
-def evaluation(method: Method, dataset: Dataset) -> Evaluation:
-    """The evaluation of a method on a data set."""
-    rows = stratified_subset(dataset.y_test.numpy(), CURVE_ROWS, numpy_generator(0, "curve", dataset.name))
-    return Evaluation(method, torch.from_numpy(rows))
+def evaluation(dataset: Dataset) -> Callable[[Method], dict[str, Program]]:
+    """The evaluation on a data set, for the method with the hyperparameters that a client has."""
+    labels = dataset.y_test.cpu().numpy()
+    rows = torch.from_numpy(stratified_subset(labels, CURVE_ROWS, numpy_generator(0, "curve", dataset.name)))
+    return lambda method: {"evaluation": Evaluation(method, rows)}
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     composed = _composable(federation, full=full)
     # the diagonal is every client's own composition: where the method predicts with it, there is nothing to add
     apart = composed is not Composed.AS_ASKED or type(federation.method).predict is not Method.predict
-    with federation.evaluating(MOST_CLIENTS) as clients:
+    with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
         hits = clients.call(program.hits, Scope(full, apart))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
@@ -195,7 +201,7 @@ class Composed(Enum):
 
 def _composable(federation: Federation, *, full: bool) -> Composed:
     dims, rows = federation.setup.dims, len(federation.setup.dataset.y_test)
-    if "d" not in dims or dims["clients"] > MOST_COMPOSED:
+    if "d" not in dims or not rows or dims["clients"] > MOST_COMPOSED:
         return Composed.NOT_AT_ALL
     small = not full or rows * dims["d"] * 4 * dims["clients"] <= LARGEST_COMPOSITION
     return Composed.AS_ASKED if small else Composed.ON_CURVE_ROWS

@@ -28,9 +28,14 @@ def name_of(kind: type[Method]) -> str:
     if kind.__module__.startswith(__name__ + "."):
         return kind.__module__.rpartition(".")[2].replace("_", "-")
     if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-        return f"{IN_MEMORY}{kind.__qualname__}"
+        return in_memory(kind)
     importable = importlib.util.find_spec(kind.__module__.partition(".")[0]) is not None
     return f"{kind.__module__ if importable else inspect.getsourcefile(kind)}:{kind.__qualname__}"
+
+
+def in_memory(kind: type[Method] | Method) -> str:
+    """The name of a method that cannot be found again by one."""
+    return f"{IN_MEMORY}{(kind if isinstance(kind, type) else type(kind)).__qualname__}"
 
 
 def find(reference: str) -> type[Method]:

@@ -83,4 +83,5 @@ class FedAvg(Method):
         return Local(
             local_steps=self.local_steps, local_epochs=0 if self.local_steps else self.local_epochs,
             batch_size=self.batch_size, lr=self.lr, optimizer=self.optimizer, keep_optimizer=False,
+            participation=self.participation, momentum=self.momentum,
         )  # fmt: skip

@@ -8,9 +8,9 @@ from typing import Literal
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.method import Count, Method, Steps
+from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.server import Server
-from interfuse.training import LearningRate, OptimizerName, cross_entropy
+from interfuse.training import LearningRate, Optimizer, OptimizerName, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,11 @@ class OwnSteps:
     lr: LearningRate = 0.01  # learning rate
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
+    momentum: NonNegative = 0.0  # of sgd
     keep_optimizer: bool = True  # False starts the optimizer anew each round
+
+    def stepper(self) -> Optimizer:
+        return Optimizer(self.optimizer, self.momentum)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,10 @@ class Local(OwnSteps, Method):
     block on the client's own samples. Otherwise all steps train the whole model.
     """
 
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round, as the method beside it draws them
+
     def round(self, server: Server, clients: Clients) -> None:
-        clients.call(self.train)
+        clients.sample(self.participation).call(self.train)
 
     @on_client
     def train(self, client: Client) -> None:
@@ -44,10 +50,10 @@ class Local(OwnSteps, Method):
         client.fit(
             cross_entropy, train="base" if turns else "all", lr=self.lr, batch_size=self.batch_size,
             steps=None if self.local_epochs else self.local_steps, epochs=self.local_epochs or None,
-            optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
+            optimizer=self.stepper(), keep_optimizer="base" if self.keep_optimizer else None,
         )  # fmt: skip
         if turns:
             client.fit(
                 cross_entropy, train="modular", lr=self.modular_lr, batch_size=self.batch_size, steps=turns,
-                optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
+                optimizer=self.stepper(), keep_optimizer="modular" if self.keep_optimizer else None,
             )  # fmt: skip

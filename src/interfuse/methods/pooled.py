@@ -71,7 +71,7 @@ class Pooled(OwnSteps, Method):
         batches = (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn)
         server.fit(
             server.model(architecture, architecture), cross_entropy, batches, train=part, lr=lr,
-            optimizer=self.optimizer, keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
+            optimizer=self.stepper(), keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
         )  # fmt: skip
 
     def prepare_evaluation(self, server: Server[Pool], clients: Clients) -> None:

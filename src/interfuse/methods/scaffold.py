@@ -83,7 +83,10 @@ class SCAFFOLD(Method):
             by_architecture(chosen, lambda p: ModelAndControl(part_of(old.weights, p), part_of(old.control, p))),
         )
         mean = averaged(old.weights, {c: r.weights for c, r in replies.items()}, chosen.profiles, "uniform")
-        weights = {key: w + self.server_lr * (mean[key] - w) for key, w in old.weights.items()}
+        # the server's rate is for what is trained; of statistics the mean itself is taken
+        weights = mean | {
+            key: w + self.server_lr * (mean[key] - w) for key, w in old.weights.items() if key in old.control
+        }
         control = dict(old.control)
         for key in control:
             holders = sum(key in profile.keys for profile in clients.profiles.values())
@@ -100,8 +103,11 @@ class SCAFFOLD(Method):
             {"local": cross_entropy}, combine=corrected(received.control, own), lr=self.lr, batch_size=self.batch_size,
             steps=self.local_steps or None, epochs=None if self.local_steps else self.local_epochs,
         )  # fmt: skip
-        trained, scale = client.tensors(), max(done.learning_rate_sum, 1e-30)
-        change = {key: (received.weights[key] - trained[key]) / scale - c for key, c in received.control.items()}
+        trained = client.tensors()
+        change = {key: torch.zeros_like(c) for key, c in received.control.items()}
+        if done.steps:
+            rate = done.learning_rate_sum
+            change = {key: (received.weights[key] - trained[key]) / rate - c for key, c in received.control.items()}
         client.state = Own({key: own[key] + change[key] for key in own})
         return ModelAndControl(trained, change)
 
@@ -116,4 +122,5 @@ class SCAFFOLD(Method):
         return Local(
             local_steps=self.local_steps, local_epochs=0 if self.local_steps else self.local_epochs,
             batch_size=self.batch_size, lr=self.lr, keep_optimizer=False,
+            participation=self.participation,
         )  # fmt: skip

@@ -66,12 +66,12 @@ class SplitFedV1(Method):
         tails = {c: server.scratch_model(f"tail-{c}", profile.architecture) for c, profile in profiles.items()}
         for client, tail in tails.items():
             tail.load(part_of(old.tails, profiles[client]))
-            server.optimizers.pop(f"tail-{client}", None)
         steps = {client: self.steps_of(profile) for client, profile in profiles.items()}
         for step in range(max(steps.values())):
             active = clients.only(client for client in clients if step < steps[client])
             smashed = active.call(self.forward)
             active.call(self.backward, {c: self.serve(server, c, tails[c], sent) for c, sent in smashed.items()})
+        server.optimizers.clear()
         fronts = {client: reply.tensors for client, reply in clients.call(self.send).items()}
         trained = {client: tail.tensors("modular") for client, tail in tails.items()}
         server.state = Global(
@@ -93,7 +93,6 @@ class SplitFedV1(Method):
     @on_client
     def receive(self, client: Client, received: Weights) -> None:
         client.model.load(received.tensors)
-        client.optimizers.clear()
 
     @on_client
     def forward(self, client: Client) -> Smashed:
@@ -114,6 +113,7 @@ class SplitFedV1(Method):
 
     @on_client
     def send(self, client: Client) -> Weights:
+        client.optimizers.clear()
         return Weights(client.tensors("base"))
 
     def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:

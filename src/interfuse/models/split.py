@@ -48,6 +48,8 @@ class SplitModel(nn.Module):
         self._fusion_cut = _fusion_cut(self._stages, groups)
         for name, stage in stages.items():
             _nest(self, name, stage)
+        parameters = {key for key, _ in self.named_parameters(remove_duplicate=False)}
+        self._first_buffers = {key: t.clone() for key, t in self.state_dict().items() if key not in parameters}
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -122,6 +124,19 @@ class SplitModel(nn.Module):
             if self._stage_of(key) in stages:
                 found.setdefault(id(parameter), (key, parameter))
         return dict(found.values())
+
+    def keys_of(self, parts: Parts | None = None) -> list[str]:
+        """Keys of all that the state dict has of the parts (None: all), counters included."""
+        stages = self._expand(parts)
+        return [key for key in self.state_dict() if self._stage_of(key) in stages]
+
+    @torch.no_grad()
+    def blank(self, owned: Collection[str] = ()) -> None:
+        """Make scratch of all tensors but ``owned``: parameters become NaN, buffers what they were in the beginning."""
+        for key, parameter in self.named_parameters():
+            if key not in owned:
+                parameter.fill_(torch.nan)
+        self.load({key: tensor for key, tensor in self._first_buffers.items() if key not in owned})
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import tomli_w
 import torch
@@ -18,9 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
-from interfuse.methods import find
+from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS
-from interfuse.references import is_reference, load_reference
+from interfuse.references import IN_MEMORY, is_reference, load_reference
 from interfuse.setup import Numerics
 
 
@@ -41,6 +41,7 @@ class RunConfig(BaseModel):
         models: Names of models, dealt to the clients in turn.
         fusion_width: Width d of the fusion layer.
         settings: Hyperparameters of the method.
+        unset: Hyperparameters that are None, which TOML cannot say.
         client: Hyperparameters that differ for a client, by its number.
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
         validation, test: Fractions of each client's share.
@@ -62,6 +63,7 @@ class RunConfig(BaseModel):
     test: Annotated[float, Ge(0), Lt(1)] = 0.1
     partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
     settings: dict[str, Any] = Field(default_factory=dict)
+    unset: tuple[str, ...] = ()
     client: dict[int, dict[str, Any]] = Field(default_factory=dict)
     numerics: Numerics = Numerics()
     execution: Execution = Execution()
@@ -72,13 +74,18 @@ class RunConfig(BaseModel):
         options = {key: value for key, value in self.partition.items() if key != "name"}
         name = str(self.partition.get("name", "iid"))
         if is_reference(name):
-            made: Partition = load_reference(name)(**options)  # type: ignore[operator]
-            return made
+            kind = load_reference(name)
+            if not (isinstance(kind, type) and callable(getattr(kind, "split", None))):
+                raise ConfigError(f"partition: {name!r} is no class with a method `split`")
+            try:
+                return cast(Partition, kind(**options))
+            except TypeError as error:
+                raise ConfigError(f"partition: {error}") from None
         return parse_partition(name, **options)
 
     def make_method(self) -> Method:
         """The method with its hyperparameters."""
-        return find(self.method).configure(self.settings)
+        return find(self.method).configure(self.settings | dict.fromkeys(self.unset))
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, as plain values."""
@@ -142,9 +149,12 @@ def read_config(path: Path) -> RunConfig:
 
 def complete(config: RunConfig, method: Method) -> RunConfig:
     """The same configuration with every default written out, so that it does not change with the defaults."""
+    values = settings_of(method)
     return config.model_copy(
         update={
-            "settings": {f.name: plain(getattr(method, f.name)) for f in fields(method)},
+            "method": config.method if _written_whole(method, config.method, values) else in_memory(method),
+            "settings": {name: value for name, value in values.items() if value is not None},
+            "unset": tuple(name for name, value in values.items() if value is None),
             "environment": {
                 "interfuse": version("interfuse"),
                 "torch": torch.__version__,
@@ -153,6 +163,21 @@ def complete(config: RunConfig, method: Method) -> RunConfig:
             },
         }
     )
+
+
+def settings_of(method: Method) -> dict[str, Any]:
+    """All hyperparameters of a method as plain values."""
+    return {f.name: plain(getattr(method, f.name)) for f in fields(method)}
+
+
+def _written_whole(method: Method, name: str, values: Mapping[str, Any]) -> bool:
+    """Whether name and plain values give the method again: not so where it wraps another."""
+    if name.startswith(IN_MEMORY):
+        return True
+    try:
+        return find(name).configure(values) == method
+    except ConfigError:
+        return False
 
 
 def to_toml(config: RunConfig) -> str:

@@ -25,13 +25,15 @@ class Commit:
     Attributes:
         offsets: Length of ``metrics.jsonl`` and ``ledger.jsonl`` at the time.
         best: Round of the best mean validation accuracy so far, that accuracy, and the files of its state.
-        identity: The configuration that results depend on.
+        settings: The configuration that results depend on.
+        data: Digest of the data set.
     """
 
     round: int
     saved: Saved
     offsets: Mapping[str, int]
-    identity: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    data: str
     best: Best | None = None
 
 
@@ -106,11 +108,16 @@ class RunFolder:
         with open(self.path / "ledger.jsonl", encoding="utf-8") as lines:
             return Ledger.replay(lines)
 
-    def append(self, row: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        """Write a round's line, and what it moved."""
+    def append_entries(self, entries: Sequence[Entry]) -> None:
+        """Write what moved."""
         with _explained(self.path):
             self._files["ledger"].writelines(to_json(entry) + "\n" for entry in entries)
             self._files["ledger"].flush()
+
+    def append(self, row: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        """Write a round's line, and what it moved."""
+        self.append_entries(entries)
+        with _explained(self.path):
             self._files["metrics"].write(json.dumps(without_nan(row)) + "\n")
             self._files["metrics"].flush()
 
@@ -126,17 +133,25 @@ class RunFolder:
         """Make a commit valid: its manifest comes last, and then older ones go, all but the one before."""
         with _explained(self.commits):
             sync_folder(self.commits)
-            for later in self._manifests():
-                if later > self._manifest(commit.round):  # damaged: the run went back behind it
-                    later.unlink()
             write_whole(self._manifest(commit.round), json.dumps(asdict(commit), indent=1))
             sync_folder(self.commits)
             for old in self._manifests()[:-2]:
                 old.unlink()
-            kept = {record.name for c in self._read_commits() for record in _records(c)}
+            kept = {record.name for manifest in self._manifests() for record in _records(_read_commit(manifest))}
             for file in self.commits.glob("*.safetensors"):
                 if file.name not in kept:
                     file.unlink()
+
+    def go_back_to(self, commit: Commit) -> None:
+        """Remove what a later attempt left behind: manifests newer than the commit, all of them damaged."""
+        with _explained(self.commits):
+            manifests = self._manifests()
+            whole = manifests[: manifests.index(self._manifest(commit.round)) + 1]
+            for manifest in manifests:
+                if manifest not in whole:
+                    manifest.unlink()
+            for temporary in self.commits.glob(".*.tmp"):
+                temporary.unlink()
 
     def last_commit(self) -> Commit | None:
         """The newest commit whose files are all there and unchanged; the one before where the newest is damaged.
@@ -148,7 +163,7 @@ class RunFolder:
         for manifest in reversed(self._manifests()):
             try:
                 commit = _read_commit(manifest)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 problems.append(f"{manifest.name}: {error}")
                 continue
             damaged = [r.name for r in _records(commit) if not _is_whole(self.commits / r.name, r)]
@@ -163,10 +178,7 @@ class RunFolder:
         return self.commits / f"commit-{round:06d}.json"
 
     def _manifests(self) -> list[Path]:
-        return sorted(self.commits.glob("commit-*.json"))
-
-    def _read_commits(self) -> list[Commit]:
-        return [_read_commit(manifest) for manifest in self._manifests()]
+        return sorted(self.commits.glob("commit-*.json"), key=lambda path: (len(path.name), path.name))
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of ``metrics.jsonl``; a last line that was cut off is left out."""
@@ -242,7 +254,7 @@ def _read_commit(path: Path) -> Commit:
     raw = json.loads(path.read_text(encoding="utf-8"))
     best = raw["best"]
     return Commit(
-        raw["round"], _saved(raw["saved"]), raw["offsets"], raw["identity"],
+        raw["round"], _saved(raw["saved"]), raw["offsets"], raw["settings"], raw["data"],
         None if best is None else Best(best["round"], best["validation_accuracy"], _saved(best["saved"])),
     )  # fmt: skip
 

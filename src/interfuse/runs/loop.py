@@ -24,11 +24,12 @@ from interfuse.runs.config import (
     differences,
     plain,
     read_config,
+    settings_of,
     to_toml,
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import summarise
-from interfuse.setup import Setup
+from interfuse.setup import Setup, check_device
 
 
 class Progress(Protocol):
@@ -63,6 +64,9 @@ class Given:
     builders: Sequence[Builder] | None = None
 
 
+REFERENCES = ("local", "pooled")
+"""What can run beside a method."""
+
 EngineFactory = Callable[[Setup, int | None], Engine]
 
 
@@ -73,7 +77,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         InterfuseError: naming the client and the field.
     """
     method = given.method or config.make_method()
-    _beside(config)
+    _references(config, method)
+    check_device(config.device)
     if given.dataset is None and config.data.startswith(IN_MEMORY):
         raise RunError(f"the data of this run was given as an object ({config.data}); give it again: data=...")
     dataset = given.dataset or load(config.data)
@@ -84,11 +89,11 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     )
     builders = given.builders or [resolve(name) for name in config.models]
     setup = Setup(
-        method, dataset, shares,
+        method, dataset.to(config.device), shares,
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=[config.models[i % len(config.models)] for i in range(config.clients)],
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        overrides=config.client, extra_programs={"evaluation": evaluation(method, dataset)},
+        overrides=config.client, extra_programs=evaluation(dataset),
     )  # fmt: skip
     check(setup)
     return setup
@@ -133,11 +138,11 @@ def resume(
         config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
     finished = folder.summary()
     commit = folder.last_commit()
-    if commit is not None and (changed := differences(commit.identity, config.identity())):
+    if commit is not None and (changed := differences(commit.settings, config.identity())):
         raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
     if given.method is not None:
-        own = {f.name: plain(getattr(given.method, f.name)) for f in fields(given.method)}
-        if changed := differences(config.settings, own, "settings."):
+        written = config.settings | dict.fromkeys(config.unset)
+        if changed := differences(written, settings_of(given.method), "settings."):
             raise RunError(f"the given method is not that of {path / 'config.toml'}: " + "; ".join(changed))
     if finished is not None:
         return finished
@@ -153,33 +158,52 @@ def _finish(
             summary = _Run(config, setup, folder, progress, hosted).carry_out()
         finally:
             hosted.close()
-        beside = {name: _reference(name, config, setup, folder, given, progress, engine) for name in _beside(config)}
-        summary["beside"] = {name: other for name, other in beside.items() if other is not None}
+        alone = replace(given, method=None)
+        summary["beside"] = {
+            name: _reference(folder.path / "beside" / name, reference, alone, progress, engine)
+            for name, reference in _references(config, setup.method).items()
+        }
         folder.write_summary(summary)
     return summary
 
 
-def _beside(config: RunConfig) -> list[str]:
+def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
+    """The runs beside a method: the same data, seed and models, with the steps and rates of the method.
+
+    Raises:
+        ConfigError: a reference is unknown, or cannot take what it should share with the method.
+    """
+    alone = method.alone() or method
+    found = {}
     for name in config.beside:
-        if name not in built_in():
-            raise ConfigError(f"beside: {name!r} is no built-in method: {nearest(name, ['local', 'pooled'])}")
-    return [name for name in config.beside if name != config.method]
+        if name not in REFERENCES:
+            raise ConfigError(f"beside: {name!r} is no reference: {nearest(name, REFERENCES)}")
+        kind = built_in()[name]
+        known = {f.name for f in fields(kind)}
+
+        def shared(values: Mapping[str, Any], known: set[str] = known) -> dict[str, Any]:
+            return {key: value for key, value in values.items() if key in known}
+
+        settings = shared(settings_of(alone))
+        try:
+            kind.configure(settings)
+        except ConfigError as error:
+            text = f"beside = {name!r} takes settings of equal names from the method: {error}; or use beside = []"
+            raise ConfigError(text) from None
+        own = {client: shared(values) for client, values in config.client.items()}
+        found[name] = config.model_copy(
+            update={"method": name, "settings": settings, "unset": (), "client": own, "beside": ()}
+        )
+    return {name: reference for name, reference in found.items() if name != config.method}
 
 
 def _reference(
-    name: str, config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress,
-    engine: EngineFactory,
-) -> dict[str, Any]:  # fmt: skip
-    """Run a reference on the same data, seed and models, with the steps and rates of the method."""
-    path = folder.path / "beside" / name
+    path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory
+) -> dict[str, Any]:
+    """Run a reference, or go on with it."""
     if (path / "config.toml").exists():
-        workers = config.execution.workers
-        return resume(path, given=replace(given, method=None), workers=workers, progress=progress, engine=engine)
-    alone = setup.method.alone() or setup.method
-    wanted = {f.name for f in fields(built_in()[name])}
-    settings = {f.name: plain(getattr(alone, f.name)) for f in fields(alone) if f.name in wanted}
-    reference = config.model_copy(update={"method": name, "settings": settings, "client": {}, "beside": ()})
-    return execute(reference, path, given=replace(given, method=None), progress=progress, engine=engine)
+        return resume(path, given=given, workers=config.execution.workers, progress=progress, engine=engine)
+    return execute(config, path, given=given, progress=progress, engine=engine)
 
 
 @dataclass
@@ -199,6 +223,9 @@ class _Run:
     def carry_out(self) -> dict[str, Any]:
         """All rounds that are left, then the full evaluation of the last and the best state."""
         commit = self.folder.last_commit()
+        if commit is not None:
+            self._check_data(commit)
+            self.folder.go_back_to(commit)
         ledger = self.folder.open_at({} if commit is None else commit.offsets)
         self.federation = Federation(self.setup, self.engine, ledger)
         self.progress.begin(self.config, 0 if commit is None else commit.round)
@@ -212,10 +239,17 @@ class _Run:
             self._commit()
         last = evaluate(self.federation, full=True)
         best = self._evaluate_best(last)
+        self.folder.append_entries(ledger.drain())
         return summarise(
             self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
             None if self.best is None else (self.best, best), class_counts(self.setup.dataset, self.setup.shares),
         )  # fmt: skip
+
+    def _check_data(self, commit: Commit) -> None:
+        if commit.data != self.setup.dataset.digest:
+            raise RunError(
+                f"the data of {self.folder.path} were changed since the run began: {self.config.data} has other values"
+            )
 
     def _go_back(self, commit: Commit) -> None:
         self.federation.load(self.folder.commits, commit.round, commit.saved)
@@ -273,15 +307,16 @@ class _Run:
         return time.monotonic() - self.committed >= execution.commit_seconds
 
     def _commit(self) -> None:
-        commit = Commit(self.federation.round, self._save(), self.folder.offsets(), self.config.identity(), self.best)
+        commit = Commit(
+            self.federation.round, self._save(), self.folder.offsets(), self.config.identity(),
+            self.setup.dataset.digest, self.best,
+        )  # fmt: skip
         self.folder.write_commit(commit)
         self.committed, self.committed_round = time.monotonic(), self.federation.round
 
     def _evaluate_best(self, last: Accuracies) -> Accuracies:
-        """Evaluate the best state on everything, and come back to the last."""
+        """Evaluate the best state on everything."""
         if self.best is None or self.best.round == self.federation.round:
             return last
         self.federation.load(self.folder.commits, self.best.round, self.best.saved)
-        best = evaluate(self.federation, full=True)
-        self.federation.load(self.folder.commits, self.config.rounds, self.files)
-        return best
+        return evaluate(self.federation, full=True)
