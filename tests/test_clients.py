@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from jaxtyping import Int64
-from torch import Tensor
+from jaxtyping import Float32, Int64
+from torch import Tensor, nn
 from worlds import Recorder, entries, everything_owned, federation, resident, same_bits, tiny_dataset
 
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients, Replies
 from interfuse.errors import ClientError, ConfigError, MessageError
-from interfuse.federation import Federation
+from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
-from interfuse.message import ClassCounts, Disclosure, Features, Labels, Message, Parameters, State
+from interfuse.message import ClassCounts, Disclosure, Features, Labels, Logits, Message, Parameters, State
 from interfuse.method import BUFFERS, NOTHING, Method
+from interfuse.methods import find
+from interfuse.models import SplitModel, pair
 from interfuse.parameters import Weights, held, initial_weights
 from interfuse.server import Server
 from interfuse.training import cross_entropy
@@ -44,6 +49,14 @@ class Wide(Message):
 
 class Named(Message):
     tensors: Parameters
+
+
+class ByClient(Message):
+    counts: dict[int, ClassCounts]
+
+
+class Scores(Message):
+    scores: Logits
 
 
 class Seen(State):
@@ -462,3 +475,344 @@ def test_models_are_lent_to_clients_that_keep_nothing() -> None:
     models = {id(resident(f, client).client.model) for client in f.clients}
     assert len(models) <= 6
     assert not [key for key in everything_owned(f) if key.startswith("client") and ":model" in key]
+
+
+# --- messages are private, scalars are checked ----------------------------------------------------
+
+
+class Cells(Message):
+    cells: tuple[ByClient, ...]
+
+
+class Figures(Message):
+    count: int
+    rate: float
+    last: bool
+
+
+class More(Number):
+    extra: int
+
+
+BAD_FIGURES: list[tuple[str, Any]] = [
+    ("count", 2.5),
+    ("count", 2**63),
+    ("count", 2**70),
+    ("count", -(2**63) - 1),
+    ("count", True),
+    ("count", np.float64(2)),
+    ("count", torch.tensor(1)),
+    ("rate", math.nan),
+    ("rate", -math.inf),
+    ("rate", np.float32("nan")),
+    ("rate", torch.tensor(1.0)),
+    ("rate", "1.0"),
+    ("last", 1),
+]
+
+
+@dataclass(frozen=True)
+class Careless(Method):
+    """Handlers that use what they received in ways of their own; 3 is the troubled client."""
+
+    discloses = frozenset({Disclosure.STATISTICS})
+
+    @on_client
+    def slope(self, client: Client, received: Counts) -> Counts:
+        received.counts.requires_grad_().square().sum().backward()
+        assert received.counts.grad is not None
+        return Counts(received.counts.grad)
+
+    @on_client
+    def wipe(self, client: Client, received: Counts) -> Counts:
+        seen = received.counts.clone()
+        if client.id == 1:
+            received.counts.zero_()
+        return Counts(seen)
+
+    @on_client
+    def figures(self, client: Client, case: Number) -> Figures:
+        good: dict[str, Any] = {"count": np.int64(client.id), "rate": np.float32(0.5), "last": True}
+        if client.id == 3 and case.value >= 0:
+            name, value = BAD_FIGURES[case.value]
+            good[name] = value
+        return Figures(**good)
+
+    @on_client
+    def more(self, client: Client) -> Number:
+        return More(1, 2) if client.id == 3 else Number(client.id)
+
+    @on_client
+    def mirror(self, client: Client, received: Cells) -> Cells:
+        return received
+
+
+@pytest.fixture(params=[1, 2, 3])
+def careless(request: pytest.FixtureRequest) -> Iterator[Federation]:
+    f = federation(Careless(), clients=4, workers=request.param)
+    yield f
+    f.engine.close()
+
+
+def test_clients_of_one_broadcast_share_no_gradient(careless: Federation) -> None:
+    replies = careless.clients.call(method(careless).slope, Counts(torch.tensor([1.0, 2.0, 3.0])))
+    assert [reply.counts.tolist() for reply in replies.values()] == [[2.0, 4.0, 6.0]] * 4
+
+
+def test_a_client_that_writes_into_a_broadcast_fails_alone(careless: Federation) -> None:
+    sent = Counts(torch.tensor([1.0, 2.0, 3.0]))
+    replies = careless.clients.call(method(careless).wipe, sent, minimum=1)
+    assert {c: reply.counts.tolist() for c, reply in replies.items()} == {c: [1.0, 2.0, 3.0] for c in (0, 2, 3)}
+    (failure,) = replies.failures
+    assert failure.client == 1
+    assert "changed the message's tensor counts in place" in failure.reason
+    assert sent.counts.tolist() == [1.0, 2.0, 3.0]
+
+
+def test_scalars_that_are_not_what_they_say_are_their_clients_failure(careless: Federation) -> None:
+    figures = method(careless).figures
+    for case, (name, value) in enumerate(BAD_FIGURES):
+        replies = careless.clients.call(figures, Number(case), minimum=3)
+        assert list(replies) == [0, 1, 2], (name, value)
+        assert f"message Figures, field {name}: expected " in replies.failures[0].reason
+        with pytest.raises(ClientError, match=f"client 3 failed in figures.*field {name}"):
+            careless.clients.call(figures, Number(case))
+    good = careless.clients.call(figures, Number(-1))
+    assert [(reply.count, reply.rate, reply.last) for reply in good.values()] == [(c, 0.5, True) for c in range(4)]
+    assert {(type(reply.count), type(reply.rate)) for reply in good.values()} == {(int, float)}
+
+
+def test_scalars_of_the_server_are_checked_before_they_leave(careless: Federation) -> None:
+    figures = method(careless).figures
+    for value in (2.5, 2**70, True, torch.tensor(1), math.nan):
+        with pytest.raises(MessageError, match="message Number, field value: expected a whole number of 64 bits"):
+            careless.clients.call(figures, Number(value))  # type: ignore[arg-type]
+    assert len(careless.clients.call(figures, Number(np.int16(-1)))) == 4  # type: ignore[arg-type]
+
+
+def test_a_reply_that_says_more_than_declared_is_refused_and_spoils_no_other(careless: Federation) -> None:
+    more = method(careless).more
+    replies = careless.clients.call(more, minimum=3)
+    assert {c: type(reply) for c, reply in replies.items()} == {0: Number, 1: Number, 2: Number}
+    assert "field reply: expected Number, found More" in replies.failures[0].reason
+    with pytest.raises(ClientError, match="client 3 failed in more.*expected Number, found More"):
+        careless.clients.call(more)
+    assert len(careless.clients.call(method(careless).figures, Number(-1))) == 4
+
+
+def test_more_than_declared_does_not_go_down_either(careless: Federation) -> None:
+    with pytest.raises(MessageError, match="expected Number, found More"):
+        careless.clients.call(method(careless).figures, More(1, 2))
+
+
+def test_items_without_a_tensor_keep_their_place(careless: Federation) -> None:
+    one = {7: torch.arange(3.0)}
+    sent = Cells((ByClient({}), ByClient(one), ByClient({}), ByClient({})))
+    for reply in careless.clients.call(method(careless).mirror, sent).values():
+        assert [list(item.counts) for item in reply.cells] == [[], [7], [], []]
+        assert reply.cells[1].counts[7].tolist() == [0.0, 1.0, 2.0]
+    assert {entry.raw for entry in entries(careless)} == {12}
+
+
+def test_more_replies_than_clients_can_give_are_too_few(trial: Federation) -> None:
+    with pytest.raises(ClientError, match=r"too few clients were called in work.*\(1 clients replied, at least 3"):
+        trial.clients.only([0]).call(method(trial).work, Number(1), minimum=3)
+    assert len(trial.clients.only([0]).call(method(trial).work, Number(1), minimum=1)) == 1
+
+
+# --- numbers of clients, draws --------------------------------------------------------------------
+
+
+def test_numbers_of_clients_may_come_from_numpy(trial: Federation) -> None:
+    def draws(ids: Any) -> list[list[float]]:
+        trial._enter(1, "training")
+        chosen = trial.clients.only(ids)
+        assert [type(client) for client in chosen.ids] == [int, int]
+        return [reply.counts.tolist() for reply in chosen.call(method(trial).draws).values()]
+
+    assert draws(np.array([0, 2])) == draws([0, 2]) == draws(torch.tensor([0, 2]))
+    replies = trial.clients.call(method(trial).work, {c: Number(int(c)) for c in np.array([4, 2])})
+    assert {client: reply.value for client, reply in replies.items()} == {2: 22, 4: 44}
+    assert {type(client) for client in replies} == {int}
+    assert {entry.client for entry in entries(trial) if entry.heading == "training"} <= set(range(5))
+
+
+def test_two_samples_of_a_round_differ_and_each_is_a_function_of_its_place() -> None:
+    f, again = (federation(Trial(), clients=12, seed=3) for _ in range(2))
+
+    def drawn(f: Federation, round: int) -> list[tuple[int, ...]]:
+        f._enter(round, "training")
+        return [f.clients.sample(0.5).ids for _ in range(4)]
+
+    found = [drawn(f, round) for round in (1, 2)]
+    assert len({ids for of_round in found for ids in of_round}) == 8
+    assert drawn(again, 2) == found[1]
+    assert drawn(again, 1) == found[0]
+
+
+# --- states ---------------------------------------------------------------------------------------
+
+
+class Best(State):
+    score: float
+    counts: Float32[Tensor, "classes"]
+
+
+class Other(State):
+    score: float
+
+
+@dataclass(frozen=True)
+class Scoring(Method):
+    """The server's state is changed in place, against the rules; those of clients begin with infinity."""
+
+    def start(self, server: Server, clients: Clients) -> Best:
+        return Best(-math.inf, torch.zeros(3))
+
+    def new_client(self, client: Client[Best]) -> Best:
+        return Best(math.inf, torch.ones(3))
+
+    def round(self, server: Server[Any], clients: Clients) -> None:
+        clients.call(self.nothing)
+        server.state.counts.add_(1)
+
+    @on_client
+    def nothing(self, client: Client) -> None: ...
+
+    @on_client
+    def swap(self, client: Client[Any]) -> None:
+        client.state = Other(1.0)
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_state_may_hold_infinity_and_what_changed_in_place_is_committed(workers: int, tmp_path: Path) -> None:
+    f = federation(Scoring(), workers=workers, rounds=1)
+    first = f.save(tmp_path)
+    f.run_round()
+    second = f.save(tmp_path)
+    f.engine.close()
+    again = federation(Scoring(), workers=workers, rounds=1)
+    again.load(tmp_path, 2, Saved({**first.files, **second.files}, {}))
+    assert (again.server.state.score, again.server.state.counts.tolist()) == (-math.inf, [2.0] * 3)
+    again.run_round()
+    assert everything_owned(again)["client-00001:state/score"].item() == math.inf
+    assert again.server.state.counts.tolist() == [3.0] * 3
+    again.engine.close()
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_a_state_of_another_type_is_named(workers: int) -> None:
+    f = federation(Scoring(), workers=workers)
+    told = r"the state is of type Other, but Scoring.new_client is annotated to say that it returns Best.*-> Other"
+    with pytest.raises(ClientError, match=f"client 0 failed in swap.*{told}"):
+        f.clients.call(method(f).swap)
+    f.engine.close()
+
+
+class Unannotated(Trial):
+    def start(self, server: Server, clients: Clients):  # type: ignore[no-untyped-def]
+        return Best(0.0, torch.zeros(3))
+
+
+class UnannotatedClient(Trial):
+    def new_client(self, client: Client):  # type: ignore[no-untyped-def]
+        return Seen(torch.tensor(0))
+
+
+class PutInPlace(Trial):
+    def round(self, server: Server[Any], clients: Clients) -> None:
+        server.state = Best(0.0, torch.zeros(3))
+
+
+class Wrong(Trial):
+    def start(self, server: Server, clients: Clients) -> Best:
+        return Other(0.0)  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(
+    ("kind", "error", "told"),
+    [
+        (Unannotated, ConfigError, "type Best, but Unannotated.start is annotated to say that it returns no state"),
+        (UnannotatedClient, ClientError, "type Seen, but UnannotatedClient.new_client is annotated.* returns no state"),
+        (PutInPlace, ConfigError, "type Best, but Method.start is annotated to say that it returns no state"),
+        (Wrong, ConfigError, "type Other, but Wrong.start is annotated to say that it returns Best"),
+    ],
+)
+def test_a_state_without_its_annotation_is_refused(kind: Any, error: Any, told: str, workers: int) -> None:
+    f = federation(kind(), workers=workers, start=False)
+    with pytest.raises(error, match=f"{told}.*annotated: -> "):
+        f.start()
+        f.run_round()
+    f.engine.close()
+
+
+@dataclass(frozen=True)
+class OwnBase(Method):
+    """Clients keep the base block. The modular block comes anew each round, without its statistics."""
+
+    discloses = frozenset({Disclosure.LOGITS})
+
+    def keeps(self) -> frozenset[str]:
+        return frozenset({"base"})
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train, held(initial_weights(server, clients, BufferPolicy.LOCAL, ["modular"]), clients))
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Scores:
+        client.model.load(received.tensors)
+        with client.model.evaluating():
+            scores = client.model(client.batch(6).x)
+        client.fit(cross_entropy, steps=2, lr=0.1, batch_size=8)
+        return Scores(scores)
+
+
+def normalised(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Normalisation in both blocks."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), width), nn.BatchNorm1d(width))
+    return pair(base, nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes)))
+
+
+def test_statistics_a_client_does_not_keep_begin_anew_and_those_it_keeps_come_back_whole(tmp_path: Path) -> None:
+    def scores(f: Federation) -> dict[str, Tensor]:
+        recorder = f.engine
+        assert isinstance(recorder, Recorder)
+        recorder.up.clear()
+        f.run_round()
+        return {f"{request.round} {client}": reply.scores for request, client, reply in recorder.up}  # type: ignore[attr-defined]
+
+    settings: dict[str, Any] = {"models": [normalised], "rounds": 2, "wrap": Recorder}
+    f, again = federation(OwnBase(), **settings), federation(OwnBase(), **{**settings, "rounds": 0})
+    again.load(tmp_path, 2, f.save(tmp_path))
+    counters = {key: int(t) for key, t in resident(again, 1).kept_tensors().items() if not t.is_floating_point()}
+    assert list(counters.values()) == [4]
+    assert same_bits(scores(again), scores(f))
+    owned = everything_owned(f)
+    assert any(key.endswith("num_batches_tracked") for key in owned)
+    assert not [key for key in owned if "modular" in key]
+
+
+class Unsaved(nn.Module):
+    """A table that PyTorch does not save: it is made with the module, and part of no message."""
+
+    table: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.ones(1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.table
+
+
+def with_a_table(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    base = nn.Sequential(nn.Flatten(), Unsaved(), nn.Linear(math.prod(sample_shape), width), nn.ReLU())
+    return pair(base, nn.Sequential(nn.Linear(width, classes)))
+
+
+@pytest.mark.parametrize("buffers", ["aggregate", "local"])
+def test_a_buffer_that_is_not_saved_is_no_obstacle(buffers: str) -> None:
+    f = federation(find("fedavg").configure({"buffers": buffers, "lr": 0.1}), models=[with_a_table], rounds=2)
+    assert not [key for key in f.server.state.weights if "table" in key]
+    assert all(t.isfinite().all() for t in f.server.state.weights.values())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int, Int64, Num, UInt
 from torch import Tensor
 from worlds import same_bits
 
@@ -376,4 +376,103 @@ def test_a_tensor_needs_its_shape_and_what_it_discloses(kind: type[Message]) -> 
 @pytest.mark.parametrize("kind", [Text, Untyped, Fixed])
 def test_other_field_types_are_refused_with_what_to_use(kind: type[Message]) -> None:
     with pytest.raises(TypeError, match=rf"{kind.__name__}\.\w+.*is not a field type.*use a tensor with a jaxtyping"):
+        leaves(kind)
+
+
+class Table(Message):
+    rows: dict[int, ClassCounts]
+
+
+class Tables(Message):
+    tables: tuple[Table, ...]
+    by_name: dict[str, Table]
+
+
+@pytest.mark.parametrize("filled", [set(), {1}, {0, 2}])
+def test_groups_without_a_tensor_survive_and_weigh_nothing(filled: set[int]) -> None:
+    tables = tuple(Table({4: torch.arange(3.0)} if i in filled else {}) for i in range(3))
+    sent = Tables(tables, {"a": tables[0], "b": tables[1]})
+    tensors = len(filled) + len(filled & {0, 1})
+    for again in (
+        unflatten(Tables, flatten(sent)),
+        decode(encode(sent), Tables, DIMS),
+        narrow(sent, DIMS),
+        check(sent, DIMS),
+    ):
+        assert [list(table.rows) for table in again.tables] == [[4] if i in filled else [] for i in range(3)]
+        assert {key: list(table.rows) for key, table in again.by_name.items()} == {
+            "a": [4] if 0 in filled else [], "b": [4] if 1 in filled else [],
+        }  # fmt: skip
+    assert sizes(sent) == (12 * tensors, len(encode(sent)))
+
+
+def test_the_sign_of_an_empty_group_is_no_key_and_stands_alone() -> None:
+    with pytest.raises(MessageError, match="keys without '/', other than '#'"):
+        flatten(Tables((), {"#": Table({})}))
+    empty = torch.empty(0, dtype=torch.uint8)
+    for flat in (
+        {"tables/0/#": empty, "tables/0/rows/4": torch.zeros(3)},
+        {"tables/0/rows/4": torch.zeros(3), "tables/0/#": empty},
+        {"tables/0/#": torch.zeros(1)},
+        {"#": empty},
+    ):
+        with pytest.raises(MessageError):
+            unflatten(Tables, flat)
+
+
+class Spoken(Message):
+    """Families of types, and shapes open in front and in the middle."""
+
+    wide: Annotated[Float[Tensor, "batch d"], Disclosure.FEATURES]
+    whole: Annotated[Int[Tensor, "batch"], Disclosure.STATISTICS]
+    front: Annotated[Float32[Tensor, "... d"], Disclosure.FEATURES]
+    middle: Annotated[Float32[Tensor, "batch *sample d"], Disclosure.FEATURES]
+    any_width: Annotated[Float32[Tensor, "batch _"], Disclosure.FEATURES]
+
+
+def spoken(**changes: Tensor) -> Spoken:
+    given = {
+        "wide": torch.ones(2, 4), "whole": torch.ones(2, dtype=torch.int64), "front": torch.ones(5, 6, 4),
+        "middle": torch.ones(2, 7, 8, 4), "any_width": torch.ones(2, 9),
+    }  # fmt: skip
+    return Spoken(**{**given, **changes})
+
+
+def test_a_family_of_types_means_its_usual_member() -> None:
+    check(spoken(), DIMS)
+    sent = narrow(spoken(wide=torch.ones(2, 4, dtype=torch.float64), whole=torch.ones(2, dtype=torch.int32)), DIMS)
+    assert (sent.wide.dtype, sent.whole.dtype) == (torch.float32, torch.int64)
+    for name, dtype in (("wide", torch.float64), ("wide", torch.float16), ("whole", torch.int32)):
+        shape = (2,) if name == "whole" else (2, 4)
+        assert refused(spoken(**{name: torch.ones(shape, dtype=dtype)})).field == name
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("front", (5, 6, 3)),
+        ("front", (3,)),
+        ("front", ()),
+        ("middle", (2, 7, 8, 3)),
+        ("middle", (3, 7, 4)),
+        ("middle", (2,)),
+        ("any_width", (3, 9)),
+    ],
+)
+def test_what_stands_after_an_open_end_is_checked_too(name: str, shape: tuple[int, ...]) -> None:
+    assert refused(spoken(**{name: torch.ones(shape)})).field == name
+    check(spoken(front=torch.ones(4), middle=torch.ones(2, 4), any_width=torch.ones(2, 1)), DIMS)
+
+
+class Unsigned(Message):
+    counts: Annotated[UInt[Tensor, "batch"], Disclosure.STATISTICS]
+
+
+class Numeric(Message):
+    x: Annotated[Num[Tensor, "batch"], Disclosure.STATISTICS]
+
+
+@pytest.mark.parametrize("kind", [Unsigned, Numeric])
+def test_a_family_that_leaves_open_how_a_tensor_travels_is_refused(kind: type[Message]) -> None:
+    with pytest.raises(TypeError, match=rf"{kind.__name__}\.\w+.*leaves the type open; name one"):
         leaves(kind)

@@ -303,3 +303,25 @@ def test_counts_add_up(size: int, count: int, lr: float) -> None:
     done = fit(smooth(), cross_entropy, draw(count, size), lr=lr)
     assert (done.steps, done.samples) == (count, count * size)
     assert done.learning_rate_sum == pytest.approx(count * lr)
+
+
+@pytest.mark.parametrize("names", [("loss",), ("one", "two")])
+def test_gradients_are_combined_around_what_the_model_has_frozen(names: tuple[str, ...]) -> None:
+    mine, plain = smooth(), smooth()
+    frozen = {"a.0.weight", "c.bias"}
+    for model in (mine, plain):
+        for key, parameter in model.named_parameters():
+            parameter.requires_grad_(key not in frozen)
+    first, seen = state(mine), set[str]()
+
+    def combine(gradients: Mapping[str, Gradients], parameters: Mapping[str, Tensor]) -> Gradients:
+        seen.update(parameters, *gradients.values())
+        return {key: sum(g[key] for g in gradients.values()) / len(names) for key in parameters}  # type: ignore[misc]
+
+    fit(mine, dict.fromkeys(names, cross_entropy), draw(), lr=0.1, combine=combine)
+    trained = [p for p in plain.parameters() if p.requires_grad]
+    plain_training(plain, [(b.x, b.y) for b in draw()], torch.optim.SGD(trained, lr=0.1))
+    assert largest_difference(state(mine), state(plain)) < 1e-6
+    assert seen == {key for key, _ in mine.named_parameters()} - frozen
+    assert same_bits({key: first[key] for key in frozen}, {key: state(mine)[key] for key in frozen})
+    assert not same_bits(first, state(mine))

@@ -131,3 +131,37 @@ def test_twice_the_bytes_of_fedavg() -> None:
     assert up[0] == 2 * up[1]
     parameters = sum(p.numel() for p in resolve("logistic")((5,), 3, 8).parameters())
     assert up[1] == 2 * 3 * 4 * parameters
+
+
+def test_the_servers_rate_leaves_normalisation_statistics_alone() -> None:
+    images = tiny_dataset(rows=50, shape=(1, 4, 4))
+    f = federation(
+        SCAFFOLD(local_steps=3, batch_size=8, lr=0.01, server_lr=3), models=["cnn-bn"], shares=UNEVEN, dataset=images,
+        wrap=Recorder,
+    )  # fmt: skip
+    recorder = f.engine
+    assert isinstance(recorder, Recorder)
+    for _ in range(4):
+        recorder.up.clear()
+        f.run_round()
+        weights = f.server.state.weights
+        statistics = {key: t for key, t in weights.items() if "running" in key}
+        assert len(statistics) == 6
+        sent = [m.weights for _, _, m in recorder.up if isinstance(m, ModelAndControl)]
+        mean = {key: torch.stack([w[key].double() for w in sent]).mean(0) for key in statistics}
+        assert largest_difference(mean, statistics) < 1e-6
+        assert all((t > 0).all() for key, t in statistics.items() if key.endswith("running_var"))
+
+
+def test_a_client_that_made_no_step_changes_no_control() -> None:
+    """One sample has no variance, so batch normalisation cannot be trained on it."""
+    images = tiny_dataset(rows=50, shape=(1, 4, 4))
+    shares = shares_of([0], range(1, 20), range(20, 50))
+    f = federation(
+        SCAFFOLD(local_steps=3, batch_size=8, lr=0.01), models=["cnn-bn"], shares=shares, dataset=images, rounds=3
+    )
+    own = own_controls(f)
+    assert all((t == 0).all() for t in own[0].values())
+    assert all(max(float(t.abs().max()) for t in control.values()) > 1e-3 for control in own[1:])
+    mean = {key: torch.stack([c[key].double() for c in own]).mean(0) for key in own[0]}
+    assert largest_difference(mean, f.server.state.control) < 1e-6

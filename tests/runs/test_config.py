@@ -199,3 +199,13 @@ def test_plain_values() -> None:
     made = plain(built_in()["fedavg"]())
     assert made["buffers"] == "aggregate"
     assert type(made["buffers"]) is str
+
+
+def test_a_partition_that_is_no_partition_is_refused_without_a_call(tmp_path: Path) -> None:
+    for name in ("subprocess:run", "os:makedirs", "subprocess:Popen", "pathlib:Path"):
+        partition = {"name": name, "args": ["mkdir", str(tmp_path / "made")], "name_": str(tmp_path / "made")}
+        with pytest.raises(ConfigError, match=f"partition: '{name}' is no class with a method `split`"):
+            parse_config({"partition": partition}).make_partition()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="partition: .*unexpected keyword argument 'begin'"):
+        parse_config({"partition": {"name": "test_config:EverySecond", "begin": 1}}).make_partition()

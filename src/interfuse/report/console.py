@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interfuse.report.summary import Json, Matrix, Scores, number, number_of_clients, reference, scores
-from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, percent
+from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, method_name, percent
 
 LARGEST_MATRIX = 12
 
@@ -33,7 +33,7 @@ def console_summary(summary: Json) -> RenderableType:
     parts += [lead, Text(headline(summary)), Text("")]
     matrices = [
         _matrix(matrix, title)
-        for matrix, title in ((found.composition, str(summary.get("method"))), (alone.composition, "Local, swapped"))
+        for matrix, title in ((found.composition, method_name(summary)), (alone.composition, "Local, swapped"))
         if matrix is not None and 1 < len(matrix) <= LARGEST_MATRIX
     ]
     if matrices:
@@ -59,7 +59,7 @@ def _accuracies(summary: Json) -> Table:
     table.add_column("accuracy, % (± over clients)")
     for name in ("own", "global", "composition"):
         table.add_column(name, justify="right")
-    rows = {str(summary.get("method")): summary}
+    rows = {method_name(summary): summary}
     for name in ("local", "pooled"):
         if (other := reference(summary, name)) is not None:
             rows[name.title()] = other

@@ -28,7 +28,7 @@ from interfuse.report.summary import (
     scores,
     std,
 )
-from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, percent, title
+from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, method_name, percent, title
 
 MOST_SIDE_BY_SIDE = 8  # clients whose matrix fits half of a wide page
 
@@ -129,7 +129,7 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
     local = scores(reference(summary, "local") or {}).composition
     architectures = {client.id: client.architecture for client in clients(summary)}
     layout = "stack" if MOST_SIDE_BY_SIDE < len(found) <= MOST_NUMBERS else "pair"
-    panels = [_matrix_panel(found, str(summary.get("method")), architectures, svgs.get("composition"), "composition")]
+    panels = [_matrix_panel(found, method_name(summary), architectures, svgs.get("composition"), "composition")]
     if local is not None:
         name = "composition-local"
         panels.append(_matrix_panel(local, "Local, blocks swapped", architectures, svgs.get(name), name))
@@ -181,7 +181,7 @@ def _accuracy(summary: Json, svgs: Mapping[str, str]) -> str:
             "accuracy-uplink": "Accuracy over what all clients have sent, raw, on the fixed rows of the curve.",
         },
     )
-    rows = {str(summary.get("method")): summary}
+    rows = {method_name(summary): summary}
     rows |= {n.title(): values for n in ("local", "pooled") if (values := reference(summary, n)) is not None}
     body = "".join(
         f'<tr><th scope="row"><span class="long">{escape(name)}</span></th>{_score_cells(scores(values))}'

@@ -28,7 +28,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentForma
 from numpy.typing import NDArray
 
 from interfuse.report.summary import Curve, Json, Matrix, Run, curve, number, reference, scores
-from interfuse.report.text import bare_percent
+from interfuse.report.text import bare_percent, method_name
 
 INK, PAPER = "#1f2329", "#fefefe"
 BLUE, ORANGE, GREEN = "#3b82c4", "#d9772b", "#2f9e6e"
@@ -87,7 +87,7 @@ def figures(run: Run) -> dict[str, Figure]:
     found: dict[str, Figure] = {}
     local: Json = reference(summary, "local") or {}
     for name, values, title in (
-        ("composition", summary, str(summary.get("method"))),
+        ("composition", summary, method_name(summary)),
         ("composition-local", local, "Local's blocks, swapped"),
     ):
         matrix = scores(values).composition

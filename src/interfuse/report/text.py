@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from interfuse.references import short_name
 from interfuse.report.summary import NO_COLLABORATION, Json, number_of_clients, reference, scores
 
 UNKNOWN = "–"
@@ -30,11 +31,16 @@ def megabytes(size: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
+def method_name(summary: Json) -> str:
+    """The method's name in one word, also where it is known by a path."""
+    return short_name(str(summary.get("method")))
+
+
 def title(summary: Json) -> str:
     """What ran: method, data, clients, rounds, seed."""
-    clients, rounds = number_of_clients(summary), summary.get("rounds")
+    clients, rounds, data = number_of_clients(summary), summary.get("rounds"), short_name(str(summary.get("data")))
     return (
-        f"{summary.get('method')} on {summary.get('data')}, {clients} client{'' if clients == 1 else 's'}, "
+        f"{method_name(summary)} on {data}, {clients} client{'' if clients == 1 else 's'}, "
         f"{rounds} round{'' if rounds == 1 else 's'}, seed {summary.get('seed')}"
     )
 
