@@ -271,6 +271,7 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
         MessageError: a name is missing or not part of the type, or a scalar is no scalar.
     """
     tree: dict[str, Any] = {}
+    empty: list[tuple[str, dict[str, Any]]] = []
     for path, tensor in flat.items():
         *parents, last = path.split("/")
         place = tree
@@ -278,12 +279,17 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
                 raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
-        if last in place or (last == _EMPTY and place):
+        if last in place:
             raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
         if last != _EMPTY:
             place[last] = tensor
         elif not parents or tensor.numel():
             raise MessageError(record.__name__, path, "an empty group", f"a tensor of shape {tuple(tensor.shape)}")
+        else:
+            empty.append((path, place))
+    for path, place in empty:
+        if place:
+            raise MessageError(record.__name__, path, "an empty group", "a group of " + ", ".join(sorted(place)))
     return _unflatten_record(record, tree, record.__name__, "")
 
 

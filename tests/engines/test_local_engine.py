@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -243,6 +244,36 @@ def test_messages_of_no_size_and_of_fifty_megabytes(workers: int) -> None:
         assert torch.equal(made.clients.call(echo, each)[2].x, torch.full((2000,), 6.0))
     finally:
         made.engine.close()
+
+
+AFTER_THREADS = """
+import sys
+import torch
+sys.path[:0] = sys.argv[1:]
+from test_local_engine import Payload, Probe
+from worlds import federation
+torch.set_num_threads(2)
+big = torch.ones(2**20)  # 4 MB
+for _ in range(3):
+    total = float((torch.ones(700, 700) @ torch.ones(700, 700)).sum() + (big * 2).exp().sum())
+made = federation(Probe(), workers=2, clients=4, start=False)
+for _ in range(2):
+    for client, reply in made.clients.call(made.method.echo, Payload(big)).items():
+        assert torch.equal(reply.x, big * 2 + client)
+    big = (big * 2).sin()
+made.engine.close()
+print("done", torch.get_num_threads())
+"""
+
+
+def test_threads_of_this_process_are_no_trouble_to_its_workers() -> None:
+    """A forked process inherits a pool of threads that are not there: whoever waits for them waits for ever."""
+    here = Path(__file__)
+    found = subprocess.run(
+        [sys.executable, "-c", AFTER_THREADS, str(here.parent), str(here.parents[1])],
+        env=os.environ | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert found.stdout == "done 2\n", found.stderr
 
 
 def test_replies_of_one_call_outlive_the_next(probe: Federation) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from worlds import (
     entries,
     federation,
@@ -21,6 +23,8 @@ from worlds import (
     wide,
 )
 
+from interfuse.client import Client
+from interfuse.evaluation import evaluate
 from interfuse.methods.local import Local
 
 
@@ -78,3 +82,24 @@ def test_a_client_does_not_depend_on_the_others() -> None:
     among = federation(Local(local_steps=3, batch_size=4), shares=shares_of(range(20), range(20, 60)), **settings)
     alone = federation(Local(local_steps=3, batch_size=4), shares=shares_of(range(20)), **settings)
     assert same_bits(weights_of(among, 0), weights_of(alone, 0))
+
+
+@dataclass(frozen=True)
+class Lost(Local):
+    """Predicts NaN for clients above 0: in all classes, or in one that is not the highest."""
+
+    def predict(self, client: Client, x: Tensor) -> Tensor:
+        scores = torch.zeros(len(x), 3) if client.id else super().predict(client, x)
+        if client.id:
+            scores[:, 0 if client.id == 1 else slice(None)] = torch.nan
+        return scores
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_model_that_answers_nan_is_never_right(full: bool) -> None:
+    f = federation(Lost(local_steps=20, lr=0.1), rounds=1)
+    found = evaluate(f, full=full)
+    for accuracies in (found.common, found.own, found.validation):
+        assert [accuracy == 0 for accuracy in accuracies if accuracy == accuracy][-2:] == [True, True]
+    assert found.common[0] is not None
+    assert found.common[0] > 0.5

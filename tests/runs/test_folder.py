@@ -369,6 +369,51 @@ def hold(path: Path, ready: Any) -> None:
         signal.pause()
 
 
+@pytest.mark.parametrize("damage", [empty_manifest, damaged_manifest, lambda path: flip(newest(path, "client-*"))])
+def test_a_run_that_went_back_behind_a_damaged_commit_commits_again_and_again(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """The damaged manifest stands for a later round than the next commits, and must not be in their way."""
+    path, config = tmp_path / "run", config_of("local", rounds=30, eval_every=10, commit_rounds=10)
+    execute(config, tmp_path / "whole", given=GIVEN)
+    with pytest.raises(Killed):
+        execute(config, path, given=GIVEN, engine=Fuse(at="training 25 train 3").engine)
+    assert [file.name for file in manifests(path)] == ["commit-000010.json", "commit-000020.json"]
+    damage(path)
+    (path / "commits/.commit-000020.json.tmp").write_text("half")
+    text = (path / "config.toml").read_text()
+    assert "commit_rounds = 10" in text
+    (path / "config.toml").write_text(text.replace("commit_rounds = 10", "commit_rounds = 3"))
+    for stop, first, left in ((17, 11, [12, 15]), (28, 16, [24, 27])):
+        fuse = Fuse(at=f"training {stop} train 3")
+        with pytest.raises(Killed):
+            resume(path, given=GIVEN, engine=fuse.engine)
+        assert next(name for name in fuse.names if name.startswith("training")) == f"training {first} train 1"
+        assert [file.name for file in manifests(path)] == [f"commit-{round:06d}.json" for round in left]
+    assert not list(path.glob("commits/.*.tmp"))
+    resume(path, given=GIVEN)
+    found, wanted = outcome(path), outcome(tmp_path / "whole")
+    assert_same(found, wanted)
+
+
+def test_data_that_were_changed_are_refused(tmp_path: Path) -> None:
+    data, path, draws = GIVEN.dataset, tmp_path / "run", tmp_path / "rows.npz"
+    assert data is not None
+    arrays = {n: getattr(data, n).numpy() for n in ("x_train", "y_train", "x_test", "y_test")}
+    np.savez(draws, **arrays)
+    whole = execute(config_of("local", data=str(draws)), tmp_path / "whole")
+    with pytest.raises(Killed):
+        execute(config_of("local", data=str(draws)), path, engine=Fuse(at="training 2 train 3").engine)
+    for name in arrays:
+        other = arrays[name].copy()
+        other.flat[0] = 2 if name.startswith("y") else other.flat[0] + 1e-3
+        np.savez(draws, **{**arrays, name: other})
+        with pytest.raises(RunError, match=f"the data of {path} were changed.*{draws} has other values"):
+            resume(path)
+    np.savez(draws, **arrays)
+    assert resume(path)["global_accuracy"] == whole["global_accuracy"]
+
+
 # ------------------------------------------------------------------------------------------------- the folder itself
 
 

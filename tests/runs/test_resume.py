@@ -13,8 +13,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -33,9 +34,15 @@ from small_runs import (
 )
 from worlds import same_bits
 
-from interfuse.errors import RunError
-from interfuse.methods import built_in
-from interfuse.runs import Given, RunConfig, execute, resume
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.errors import ConfigError, RunError
+from interfuse.handler import on_client
+from interfuse.method import Method
+from interfuse.methods import built_in, find
+from interfuse.methods.local import Local
+from interfuse.runs import Given, RunConfig, execute, read_config, resume
+from interfuse.server import Server
 
 # Settings under which a method has as much state as it can have; methods that are not here run with their defaults.
 STATEFUL: dict[str, dict[str, Any]] = {
@@ -253,6 +260,174 @@ def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Patient(Local):
+    """Local, but a handler of round 2 takes half a minute as long as there is no file that says it need not."""
+
+    marker: str = ""
+
+    @on_client
+    def train(self, client: Client) -> None:
+        if client.round == 2 and not Path(self.marker).exists():
+            time.sleep(30)
+        super_train = cast(Any, Local.train)
+        super_train.function(self, client)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_workers_end_with_their_parent_and_leave_the_run_to_others(tmp_path: Path) -> None:
+    path, marker = tmp_path / "run", tmp_path / "marker"
+    given = Given(dataset=GIVEN.dataset, method=Patient(local_steps=1, marker=str(marker)))
+    config = config_of("test_resume:Patient", workers=2)
+    pid = in_a_process(lambda: execute(config, path, given=given))
+    try:
+        wait_until(lambda: lines_so_far(path) >= 2)
+        time.sleep(0.2)  # into the handler
+        helpers = children(pid)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert len(helpers) == 2
+    wait_until(lambda: not any(is_running(helper) for helper in helpers), seconds=3)
+    marker.touch()
+    assert resume(path, given=given)["rounds"] == 3
+
+
+# ----------------------------------------------------------------------------------------------- everything is counted
+
+
+def evaluated(path: Path) -> dict[str, dict[str, int]]:
+    """Bytes under evaluation, summed over the lines of the ledger."""
+    found = {way: {"raw": 0, "wire": 0} for way in ("uplink", "downlink")}
+    for line in lines(path / "ledger.jsonl"):
+        if line["heading"] == "evaluation":
+            way = found["uplink" if line["direction"] == "up" else "downlink"]
+            way["raw"] += line["raw"]
+            way["wire"] += line["wire"]
+    return found
+
+
+def test_the_ledger_has_all_that_was_evaluated_also_after_a_kill_at_the_end(tmp_path: Path) -> None:
+    """The rate is so high that the best round is not the last, so two states are evaluated on everything."""
+    config, whole = config_of("local", rounds=4, settings={"lr": 3.0, "local_steps": 3}), Fuse()
+    summary = execute(config, tmp_path / "whole", given=GIVEN, engine=whole.engine)
+    assert 0 < summary["best"]["round"] < 4
+    assert summary["evaluation_bytes"] == evaluated(tmp_path / "whole")
+    last = max(number for number, name in enumerate(whole.names, 1) if name.startswith("save"))
+    calls = [line["call"] for line in lines(tmp_path / "whole/ledger.jsonl") if line["heading"] == "evaluation"]
+    assert max(calls) > 1000 > min(calls), "calls of the two evaluations of one round are told apart"
+    assert whole.burnt - last >= 3
+    for limit in range(last + 1, whole.burnt + 1):
+        path = tmp_path / f"killed-{limit}"
+        with pytest.raises(Killed):
+            execute(config, path, given=GIVEN, engine=Fuse(limit).engine)
+        assert resume(path, given=GIVEN)["evaluation_bytes"] == evaluated(path)
+        assert_same(outcome(path), outcome(tmp_path / "whole"))
+
+
+# ------------------------------------------------------------------------------------------------ methods of one's own
+
+OWN = """
+from __future__ import annotations
+from dataclasses import dataclass
+from interfuse import Client, Clients, Method, Server, cross_entropy, on_client
+
+@dataclass(frozen=True)
+class Clipped(Method):
+    clip: float | None = 1.0
+    other: int | None = None
+    optimizer: str = "lion"
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)
+
+    @on_client
+    def train(self, client: Client) -> None:
+        clip = None if self.clip is None else self.clip / 100
+        client.fit(cross_entropy, steps=2, lr=0.5, batch_size=8, clip=clip)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    """The reference of a method in a file."""
+    (tmp_path / "own.py").write_text(OWN)
+    return f"{tmp_path / 'own.py'}:Clipped"
+
+
+def test_settings_that_are_none_survive_the_file_and_a_kill(own: str, tmp_path: Path) -> None:
+    for name, clip in (("none", None), ("one", 1.0)):
+        path, config = tmp_path / name, config_of(own, settings={"clip": clip})
+        execute(config, tmp_path / f"{name}-whole", given=GIVEN)
+        with pytest.raises(Killed):
+            execute(config, path, given=GIVEN, engine=Fuse(at="training 2 train 3").engine)
+        written = read_config(path / "config.toml")
+        assert cast(Any, written.make_method()).clip == clip
+        assert written.unset == (("clip", "other") if clip is None else ("other",))
+        same = built_by(own, clip=clip)
+        with pytest.raises(RunError, match="the given method is not that of .*settings.clip"):
+            resume(path, given=Given(built_by(own, clip=2.0), GIVEN.dataset))
+        resume(path, given=Given(same, GIVEN.dataset))
+        assert_same(outcome(path), outcome(tmp_path / f"{name}-whole"))
+    assert not same_bits(committed(tmp_path / "none"), committed(tmp_path / "one"))
+
+
+def built_by(reference: str, **settings: Any) -> Method:
+    return find(reference).configure(settings)
+
+
+def test_a_setting_that_a_reference_cannot_take_is_refused_before_any_training(own: str, tmp_path: Path) -> None:
+    config = config_of(own, beside=["local"])
+    with pytest.raises(ConfigError, match="beside = 'local' takes settings of equal names.*optimizer = 'lion' is im"):
+        execute(config, tmp_path / "run", given=GIVEN, engine=no_engine)
+    assert not (tmp_path / "run").exists()
+    beside = config_of(own, beside=["local"], settings={"optimizer": "adam"}, rounds=1)
+    assert list(execute(beside, tmp_path / "good", given=GIVEN)["beside"]) == ["local"]
+
+
+@dataclass(frozen=True)
+class Around(Method):
+    """A method that wraps any other and adds nothing."""
+
+    inner: Method = field(default_factory=Local)
+
+    def round(self, server: Server, clients: Clients) -> None:
+        self.inner.round(server, clients)
+
+
+@dataclass(frozen=True)
+class AroundLocal(Around):
+    """A method that wraps one of a known class, which plain values give again."""
+
+    inner: Local = field(default_factory=Local)
+
+
+def test_a_method_that_wraps_one_of_a_known_class_is_found_again(tmp_path: Path) -> None:
+    path, made = tmp_path / "run", AroundLocal(Local(local_steps=3, lr=0.2))
+    with pytest.raises(Killed):
+        execute(
+            config_of("test_resume:AroundLocal"), path, given=Given(made, GIVEN.dataset),
+            engine=Fuse(at="training 2 train 3").engine,
+        )  # fmt: skip
+    assert read_config(path / "config.toml").make_method() == made
+    assert resume(path, given=GIVEN)["method"] == "test_resume:AroundLocal"
+
+
+def test_a_method_that_wraps_another_has_to_be_given_again(tmp_path: Path) -> None:
+    path, given = tmp_path / "run", Given(Around(Local(local_steps=3, lr=0.2)), GIVEN.dataset)
+    config = config_of("test_resume:Around")
+    execute(config, tmp_path / "whole", given=given)
+    with pytest.raises(Killed):
+        execute(config, path, given=given, engine=Fuse(at="training 2 train 3").engine)
+    assert read_config(path / "config.toml").method == "in-memory:Around"
+    with pytest.raises(ConfigError, match=r"given as an object \(in-memory:Around\); give it again: method=..."):
+        resume(path, given=GIVEN)
+    with pytest.raises(RunError, match="the given method is not that of .*settings.inner"):
+        resume(path, given=Given(Around(Local(local_steps=3, lr=0.3)), GIVEN.dataset))
+    resume(path, given=given)
+    assert_same(outcome(path), outcome(tmp_path / "whole"))
 
 
 # ----------------------------------------------------------------------------------------------------- the disk is full
