@@ -69,10 +69,6 @@ def test_totals_follow_from_their_definition(log: list[Entry]) -> None:
     for heading in ("training", "evaluation", "start", "transport"):
         chosen = [entry for entry in log if entry.heading == heading]
         assert ledger.totals(heading) == counted_again(chosen)
-        for number in range(3):
-            assert ledger.uplink_of_round(number, heading) == volume(
-                entry for entry in chosen if entry.round == number and entry.direction == "up"
-            )
 
 
 @settings(deadline=None)
@@ -110,7 +106,7 @@ def test_a_broadcast_counts_once_and_each_receiver_counts() -> None:
     assert totals.downlink == Volume(900, 540)
     assert totals.downlink_broadcast == Volume(500, 300)
     assert totals.by_kind["Model"] == Totals(Volume(), Volume(300, 180), Volume(100, 60))
-    assert totals.uplink == ledger.uplink_of_round(0) == Volume(300, 180)
+    assert totals.uplink == Volume(300, 180)
     assert totals.by_kind["Outputs"] == Totals(Volume(300, 180), Volume(), Volume())
     assert ledger.totals("evaluation") == Totals(Volume(), Volume(), Volume())
 
@@ -131,9 +127,8 @@ def test_entries_are_handed_over_once() -> None:
     second = dataclasses.replace(FIRST, round=1)
     ledger.append(FIRST)
     ledger.append(second)
-    assert ledger.pending(1) == [second]
     assert ledger.drain() == [FIRST, second]
-    assert ledger.drain() == ledger.pending(1) == []
+    assert ledger.drain() == []
     assert ledger.totals().downlink == Volume(200, 120)
 
 

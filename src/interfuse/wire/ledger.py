@@ -74,9 +74,8 @@ class Ledger:
 
     def __init__(self) -> None:
         self._pending: list[Entry] = []
-        # Up raw, up wire, down raw, down wire, broadcast raw, broadcast wire; and uplink raw, wire by round.
+        # Up raw, up wire, down raw, down wire, broadcast raw, broadcast wire.
         self._kinds: dict[Heading, dict[str, list[int]]] = {heading: {} for heading in _HEADINGS}
-        self._uplinks: dict[Heading, dict[int, list[int]]] = {heading: {} for heading in _HEADINGS}
         self._broadcasts: dict[int, set[tuple[Heading, int]]] = {}
 
     @classmethod
@@ -103,10 +102,6 @@ class Ledger:
         self._count(entry)
         self._pending.append(entry)
 
-    def pending(self, round: int) -> list[Entry]:
-        """The entries of a round that were not drained yet, in order."""
-        return [entry for entry in self._pending if entry.round == round]
-
     def drain(self) -> list[Entry]:
         """Hand over the entries since the last drain, in order, and forget them; totals stay."""
         drained, self._pending = self._pending, []
@@ -118,10 +113,6 @@ class Ledger:
         sums = [sum(column) for column in zip(*kinds.values(), strict=True)] or [0] * 6
         return _totals(sums, {kind: _totals(counts, {}) for kind, counts in sorted(kinds.items())})
 
-    def uplink_of_round(self, round: int, heading: Heading = "training") -> Volume:
-        """What all clients sent in one round."""
-        return Volume(*self._uplinks[heading].get(round, (0, 0)))
-
     def _count(self, entry: Entry) -> None:
         raw, wire = entry.raw, entry.wire
         kinds = self._kinds[entry.heading]
@@ -131,9 +122,6 @@ class Ledger:
         if entry.direction == "up":
             counts[0] += raw
             counts[1] += wire
-            uplink = self._uplinks[entry.heading].setdefault(entry.round, [0, 0])
-            uplink[0] += raw
-            uplink[1] += wire
             return
         counts[2] += raw
         counts[3] += wire
