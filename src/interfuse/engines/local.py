@@ -10,6 +10,7 @@ import multiprocessing.process
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -79,7 +80,10 @@ class Workers:
                 name=f"interfuse-{worker.number}",
                 daemon=True,
             )
-            worker.process.start()
+            with warnings.catch_warnings():
+                # Python 3.12 and later warn of forking with threads about; a worker never waits for one of them
+                warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+                worker.process.start()
         for worker in self._workers:
             worker.theirs.close()
 
