@@ -96,7 +96,7 @@ def test_the_curve_has_the_rounds_that_were_evaluated(result: Result) -> None:
     assert result.curve("composition")[1].shape == (4, 3, 3)
     assert result.curve("composition")[1][-1].tolist() == result.summary["composition_matrix"]
     assert common[-1].mean() > common[0].mean()
-    with pytest.raises(ConfigError, match="no curve 'comon': .*common"):
+    with pytest.raises(ConfigError, match="no curve 'comon': .*global"):
         result.curve("comon")
 
 

@@ -251,3 +251,11 @@ def test_prediction_is_the_own_model_unless_a_method_says_otherwise() -> None:
     x = torch.ones(4, 2)
     client: Any = Fake()
     assert torch.equal(Method().predict(client, x), Fake.model(x))
+
+
+def test_a_method_that_is_no_dataclass_is_named() -> None:
+    class Forgotten(Method):
+        lr: float = 0.1
+
+    with pytest.raises(ConfigError, match="Forgotten has fields but is no dataclass"):
+        Forgotten.configure({})

@@ -6,7 +6,7 @@ from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients, Replies
-from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological
+from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, load
 from interfuse.errors import InterfuseError
 from interfuse.handler import on_client
 from interfuse.message import (
@@ -80,6 +80,7 @@ __all__ = [
     "cross_entropy",
     "extract",
     "keys_plan",
+    "load",
     "load_run",
     "modular_cross_entropy",
     "on_client",

@@ -26,6 +26,10 @@ class RunError(InterfuseError):
     """A run folder cannot be written, read or resumed."""
 
 
+class DeclarationError(InterfuseError, TypeError):
+    """A method, handler or message is not declared completely; the text says what to write."""
+
+
 class ClientError(InterfuseError):
     """A client failed inside a handler; the text names the client, the handler and the round."""
 

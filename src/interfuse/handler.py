@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar, cast, get_type_hints, overload
 
 from interfuse.client import Client
+from interfuse.errors import DeclarationError
 from interfuse.message import Message
 
 C = TypeVar("C", bound=Client[Any])
@@ -66,11 +67,15 @@ class on_client(Generic[M, R]):  # noqa: N801 (reads as a keyword)
         hints = get_type_hints(self.function)
         place = f"{self.owner.__name__}.{self.name}"
         if len(parameters) not in (2, 3) or "return" not in hints:
-            raise TypeError(f"{place}: a handler takes a client and at most one message, and says what it returns")
+            raise DeclarationError(
+                f"{place}: a handler takes a client and at most one message, and says what it returns"
+            )
         found: list[type[Message] | None] = []
         for kind in (hints.get(parameters[2]) if len(parameters) == 3 else type(None), hints["return"]):
             if not (isinstance(kind, type) and issubclass(kind, Message | type(None))):
-                raise TypeError(f"{place}: {kind!r} is not a message; annotate with a subclass of interfuse.Message")
+                raise DeclarationError(
+                    f"{place}: {kind!r} is not a message; annotate with a subclass of interfuse.Message"
+                )
             found.append(kind if issubclass(kind, Message) else None)
         return found[0], found[1]
 

@@ -38,7 +38,7 @@ from jaxtyping import AbstractArray, Float, Float32, Int, Shaped, UInt
 from torch import Tensor
 
 from interfuse import wire
-from interfuse.errors import MessageError
+from interfuse.errors import DeclarationError, MessageError
 
 Dims = Mapping[str, int]
 
@@ -157,7 +157,7 @@ def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
         if item.leaf is not None and disclosure in (Disclosure.PARAMETERS, Disclosure.ADAPTERS):
             item = _Node(item.kind, leaf=Leaf(item.leaf.path, None, None, None, disclosure, True))
         return _Node("mapping", item=item, key=args[0])
-    raise TypeError(
+    raise DeclarationError(
         f"{path}: {annotation!r} is not a field type of a message or state; use a tensor with a jaxtyping "
         "annotation, int, float, bool, another record, or a tuple[..., ...] or dict[str, ...] of them"
     )
@@ -179,7 +179,7 @@ def _dtypes(annotation: Any, path: str, disclosure: Disclosure | None) -> tuple[
     for family, one in (_FAMILIES if found != _UNSIGNED else {}).items():
         if found == family:
             return (one,)
-    raise TypeError(
+    raise DeclarationError(
         f"{path}: {annotation!r} leaves the type open; name one, such as Float32 or Int64, or Shaped for any"
     )
 
@@ -206,7 +206,7 @@ def disclosed(message: type[Message]) -> frozenset[Disclosure]:
     """
     for leaf in leaves(message):
         if leaf.disclosure is None or (leaf.dims is None and not leaf.named):
-            raise TypeError(
+            raise DeclarationError(
                 f"{leaf.path}: a tensor in a message needs its shape and what it discloses, for instance "
                 'Annotated[Float32[Tensor, "batch d"], Disclosure.FEATURES], or an alias such as Features or Labels'
             )

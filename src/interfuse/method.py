@@ -90,6 +90,9 @@ class Method(Program):
         Raises:
             ConfigError: a name is unknown or a value impossible.
         """
+        own = [a for a in vars(cls).get("__annotations__", {}).values() if "ClassVar" not in str(a)]
+        if own and "__dataclass_fields__" not in vars(cls):
+            raise ConfigError(f"{cls.__name__} has fields but is no dataclass: write @dataclass(frozen=True) above it")
         known = {f.name: f for f in fields(cls)}
         for name in settings:
             if name not in known:

@@ -120,3 +120,9 @@ def test_console_of_other_runs(fake: FakeRun, tmp_path: Any) -> None:
 def test_console_takes_no_markup_from_names(tmp_path: Any) -> None:
     lines = printed(write_run(tmp_path, FakeRun(method="[red]x[blue]"), ()))
     assert any("[red]x[blue]" in line for line in lines)
+
+
+def test_methods_that_share_no_features_are_judged_by_their_own_accuracy(tmp_path: Any) -> None:
+    summary = write_run(tmp_path, FakeRun(discloses=("prototypes",)), (LOCAL,))
+    assert "pairs" not in headline(summary)
+    assert headline(summary).split(":")[0] != headline(summary | {"discloses": ["features"]}).split(":")[0]

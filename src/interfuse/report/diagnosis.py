@@ -13,6 +13,7 @@ from interfuse.report.summary import (
     NO_COLLABORATION,
     Json,
     clients,
+    composes,
     curve,
     mean,
     number,
@@ -43,7 +44,9 @@ def diagnose(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     """The warnings about a run; none is good news. What is unknown raises no warning."""
     checks: list[Callable[[Json, Sequence[Json]], Diagnosis | None]] = [_divergence]
     if summary.get("method") not in NO_COLLABORATION:
-        checks += [_no_better_than_local, _below_local, _spread_over_modular_blocks, _uplink]
+        checks += [_no_better_than_local, _uplink]
+        if composes(summary):
+            checks += [_below_local, _spread_over_modular_blocks]
     found = (check(summary, metrics) for check in checks)
     return [diagnosis for diagnosis in found if diagnosis is not None]
 

@@ -255,7 +255,7 @@ def _bytes_row(name: str, totals: Json, *, total: bool = False) -> str:
 def _classes_and_time(svgs: Mapping[str, str]) -> str:
     waiting = "Seconds by phase. Calls: how long the server waited; local work: sum over clients."
     sections = (
-        ("Classes by client", _card(svgs, "classes", "Training samples of each class by client.")),
+        ("Classes by client", _card(svgs, "classes", "Samples of each class by client, held-out shares included.")),
         ("Time", _card(svgs, "time", waiting)),
     )
     shown = "".join(f"<section><h2>{name}</h2>\n{card}</section>\n" for name, card in sections if card)

@@ -276,7 +276,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 
 @_style()
 def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_names: Sequence[str]) -> Figure:
-    """Training samples of each class by client: stacked bars, or an image where there are too many pieces.
+    """Samples of each class by client: stacked bars, or an image where there are too many pieces.
 
     Args:
         counts: Samples by client (row) and class (column).

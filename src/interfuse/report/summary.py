@@ -275,6 +275,12 @@ def clients(summary: Json) -> list[ClientFacts]:
     ]
 
 
+def composes(summary: Json) -> bool:
+    """Whether blocks of different clients are meant to work together: the method shares features, and no parameters."""
+    discloses = summary.get("discloses")
+    return discloses is None or ("features" in discloses and "parameters" not in discloses)
+
+
 def number_of_clients(summary: Json) -> int:
     """How many clients there are, as far as the summary says."""
     return len(summary.get("clients") or ()) or len(scores(summary).common.per_client)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from interfuse.references import short_name
-from interfuse.report.summary import NO_COLLABORATION, Json, number_of_clients, reference, scores
+from interfuse.report.summary import NO_COLLABORATION, Json, composes, number_of_clients, reference, scores
 
 UNKNOWN = "–"
 
@@ -45,6 +45,11 @@ def title(summary: Json) -> str:
     )
 
 
+def is_reference(summary: Json) -> bool:
+    """Whether this is Local or Pooled itself."""
+    return summary.get("method") in NO_COLLABORATION
+
+
 def headline(summary: Json) -> str:
     """One sentence on what collaboration bought, beside Local and Pooled where they ran."""
     local = reference(summary, "local")
@@ -52,7 +57,7 @@ def headline(summary: Json) -> str:
     pairs = 0 if found.composition is None else found.composition.size
     parts = []
     gain = math.nan
-    if pairs > 1 and not math.isnan(found.mean_composition):
+    if pairs > 1 and not math.isnan(found.mean_composition) and (composes(summary) or is_reference(summary)):
         part = (
             f"over all {pairs:,} pairs of a base block and a modular block the mean accuracy is "
             f"{percent(found.mean_composition)}"
@@ -68,7 +73,7 @@ def headline(summary: Json) -> str:
         return "No accuracy has been measured yet."
     sentence = "; ".join(parts) + "."
     gain = own_gain if math.isnan(gain) else gain
-    if summary.get("method") in NO_COLLABORATION or math.isnan(gain):
+    if is_reference(summary) or math.isnan(gain):
         return sentence[0].upper() + sentence[1:]
     return f"{_bought(gain)}: {sentence}"
 

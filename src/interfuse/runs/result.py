@@ -47,10 +47,11 @@ class Result:
         return read_config(self.path / "config.toml")
 
     def curve(self, name: str) -> tuple[Int64[np.ndarray, "points"], Float[np.ndarray, "points ..."]]:
-        """Rounds and values of ``own``, ``validation``, ``common`` (by client) or ``composition`` (base, modular)."""
+        """Rounds and values of ``own``, ``validation``, ``global`` (by client) or ``composition`` (base, modular)."""
+        name = {"global": "common"}.get(name, name)
         rows = [row for row in self.metrics if row.get("accuracy")]
         if name not in ("own", "validation", "common", "composition"):
-            raise ConfigError(f"no curve {name!r}: own, validation, common or composition")
+            raise ConfigError(f"no curve {name!r}: own, validation, global or composition")
         values = [row["accuracy"][name] for row in rows]
         return np.array([row["round"] for row in rows]), np.array(values, dtype=float)
 
