@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -33,6 +33,7 @@ from interfuse import (
 from interfuse.api import new_folder
 from interfuse.errors import ConfigError, DataError, ModelError, RunError
 from interfuse.methods import built_in
+from interfuse.numerics import Numerics
 from interfuse.runs import Result, parse_config
 from interfuse.runs.folder import RunFolder
 
@@ -383,7 +384,7 @@ class SomeEmpty:
         ({"eval_every": 0}, ConfigError, r"eval_every = 0 is impossible"),
         ({"validation": 0.5, "test": 0.5}, ConfigError, r"nothing is left to train on"),
         ({"device": "cpux"}, ConfigError, r"device = 'cpux'"),
-        ({"layout": "strided"}, ConfigError, r"layout = 'strided' is impossible"),
+        ({"numerics": Numerics(layout=cast(Any, "strided"))}, ConfigError, r"layout = 'strided' is impossible"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
 )  # fmt: skip

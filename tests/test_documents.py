@@ -39,13 +39,17 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert tuple(scores.shape) == (360, 10)  # type: ignore[attr-defined]
 
 
-def test_the_example_runs_and_predicts_by_prototypes(tmp_path: Path) -> None:
-    result = interfuse.run(
-        str(ROOT / "examples" / "fedproto.py"), fusion_width=8, models=["mlp"], clients=2, rounds=2, beside=(),
-        settings={"lr": 0.1}, out=tmp_path / "run", progress=interfuse.Silent(),
-    )  # fmt: skip
-    assert result.summary["uplink_bytes"]["raw"] == 2 * 2 * (10 * 8 + 10) * 4
-    assert result.summary["global_accuracy"]["mean"] > 0.2
+def test_the_example_without_its_pull_is_fedavg(tmp_path: Path) -> None:
+    def accuracies(method: str, **settings: float) -> list[float]:
+        result = interfuse.run(
+            method, fusion_width=8, models=["mlp"], clients=2, rounds=2, beside=(), settings={"lr": 0.1} | settings,
+            out=tmp_path / f"{Path(method).stem}-{settings}", progress=interfuse.Silent(),
+        )  # fmt: skip
+        return list(result.curve("global")[1][-1])
+
+    example, average = str(ROOT / "examples" / "fedprox.py"), accuracies("fedavg")
+    assert accuracies(example, mu=0.0) == average
+    assert accuracies(example, mu=10.0) != average
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:

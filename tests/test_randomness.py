@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from interfuse.randomness import derive, generator, numpy_generator, one_thread, seeded
+from interfuse.randomness import derive, generator, numpy_generator, seeded
 
 KEYS = st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=4)
 
@@ -95,12 +95,11 @@ def test_seeded_blocks_nest() -> None:
 
 
 def test_what_is_raised_inside_comes_out_and_everything_is_put_back() -> None:
-    before, threads = torch.get_rng_state(), torch.get_num_threads()
-    with pytest.raises(KeyError), seeded(0, "x"), one_thread():
+    before = torch.get_rng_state()
+    with pytest.raises(KeyError), seeded(0, "x"):
         torch.rand(1)
         raise KeyError
     assert torch.equal(torch.get_rng_state(), before)
-    assert torch.get_num_threads() == threads
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about devices that are not there")
@@ -113,17 +112,3 @@ def test_seeding_takes_no_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("traceback.format_stack", refuse)
     with seeded(0, "place"):
         torch.rand(1)
-
-
-def test_one_thread() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with one_thread():
-            assert torch.get_num_threads() == 1
-            with one_thread():
-                pass
-            assert torch.get_num_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -64,11 +66,14 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 Build = Callable[[Any], torch.optim.Optimizer]
 OPTIMIZERS: list[tuple[Optimizer, Build]] = [
     (Optimizer("sgd"), lambda p: torch.optim.SGD(p, lr=0.1)),
-    (Optimizer("sgd", momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9)),
-    (Optimizer("sgd", 0.5, 0.01), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5, weight_decay=0.01)),
-    (Optimizer("adam"), lambda p: torch.optim.Adam(p, lr=0.1)),
-    (Optimizer("adam", weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1)),
-    (Optimizer("adamw", weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1)),
+    (Optimizer("sgd", momentum=0.9), lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True)),
+    (
+        Optimizer("sgd", 0.5, 0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.5, weight_decay=0.01, fused=True),
+    ),
+    (Optimizer("adam"), lambda p: torch.optim.Adam(p, lr=0.1, fused=True)),
+    (Optimizer("adam", weight_decay=0.1), lambda p: torch.optim.Adam(p, lr=0.1, weight_decay=0.1, fused=True)),
+    (Optimizer("adamw", weight_decay=0.1), lambda p: torch.optim.AdamW(p, lr=0.1, weight_decay=0.1, fused=True)),
 ]
 optimizers = pytest.mark.parametrize(("optimizer", "build"), OPTIMIZERS)
 
@@ -97,6 +102,95 @@ def test_kept_slots_make_two_calls_one_long_call(optimizer: Optimizer, build: Bu
         fit(forgetful, cross_entropy, draw()[:2], lr=0.1, optimizer=optimizer)
         fit(forgetful, cross_entropy, draw()[2:], lr=0.1, optimizer=optimizer)
         assert not same_bits(state(long), state(forgetful))
+
+
+def test_the_optimizer_is_where_no_compiler_is_imported() -> None:
+    """PyTorch's optimizer classes import it when the first of them is made, which takes seconds."""
+    program = (
+        "import sys, torch\n"
+        "from interfuse.models import SplitModel\n"
+        "from interfuse.training import Batch, cross_entropy, fit\n"
+        "model = SplitModel({'a': torch.nn.Linear(2, 2), 'c': torch.nn.Linear(2, 2)})\n"
+        "fit(model, cross_entropy, [Batch(torch.ones(3, 2), torch.zeros(3).long())], lr=0.1, optimizer='adam')\n"
+        "assert 'torch._dynamo' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def convolutional(memory_format: torch.memory_format) -> SplitModel:
+    with seeded(0, "convolutional"):
+        stages = {"a": nn.Conv2d(3, 4, 3), "b": nn.Sequential(nn.Tanh(), nn.Flatten()), "c": nn.Linear(16, 3)}
+        model = SplitModel(stages)
+    return cast(SplitModel, model.to(memory_format=memory_format))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kept", [torch.contiguous_format, torch.channels_last])
+@optimizers
+def test_slots_and_gradients_fit_parameters_of_any_layout(
+    optimizer: Optimizer, build: Build, layout: torch.memory_format, kept: torch.memory_format
+) -> None:
+    """Fused kernels walk through memory: slots that were saved with other strides must be laid out anew."""
+    g = torch.Generator().manual_seed(0)
+    batches = [Batch(torch.randn(4, 3, 4, 4, generator=g), torch.randint(3, (4,), generator=g)) for _ in range(4)]
+    long, short = convolutional(layout), convolutional(layout)
+    # gradients from a rule have any strides
+    turned = lambda gradients, parameters: {k: v.contiguous() for k, v in gradients["loss"].items()}  # noqa: E731
+    fit(long, cross_entropy, batches, lr=0.1, optimizer=optimizer, combine=turned)
+    slots: OptimizerState = {}
+    fit(short, cross_entropy, batches[:2], lr=0.1, optimizer=optimizer, slots=slots)
+    for own in slots.values():
+        for name, slot in own.items():
+            own[name] = slot.contiguous(memory_format=kept) if slot.ndim == 4 else slot.clone()
+    fit(short, cross_entropy, batches[2:], lr=0.1, optimizer=optimizer, slots=slots)
+    for key, tensor in state(long).items():
+        torch.testing.assert_close(state(short)[key], tensor, rtol=0, atol=1e-6)
+
+
+@optimizers
+def test_a_step_shows_in_the_counters_by_which_changes_are_noticed(optimizer: Optimizer, build: Build) -> None:
+    model, slots = smooth(), cast(OptimizerState, {})
+    fit(model, cross_entropy, draw(1), lr=0.1, optimizer=optimizer, slots=slots)
+    tensors = [*model.parameters(), *(slot for own in slots.values() for slot in own.values())]
+    before = [tensor._version for tensor in tensors]
+    fit(model, cross_entropy, draw(1), lr=0.1, optimizer=optimizer, slots=slots)
+    assert all(tensor._version > version for tensor, version in zip(tensors, before, strict=True))
+
+
+@optimizers
+def test_a_parameter_with_gaps_in_memory_is_trained_too(optimizer: Optimizer, build: Build) -> None:
+    mine, plain = smooth(), smooth()
+    linear = cast(nn.Linear, mine.get_submodule("c"))
+    wide = torch.zeros(3, 12)
+    wide[:, ::2] = linear.weight.detach()
+    linear.weight = nn.Parameter(wide[:, ::2])
+    fit(mine, cross_entropy, draw(), lr=0.1, optimizer=optimizer)
+    plain_training(plain, [(b.x, b.y) for b in draw()], build(plain.parameters()))
+    for key, tensor in state(plain).items():
+        torch.testing.assert_close(state(mine)[key], tensor, rtol=0, atol=1e-6)
+    assert bool((wide[:, 1::2] == 0).all())
+
+
+def test_autocast_computes_the_objective_in_bfloat16_and_leaves_the_rest() -> None:
+    seen: list[torch.dtype] = []
+
+    def looking(model: SplitModel, batch: Batch) -> Tensor:
+        logits = model(batch.x)
+        seen.append(logits.dtype)
+        return functional.cross_entropy(logits, batch.y)
+
+    mine, plain = smooth(), smooth()
+    fit(mine, looking, draw(), lr=0.1, autocast=torch.bfloat16)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for b in draw():
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = functional.cross_entropy(plain(b.x), b.y)
+        loss.backward()
+        optimizer.step()
+    assert seen == [torch.bfloat16] * 6
+    assert {p.dtype for p in mine.parameters()} == {torch.float32}
+    assert same_bits(state(mine), state(plain))
 
 
 def test_the_loss_is_the_mean_over_steps_before_each_step() -> None:

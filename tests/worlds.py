@@ -84,10 +84,10 @@ def setup_of(
     shares = shares or make_shares(dataset, partition or IID(), clients, seed)
     dealt = [models[i % len(models)] for i in range(len(shares))]
     setup = Setup(
-        method, dataset, shares,
+        method, [dataset] * len(shares), shares,
         [resolve(m) if isinstance(m, str) else m for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
-        width, seed, overrides=overrides or {}, extra_programs=evaluation(dataset),
+        width, seed, overrides=overrides or {}, extra_programs=evaluation([dataset] * len(shares)),
     )  # fmt: skip
     check(setup)
     return setup

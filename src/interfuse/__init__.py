@@ -6,8 +6,8 @@ from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients, Replies
-from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, load
-from interfuse.errors import InterfuseError
+from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, Shards, load
+from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
 from interfuse.message import (
     ClassCounts,
@@ -25,6 +25,7 @@ from interfuse.message import (
 )
 from interfuse.method import ALL, BUFFERS, NOTHING, Method
 from interfuse.models import SplitModel, pair, split_at
+from interfuse.numerics import Numerics
 from interfuse.runs import Result, Silent
 from interfuse.server import Server
 from interfuse.training import (
@@ -65,6 +66,8 @@ __all__ = [
     "Method",
     "NamedTensors",
     "Natural",
+    "Notice",
+    "Numerics",
     "Optimizer",
     "Parameters",
     "Pathological",
@@ -73,6 +76,7 @@ __all__ = [
     "Replies",
     "Result",
     "Server",
+    "Shards",
     "Silent",
     "SplitModel",
     "State",

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from interfuse import report
-from interfuse.data import Dataset, Partition
+from interfuse.data import Dataset, Partition, load
 from interfuse.errors import ConfigError
 from interfuse.method import Method
 from interfuse.methods import find, name_of
 from interfuse.models import DEFAULT_MODELS, Builder, resolve
+from interfuse.numerics import DEFAULT, Numerics
 from interfuse.references import IN_MEMORY
 from interfuse.report.progress import following
 from interfuse.runs import Given, Progress, Result, RunConfig, execute, parse_config
 from interfuse.runs import resume as resume_run
 from interfuse.runs.config import absolute_paths, partition_values, settings_of
 
+DataSets = str | Dataset | Sequence[str | Dataset]
+"""One data set for all clients, or several that are dealt to them in turn; each by name or as an object."""
+
 
 def run(
     method: str | Method | type[Method] = "ifl",
     *,
-    data: str | Dataset = "digits",
+    data: DataSets = "digits",
     partition: str | Partition = "iid",
     clients: int = 4,
     models: Sequence[str | Builder] = DEFAULT_MODELS,
@@ -36,7 +41,7 @@ def run(
     validation: float = 0.1,
     test: float = 0.1,
     device: str = "cpu",
-    layout: str = "contiguous",
+    numerics: Numerics = DEFAULT,
     workers: int | None = None,
     commit_rounds: int | None = None,
     out: str | Path | None = None,
@@ -46,12 +51,14 @@ def run(
 
     Args:
         method: A method object, its class, or a name: built in, ``mine.py``, ``package.module:Class``, an entry point.
-        data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``.
+        data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``. Several are dealt to the
+            clients in turn.
         partition: How the training data is dealt to the clients.
         models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width).
         settings: Hyperparameters, where the method is given by name.
         client_settings: Hyperparameters that differ for a client, by its number.
         beside: References to run after it on the same data: ``local``, ``pooled``.
+        numerics: How numbers are computed: dtype, memory layout, denormals.
         workers: Processes on this machine; None: one a core. Results do not depend on it.
         commit_rounds: Commit every so many rounds instead of every 30 seconds.
         out: The run folder; None: a new one under ``runs/``.
@@ -69,7 +76,7 @@ def run(
     values = absolute_paths(
         {
             "method": name_of(type(method)),
-            "data": f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data,
+            "data": _data_name(data) if isinstance(data, str | Dataset) else [_data_name(one) for one in data],
             "clients": clients,
             "models": _names(models),
             "fusion_width": fusion_width,
@@ -83,7 +90,7 @@ def run(
             "partition": partition_values(partition),
             "settings": settings_of(method),
             "client": dict(client_settings or {}),
-            "numerics": {"layout": layout},
+            "numerics": asdict(numerics),
             "execution": {"workers": workers, "commit_rounds": commit_rounds},
         },
         Path.cwd(),
@@ -109,6 +116,10 @@ def _names(models: Sequence[str | Builder]) -> list[str]:
     return names
 
 
+def _data_name(data: str | Dataset) -> str:
+    return f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data
+
+
 def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:
     """Carry out a configuration in a new folder, and write its report."""
     with following(progress) as follower:
@@ -121,7 +132,7 @@ def resume(
     path: str | Path,
     *,
     method: Method | None = None,
-    data: Dataset | None = None,
+    data: DataSets | None = None,
     models: Sequence[str | Builder] | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
@@ -146,25 +157,27 @@ def load_run(
     path: str | Path,
     *,
     method: Method | None = None,
-    data: Dataset | None = None,
+    data: DataSets | None = None,
     models: Sequence[str | Builder] | None = None,
 ) -> Result:
     """Open a run folder, finished or not. For the other arguments see :func:`resume`."""
     return Result(path, _given(method, data, models))
 
 
-def _given(method: Method | None, data: str | Dataset | None, models: Sequence[str | Builder] | None) -> Given:
+def _given(method: Method | None, data: DataSets | None, models: Sequence[str | Builder] | None) -> Given:
+    several = () if data is None else (data,) if isinstance(data, str | Dataset) else data
+    objects = any(isinstance(one, Dataset) for one in several)
     named = models is None or all(isinstance(model, str) for model in models)
     return Given(
         method=method,
-        dataset=data if isinstance(data, Dataset) else None,
+        dataset=[load(one) for one in several] if objects else None,
         builders=None if named else [resolve(model) for model in models or ()],
     )
 
 
 def new_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """A folder that does not exist yet, named after what runs in it."""
-    method, data = (Path(text.rpartition(":")[2]).stem.lower() for text in (config.method, config.data))
-    name = f"{method}-{data}-seed{config.seed}"
+    words = (Path(text.rpartition(":")[2]).stem.lower() for text in (config.method, *config.data_names))
+    name = f"{'-'.join(words)}-seed{config.seed}"
     names = (parent / (name if number == 1 else f"{name}-{number}") for number in range(1, 1_000_000))
     return next(path for path in names if not path.exists())

@@ -16,7 +16,7 @@ from interfuse.data import Dataset, Share
 from interfuse.errors import ConfigError
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
-from interfuse.randomness import numpy_generator
+from interfuse.randomness import Key, generator, numpy_generator
 from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit
 
 S = TypeVar("S", bound=State | None, default=None)
@@ -135,21 +135,43 @@ class Client(Generic[S]):
         profile: What the server knows of it.
         state: What ``new_client`` returned, or what a handler put in its place.
         scratch: Anything one call of a round leaves for a later call of the same round.
-        generator: Derived for this call; its draws depend on nothing but their place.
         round: The current round, from 1; 0 during ``start``.
         dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
+        steps: Gradient steps since the handler began.
     """
 
     state: S
-    generator: torch.Generator
     round: int
 
-    def __init__(self, profile: Profile, model: SplitModel, data: ClientData, order: SampleOrder, dims: Dims) -> None:
+    def __init__(
+        self,
+        profile: Profile,
+        model: SplitModel,
+        data: ClientData,
+        order: SampleOrder,
+        dims: Dims,
+        autocast: torch.dtype | None = None,
+    ) -> None:
         self.id, self.profile, self.model, self.data, self.order, self.dims = (
             profile.id, profile, model, data, order, dims,
         )  # fmt: skip
+        self._autocast = autocast
+        self._generator: torch.Generator | None = None
+        self.begin(0)
         self.scratch: dict[str, Any] = {}
         self.optimizers: dict[str, OptimizerState] = {}
+
+    def begin(self, seed: int, *place: Key) -> None:
+        """A handler begins: its place in the run, from which :attr:`generator` is derived."""
+        self.steps = 0
+        self._seed, self._place, self._generator = seed, place, None
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Derived for this call; its draws depend on nothing but their place."""
+        if self._generator is None:
+            self._generator = generator(self._seed, *self._place)
+        return self._generator
 
     def batch(self, size: int) -> Batch:
         """The next ``min(size, share)`` training samples in the client's order."""
@@ -182,7 +204,11 @@ class Client(Generic[S]):
             batches = (self.data.train(positions) for positions in self.order.epochs(epochs, batch_size))
         assert batches is not None
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        return fit(self.model, losses, batches, slots=slots, round=max(self.round - 1, 0), **options)
+        done = fit(
+            self.model, losses, batches, slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options
+        )
+        self.steps += done.steps
+        return done
 
     def tensors(
         self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE

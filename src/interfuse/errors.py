@@ -4,6 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What works but hardly does what was meant, to be said before a run and in its report; and what to try."""
+
+    text: str
+    remedy: str
 
 
 class InterfuseError(Exception):

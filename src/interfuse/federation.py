@@ -15,7 +15,7 @@ from interfuse.errors import InterfuseError, RunError
 from interfuse.handler import handlers, programs
 from interfuse.message import flatten, leaves, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
-from interfuse.randomness import one_thread, seeded
+from interfuse.randomness import seeded
 from interfuse.server import Server
 from interfuse.setup import Setup, check_fusion, check_setup
 from interfuse.wire import FileRecord, Heading, Ledger, load_tensors, save_tensors
@@ -63,7 +63,11 @@ class Federation:
     def _forget_server(self) -> None:
         setup = self.setup
         self.server: Server[Any] = Server(
-            setup.seed, setup.dims, lambda architecture, name: setup.build(architecture, "server", name), setup.inputs
+            setup.seed,
+            setup.dims,
+            lambda architecture, name: setup.build(architecture, "server", name),
+            setup.inputs,
+            setup.numerics.autocast,
         )
         self.server.state = None
         self._written: dict[str, object] = {}
@@ -71,7 +75,7 @@ class Federation:
     def start(self) -> None:
         """What happens once, before the first round."""
         self._enter(0, "start")
-        with one_thread(), seeded(self.setup.seed, "start"):
+        with self.setup.numerics.applied(), seeded(self.setup.seed, "start"):
             self.server.state = self.method.start(self.server, self.clients)
         check_state(self.server.state, self.method.start)
         self.engine.end_round()
@@ -80,7 +84,7 @@ class Federation:
         """One round of the method."""
         self.round += 1
         self._enter(self.round, "training")
-        with one_thread(), seeded(self.setup.seed, "round", self.round):
+        with self.setup.numerics.applied(), seeded(self.setup.seed, "round", self.round):
             self.method.round(self.server, self.clients)
         check_state(self.server.state, self.method.start)
         self.engine.end_round()
@@ -101,7 +105,7 @@ class Federation:
         state, optimizers = self.server.state, self.server.optimizers
         self.server.optimizers = {}
         try:
-            with one_thread(), seeded(self.setup.seed, "evaluation", self.round):
+            with self.setup.numerics.applied(), seeded(self.setup.seed, "evaluation", self.round):
                 self.method.prepare_evaluation(self.server, clients)
                 yield clients
         finally:

@@ -431,7 +431,7 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
 
 def _finite(tensor: Tensor) -> bool:
     """One pass without a temporary in the usual case; a sum that overflows is looked at element by element."""
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
 
 
 def _check_shape(

@@ -13,9 +13,9 @@ from annotated_types import Ge, Gt, Le
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import ConfigError, nearest
+from interfuse.errors import ConfigError, Notice, nearest
 from interfuse.handler import Program, handlers, programs
 from interfuse.message import Disclosure, State, disclosed
 from interfuse.server import Server
@@ -81,6 +81,10 @@ class Method(Program):
 
     def alone(self) -> Method | None:
         """What a client would do by itself with the same steps and rates; None: Local with fields of equal names."""
+        return None
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        """What a user should know before this method runs with these clients; None: nothing."""
         return None
 
     @classmethod
@@ -190,5 +194,10 @@ def check_state(state: object, function: Any) -> None:
 
 def state_type(function: Any) -> type[State] | None:
     """The type of state that ``start`` or ``new_client`` returns, read off its annotation."""
+    return _state_type(getattr(function, "__func__", function))
+
+
+@cache
+def _state_type(function: Any) -> type[State] | None:
     kind = get_type_hints(function).get("return")
     return kind if isinstance(kind, type) and issubclass(kind, State) else None

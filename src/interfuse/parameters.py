@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, TypeVar
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan, travels
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import ModelError
+from interfuse.errors import ModelError, Notice
 from interfuse.message import Message, NamedTensors, Parameters
 from interfuse.server import Server
 
@@ -18,6 +19,9 @@ M = TypeVar("M", bound=Message)
 
 WeightRule = Literal["samples", "uniform"]
 """How clients count in a mean: by their training samples, or all alike."""
+
+ONE_HEAD = "cnn,mlp-linear,mixed-linear,deep-linear"
+"""Models of the zoo with different base blocks and one modular block: what to try where that is needed."""
 
 
 class Weights(Message):
@@ -35,13 +39,13 @@ def initial_weights(
     """Initial values of every tensor that some client shares; where several share a key, of the first one's model.
 
     Raises:
-        ModelError: two clients have tensors of different shape under one key, so no mean of them exists.
+        ModelError: two clients have tensors of different shape under one key, or one of them has it in a part that is
+            not shared, so no mean of them exists.
     """
     weights: NamedTensors = {}
     owner: dict[str, Profile] = {}
-    for profile in clients.profiles.values():
-        if profile.architecture in {known.architecture for known in owner.values()}:
-            continue
+    unshared: dict[str, Profile] = {}
+    for profile in one_of_each_architecture(clients):
         model = server.new_model(profile.architecture)
         trainable = dict(model.named_parameters())
         for key, tensor in model.tensors(parts).items():
@@ -54,7 +58,39 @@ def initial_weights(
                 )
             if key not in weights and travels(buffers, key not in trainable, tensor.dtype):
                 weights[key], owner[key] = tensor.clone(), profile
+        unshared |= dict.fromkeys(profile.keys.keys() - model.tensors(parts).keys(), profile)
+    if astray := sorted(weights.keys() & unshared.keys()):
+        first, second = owner[astray[0]], unshared[astray[0]]
+        raise ModelError(
+            f"{astray[0]} is shared by client {first.id} ({first.architecture}), but client {second.id} "
+            f"({second.architecture}) has it on the other side of its fusion cut; cut both models at the same stage"
+        )
     return weights
+
+
+def one_of_each_architecture(clients: Clients) -> list[Profile]:
+    """The profile of the first client of every architecture, in the order of clients."""
+    found: dict[str, Profile] = {}
+    for profile in clients.profiles.values():
+        found.setdefault(profile.architecture, profile)
+    return list(found.values())
+
+
+def nothing_in_common(profiles: Mapping[ClientId, Profile], *, apart: bool = False) -> Notice | None:
+    """What to say of means that are each over one client; None where there is one over several.
+
+    Args:
+        apart: Clients of different architectures have no means in common, whatever their keys.
+    """
+    holders = Counter((p.architecture if apart else "", key) for p in profiles.values() for key in p.keys)
+    if len(profiles) < 2 or max(holders.values(), default=0) > 1:
+        return None
+    found = "No two clients have one architecture" if apart else "No two clients have a tensor in common"
+    remedy = "Give clients one architecture, for instance with --models cnn"
+    return Notice(
+        f"{found}, so every mean is over one client: each trains alone, and what it sends is of no use to the others.",
+        f"{remedy}." if apart else f"{remedy}, or models that have a head in common: --models {ONE_HEAD}.",
+    )
 
 
 def by_architecture(clients: Clients, make: Callable[[Profile], M]) -> dict[ClientId, M]:

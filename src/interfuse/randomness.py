@@ -22,11 +22,9 @@ def derive(seed: int, *keys: Key) -> int:
 
     Keys are tagged with their type and length, so ``("a", 1)`` and ``("a1",)`` differ.
     """
-    digest = hashlib.blake2b(digest_size=8)
-    for key in (seed, *keys):
-        text = (f"str:{key}" if isinstance(key, str) else f"int:{operator.index(key)}").encode()
-        digest.update(len(text).to_bytes(4, "little") + text)
-    return int.from_bytes(digest.digest(), "little") >> 1
+    texts = [(f"str:{key}" if isinstance(key, str) else f"int:{operator.index(key)}").encode() for key in (seed, *keys)]
+    tagged = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    return int.from_bytes(hashlib.blake2b(tagged, digest_size=8).digest(), "little") >> 1
 
 
 def generator(seed: int, *keys: Key) -> torch.Generator:
@@ -47,19 +45,17 @@ def seeded(seed: int, *keys: Key) -> Iterator[None]:
     interfuse that touches a global seed.
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        # torch.manual_seed takes a stack trace for each kind of device that is not there: a millisecond for nothing
-        torch.default_generator.manual_seed(derive(seed, *keys))
-        if torch.cuda.is_available():
-            torch.cuda.manual_seed_all(derive(seed, *keys))
+        _seed_all(derive(seed, *keys))
         yield
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for every operation inside: bits must not depend on how many cores a machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def reseed(seed: int, *keys: Key) -> None:
+    """Seed PyTorch's global generators inside a block of :func:`seeded`, which puts them back."""
+    _seed_all(derive(seed, *keys))
+
+
+def _seed_all(seed: int) -> None:
+    # torch.manual_seed takes a stack trace for each kind of device that is not there: a millisecond for nothing
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)

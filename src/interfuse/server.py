@@ -29,6 +29,7 @@ class Server(Generic[S]):
         generator: Derived for this round.
         round: The current round, from 1; 0 during ``start``.
         dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
+        steps: Gradient steps of the server since the round began.
         inputs: From samples as stored to normalised inputs of a model, for methods that hand over data.
     """
 
@@ -36,8 +37,15 @@ class Server(Generic[S]):
     generator: torch.Generator
     round: int
 
-    def __init__(self, seed: int, dims: Dims, build: Build, inputs: Callable[[Tensor], Tensor]) -> None:
-        self.dims, self.inputs, self._seed, self._build = dims, inputs, seed, build
+    def __init__(
+        self,
+        seed: int,
+        dims: Dims,
+        build: Build,
+        inputs: Callable[[Tensor], Tensor],
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.dims, self.inputs, self._seed, self._build, self._autocast = dims, inputs, seed, build, autocast
         self.models: dict[str, SplitModel] = {}
         self.architectures: dict[str, str] = {}
         self.optimizers: dict[str, OptimizerState] = {}
@@ -48,6 +56,7 @@ class Server(Generic[S]):
     def enter(self, round: int, heading: str = "training") -> None:
         """Go to a place in the run."""
         self._scratch_of_round.clear()
+        self.steps = 0
         self.round, self.generator = round, generator(self._seed, "server", heading, round)
 
     def model(self, name: str, architecture: str) -> SplitModel:
@@ -80,4 +89,8 @@ class Server(Generic[S]):
     ) -> Fitted:
         """Train one of the server's models. See :func:`interfuse.training.fit`."""
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        return fit(model, losses, batches, slots=slots, round=max(self.round - 1, 0), **options)
+        done = fit(
+            model, losses, batches, slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options
+        )
+        self.steps += done.steps
+        return done

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
-from typing import Any, Literal
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,22 +17,8 @@ from interfuse.handler import Program, programs
 from interfuse.message import Dims
 from interfuse.method import Method
 from interfuse.models import Builder, SplitModel, measure
+from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import seeded
-
-Layout = Literal["contiguous", "channels_last"]
-
-
-@dataclass(frozen=True)
-class Numerics:
-    """Settings that bits may depend on, beside build and processor type. Part of every run's configuration."""
-
-    dtype: Literal["float32"] = "float32"
-    layout: Layout = "contiguous"
-    threads: Literal[1] = 1
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +26,7 @@ class Setup:
     """A federation ready to be hosted by an engine.
 
     Attributes:
+        datasets: The data set of each client, in order; those of several clients may be one.
         builders: One model builder a client, in order.
         architectures: Name of the builder of each client; equal names mean equal architectures.
         overrides: Hyperparameters that differ for a client.
@@ -47,14 +34,14 @@ class Setup:
     """
 
     method: Method
-    dataset: Dataset
+    datasets: Sequence[Dataset]
     shares: Sequence[Share]
     builders: Sequence[Builder]
     architectures: Sequence[str]
     width: int
     seed: int
     device: str = "cpu"
-    numerics: Numerics = Numerics()
+    numerics: Numerics = DEFAULT
     overrides: Mapping[ClientId, Mapping[str, Any]] = field(default_factory=dict)
     extra_programs: Callable[[Method], Mapping[str, Program]] = lambda method: {}
 
@@ -62,9 +49,10 @@ class Setup:
         """A new model of an architecture; its initial values are a function of seed and key."""
         if architecture not in self.architectures:
             raise ModelError(f"no client has the architecture {architecture!r}")
-        builder = self.builders[self.architectures.index(architecture)]
+        client = self.architectures.index(architecture)
+        builder, dataset = self.builders[client], self.datasets[client]
         with seeded(self.seed, "model", *key):
-            model = builder(self.dataset.shape, self.dataset.classes, self.width)
+            model = builder(dataset.shape, dataset.classes, self.width)
         model.to(self.device)
         if self.numerics.layout == "channels_last":
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
@@ -81,15 +69,16 @@ class Setup:
         for client, architecture in enumerate(self.architectures):
             if architecture in facts:
                 continue
+            dataset = self.datasets[client]
             try:
                 model = self.build(architecture, "measure")
-                measured = measure(model, self.dataset.shape)
+                measured = measure(model, dataset.shape)
             except ModelError as error:
                 raise ModelError(f"client {client} ({architecture}): {error}") from error
-            if measured.classes != self.dataset.classes:
+            if measured.classes != dataset.classes:
                 raise ModelError(
                     f"client {client} ({architecture}): the model has {measured.classes} outputs, "
-                    f"but {self.dataset.name} has {self.dataset.classes} classes"
+                    f"but {dataset.name} has {dataset.classes} classes"
                 )
             keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
             facts[architecture] = (keys, measured.fusion_width)
@@ -103,11 +92,41 @@ class Setup:
         """Sizes bound for the run. ``d`` is there when all clients agree on the width of the fusion layer."""
         widths = {profile.fusion_width for profile in self.profiles.values()}
         width = widths.pop() if len(widths) == 1 else None
-        return {"classes": self.dataset.classes, "clients": len(self.shares)} | ({} if width is None else {"d": width})
+        sizes = {"classes": self.datasets[0].classes, "clients": len(self.shares)}
+        return sizes if width is None else sizes | {"d": width}
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set of all clients.
+
+        Raises:
+            ConfigError: they have several.
+        """
+        if len(self.domains) > 1:
+            names = ", ".join(dataset.name for dataset in self.domains)
+            raise ConfigError(f"the clients have several data sets ({names}) where one is needed; give them one")
+        return self.datasets[0]
+
+    @cached_property
+    def domains(self) -> list[Dataset]:
+        """The data sets that differ, in the order of the first client of each."""
+        return list({id(dataset): dataset for dataset in self.datasets}.values())
+
+    @property
+    def digest(self) -> str:
+        """A hash of all samples and labels of each data set."""
+        return ",".join(dataset.digest for dataset in self.domains)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Normalised inputs of samples as stored, in the memory layout of the run."""
-        normal = self.dataset.normalise(x)
+        """What :meth:`inputs_of` gives where all clients have one data set."""
+        return self._inputs(self.dataset, x)
+
+    def inputs_of(self, client: ClientId) -> Callable[[Tensor], Tensor]:
+        """From samples as the client's data set stores them to normalised inputs, in the memory layout of the run."""
+        return partial(self._inputs, self.datasets[client])
+
+    def _inputs(self, dataset: Dataset, x: Tensor) -> Tensor:
+        normal = dataset.normalise(x)
         return normal.contiguous(memory_format=self.numerics.memory_format) if normal.ndim == 4 else normal
 
     def method_of(self, client: ClientId) -> Method:
@@ -167,6 +186,13 @@ def check_setup(setup: Setup) -> None:
     """
     if not setup.shares:
         raise ConfigError("clients = 0: a federation needs at least one client")
+    first = setup.datasets[0]
+    for client, dataset in enumerate(setup.datasets):
+        if dataset.classes != first.classes:
+            raise ConfigError(
+                f"client {client} has {dataset.name} with {dataset.classes} classes, but client 0 {first.name} with "
+                f"{first.classes}; all data sets of a federation must have as many"
+            )
     for client in setup.overrides:
         if client not in range(len(setup.shares)):
             raise ConfigError(f"settings for client {client}, but clients are 0 to {len(setup.shares) - 1}")

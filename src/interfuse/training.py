@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, Required, TypedDict, Unpack
 
@@ -12,6 +13,8 @@ from annotated_types import Ge, Gt
 from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
 
 from interfuse.errors import InterfuseError
 from interfuse.models import SplitModel
@@ -108,18 +111,77 @@ LearningRate = Rate | Exponential | Cosine
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of PyTorch's optimizers. ``momentum`` belongs to SGD."""
+    """One of PyTorch's optimizers. ``momentum`` belongs to SGD.
+
+    The rules are PyTorch's own functions, fused where memory layouts allow it. Its optimizer classes are not used:
+    the first of them that is made imports PyTorch's compiler, which takes seconds.
+    """
 
     name: OptimizerName = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
 
-    def build(self, parameters: Mapping[str, torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        tensors = list(parameters.values())
+    def stepper(self, parameters: Mapping[str, torch.nn.Parameter], slots: OptimizerState) -> Callable[[float], None]:
+        """A step as a function of the learning rate: it moves the parameters that have a gradient.
+
+        Slots are laid out like their parameters, made where missing, and updated in place.
+        """
+        for key, own in slots.items():
+            slots[key] = {name: _in_place_of(parameters[key], slot) for name, slot in own.items()}
+        # a fused kernel walks through memory, without regard to strides
+        fused = all(_dense(parameter) for parameter in parameters.values())
+
+        @torch.no_grad()
+        def step(lr: float) -> None:
+            moved: dict[str, Tensor] = {key: p for key, p in parameters.items() if p.grad is not None}
+            if not moved:
+                return
+            for key, parameter in moved.items():
+                if key not in slots:
+                    slots[key] = self._first_slots(parameter)
+            own = [slots[key] for key in moved]
+            gradients = [_laid_out_like(p, p.grad) for p in moved.values() if p.grad is not None]
+            self._apply(list(moved.values()), gradients, own, lr, fused)
+            # fused kernels leave the counters by which changes are noticed as they were
+            torch.autograd.graph.increment_version([*moved.values(), *(slot for kept in own for slot in kept.values())])
+
+        return step
+
+    def _apply(
+        self, tensors: list[Tensor], gradients: list[Tensor], slots: list[dict[str, Tensor]], lr: float, fused: bool
+    ) -> None:
         if self.name == "sgd":
-            return torch.optim.SGD(tensors, lr=lr, momentum=self.momentum, weight_decay=self.weight_decay)
-        kind = torch.optim.Adam if self.name == "adam" else torch.optim.AdamW
-        return kind(tensors, lr=lr, weight_decay=self.weight_decay)
+            sgd(
+                tensors, gradients, [own.get("momentum_buffer") for own in slots], fused=fused, foreach=not fused,
+                lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, dampening=0.0, nesterov=False,
+                maximize=False,
+            )  # fmt: skip
+        else:
+            adam(
+                tensors, gradients, [own["exp_avg"] for own in slots], [own["exp_avg_sq"] for own in slots], [],
+                [own["step"] for own in slots], fused=fused, foreach=not fused, lr=lr, beta1=0.9, beta2=0.999,
+                eps=1e-8, weight_decay=self.weight_decay, decoupled_weight_decay=self.name == "adamw", amsgrad=False,
+                maximize=False,
+            )  # fmt: skip
+
+    def _first_slots(self, parameter: Tensor) -> dict[str, Tensor]:
+        if self.name == "sgd":
+            return {"momentum_buffer": torch.zeros_like(parameter)} if self.momentum else {}
+        averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        return averages | {"step": torch.zeros((), device=parameter.device)}
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether a tensor's elements fill one piece of memory."""
+    extent = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return extent == tensor.numel()
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    """The tensor with its elements where the parameter has them in memory."""
+    if tensor.stride() == parameter.stride():
+        return tensor
+    return torch.empty_like(parameter).copy_(tensor)
 
 
 @dataclass(frozen=True)
@@ -158,6 +220,7 @@ def fit(
     *,
     slots: OptimizerState | None = None,
     round: int = 0,
+    autocast: torch.dtype | None = None,
     **options: Unpack[FitOptions],
 ) -> Fitted:
     """Train named parts of a model on given batches.
@@ -170,6 +233,7 @@ def fit(
         losses: One objective, or several by name.
         slots: State of the optimizer from an earlier call, updated in place; None starts anew.
         round: The round, for schedules.
+        autocast: Compute objectives with PyTorch's autocast to this dtype; parameters and gradients stay as they are.
         options: See :class:`FitOptions`.
 
     Raises:
@@ -182,34 +246,26 @@ def fit(
     parameters = {key: p for key, p in model.parameters_of(parts).items() if p.requires_grad}
     rate = (lambda round, step: lr) if isinstance(lr, int | float) else lr
     settings = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
-    stepper = settings.build(parameters, rate(round, 0)) if parameters else None
-    if slots and stepper is not None:
-        for key, kept in slots.items():
-            parameter = parameters[key]
-            stepper.state[parameter] = {slot: t.to(parameter.device) if t.ndim else t for slot, t in kept.items()}
+    step = settings.stepper(parameters, {} if slots is None else slots)
+    device = next((p.device.type for p in parameters.values()), "cpu")
     steps = samples = 0
     rates = 0.0
     summed = torch.zeros(())
+    _forget_gradients(parameters)
     with model.training_parts(parts):
         for batch in batches:
             if lacks_variance(model, batch):
                 continue
             current = rate(round, steps)
-            if stepper is not None:
-                for group in stepper.param_groups:
-                    group["lr"] = current
-                stepper.zero_grad(set_to_none=True)
-            loss = _differentiate(model, objectives, combine, parameters, batch)
+            with nullcontext() if autocast is None else torch.autocast(device, autocast):
+                losses_now = {name: objective(model, batch) for name, objective in objectives.items()}
+            loss = _differentiate(losses_now, combine, parameters)
             if clip is not None and parameters:
                 torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
-            if stepper is not None:
-                stepper.step()
+            step(current)
+            _forget_gradients(parameters)
             summed = summed + loss
             steps, samples, rates = steps + 1, samples + len(batch.y), rates + current
-        if stepper is not None:
-            stepper.zero_grad(set_to_none=True)
-    if slots is not None and stepper is not None:
-        slots.update({key: dict(stepper.state[p]) for key, p in parameters.items() if p in stepper.state})
     mean = float(summed) / steps if steps else 0.0
     if not math.isfinite(mean):
         raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
@@ -223,15 +279,21 @@ def lacks_variance(model: SplitModel, batch: Batch) -> bool:
     )
 
 
+def _forget_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> None:
+    for parameter in parameters.values():
+        parameter.grad = None
+
+
+def _in_place_of(parameter: Tensor, slot: Tensor) -> Tensor:
+    """A slot, wherever it was kept, where the optimizer needs it: on the parameter's device, laid out like it."""
+    slot = slot.to(parameter.device)
+    return _laid_out_like(parameter, slot) if slot.shape == parameter.shape else slot
+
+
 def _differentiate(
-    model: SplitModel,
-    objectives: Mapping[str, Objective],
-    combine: Combine | None,
-    parameters: Mapping[str, torch.nn.Parameter],
-    batch: Batch,
+    losses: Mapping[str, Tensor], combine: Combine | None, parameters: Mapping[str, torch.nn.Parameter]
 ) -> Tensor:
     """Leave the gradient of a step in ``.grad`` and return the summed loss, detached."""
-    losses = {name: objective(model, batch) for name, objective in objectives.items()}
     loss = torch.stack(list(losses.values())).sum() if len(losses) > 1 else next(iter(losses.values()))
     if combine is None:
         if parameters or loss.requires_grad:  # a part without parameters has nothing to train

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from interfuse.data.fetch import RemoteFile
+from interfuse.data.formats import read_idx
 
-FOLDER, TORCHVISION = "tiny", "Tiny"
+FOLDER, TORCHVISION = "tiny", "Tiny/raw"
 
 
 def idx_bytes(array: np.ndarray) -> bytes:
@@ -43,4 +44,4 @@ def publish(array: np.ndarray, *bases: str, name: str = "train-images-idx3-ubyte
     unpacked = idx_bytes(array)
     packed = gzip.compress(unpacked, mtime=0)
     hashes = (hashlib.sha256(part).hexdigest() for part in (packed, unpacked))
-    return Published(array, unpacked, packed, RemoteFile(FOLDER, TORCHVISION, name, *hashes, bases))
+    return Published(array, unpacked, packed, RemoteFile(FOLDER, TORCHVISION, name, *hashes, bases, read_idx))

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from publishing import Published, Web, idx_bytes
 
-from interfuse.data.fetch import CHUNK, Places, load_array, read_idx
+from interfuse.data.fetch import CHUNK, Places, RemoteFile, load_arrays
+from interfuse.data.formats import read_idx
 from interfuse.errors import ConfigError, DataError
 
 NAME = "train-images-idx3-ubyte.gz"
+
+
+def load_array(file: RemoteFile, places: Places) -> np.ndarray:
+    (array,) = load_arrays(file, places)
+    return array
 
 
 def write(path: Path, contents: bytes) -> Path:
@@ -156,7 +162,7 @@ class TestCache:
         decoded = places.decoded(published.file)
         good = decoded.read_bytes()
         if damage == "pickle":
-            np.savez(decoded, array=np.array([{}], object))
+            np.savez(decoded, np.array([{}], object))
         else:
             middle = len(good) // 2
             flipped = good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :]
@@ -208,7 +214,8 @@ class TestReadIdx:
     @pytest.mark.parametrize("shape", [(0,), (7,), (2, 3, 4)])
     def test_round_trip(self, shape: tuple[int, ...]) -> None:
         array = np.arange(np.prod(shape), dtype=np.uint8).reshape(shape)
-        np.testing.assert_array_equal(read_idx(idx_bytes(array), "x"), array)
+        (found,) = read_idx(idx_bytes(array), "x")
+        np.testing.assert_array_equal(found, array)
 
     @pytest.mark.parametrize("raw", [b"", b"\0\0\x08", b"\0\0\x08\0", b"\0\0\x0d\x01\0\0\0\0"])
     def test_other_bytes(self, raw: bytes) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+import torch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interfuse.data import (
@@ -16,7 +18,9 @@ from interfuse.data import (
     Natural,
     Partition,
     Pathological,
+    Shards,
     class_counts,
+    deal,
     make_shares,
     parse_partition,
 )
@@ -73,6 +77,7 @@ class TestIID:
 
 
 class TestDirichlet:
+    @settings(deadline=None)
     @given(labels=label_lists, clients=st.integers(1, 12), alpha=st.floats(0.01, 50), data=st.data(), seed=seeds)
     def test_divides_and_keeps_the_minimum(
         self, labels: np.ndarray, clients: int, alpha: float, data: st.DataObject, seed: int
@@ -192,8 +197,9 @@ class TestParse:
         assert parse_partition("iid") == IID()
         assert parse_partition("dirichlet", alpha=0.1, minimum=3) == Dirichlet(0.1, 3)
         assert parse_partition("pathological", classes_per_client=3) == Pathological(3)
+        assert parse_partition("shards", shards_per_client=3) == Shards(3)
         assert parse_partition("natural") == Natural()
-        assert set(PARTITIONS) == {"iid", "dirichlet", "pathological", "natural"}
+        assert set(PARTITIONS) == {"iid", "dirichlet", "pathological", "shards", "natural"}
 
     def test_unknown(self) -> None:
         with pytest.raises(ConfigError, match="did you mean 'dirichlet'"):
@@ -297,7 +303,7 @@ class TestShares:
 def test_class_counts(partition: Partition) -> None:
     made = dataset(balanced())
     shares = make_shares(made, partition, 6, 0)
-    counts = class_counts(made, shares)
+    counts = class_counts([made] * 6, shares)
     assert (counts.shape, counts.dtype) == ((6, 10), np.int64)
     assert counts.sum(axis=0).tolist() == [50] * 10
     for share, row in zip(shares, counts, strict=True):
@@ -307,5 +313,92 @@ def test_class_counts(partition: Partition) -> None:
             )
 
 
-def test_class_counts_of_nobody() -> None:
-    assert class_counts(dataset(balanced()), []).shape == (0, 10)
+class TestShards:
+    @settings(deadline=None)
+    @given(rows=st.integers(1, 80), clients=st.integers(1, 6), each=st.integers(1, 4), seed=seeds)
+    def test_each_client_has_whole_shards_of_the_sorted_rows(
+        self, rows: int, clients: int, each: int, seed: int
+    ) -> None:
+        assume(clients * each <= rows)
+        labels = rng(seed + 1).permutation(rows)  # a class for each row, so that rows are known by their class
+        shares = Shards(each).split(labels, clients, rng(seed), None)
+        assert_divides(shares, np.arange(rows), clients)
+        shard_of = np.concatenate([np.full(len(s), i) for i, s in enumerate(np.array_split(labels, clients * each))])
+        for share in shares:
+            held, counts = np.unique(shard_of[labels[share]], return_counts=True)
+            assert len(held) == each
+            assert counts.tolist() == np.bincount(shard_of)[held].tolist()
+
+    def test_two_shards_of_ten_even_classes_are_at_most_two_classes(self) -> None:
+        labels = balanced(10, 50)
+        shares = Shards().split(labels, 10, rng(1), None)
+        assert {len(share) for share in shares} == {50}
+        assert {len(set(labels[share])) for share in shares} == {1, 2}
+        assert not np.array_equal(shares[0], Shards().split(labels, 10, rng(2), None)[0])
+
+    def test_what_cannot_be_asked(self) -> None:
+        with pytest.raises(ConfigError, match="shards_per_client is 0"):
+            Shards(0)
+        with pytest.raises(DataError, match="3 clients with 2 shards each need 6 rows, but there are 5"):
+            Shards(2).split(np.zeros(5, np.int64), 3, rng(), None)
+
+
+class TestBlocks:
+    @settings(deadline=None)
+    @given(
+        sizes=st.lists(st.integers(1, 12), min_size=1, max_size=20),
+        validation=st.sampled_from([0.0, 0.1, 0.3]),
+        test=st.sampled_from([0.0, 0.1, 0.4]),
+        seed=seeds,
+    )
+    def test_a_block_is_on_one_side_and_each_side_has_no_more_than_it_needs(
+        self, sizes: list[int], validation: float, test: float, seed: int
+    ) -> None:
+        blocks = np.repeat(np.arange(len(sizes)), sizes)[rng(seed).permutation(sum(sizes))]
+        made = dataset(np.zeros(len(blocks), np.int64))
+        made = dataclasses.replace(made, blocks=torch.from_numpy(blocks))
+        share = make_shares(made, IID(), 1, seed, validation, test)[0]
+        sides = [set(blocks[rows]) for rows in (share.train, share.validation, share.test)]
+        assert share.rows.tolist() == list(range(len(blocks)))
+        assert sum(map(len, sides)) == len(sizes)
+        assert sides[0]
+        for side, rows, fraction in zip(sides[1:], (share.validation, share.test), (validation, test), strict=True):
+            wanted = math.floor(len(blocks) * fraction + 0.5)
+            # Without the block that was taken last there would be too few rows, unless it is the last but one at all.
+            assert len(rows) == 0 or len(rows) - max(sizes[block] for block in side) < wanted
+            assert len(rows) >= min(wanted, len(blocks) - len(share.train) - len(rows)) or len(sides[0]) == 1
+
+    def test_rows_that_stand_alone_are_divided_as_without_blocks(self) -> None:
+        made = dataset(balanced())
+        alone = dataclasses.replace(made, blocks=torch.arange(500))
+        for a, b in zip(make_shares(made, IID(), 3, 4), make_shares(alone, IID(), 3, 4), strict=True):
+            for rows in ("train", "validation", "test"):
+                np.testing.assert_array_equal(getattr(a, rows), getattr(b, rows))
+
+
+class TestDeal:
+    def test_one_data_set_is_what_make_shares_gives(self) -> None:
+        made = dataset(balanced())
+        dealt, shares = deal([made], Dirichlet(0.5), 4, 3, validation=0.2, test=0.1)
+        assert [id(one) for one in dealt] == [id(made)] * 4
+        for a, b in zip(shares, make_shares(made, Dirichlet(0.5), 4, 3, validation=0.2, test=0.1), strict=True):
+            np.testing.assert_array_equal(a.train, b.train)
+            np.testing.assert_array_equal(a.test, b.test)
+
+    def test_each_data_set_is_divided_between_its_own_clients(self) -> None:
+        made = [dataclasses.replace(dataset(balanced()), name=name) for name in ("a", "b", "c")]
+        dealt, shares = deal(made, IID(), 7, 0)
+        assert [one.name for one in dealt] == ["a", "b", "c", "a", "b", "c", "a"]
+        for first in range(3):
+            own = np.concatenate([share.rows for share in shares[first::3]])
+            assert np.sort(own).tolist() == list(range(500))
+        # Equal data under another name is divided in another way, whatever data sets stand beside it.
+        assert not np.array_equal(shares[1].rows, shares[2].rows)
+        np.testing.assert_array_equal(shares[1].rows, deal(made[:2], IID(), 4, 0)[1][1].rows)
+
+    def test_what_cannot_be_dealt(self) -> None:
+        made = dataset(balanced())
+        with pytest.raises(ConfigError, match="made, made: name each data set once"):
+            deal([made, made], IID(), 4, 0)
+        with pytest.raises(ConfigError, match=r"1 clients, but 2 data sets \(made, other\)"):
+            deal([made, dataclasses.replace(made, name="other")], IID(), 1, 0)

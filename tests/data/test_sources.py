@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
+import io
+import lzma
 import os
 import shutil
 from importlib import resources
@@ -11,11 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import cifar_bytes, har_zip, libsvm_bz2, mat_bytes, tar_gz
 from publishing import Published, Web, publish
 
 from interfuse.data import available, load
-from interfuse.data.fetch import Places
-from interfuse.data.sources import SOURCES, Source, every_fifth, load_digits, official_split
+from interfuse.data.catalogue import SOURCES
+from interfuse.data.fetch import Places, load_arrays
+from interfuse.data.recordings import recordings
+from interfuse.data.sources import Layout, Source, every_fifth, load_digits
 from interfuse.errors import DataError
 
 OFFICIAL = Path(os.environ.get("INTERFUSE_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -26,11 +31,17 @@ needs_official = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all tests of the real files: decoding takes seconds."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def official(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The real files, a cache of its own, and no way to the network."""
+def official(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Path:
+    """The real files, a cache of their own, and no way to the network."""
     monkeypatch.setenv("INTERFUSE_DATA", str(OFFICIAL))
-    monkeypatch.setenv("INTERFUSE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("INTERFUSE_CACHE", str(cache))
     monkeypatch.setenv("INTERFUSE_MIRROR", "http://127.0.0.1:9")
     for name in ("http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
@@ -51,8 +62,7 @@ def tiny_source(web: Web) -> tuple[Source, list[Published]]:
     ]
     source = Source(
         name="tiny",
-        files=tuple(published.file for published in files),
-        arrange=official_split,
+        layouts=(Layout(tuple(published.file for published in files)),),
         shape=(1, 4, 4),
         class_names=("a", "b", "c"),
         rows_train=20,
@@ -95,14 +105,140 @@ class TestSource:
     def test_published_mean_and_std_are_kept(self, places: Places, web: Web) -> None:
         source, files = tiny_source(web)
         web.contents = {f"/official/{published.file.name}": published.packed for published in files}
-        dataset = dataclasses.replace(source, mean=0.25, std=0.5).load(places)
+        dataset = dataclasses.replace(source, mean=(0.25,), std=(0.5,)).load(places)
         assert (dataset.mean, dataset.std) == ((0.25,), (0.5,))
+
+
+def published_as(source: Source, web: Web, *contents: bytes) -> Source:
+    """A data set of the catalogue whose published files are these."""
+    layout = source.layouts[0]
+    files = []
+    for file, packed in zip(layout.files, contents, strict=True):
+        web.contents[f"/official/{file.name}"] = packed
+        digest = hashlib.sha256(packed).hexdigest()
+        files.append(dataclasses.replace(file, sha256=digest, bases=(f"{web.url}/official/",)))
+    return dataclasses.replace(source, layouts=(Layout(tuple(files), layout.arrange), *source.layouts[1:]))
+
+
+class TestArchives:
+    """Small archives as they are published, downloaded from a local server."""
+
+    def test_cifar_10(self, places: Places, web: Web) -> None:
+        rng = np.random.default_rng(0)
+        images, labels = rng.integers(0, 256, (12, 3, 32, 32), np.uint8), rng.integers(0, 10, 12, np.uint8)
+        rows = {f"data_batch_{number}": slice(2 * number - 2, 2 * number) for number in range(1, 6)}
+        rows["test_batch"] = slice(10, 12)
+        batches = {stem: cifar_bytes(images[part], labels[part]) for stem, part in rows.items()}
+        packed = tar_gz({f"cifar-10-batches-bin/{stem}.bin": batch for stem, batch in batches.items()})
+        source = published_as(SOURCES["cifar-10"], web, packed)
+        dataset = source.load(places)
+        np.testing.assert_array_equal(dataset.x_train, images[:10])
+        np.testing.assert_array_equal(dataset.y_train, labels[:10])
+        np.testing.assert_array_equal(dataset.x_test, images[10:])
+        np.testing.assert_array_equal(dataset.y_test, labels[10:])
+        assert (len(dataset.mean), dataset.scale, source.state(places)) == (3, 255, "cached")
+        # The same rows from single batches, packed anew and as the archive leaves them.
+        stems = [file.name.removesuffix(".bin.xz") for file in source.layouts[1].files]
+        files = [
+            dataclasses.replace(
+                file,
+                sha256=hashlib.sha256(lzma.compress(batches[stem])).hexdigest(),
+                unpacked_sha256=hashlib.sha256(batches[stem]).hexdigest(),
+            )
+            for file, stem in zip(source.layouts[1].files, stems, strict=True)
+        ]
+        source = dataclasses.replace(
+            source, layouts=(source.layouts[0], Layout(tuple(files), source.layouts[1].arrange))
+        )
+        assert places.data is not None
+        for number, stem in enumerate(stems):
+            unpacked = places.data / "cifar-10-batches-bin" / f"{stem}.bin"
+            path = unpacked if number % 2 else places.data / "cifar-10" / f"{stem}.bin.xz"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(batches[stem] if number % 2 else lzma.compress(batches[stem]))
+        web.asked.clear()
+        assert source.state(places) == "found"
+        assert source.load(places).digest == dataset.digest
+        assert web.asked == []
+
+    def test_cifar_100(self, places: Places, web: Web) -> None:
+        rng = np.random.default_rng(1)
+        images, fine = rng.integers(0, 256, (5, 3, 32, 32), np.uint8), np.array([99, 0, 50, 7, 8], np.uint8)
+        packed = tar_gz({
+            "cifar-100-binary/train.bin": cifar_bytes(images[:3], fine[:3] // 5, fine[:3]),
+            "cifar-100-binary/test.bin": cifar_bytes(images[3:], fine[3:] // 5, fine[3:]),
+        })  # fmt: skip
+        dataset = published_as(SOURCES["cifar-100"], web, packed).load(places)
+        assert (dataset.y_train.tolist(), dataset.y_test.tolist()) == ([99, 0, 50], [7, 8])
+        np.testing.assert_array_equal(dataset.x_train, images[:3])
+        names = dataset.class_names
+        assert (len(names), len(set(names)), sorted(names), names[99]) == (100, 100, list(names), "worm")
+
+    def test_svhn(self, places: Places, web: Web) -> None:
+        rng = np.random.default_rng(2)
+        images, labels = rng.integers(0, 256, (4, 3, 32, 32), np.uint8), np.array([[10], [1], [9], [10]], np.uint8)
+        stored = images.transpose(2, 3, 1, 0)
+        halves = (mat_bytes({"X": stored[..., part], "y": labels[part]}) for part in (slice(3), slice(3, 4)))
+        dataset = published_as(SOURCES["svhn"], web, *halves).load(places)
+        np.testing.assert_array_equal(dataset.x_train, images[:3])
+        np.testing.assert_array_equal(dataset.x_test, images[3:])
+        assert (dataset.y_train.tolist(), dataset.y_test.tolist()) == ([0, 1, 9], [0])
+
+    def test_usps(self, places: Places, web: Web) -> None:
+        rng = np.random.default_rng(3)
+        grey, labels = rng.integers(-1000, 1001, (5, 16, 16)).astype(np.int16), np.array([9, 0, 3, 1, 2], np.uint8)
+        halves = [libsvm_bz2(grey[part], labels[part], sparse=False) for part in (slice(3), slice(3, 5))]
+        source = published_as(SOURCES["usps"], web, *halves)
+        dataset = source.load(places)
+        assert (dataset.shape, dataset.scale, dataset.y_train.tolist()) == ((1, 16, 16), 1, [9, 0, 3])
+        np.testing.assert_allclose(dataset.x_test.squeeze(1), (grey[3:] / 1000 + 1) / 2, atol=1e-7)
+        arrays = io.BytesIO()
+        np.savez(arrays, X_train=grey[:3], y_train=labels[:3], X_test=grey[3:], y_test=labels[3:])
+        other = source.layouts[1]
+        file = dataclasses.replace(other.files[0], sha256=hashlib.sha256(arrays.getvalue()).hexdigest())
+        source = dataclasses.replace(source, layouts=(source.layouts[0], Layout((file,), other.arrange)))
+        assert places.data is not None
+        (places.data / "usps").mkdir()
+        (places.data / "usps" / "usps.npz").write_bytes(arrays.getvalue())
+        assert source.load(places).digest == dataset.digest
+
+    @pytest.mark.parametrize("name", ["har", "har-people"])
+    def test_har(self, name: str, places: Places, web: Web) -> None:
+        rng = np.random.default_rng(4)
+        # Four recordings of six windows each, of two people in the official training half and two in the test half.
+        signals = np.round(rng.normal(size=(4, 9, 64 * 7)), 6)
+        windows = np.stack([signal[:, 64 * i : 64 * i + 128] for signal in signals for i in range(6)])
+        labels, people = np.repeat([0, 5, 2, 3], 6).astype(np.uint8), np.repeat([1, 2, 3, 4], 6).astype(np.uint8)
+        packed = har_zip(windows, labels, people, np.isin(people, [2, 4]), nested=True)
+        source = published_as(SOURCES[name], web, packed)
+        dataset = source.load(places)
+        assert (dataset.shape, dataset.classes) == ((9, 128), 6)
+        assert dataset.groups is not None
+        assert dataset.blocks is not None
+        if name == "har":
+            assert (dataset.groups.tolist(), dataset.y_train.tolist()) == ([0] * 6 + [2] * 6, [0] * 6 + [2] * 6)
+            np.testing.assert_allclose(dataset.x_train, windows[np.isin(people, [1, 3])], rtol=1e-6)
+            np.testing.assert_allclose(dataset.x_test, windows[np.isin(people, [2, 4])], rtol=1e-6)
+        else:
+            assert dataset.groups.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4
+            assert dataset.y_test.tolist() == [0, 5, 2, 3]
+            np.testing.assert_allclose(dataset.x_test, windows[5::6], rtol=1e-6)
+        arrays = io.BytesIO()
+        shuffled = rng.permutation(len(windows))
+        np.savez(arrays, X=windows[shuffled].astype(np.float32), y=labels[shuffled], subject=people[shuffled])
+        last = source.layouts[-1]
+        file = dataclasses.replace(last.files[0], sha256=hashlib.sha256(arrays.getvalue()).hexdigest())
+        repacked = dataclasses.replace(source, layouts=(Layout((file,), last.arrange),))
+        assert places.data is not None
+        (places.data / "har").mkdir()
+        (places.data / "har" / file.name).write_bytes(arrays.getvalue())
+        assert repacked.load(places).digest == dataset.digest
 
 
 def test_every_fifth() -> None:
     y = np.random.default_rng(1).permutation(np.repeat(np.arange(4, dtype=np.uint8), [5, 10, 14, 4]))
     x = np.arange(len(y), dtype=np.uint8)
-    x_train, y_train, x_test, y_test = every_fifth(x, y)
+    x_train, y_train, x_test, y_test, *_ = every_fifth(x, y)
     assert np.bincount(y_test, minlength=4).tolist() == [1, 2, 2, 0]
     assert sorted([*x_train, *x_test]) == x.tolist()
     np.testing.assert_array_equal(y[x_test], y_test)
@@ -157,6 +293,13 @@ class TestOfficial:
             ),
             ("fashion-mnist", [6000] * 10, [1000] * 10),
             ("kmnist-test", [800] * 10, [200] * 10),
+            (
+                "usps",
+                [1194, 1005, 731, 658, 652, 556, 664, 645, 542, 644],
+                [359, 264, 198, 166, 200, 160, 170, 147, 166, 177],
+            ),
+            ("har", [1226, 1073, 986, 1286, 1374, 1407], [496, 471, 420, 491, 532, 537]),
+            ("har-people", [1314, 1151, 1039, 1349, 1450, 1486], [283, 212, 190, 308, 336, 338]),
         ],
     )
     def test_facts(self, name: str, train: list[int], test: list[int], official: Path) -> None:
@@ -169,10 +312,32 @@ class TestOfficial:
         assert (len(dataset.x_train), len(dataset.x_test)) == (info.rows_train, info.rows_test)
         assert info.state == "found"
         # The published numbers have four digits; those of kmnist-test are of its 10,000 images, test rows included.
-        scaled = dataset.x_train.double() / 255
         tolerance = 1e-3 if name == "kmnist-test" else 6e-5
-        assert float(scaled.mean()) == pytest.approx(dataset.mean[0], abs=tolerance)
-        assert float(scaled.std()) == pytest.approx(dataset.std[0], abs=tolerance)
+        for channel, (mean, std) in enumerate(zip(dataset.mean, dataset.std, strict=True)):
+            scaled = dataset.x_train[:, channel].double() / dataset.scale
+            assert float(scaled.mean()) == pytest.approx(mean, abs=tolerance)
+            assert float(scaled.std()) == pytest.approx(std, abs=tolerance)
+
+    def test_a_batch_of_cifar_10(self, official: Path) -> None:  # six of them would take ten seconds
+        skip_unless_found("cifar-10")
+        source = SOURCES["cifar-10"]
+        images, labels = load_arrays(source.layouts[1].files[-1], Places.from_environment())
+        assert np.bincount(labels).tolist() == [1000] * 10
+        # The training images' published numbers; those of a tenth of the test images are close.
+        some = images[::10] / 255
+        assert some.mean((0, 2, 3)) == pytest.approx(source.mean, abs=1e-2)
+        assert some.std((0, 2, 3)) == pytest.approx(source.std, abs=1e-2)
+
+    def test_recordings_of_har_are_those_that_were_numbered(self, official: Path) -> None:
+        skip_unless_found("har")
+        with np.load(official / "har" / "uci_har_inertial_signals.npz", allow_pickle=False) as arrays:
+            windows, labels, people, runs = (arrays[name] for name in ("X", "y", "subject", "run"))
+        few = people <= 6
+        windows, labels, people, runs = windows[few], labels[few], people[few], runs[few]
+        chains = recordings(windows, labels, people)
+        assert sorted(tuple(chain) for chain in chains) == sorted(
+            tuple(np.flatnonzero(runs == run)) for run in np.unique(runs)
+        )
 
     def test_both_layouts_decode_to_the_same_arrays(
         self, official: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -192,7 +357,7 @@ class TestOfficial:
 
     @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "kmnist"])
     def test_the_hashes_of_unpacked_files_are_those_of_the_packed_ones(self, name: str, official: Path) -> None:
-        for file in SOURCES[name].files:
+        for file in SOURCES[name].layouts[0].files:
             path = official / file.folder / file.name
             if file.unpacked_sha256 is not None and path.exists():
                 packed = path.read_bytes()
@@ -204,9 +369,9 @@ class TestOfficial:
             pytest.skip("all of KMNIST is here, or nothing")
         # Without official places only the mirror is left, where nobody listens.
         source = SOURCES["kmnist"]
-        files = tuple(dataclasses.replace(file, bases=()) for file in source.files)
+        files = tuple(dataclasses.replace(file, bases=()) for file in source.layouts[0].files)
         with pytest.raises(DataError, match=r"kmnist/train-images-idx3-ubyte\.gz is missing") as caught:
-            dataclasses.replace(source, files=files).load(Places.from_environment())
+            dataclasses.replace(source, layouts=(Layout(files),)).load(Places.from_environment())
         assert "51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4" in str(caught.value)
 
 

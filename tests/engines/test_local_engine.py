@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -25,6 +25,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Clients, Engine, Request
 from interfuse.engines import InProcess, local
 from interfuse.engines.local import Workers, available_cores
+from interfuse.engines.placement import Move, Placement
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation, Saved
@@ -44,6 +45,8 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "ifl": {"optimizer": "adam"}, "local": {"optimizer": "adam"}, "pooled": {"optimizer": "adam"},
     "fedavg": {"participation": 0.6, "buffers": "local"}, "scaffold": {"participation": 0.6},
     "splitfed-v1": {"optimizer": "adam", "local_steps": 2},
+    "splitfed-v2": {"optimizer": "adam", "local_steps": 2, "average_clients": False},
+    "splitfed-local": {"optimizer": "adam"}, "lg-fedavg": {"optimizer": "adam", "participation": 0.6},
 }  # fmt: skip
 
 
@@ -151,6 +154,69 @@ def test_equal_bits_for_any_number_of_workers_and_any_order(method: str) -> None
         assert same_bits(owned, reference[0]), (workers, wrap)
         assert accuracies == reference[1]
         assert ledger == reference[2]
+
+
+class Wandering(Placement):
+    """Everybody moves on to the next worker in every round, whatever it costs."""
+
+    def arrange(self, clients: Iterable[ClientId]) -> list[Move]:
+        moves = []
+        for client in clients:
+            if client not in self._of_round:
+                source, target = self.home[client], (self.home[client] + 1) % self._workers
+                self.home[client] = target
+                moves.append(Move(client, source, target))
+        return moves
+
+
+@pytest.mark.parametrize("method", sorted(built_in()))
+def test_clients_that_move_from_worker_to_worker_lose_nothing(
+    method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    kind = built_in()[method].configure(SETTINGS.get(method, {}))
+    models = MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"])
+    dataset = tiny_dataset(rows=90, shape=(1, 4, 4))
+    found = []
+    for workers in (1, 3):
+        monkeypatch.setattr(sys.modules["interfuse.engines.local"], "Placement", Wandering)
+        made = federation(kind, workers=workers, rounds=2, clients=5, models=models, dataset=dataset)
+        try:
+            saved = made.save(tmp_path)
+            made.run_round()
+            made.save(tmp_path)  # only what changed: the flag has moved along
+            made.load(tmp_path, 2, saved)
+            made.run_round()
+            made.run_round()
+            found.append((everything_owned(made), evaluate(made, full=True)))
+        finally:
+            made.engine.close()
+    assert same_bits(found[0][0], found[1][0])
+    assert found[0][1] == found[1][1]
+
+
+def test_freed_memory_is_kept_where_glibc_is() -> None:
+    """Steps of a small convolutional network have their pages already, instead of from the system once more."""
+    program = (
+        "import resource, sys, torch\n"
+        "from interfuse.engines.allocator import keep_freed_memory\n"
+        "torch.set_num_threads(1)\n"
+        "kept = keep_freed_memory() if sys.argv[1] == 'keep' else False\n"
+        "layers = [torch.nn.Conv2d(1, 32, 3), torch.nn.ReLU(), torch.nn.MaxPool2d(2), torch.nn.Conv2d(32, 32, 3)]\n"
+        "model, x = torch.nn.Sequential(*layers), torch.randn(32, 1, 28, 28)\n"
+        "def use(): [model(x).sum().backward() for _ in range(5)]\n"
+        "def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "use()\n"
+        "before = faults()\n"
+        "use()\n"
+        "print(int(kept), faults() - before)\n"
+    )
+    counts = []
+    for how in ("keep", "as it is"):
+        done = subprocess.run([sys.executable, "-c", program, how], check=True, capture_output=True, text=True)
+        counts.append([int(number) for number in done.stdout.split()])
+    if not counts[0][0]:
+        pytest.skip("no glibc")
+    assert 5 * counts[0][1] < counts[1][1]
 
 
 def test_one_worker_is_this_process_and_more_are_others(probe: Federation) -> None:

@@ -13,6 +13,7 @@ from worlds import (
     depth1,
     depth2,
     depth3,
+    everything_owned,
     federation,
     in_epochs,
     in_steps,
@@ -112,7 +113,7 @@ def test_adam_starts_anew_each_round() -> None:
     model = server_copy(f.setup, f.setup.architectures[0], f.server.state.weights)
     batches = in_steps(f.setup, 0, 6, 8)
     for round in range(3):
-        adam = torch.optim.Adam(model.parameters(), lr=0.01)
+        adam = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
         for x, y in batches[2 * round : 2 * round + 2]:
             adam.zero_grad()
             functional.cross_entropy(model(x), y).backward()
@@ -293,3 +294,98 @@ def test_recalibrate_takes_the_statistics_of_the_clients_own_data() -> None:
             assert torch.allclose(first.running_mean, z.mean((0, 2, 3)), atol=1e-6)
             assert torch.allclose(first.running_var, z.var((0, 2, 3)), atol=1e-5)
             assert torch.equal(convolution.weight, f.server.state.weights["cnn-bn.conv1.0.weight"])
+
+
+# --- groups ---------------------------------------------------------------------------------------
+
+
+def of_group(f: Federation, name: str) -> dict[str, Tensor]:
+    """The server's model of one architecture."""
+    return {k.removeprefix(f"{name}:"): t for k, t in f.server.state.weights.items() if k.startswith(f"{name}:")}
+
+
+def test_groups_are_federations_of_their_own() -> None:  # FedIN, eq. 20 and 21
+    method = FedAvg(local_steps=3, batch_size=8, lr=0.1, aggregation="group")
+    shares = shares_of(range(0, 7), range(7, 20), range(20, 45), range(45, 60))
+    f = federation(method, models=[depth1, depth2], shares=shares, wrap=Recorder)
+    counts = {0: 7, 1: 13, 2: 25, 3: 15}
+    for round in (1, 2):
+        before = {name: of_group(f, name) for name in ("depth1", "depth2")}
+        f.run_round()
+        sent = sent_up(f, round)
+        for client, tensors in sent.items():
+            model = server_copy(f.setup, f.setup.architectures[client], before[f.setup.architectures[client]])
+            batches = in_steps(f.setup, client, 3 * round, 8)[-3:]
+            assert same_bits(plain_sgd(model, batches, 0.1), tensors)
+        for name, members in (("depth1", (0, 2)), ("depth2", (1, 3))):
+            mean = mean_of({c: sent[c] for c in members}, {c: float(counts[c]) for c in members})
+            assert largest_difference(mean, of_group(f, name)) < 1e-6
+    assert (
+        largest_difference({"": of_group(f, "depth1")["stem.1.bias"]}, {"": of_group(f, "depth2")["stem.1.bias"]}) > 0
+    )
+    with f.evaluating():
+        for client, name in enumerate(f.setup.architectures):
+            assert same_bits(of_group(f, name), resident(f, client).client.model.state_dict())
+
+
+def test_groups_of_one_are_local_training() -> None:
+    settings: dict[str, Any] = {"models": [depth1, depth2, depth3], "shares": shares_of(*UNEVEN)}
+    f = federation(FedAvg(local_steps=4, batch_size=8, lr=0.1, aggregation="group"), **settings)
+    models = [server_copy(f.setup, name, of_group(f, name)) for name in f.setup.architectures]
+    for _ in range(2):
+        f.run_round()
+    for client, (name, model) in enumerate(zip(f.setup.architectures, models, strict=True)):
+        assert same_bits(plain_sgd(model, in_steps(f.setup, client, 8, 8), 0.1), of_group(f, name))
+
+
+def test_one_architecture_is_one_group() -> None:
+    settings: dict[str, Any] = {"models": [wide], "shares": shares_of(*UNEVEN), "rounds": 3}
+    group = federation(FedAvg(participation=0.7, lr=0.1, aggregation="group"), **settings)
+    assert same_bits(
+        of_group(group, "wide"), federation(FedAvg(participation=0.7, lr=0.1), **settings).server.state.weights
+    )
+
+
+def test_a_group_nobody_was_drawn_from_keeps_its_model() -> None:
+    f = federation(FedAvg(participation=0.5, local_steps=1, aggregation="group"), models=[depth1, depth2], clients=2)
+    seen = set()
+    for _ in range(8):
+        before = {name: of_group(f, name) for name in ("depth1", "depth2")}
+        f.run_round()
+        changed = tuple(name for name in before if not same_bits(before[name], of_group(f, name)))
+        assert len(changed) == 1
+        seen.add(changed)
+    assert len(seen) == 2
+
+
+def test_groups_may_disagree_on_shapes() -> None:
+    def narrow(sample_shape: tuple[int, ...], classes: int, width: int) -> Any:
+        return depth1(sample_shape, classes, width - 1)
+
+    narrow.__qualname__ = "models/mine.py:narrow"
+    f = federation(FedAvg(aggregation="group"), models=[depth1, narrow], clients=4, rounds=1)
+    assert len(f.server.state.weights) == 2 * 4
+    assert len([key for key in everything_owned(f) if key.startswith("server:")]) == 2 * 4
+
+
+@pytest.mark.parametrize(
+    ("models", "clients", "aggregation", "expected"),
+    [
+        (["mlp", "logistic"], 2, "layerwise", "No two clients have a tensor in common"),
+        (["mlp", "logistic"], 2, "group", "No two clients have one architecture"),
+        (["mlp", "logistic"], 3, "layerwise", None),
+        (["mlp", "logistic"], 3, "group", None),
+        ([depth1, depth2], 2, "layerwise", None),
+        ([depth1, depth2], 2, "group", "No two clients have one architecture"),
+        (["mlp"], 1, "layerwise", None),
+    ],
+)
+def test_a_federation_without_anything_to_average_says_so(
+    models: Any, clients: int, aggregation: Any, expected: str | None
+) -> None:
+    f = federation(FedAvg(aggregation=aggregation), models=models, clients=clients, start=False)
+    notice = f.method.notice(f.clients.profiles)
+    assert (notice is None) == (expected is None)
+    if notice is not None:
+        assert expected in notice.text  # type: ignore[operator]
+        assert "--models cnn" in notice.remedy

@@ -52,12 +52,12 @@ def test_epochs_are_a_plain_loop_over_whole_epochs() -> None:
 def test_adam_goes_on_between_rounds_only_where_it_is_kept(keep: bool) -> None:
     f = federation(Local(local_steps=3, batch_size=8, lr=0.01, optimizer="adam", keep_optimizer=keep), models=[wide])
     model = server_copy(f.setup, f.setup.architectures[0], weights_of(f, 0))
-    adam = torch.optim.Adam(model.parameters(), lr=0.01)
+    adam = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
     batches = in_steps(f.setup, 0, 6, 8)
     for round in range(2):
         f.run_round()
         if not keep:
-            adam = torch.optim.Adam(model.parameters(), lr=0.01)
+            adam = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
         plain_training(model, batches[3 * round : 3 * round + 3], adam)
     assert same_bits(model.tensors(), weights_of(f, 0))
 

@@ -1,19 +1,18 @@
-"""SL-1 to SL-4 of the sheet, and U19."""
+"""SplitFed v1 against FedAvg and centralised training: SL-1 to SL-3 of the sheet, and U19."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from cuts import COUNTS, CUTS, UNEVEN, cut0, cut1, cut3, whole
 from worlds import (
     Recorder,
     federation,
     in_steps,
     largest_difference,
+    live_model,
     plain_sgd,
     plain_training,
     resident,
@@ -23,48 +22,8 @@ from worlds import (
     wide,
 )
 
-from interfuse.federation import Federation
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.splitfed_v1 import SplitFedV1
-from interfuse.models import SplitModel
-
-
-def _cut_after(stages: int, sample_shape: tuple[int, ...], classes: int) -> SplitModel:
-    layers: dict[str, nn.Module] = {
-        "first": nn.Sequential(nn.Linear(math.prod(sample_shape), 7), nn.ReLU()),
-        "second": nn.Sequential(nn.Linear(7, 6), nn.Tanh()),
-        "third": nn.Linear(6, classes),
-    }
-    names = tuple(layers)
-    return SplitModel(layers, {"base": names[:stages], "modular": names[stages:]})
-
-
-def cut0(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-    """Everything at the server."""
-    return _cut_after(0, sample_shape, classes)
-
-
-def cut1(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-    """One stage at the client."""
-    return _cut_after(1, sample_shape, classes)
-
-
-def cut2(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-    """Two stages at the client."""
-    return _cut_after(2, sample_shape, classes)
-
-
-def cut3(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-    """Everything at the client."""
-    return _cut_after(3, sample_shape, classes)
-
-
-CUTS = [cut0, cut1, cut2, cut3]
-UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 50))
-
-
-def whole(f: Federation) -> Mapping[str, Tensor]:
-    return {**f.server.state.fronts, **f.server.state.tails}
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -86,7 +45,7 @@ def test_one_client_is_centralised_training_over_whole_rounds(cut: Any, optimize
     batches = in_steps(f.setup, 0, 12, 8)
     for round in range(3):
         kind = torch.optim.SGD if optimizer == "sgd" else torch.optim.Adam
-        plain_training(model, batches[4 * round : 4 * round + 4], kind(model.parameters(), lr=0.05))
+        plain_training(model, batches[4 * round : 4 * round + 4], kind(model.parameters(), lr=0.05, fused=True))
         f.run_round()
     assert same_bits(model.tensors(), dict(whole(f)))
 
@@ -117,26 +76,6 @@ def test_a_cut_at_either_end_averages_whole_copies(cut: Any) -> None:  # SL-3
     assert parts == ((0, 6) if cut is cut0 else (6, 0))
 
 
-def raw_by_kind(**settings: Any) -> dict[str, tuple[int, int]]:
-    f = federation(SplitFedV1(**settings), models=[wide], rounds=1)
-    return {kind: (t.uplink.raw, t.downlink.raw) for kind, t in f.exchange.ledger.totals().by_kind.items()}
-
-
-def test_only_the_part_without_weights_grows_with_samples() -> None:  # SL-4
-    one = raw_by_kind(local_steps=2, batch_size=4)
-    for twice in (raw_by_kind(local_steps=4, batch_size=4), raw_by_kind(local_steps=2, batch_size=8)):
-        assert twice["Weights"] == one["Weights"]
-        assert twice["Smashed"] == (2 * one["Smashed"][0], 0)
-        assert twice["CutGradient"] == (0, 2 * one["CutGradient"][1])
-    clients, width, samples = 3, 8, 2 * 4
-    front = sum(t.numel() for t in wide((5,), 3, width).tensors("base").values())
-    assert one == {
-        "Weights": (clients * 4 * front, clients * 4 * front),
-        "Smashed": (clients * samples * (4 * width + 1), 0),
-        "CutGradient": (0, clients * samples * 4 * width),
-    }
-
-
 def test_clients_leave_the_round_when_their_epoch_is_over() -> None:
     f = federation(SplitFedV1(batch_size=6, lr=0.1), models=[wide], shares=UNEVEN, wrap=Recorder, rounds=1)
     recorder = f.engine
@@ -159,8 +98,25 @@ def test_the_server_trains_a_copy_for_each_client() -> None:
     for client in f.clients:
         model = server_copy(f.setup, f.setup.architectures[0], first)
         trained.append(plain_sgd(model, in_steps(f.setup, client, 3, 6), 0.1))
-    counts = [9, 17, 24]
     mean = {
-        k: torch.stack([n * t[k].double() for n, t in zip(counts, trained, strict=True)]).sum(0) / 50 for k in first
+        k: torch.stack([n * t[k].double() for n, t in zip(COUNTS, trained, strict=True)]).sum(0) / 50 for k in first
     }
     assert largest_difference(mean, whole(f)) < 1e-6
+
+
+def test_without_averaging_of_clients_only_the_server_copies_are_averaged() -> None:
+    method = SplitFedV1(local_steps=3, batch_size=6, lr=0.1, average_clients=False)
+    f = federation(method, models=[cut1], shares=UNEVEN)
+    models = [server_copy(f.setup, f.setup.architectures[0], whole(f, client)) for client in f.clients]
+    for round in range(3):
+        f.run_round()
+        trained = [
+            plain_sgd(model, in_steps(f.setup, client, 9, 6)[3 * round : 3 * round + 3], 0.1)
+            for client, model in enumerate(models)
+        ]
+        for key, tail in f.server.state.tails.items():
+            mean = sum(n * t[key].double() for n, t in zip(COUNTS, trained, strict=True)) / 50
+            assert float((tail - mean).abs().max()) < 1e-6
+        for client, model in enumerate(models):
+            assert largest_difference(model.tensors("base"), live_model(f, client).tensors("base")) < 1e-6
+            model.load(f.server.state.tails)

@@ -27,6 +27,20 @@ NAMES = [info.name for info in available()]
         # cnn plus scale and shift of 16 + 32 + 48 channels; 784 x 432 weights and 432 biases.
         ("cnn-bn", 18_672 + 2 * 96, 4_330),
         ("logistic", 339_120, 4_330),
+        ("mlp-linear", 623_536, 4_330),
+        ("mixed-linear", 678_016, 4_330),
+        ("deep-linear", 816, 4_330),
+        # stem; 16 -> 16, 16 -> 32, 32 -> 64 with two scales and shifts and a shortcut each; 64 -> 432.
+        (
+            "residual",
+            160 + (2 * 2304 + 64 + 256) + (4608 + 9216 + 128 + 512) + (18_432 + 36_864 + 256 + 2048) + 65 * 432,
+            4_330,
+        ),
+        # patches of 7x7; two layers of attention (4 x 48 x 49), 48-96-48 and two norms; a norm and 48 -> 432.
+        ("transformer", 50 * 48 + 16 * 48 + 2 * (4 * 48 * 49 + 49 * 96 + 97 * 48 + 4 * 48) + 2 * 48 + 49 * 432, 4_330),
+        ("shallow", 339_120, 433 * 256 + 257 * 64 + 65 * 10),
+        # 1 -> 16, three of 16 -> 16, 16 -> 32, four of 32 -> 32; scale and shift of each; 4x4x32 -> 432.
+        ("deep", 9 * (16 + 3 * 256 + 512 + 4 * 1024) + 2 * (4 * 16 + 5 * 32) + 513 * 432, 4_330),
     ],
 )
 def test_parameter_counts(name: str, base: int, modular: int) -> None:
@@ -43,11 +57,14 @@ def test_what_the_zoo_lists() -> None:
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(NAMES),
-    shape=st.tuples(st.integers(1, 4), st.integers(4, 20), st.integers(4, 20)),
+    shape=st.one_of(
+        st.tuples(st.integers(1, 4), st.integers(4, 20), st.integers(4, 20)),
+        st.tuples(st.integers(1, 9), st.integers(4, 140)),
+    ),
     classes=st.integers(1, 12),
     width=st.integers(1, 80),
 )
-def test_any_image_and_any_width(name: str, shape: tuple[int, int, int], classes: int, width: int) -> None:
+def test_any_image_any_signal_and_any_width(name: str, shape: tuple[int, ...], classes: int, width: int) -> None:
     model = resolve(name)(shape, classes, width)
     assert model.part_names == ("base", "modular")
     with model.evaluating():
@@ -55,7 +72,43 @@ def test_any_image_and_any_width(name: str, shape: tuple[int, int, int], classes
         assert code.shape == (3, width)
         assert code.min() >= 0
         assert model.modular(code).shape == (3, classes)
-    assert (name == "cnn-bn") == any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    batch_norms = (nn.BatchNorm1d, nn.BatchNorm2d)
+    assert (name == "cnn-bn") == any(isinstance(module, batch_norms) for module in model.modules())
+
+
+@pytest.mark.parametrize("name", ["residual", "transformer", "deep"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 13, 10), (9, 128)])
+def test_every_value_of_a_sample_and_every_parameter_counts(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    model = resolve(name)(shape, 5, 12)
+    # Many rows: a unit that is dead for one of them is alive for another.
+    x = torch.randn(24, *shape, requires_grad=True)
+    (model(x) * torch.randn(24, 5)).sum().backward()
+    assert x.grad is not None
+    assert (x.grad.abs().sum(0) > 0).all()
+    silent = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert silent == []
+
+
+def test_tokens_have_places() -> None:
+    """Without them a transformer could not tell an image from the same one with its patches exchanged."""
+    torch.manual_seed(0)
+    model = resolve("transformer")((1, 8, 8), 3, 16)
+    x = torch.randn(1, 1, 8, 8)
+    exchanged = torch.cat([x[..., 4:], x[..., :4]], dim=-1)
+    with model.evaluating():
+        assert not torch.allclose(model(x), model(exchanged), atol=1e-4)
+        model.get_parameter("transformer.tokens.position").zero_()
+        torch.testing.assert_close(model(x), model(exchanged))
+
+
+def test_the_transformer_says_the_same_when_it_is_trained() -> None:
+    torch.manual_seed(0)
+    model, x = resolve("transformer")((1, 8, 8), 3, 16), torch.randn(4, 1, 8, 8)
+    with torch.no_grad():
+        trained = model.train()(x)
+    with model.evaluating():
+        torch.testing.assert_close(model(x), trained)
 
 
 def test_the_last_convolution_fills_the_width_where_it_can() -> None:
@@ -76,16 +129,22 @@ def test_equal_keys_have_equal_shapes_and_the_defaults_share_none() -> None:
         for (a, b), keys in shared.items():
             assert all(states[a][key].shape == states[b][key].shape for key in keys)
             assert not keys or not {a, b} <= set(DEFAULT_MODELS)
-        assert shared[("cnn", "logistic")] == {"classifier.weight", "classifier.bias"}
+        head = {"classifier.weight", "classifier.bias"}
+        for name, default in (("mlp-linear", "mlp"), ("mixed-linear", "mixed"), ("deep-linear", "deep-head")):
+            assert shared[("cnn", name)] == head
+            linear = resolve(name)(IMAGE, 10, width)
+            assert linear.tensors("modular").keys() == head
+            assert shared[tuple(sorted((default, name)))] == linear.tensors("base").keys()
+        assert shared[("cnn", "logistic")] == head
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_fit_only_the_fully_connected(name: str) -> None:
-    if name in ("mlp", "logistic"):
+    if name in ("mlp", "mlp-linear", "shallow", "logistic"):
         assert measure(resolve(name)((13,), 3, 8), (13,)).fusion_width == 8
         return
-    for shape in ((13,), (1, 3, 28)):
-        with pytest.raises(ModelError, match=f"'{name}' takes images .*mlp, logistic"):
+    for shape in ((13,), (1, 3, 28), (9, 3), (1, 4, 28, 28)):
+        with pytest.raises(ModelError, match=f"'{name}' takes images .*mlp, mlp-linear, shallow, logistic"):
             resolve(name)(shape, 3, 8)
 
 

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from interfuse import report
+from interfuse.report import plots
 from interfuse.report.plots import composition_figure, figures, save
 from interfuse.report.summary import load
 
@@ -45,7 +46,7 @@ def heights(figure: Figure) -> np.ndarray:
 
 def test_class_counts_stack_to_the_samples(tmp_path: Path) -> None:
     counts = np.array([[3, 4, 0], [5, 6, 7]])
-    figure = report.class_counts_figure(counts, ["cat", "dog", "owl"])
+    figure = plots.class_counts_figure(counts, ["cat", "dog", "owl"])
     assert (heights(figure) == counts).all()
     tops = [bar.get_y() + bar.get_height() for bar in figure.axes[0].containers[-1]]
     assert tops == [7, 18]
@@ -53,13 +54,13 @@ def test_class_counts_stack_to_the_samples(tmp_path: Path) -> None:
 
 
 def test_names_that_cannot_be_drawn_become_numbers(tmp_path: Path) -> None:
-    figure = report.class_counts_figure(np.ones((2, 4), int), ["お", "$\\frac{$", "a\nb", ""])
+    figure = plots.class_counts_figure(np.ones((2, 4), int), ["お", "$\\frac{$", "a\nb", ""])
     assert {"0", "$\\frac{$", "2", "3"} <= set(words(figure, tmp_path))
 
 
 def test_many_pieces_become_an_image() -> None:
     counts = np.arange(100 * 100).reshape(100, 100)
-    axes = report.class_counts_figure(counts, list(map(str, range(100)))).axes[0]
+    axes = plots.class_counts_figure(counts, list(map(str, range(100)))).axes[0]
     assert not axes.containers
     assert (axes.images[0].get_array() == counts.T).all()
 
@@ -113,7 +114,7 @@ def test_settings_of_the_user_change_nothing_and_stay(tmp_path: Path) -> None:
 
 def test_figure_can_be_saved_by_its_user() -> None:
     stream = io.BytesIO()
-    report.class_counts_figure(np.array([[3, 4], [5, 6]]), ["0", "1"]).savefig(stream, format="png")
+    plots.class_counts_figure(np.array([[3, 4], [5, 6]]), ["0", "1"]).savefig(stream, format="png")
     stream.seek(0)
     with Image.open(stream) as image:
         assert image.size == (500, 340)

@@ -284,7 +284,7 @@ def set_in_toml(path: Path, old: str, new: str) -> None:
         ("seed = 0", "seed = 1", "seed: 0 became 1"),
         ("base_lr = 0.01", "base_lr = 0.02", "settings.base_lr: 0.01 became 0.02"),
         ('name = "iid"', 'name = "dirichlet"', "partition.name: 'iid' became 'dirichlet'"),
-        ('layout = "contiguous"', 'layout = "channels_last"', "numerics.layout: 'contiguous' became 'channels_last'"),
+        ('layout = "channels_last"', 'layout = "contiguous"', "numerics.layout: 'channels_last' became 'contiguous'"),
         ("eval_every = 1", "eval_every = 2", "eval_every: 1 became 2"),
     ],
 )

@@ -51,6 +51,13 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "pooled": {"settings": {"optimizer": "adam", "local_steps": 2}, "models": ["logistic", "mlp"]},
     "scaffold": {"settings": {"participation": 0.67, "local_steps": 2}},
     "splitfed-v1": {"settings": {"optimizer": "adam", "local_steps": 2}, "eval_every": 2},
+    "splitfed-v2": {
+        "settings": {"optimizer": "adam", "local_steps": 1, "average_clients": False},
+        "clients": 2,
+        "rounds": 2,
+    },
+    "splitfed-local": {"settings": {"optimizer": "adam", "local_steps": 2}, "rounds": 2},
+    "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},
 }
 BUFFERS = {
     "settings": {"buffers": "local", "participation": 0.67, "optimizer": "sgd", "momentum": 0.9},

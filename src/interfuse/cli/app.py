@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 
 from interfuse import api, report
 from interfuse.cli import listings, seeds
-from interfuse.cli.configuration import configure, listed, numbers
-from interfuse.data import PARTITIONS, load
+from interfuse.cli.configuration import configure, listed, numbers, one_or_listed
+from interfuse.data import PARTITIONS
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.report.progress import shown
 from interfuse.runs import Result, RunConfig
@@ -136,9 +136,9 @@ def run(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME",
-            help="`interfuse datasets` lists them; or rows.npz, package.module:load, file.py:load "
-            f"(default {DEFAULT.data}).",
+            metavar="NAME,...",
+            help="Data sets, dealt to the clients in turn: `interfuse datasets` lists them; or rows.npz, "
+            f"package.module:load, file.py:load (default {DEFAULT.data}).",
             rich_help_panel=DATA,
         ),
     ] = None,
@@ -161,6 +161,10 @@ def run(
     classes: Annotated[
         int | None,
         typer.Option(metavar="K", help="Classes a client of --partition pathological.", rich_help_panel=DATA),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(metavar="S", help="Shards a client of --partition shards.", rich_help_panel=DATA),
     ] = None,
     models: Annotated[
         str | None,
@@ -186,6 +190,22 @@ def run(
         typer.Option(
             metavar="NAME",
             help=f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout}).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype}).",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    denormals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals}).",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -217,12 +237,13 @@ def run(
     config = configure(
         what,
         {
-            "rounds": rounds, "seed": seed, "data": data, "clients": clients, "models": listed(models),
+            "rounds": rounds, "seed": seed, "data": one_or_listed(data), "clients": clients, "models": listed(models),
             "fusion_width": width, "device": device, "eval_every": eval_every,
             "beside": [] if beside == "none" else listed(beside),
-            "numerics": {"layout": layout}, "execution": {"workers": workers, "commit_rounds": commit_every},
+            "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
+            "execution": {"workers": workers, "commit_rounds": commit_every},
         },
-        partition={"name": partition, "alpha": alpha, "classes_per_client": classes},
+        partition={"name": partition, "alpha": alpha, "classes_per_client": classes, "shards_per_client": shards},
         assignments=assignments or (),
     )  # fmt: skip
     if several is not None:
@@ -287,7 +308,7 @@ def predict(
     """
     result = api.load_run(folder)
     scores = result.compose(base, modular)(_samples(samples)).numpy()
-    names = result.summary.get("class_names") or load(result.config.data).class_names
+    names = result.class_names(base)
     found = [names[best] for best in scores.argmax(axis=1)]
     if out is not None:
         _write_scores(out, scores)

@@ -15,7 +15,7 @@ from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
 from interfuse.runs.config import absolute_paths
 
-OPTION_OF = {"alpha": "dirichlet", "classes_per_client": "pathological"}
+OPTION_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "shards_per_client": "shards"}
 """Which partition an option of the command line belongs to."""
 
 
@@ -69,7 +69,7 @@ def _partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str,
     name = asked.get("name", before["name"])
     for option in asked.keys() & OPTION_OF.keys():
         if OPTION_OF[option] != name:
-            flag = "--alpha" if option == "alpha" else "--classes"
+            flag = f"--{option.removesuffix('_per_client')}"
             raise ConfigError(f"{flag} belongs to --partition {OPTION_OF[option]}, but the partition is {name!r}")
     return (dict(before) if name == before["name"] else {}) | {"name": name} | dict(asked)
 
@@ -100,6 +100,11 @@ def toml_or_text(text: str) -> Any:
 def listed(text: str | None) -> list[str] | None:
     """The items of a list with commas; None stays None."""
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
+
+
+def one_or_listed(text: str | None) -> str | list[str] | None:
+    """The items of a list with commas, or the text itself where it has none."""
+    return listed(text) if text and "," in text else text
 
 
 def numbers(text: str) -> list[int]:

@@ -57,7 +57,7 @@ def folder_of(out: Path, seed: int) -> Path:
 
 def default_folder(config: RunConfig, seeds: Sequence[int]) -> Path:
     """The first folder under ``runs/`` that is free, or has nothing but runs of this very configuration."""
-    name = f"{short_name(config.method)}-{short_name(config.data)}-seeds".lower()
+    name = f"{short_name(config.method)}-{'-'.join(map(short_name, config.data_names))}-seeds".lower()
     paths = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     return next(path for path in paths if not any(_differences(config, seed, path) for seed in seeds))
 

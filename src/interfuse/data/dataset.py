@@ -30,6 +30,8 @@ class Dataset:
     :param mean: of the scaled training rows, one number a channel (axis 1), or one for all channels.
     :param std: as ``mean``; positive.
     :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
+    :param blocks: training rows that overlap, such as windows of one recording, have one number, from 0: a client's
+        rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
     Raises:
         DataError: a field contradicts this description; the text names the field.
@@ -45,6 +47,7 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     groups: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
+    blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     note: str = ""
     licence: str = "not stated"
 
@@ -59,8 +62,9 @@ class Dataset:
         )
         self._check_labels("y_train", self.y_train, len(self.x_train), self.classes)
         self._check_labels("y_test", self.y_test, len(self.x_test), self.classes)
-        if self.groups is not None:
-            self._check_labels("groups", self.groups, len(self.x_train), None)
+        for name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
+            if numbers is not None:
+                self._check_labels(name, numbers, len(self.x_train), None)
         self._require(math.isfinite(self.scale) and self.scale > 0, "scale", f"is {self.scale}, must be positive")
         for name, values in (("mean", self.mean), ("std", self.std)):
             channels = self.shape[0]
@@ -148,6 +152,7 @@ class Dataset:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         groups: ArrayLike | Tensor | None = None,
+        blocks: ArrayLike | Tensor | None = None,
         note: str = "",
         licence: str = "not stated",
     ) -> Dataset:
@@ -188,6 +193,7 @@ class Dataset:
             mean=tuple(mean),
             std=tuple(std),
             groups=None if groups is None else _labels(name, "groups", groups),
+            blocks=None if blocks is None else _labels(name, "blocks", blocks),
             note=note,
             licence=licence,
         )

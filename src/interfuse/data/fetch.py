@@ -2,20 +2,21 @@
 
 A file is looked for in three places, in this order:
 
-1. the folder that the environment variable ``INTERFUSE_DATA`` names, as ``<set>/<file>.gz`` or in torchvision's layout
-   (``MNIST/raw/<file>.gz``), unpacked or not;
+1. the folder that the environment variable ``INTERFUSE_DATA`` names, as ``<set>/<file>`` or in torchvision's layout
+   (``MNIST/raw/<file>``), unpacked or not;
 2. the cache: the folder ``INTERFUSE_CACHE``, or the user's cache folder;
-3. the network: first under the URL ``INTERFUSE_MIRROR`` (as ``<mirror>/<set>/<file>.gz``), then the official places.
+3. the network: first under the URL ``INTERFUSE_MIRROR`` (as ``<mirror>/<set>/<file>``), then the official places.
 
 Nothing whose hash is wrong is ever decoded.
 """
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
-import math
+import lzma
 import os
 import tempfile
 import warnings
@@ -28,10 +29,10 @@ import numpy as np
 import pooch  # type: ignore[import-untyped]
 import requests
 from filelock import FileLock
-from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from interfuse.data.formats import Arrays, Reader
 from interfuse.errors import ConfigError, DataError
 
 TRIES = 2
@@ -39,25 +40,29 @@ CONNECT_TIMEOUT = 10.0  # seconds
 READ_TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 1 << 16  # bytes; what a broken transfer loses at most
 
+_UNPACK = {".gz": gzip.decompress, ".xz": lzma.decompress, ".bz2": bz2.decompress}
+
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a data set: a gzipped IDX file and where it is found.
+    """One file of a data set: what it is, how it is read and where it is found.
 
     :param folder: of the set, here and under a mirror.
-    :param torchvision: folder of the set in torchvision's layout, e.g. ``MNIST``.
-    :param name: with the ending ``.gz``.
+    :param elsewhere: another folder it may have here, that of other tools: ``MNIST/raw``, ``cifar-10-batches-bin``.
+    :param name: as published; one that ends in ``.gz``, ``.xz`` or ``.bz2`` is that of a packed file.
     :param sha256: of the file as published.
-    :param unpacked_sha256: of the file without gzip; None where it is not known, and then only the gz is accepted.
+    :param unpacked_sha256: of the file unpacked; None where it is not known, and then only the packed one is accepted.
     :param bases: URL prefixes of the official places, without the file's name.
+    :param read: makes arrays of the unpacked contents.
     """
 
     folder: str
-    torchvision: str
+    elsewhere: str
     name: str
     sha256: str
     unpacked_sha256: str | None
     bases: tuple[str, ...]
+    read: Reader
 
     @property
     def label(self) -> str:
@@ -66,10 +71,10 @@ class RemoteFile:
 
     def copies(self, root: Path) -> Iterator[tuple[Path, str]]:
         """Every path under ``root`` that may hold this file, with the SHA-256 it must have there."""
-        for folder in (root / self.folder, root / self.torchvision / "raw"):
+        for folder in (root / self.folder, root / self.elsewhere):
             yield folder / self.name, self.sha256
             if self.unpacked_sha256 is not None:
-                yield folder / self.name.removesuffix(".gz"), self.unpacked_sha256
+                yield folder / Path(self.name).stem, self.unpacked_sha256
 
 
 @dataclass(frozen=True)
@@ -107,12 +112,20 @@ class Places:
             return None
         return next((copy for copy in file.copies(self.data) if copy[0].is_file()), None)
 
+    def own(self, file: RemoteFile) -> bool:
+        """Whether the user's folder holds ``file``."""
+        return self.own_copy(file) is not None
+
+    def here(self, file: RemoteFile) -> bool:
+        """Whether ``file`` can be had without a download."""
+        return self.own(file) or self.decoded(file).is_file() or self.cached(file).is_file()
+
     def cached(self, file: RemoteFile) -> Path:
         """Where the cache holds ``file`` if it does."""
         return self.cache / file.folder / file.name
 
     def decoded(self, file: RemoteFile) -> Path:
-        """Where the cache holds the array of ``file`` if it does."""
+        """Where the cache holds the arrays of ``file`` if it does."""
         return self.cache / "decoded" / f"{file.sha256}.npz"
 
     def urls(self, file: RemoteFile) -> list[str]:
@@ -121,31 +134,17 @@ class Places:
         return [*mirrors, *(f"{base.rstrip('/')}/{file.name}" for base in file.bases)]
 
 
-def load_array(file: RemoteFile, places: Places) -> UInt8[np.ndarray, "*shape"]:
-    """The array in ``file``: decoded before, or found or downloaded now.
+def load_arrays(file: RemoteFile, places: Places) -> Arrays:
+    """The arrays in ``file``: decoded before, or found or downloaded now.
 
     Raises:
         DataError: the file is nowhere, or the user's copy of it is corrupt.
     """
-    array = _read_decoded(places.decoded(file))
-    if array is None:
-        array = read_idx(_contents(file, places), file.label)
-        _write_decoded(places.decoded(file), array)
-    return array
-
-
-def read_idx(raw: bytes, label: str) -> UInt8[np.ndarray, "*shape"]:
-    """The unsigned bytes of an IDX file (yann.lecun.com/exdb/mnist): two zeros, type 8, axes, big-endian sizes, values.
-
-    Raises:
-        DataError: ``raw`` has not this form; the text begins with ``label``.
-    """
-    axes = raw[3] if len(raw) > 3 else 0
-    start = 4 + 4 * axes
-    shape = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(4, start, 4))
-    if raw[:3] != b"\0\0\x08" or axes == 0 or len(raw) != start + math.prod(shape):
-        raise DataError(f"{label} is no IDX file of unsigned bytes, or is cut off")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    arrays = _read_decoded(places.decoded(file))
+    if arrays is None:
+        arrays = file.read(_contents(file, places), file.label)
+        _write_decoded(places.decoded(file), arrays)
+    return arrays
 
 
 def _contents(file: RemoteFile, places: Places) -> bytes:
@@ -160,11 +159,15 @@ def _contents(file: RemoteFile, places: Places) -> bytes:
                 f"{path} is corrupt: its SHA-256 is {found}, expected {expected}; replace it, or remove it from "
                 f"INTERFUSE_DATA so that it is downloaded"
             )
-        return gzip.decompress(contents) if path.suffix == ".gz" else contents
+        return _unpacked(path, contents)
     cached = places.cached(file)
     if not _intact(cached, file):
         _download(file, places)
-    return gzip.decompress(cached.read_bytes())
+    return _unpacked(cached, cached.read_bytes())
+
+
+def _unpacked(path: Path, contents: bytes) -> bytes:
+    return _UNPACK.get(path.suffix, bytes)(contents)
 
 
 def _intact(path: Path, file: RemoteFile) -> bool:
@@ -206,7 +209,7 @@ def _try_urls(file: RemoteFile, places: Places) -> None:
         f"{file.label} is missing and cannot be downloaded; its SHA-256 is {file.sha256}\n"
         f"  {searched}, not in the cache {target.parent}\n"
         + "".join(f"  {failure}\n" for failure in dict.fromkeys(failures))
-        + f"Set INTERFUSE_DATA to a folder that holds {file.label} (or {file.torchvision}/raw/{file.name})."
+        + f"Set INTERFUSE_DATA to a folder that holds {file.label} (or {Path(file.elsewhere) / file.name})."
     )
 
 
@@ -253,24 +256,23 @@ def _stream(response: requests.Response, out: io.BufferedWriter, done: int, labe
             progress.advance(task, len(chunk))
 
 
-def _read_decoded(path: Path) -> UInt8[np.ndarray, "*shape"] | None:
-    """An array decoded before; None where there is none or it is broken (the archive carries a checksum)."""
+def _read_decoded(path: Path) -> Arrays | None:
+    """Arrays decoded before; None where there are none or they are broken (the archive carries a checksum)."""
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            array: np.ndarray = archive["array"]
+            return tuple(archive[f"arr_{number}"] for number in range(len(archive.files)))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    return array
 
 
-def _write_decoded(path: Path, array: UInt8[np.ndarray, "*shape"]) -> None:
+def _write_decoded(path: Path, arrays: Arrays) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own, then a rename: who writes the same array at the same time does no harm.
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
         try:
             with os.fdopen(handle, "wb") as out:
-                np.savez(out, array=array)
+                np.savez(out, *arrays)
             os.replace(temporary, path)
         except BaseException:
             os.unlink(temporary)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from interfuse.data.catalogue import SOURCES
 from interfuse.data.dataset import Dataset, stratified_subset
 from interfuse.data.fetch import Places
-from interfuse.data.sources import DIGITS, DIGITS_INFO, SOURCES, DatasetInfo, load_digits
+from interfuse.data.sources import DIGITS, DIGITS_INFO, DatasetInfo, load_digits
 from interfuse.errors import ConfigError, DataError, nearest
 from interfuse.randomness import numpy_generator
 from interfuse.references import is_reference, load_reference

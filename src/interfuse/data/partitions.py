@@ -157,6 +157,36 @@ class Pathological:
 
 
 @dataclass(frozen=True)
+class Shards:
+    """Rows sorted by class are cut into equal shards, dealt at random (McMahan et al., arXiv:1602.05629, section 3).
+
+    Within a class rows are in random order. A shard may hold rows of two classes, so a client has about as many classes
+    as shards, or one more; shard sizes differ by at most one row.
+
+    :param shards_per_client: S; there are ``clients * S`` shards.
+    """
+
+    shards_per_client: int = 2
+
+    def __post_init__(self) -> None:
+        if self.shards_per_client < 1:
+            raise ConfigError(f"Shards: shards_per_client is {self.shards_per_client}, must be 1 or more")
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """See :meth:`Partition.split`."""
+        count = clients * self.shards_per_client
+        if count > len(labels):
+            raise DataError(
+                f"Shards: {clients} clients with {self.shards_per_client} shards each need {count} rows, but there are "
+                f"{len(labels)}; take fewer clients or fewer shards per client"
+            )
+        by_class = rng.permutation(len(labels))
+        shards = np.array_split(by_class[np.argsort(labels[by_class], kind="stable")], count)
+        hands = rng.permutation(count).reshape(clients, self.shards_per_client)
+        return [_joined([shards[shard] for shard in hand]) for hand in hands]
+
+
+@dataclass(frozen=True)
 class Natural:
     """Clients are the data set's own groups (people, devices), dealt in order: group g goes to client g mod clients."""
 
@@ -170,8 +200,10 @@ class Natural:
         return [np.flatnonzero(numbers % clients == client) for client in range(clients)]
 
 
-PARTITIONS: Mapping[str, type[IID] | type[Dirichlet] | type[Pathological] | type[Natural]] = MappingProxyType(
-    {"iid": IID, "dirichlet": Dirichlet, "pathological": Pathological, "natural": Natural}
+Rule = type[IID] | type[Dirichlet] | type[Pathological] | type[Shards] | type[Natural]
+
+PARTITIONS: Mapping[str, Rule] = MappingProxyType(
+    {"iid": IID, "dirichlet": Dirichlet, "pathological": Pathological, "shards": Shards, "natural": Natural}
 )
 
 
@@ -213,14 +245,18 @@ def make_shares(
     seed: int,
     validation: float = 0.1,
     test: float = 0.1,
+    key: tuple[str, ...] = (),
 ) -> list[Share]:
     """Divide the training rows between clients, and each client's rows at random into training, validation and test.
 
     Validation and test get their fraction of the n rows, rounded to the nearest whole number, halves up; where that
-    leaves nothing to train on, test and then validation give up rows until one training row is left. How the rows of
-    client c divide depends on (seed, c) and these rows only, not on the number of clients.
+    leaves nothing to train on, test and then validation give up rows until one training row is left. Where the data
+    set has blocks, whole blocks are moved until validation and test have at least so many rows, while one block is left
+    to train on. How the rows of client c divide depends on (seed, key, c) and these rows only, not on the number of
+    clients.
 
     :param seed: of the run: partition and division follow from it.
+    :param key: tells apart divisions under one seed, so that they are independent of each other.
     :param validation: fraction of a client's rows, from 0, below 1 together with ``test``.
     Raises:
         ConfigError: no clients, or impossible fractions.
@@ -231,18 +267,56 @@ def make_shares(
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ConfigError(f"validation {validation} and test {test} must be 0 or more and together below 1")
     groups = None if dataset.groups is None else dataset.groups.numpy()
-    parts = partition.split(dataset.y_train.cpu().numpy(), clients, numpy_generator(seed, "partition"), groups)
+    parts = partition.split(dataset.y_train.cpu().numpy(), clients, numpy_generator(seed, *key, "partition"), groups)
     _check_parts(parts, clients, len(dataset.y_train))
+    blocks = None if dataset.blocks is None else dataset.blocks.numpy()
     return [
-        _divided(rows, validation, test, numpy_generator(seed, "shares", client)) for client, rows in enumerate(parts)
+        _divided(rows, validation, test, numpy_generator(seed, *key, "shares", client), blocks)
+        for client, rows in enumerate(parts)
     ]
 
 
-def class_counts(dataset: Dataset, shares: Sequence[Share]) -> Int64[np.ndarray, "clients classes"]:
-    """How many rows of each class each client has, over training, validation and test together."""
-    labels = dataset.y_train.cpu().numpy()
-    counts = [np.bincount(labels[share.rows], minlength=dataset.classes) for share in shares]
-    return np.array(counts, np.int64).reshape(len(shares), dataset.classes)
+def deal(
+    datasets: Sequence[Dataset],
+    partition: Partition,
+    clients: int,
+    seed: int,
+    validation: float = 0.1,
+    test: float = 0.1,
+) -> tuple[list[Dataset], list[Share]]:
+    """Deal data sets to the clients in turn, and divide each between its own clients as :func:`make_shares` does.
+
+    Client c of C has data set c mod D of D. The divisions of several data sets are independent of each other.
+
+    Returns: data set and share of each client, in order.
+    Raises:
+        ConfigError: there are fewer clients than data sets, two of which have one name; or as for `make_shares`.
+        DataError: as for `make_shares`.
+    """
+    names = [dataset.name for dataset in datasets]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"data names {', '.join(names)}: name each data set once")
+    if clients < len(datasets):
+        raise ConfigError(f"{clients} clients, but {len(datasets)} data sets ({', '.join(names)}): take more clients")
+    shares: dict[int, Share] = {}
+    for first, dataset in enumerate(datasets):
+        own = range(first, clients, len(datasets))
+        key = ("data set", dataset.name) if len(datasets) > 1 else ()
+        divided = make_shares(dataset, partition, len(own), seed, validation, test, key)
+        shares |= zip(own, divided, strict=True)
+    return [datasets[c % len(datasets)] for c in range(clients)], [shares[c] for c in range(clients)]
+
+
+def class_counts(datasets: Sequence[Dataset], shares: Sequence[Share]) -> Int64[np.ndarray, "clients classes"]:
+    """How many rows of each class each client has, over training, validation and test together.
+
+    :param datasets: of each client, all with as many classes.
+    """
+    counts = [
+        np.bincount(dataset.y_train.cpu().numpy()[share.rows], minlength=dataset.classes)
+        for dataset, share in zip(datasets, shares, strict=True)
+    ]
+    return np.array(counts, np.int64)
 
 
 def _joined(pieces: Sequence[Rows]) -> Rows:
@@ -263,12 +337,32 @@ def _check_parts(parts: list[Rows], clients: int, rows: int) -> None:
         raise DataError(f"the partition gave a row to two clients, or a row outside 0 to {rows - 1}")
 
 
-def _divided(rows: Rows, validation: float, test: float, rng: np.random.Generator) -> Share:
+def _divided(
+    rows: Rows, validation: float, test: float, rng: np.random.Generator, blocks: Labels | None = None
+) -> Share:
     held = min(math.floor(len(rows) * validation + 0.5), len(rows) - 1)
     tested = min(math.floor(len(rows) * test + 0.5), len(rows) - 1 - held)
     shuffled = rng.permutation(np.sort(rows))
+    if blocks is not None:
+        shuffled, held, tested = _along_blocks(shuffled, blocks[shuffled], held, tested)
     return Share(
         train=np.sort(shuffled[held + tested :]),
         validation=np.sort(shuffled[:held]),
         test=np.sort(shuffled[held : held + tested]),
     )
+
+
+def _along_blocks(shuffled: Rows, blocks: Labels, held: int, tested: int) -> tuple[Rows, int, int]:
+    """The rows with those of each block together, blocks by first appearance, and the two cuts at ends of blocks."""
+    _, first, number, sizes = np.unique(blocks, return_index=True, return_inverse=True, return_counts=True)
+    ends = np.cumsum(sizes[np.argsort(first)])
+    # The last block is there to train on; 0 is an end too, where nothing is asked for.
+    ends = np.concatenate([[0], ends[:-1]])
+    held_end = _first_from(ends, held)
+    tested_end = _first_from(ends, held_end + tested)
+    return shuffled[np.argsort(first[number], kind="stable")], held_end, tested_end - held_end
+
+
+def _first_from(ends: Int64[np.ndarray, "ends"], rows: int) -> int:
+    """The first end that leaves at least so many rows before it, or the last one."""
+    return int(ends[min(int(np.searchsorted(ends, rows)), len(ends) - 1)])

@@ -1,23 +1,33 @@
-"""The data sets that interfuse knows by name: their files, hashes, places of origin and facts."""
+"""What a named data set is made of: files in one of several layouts, a rule that arranges their arrays, facts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
-from types import MappingProxyType
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Integer, Shaped
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.fetch import Places, RemoteFile, load_array
+from interfuse.data.fetch import Places, RemoteFile, load_arrays
 
 State = Literal["shipped", "found", "cached", "download", "incomplete"]
-Bytes = UInt8[np.ndarray, "..."]
-Split = tuple[Bytes, Bytes, Bytes, Bytes]
-"""Training rows and labels, test rows and labels."""
+Rows = Shaped[np.ndarray, "n *sample"]
+Labels = Integer[np.ndarray, "n"]
+
+
+class Split(NamedTuple):
+    """Training and test rows with their labels, and the groups and blocks of the training rows (see `Dataset`)."""
+
+    x_train: Rows
+    y_train: Labels
+    x_test: Rows
+    y_test: Labels
+    groups: Labels | None = None
+    blocks: Labels | None = None
+
 
 DIGITS = "digits"
 DIGIT_NAMES = tuple("0123456789")
@@ -43,12 +53,7 @@ class DatasetInfo:
     note: str
 
 
-def official_split(train_x: Bytes, train_y: Bytes, test_x: Bytes, test_y: Bytes) -> Split:
-    """The arrays as they come."""
-    return train_x, train_y, test_x, test_y
-
-
-def every_fifth(x: Bytes, y: Bytes) -> Split:
+def every_fifth(x: Rows, y: Labels) -> Split:
     """Split a single part: every fifth row of each class, in the order of the file, is a test row.
 
     No generator is involved, so the split is the same under every version of NumPy.
@@ -56,41 +61,48 @@ def every_fifth(x: Bytes, y: Bytes) -> Split:
     test = np.zeros(len(y), bool)
     for label in np.unique(y):
         test[np.flatnonzero(y == label)[4::5]] = True
-    return x[~test], y[~test], x[test], y[test]
+    return Split(x[~test], y[~test], x[test], y[test])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One form in which a data set is kept: as published, or as somebody packed it anew.
+
+    :param arrange: makes the split from the arrays of all files, in the order of ``files``.
+    """
+
+    files: tuple[RemoteFile, ...]
+    arrange: Callable[..., Split] = Split
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set made of gzipped IDX files.
+    """A named data set.
 
-    :param files: in the order of the arguments of ``arrange``.
-    :param arrange: makes the training and test arrays from those of the files.
-    :param mean: as published for the training rows; None where it is computed from them.
+    :param layouts: the one that is downloaded comes first; all give the same rows in the same order.
+    :param mean: as published for the training rows, a number a channel; None where it is computed from them.
     :param std: as ``mean``.
     """
 
     name: str
-    files: tuple[RemoteFile, ...]
-    arrange: Callable[..., Split]
+    layouts: tuple[Layout, ...]
     shape: tuple[int, ...]
     class_names: tuple[str, ...]
     rows_train: int
     rows_test: int
     licence: str
-    mean: float | None = None
-    std: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     note: str = ""
 
     def state(self, places: Places) -> State:
         """Whether the set can be loaded from ``places`` without a download."""
-        own = [places.own_copy(file) is not None for file in self.files]
-        if all(own):
+        layouts = [layout.files for layout in self.layouts]
+        if any(all(map(places.own, files)) for files in layouts):
             return "found"
-        cached = [places.decoded(file).is_file() or places.cached(file).is_file() for file in self.files]
-        here = [either or other for either, other in zip(own, cached, strict=True)]
-        if all(here):
+        if any(all(map(places.here, files)) for files in layouts):
             return "cached"
-        return "incomplete" if any(here) else "download"
+        return "incomplete" if any(any(map(places.here, files)) for files in layouts) else "download"
 
     def load(self, places: Places) -> Dataset:
         """The data set from ``places``, after a download where it is needed.
@@ -98,19 +110,31 @@ class Source:
         Raises:
             DataError: a file cannot be had or is corrupt.
         """
-        x_train, y_train, x_test, y_test = self.arrange(*(load_array(file, places) for file in self.files))
+        layout = self._chosen(places)
+        split = layout.arrange(*(array for file in layout.files for array in load_arrays(file, places)))
         return Dataset.from_arrays(
             self.name,
-            x_train,
-            y_train,
-            x_test,
-            y_test,
+            split.x_train,
+            split.y_train,
+            split.x_test,
+            split.y_test,
+            has_channels=len(self.shape) == 2,
             class_names=self.class_names,
-            mean=None if self.mean is None else [self.mean],
-            std=None if self.std is None else [self.std],
+            mean=self.mean,
+            std=self.std,
+            groups=split.groups,
+            blocks=split.blocks,
             note=self.note,
             licence=self.licence,
         )
+
+    def _chosen(self, places: Places) -> Layout:
+        """The layout that needs no download, the user's own files first; else the published one."""
+        for there in (places.own, places.here):
+            for layout in self.layouts:
+                if all(map(there, layout.files)):
+                    return layout
+        return self.layouts[0]
 
     def info(self, places: Places) -> DatasetInfo:
         """The facts of the set, and its state in ``places``."""
@@ -145,155 +169,4 @@ DIGITS_INFO = DatasetInfo(
     state="shipped",
     licence="CC BY 4.0 (E. Alpaydin, C. Kaynak; UCI Optical Recognition of Handwritten Digits)",
     note="the split is interfuse's own; not comparable with published numbers for these digits",
-)
-
-
-def _idx_files(
-    folder: str, torchvision: str, bases: tuple[str, ...], hashes: Mapping[str, tuple[str, str | None]]
-) -> dict[str, RemoteFile]:
-    return {
-        stem: RemoteFile(folder, torchvision, f"{stem}-ubyte.gz", sha256, unpacked, bases)
-        for stem, (sha256, unpacked) in hashes.items()
-    }
-
-
-_MNIST = _idx_files(
-    "mnist",
-    "MNIST",
-    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
-    {
-        "train-images-idx3": (
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        ),
-        "train-labels-idx1": (
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        ),
-        "t10k-images-idx3": (
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        ),
-        "t10k-labels-idx1": (
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-    },
-)
-
-_FASHION_MNIST = _idx_files(
-    "fashion-mnist",
-    "FashionMNIST",
-    (
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    ),
-    {
-        "train-images-idx3": (
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        "train-labels-idx1": (
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        ),
-        "t10k-images-idx3": (
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        ),
-        "t10k-labels-idx1": (
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
-    },
-)
-
-_KMNIST = _idx_files(
-    "kmnist",
-    "KMNIST",
-    ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-    {
-        "train-images-idx3": ("51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4", None),
-        "train-labels-idx1": (
-            "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
-            "2a16eeae62da984b8bd24fa32e31d47291f01dac3fe84d5594f304f71e7d374b",
-        ),
-        "t10k-images-idx3": (
-            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
-            "76fbd229ce87db80dd281af5e6670de4ad0e42fb30a7bd643972994c47c1f42e",
-        ),
-        "t10k-labels-idx1": (
-            "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
-            "a11dc742be8e781a40a92f53d6a4957e7b7d36df2faa097659131ebfd8fd60c6",
-        ),
-    },
-)
-
-_KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-_KMNIST_LICENCE = 'CC BY-SA 4.0 ("KMNIST Dataset", created by CODH, adapted from "Kuzushiji Dataset", NIJL and others)'
-
-SOURCES: Mapping[str, Source] = MappingProxyType(
-    {
-        source.name: source
-        for source in (
-            Source(
-                name="mnist",
-                files=tuple(_MNIST.values()),
-                arrange=official_split,
-                shape=(1, 28, 28),
-                class_names=DIGIT_NAMES,
-                rows_train=60_000,
-                rows_test=10_000,
-                licence="CC BY-SA 3.0 (Y. LeCun, C. Cortes, C. J. C. Burges)",
-                mean=0.1307,
-                std=0.3081,
-            ),
-            Source(
-                name="fashion-mnist",
-                files=tuple(_FASHION_MNIST.values()),
-                arrange=official_split,
-                shape=(1, 28, 28),
-                class_names=(
-                    "T-shirt/top",
-                    "trouser",
-                    "pullover",
-                    "dress",
-                    "coat",
-                    "sandal",
-                    "shirt",
-                    "sneaker",
-                    "bag",
-                    "ankle boot",
-                ),
-                rows_train=60_000,
-                rows_test=10_000,
-                licence="MIT (Zalando SE)",
-                mean=0.2860,
-                std=0.3530,
-            ),
-            Source(
-                name="kmnist",
-                files=tuple(_KMNIST.values()),
-                arrange=official_split,
-                shape=(1, 28, 28),
-                class_names=_KMNIST_NAMES,
-                rows_train=60_000,
-                rows_test=10_000,
-                licence=_KMNIST_LICENCE,
-            ),
-            Source(
-                name="kmnist-test",
-                files=(_KMNIST["t10k-images-idx3"], _KMNIST["t10k-labels-idx1"]),
-                arrange=every_fifth,
-                shape=(1, 28, 28),
-                class_names=_KMNIST_NAMES,
-                rows_train=8_000,
-                rows_test=2_000,
-                licence=_KMNIST_LICENCE,
-                mean=0.1846,
-                std=0.3416,
-                note="a split of KMNIST's official test half; not comparable with published KMNIST numbers",
-            ),
-        )
-    }
 )

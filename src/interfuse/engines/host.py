@@ -20,7 +20,7 @@ from interfuse.handler import Handler
 from interfuse.message import Message, check, flatten, kind_of, narrow, private, unflatten, unmodified
 from interfuse.method import ALL, BUFFERS, check_state, state_type
 from interfuse.models import SplitModel
-from interfuse.randomness import generator, one_thread, seeded
+from interfuse.randomness import reseed, seeded
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord, load_tensors, save_tensors
 
@@ -36,9 +36,11 @@ class Resident:
         self.changed = False
         self.created = False
         self.kept_buffers: dict[str, Tensor] | None = None
-        data = ClientData(setup.dataset, setup.shares[client], setup.inputs)
+        data = ClientData(setup.datasets[client], setup.shares[client], setup.inputs_of(client))
         order = SampleOrder(setup.seed, client, len(setup.shares[client].train))
-        self.client: Client[Any] = Client(setup.profiles[client], model, data, order, setup.dims)
+        self.client: Client[Any] = Client(
+            setup.profiles[client], model, data, order, setup.dims, setup.numerics.autocast
+        )
         self.client.state = None
 
     @property
@@ -112,33 +114,39 @@ class Host:
     """Some clients of a federation in this process, made when they are first called."""
 
     def __init__(self, setup: Setup, clients: Sequence[ClientId]) -> None:
-        self._setup, self.clients = setup, tuple(clients)
+        self._setup, self._clients = setup, set(clients)
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
         self._in_round: set[ClientId] = set()
         self._round = 0
 
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The block in which handlers may run: numeric settings hold, and global generators are put back after it."""
+        with self._setup.numerics.applied(), seeded(self._setup.seed, "host"):
+            yield
+
     def run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
-        """Run a handler on one client. Whatever goes wrong in it becomes a :class:`Failure`."""
+        """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`."""
         began = time.perf_counter()
         setup = self._setup
         place = (request.heading, request.program, request.handler, client, request.round, request.index)
         given = None if message is None else private(message, copy=request.recoverable)
         untouched = unmodified(given)
         before: dict[str, Tensor] | None = None
-        with one_thread(), seeded(setup.seed, "handler", *place):
-            try:
-                resident = self._enter(client, request.round)
-                before = resident.snapshot() if request.recoverable else None
-                resident.client.generator = generator(setup.seed, "client", *place)
-                reply = self._reply(resident, request, given)
-                if (name := untouched()) is not None:
-                    raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
-            except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
-                if before is not None:
-                    self._roll_back(client, before)
-                return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
-        return Answer(client, reply, time.perf_counter() - began)
+        try:
+            resident = self._enter(client, request.round)
+            resident.client.begin(setup.seed, "client", *place)
+            before = resident.snapshot() if request.recoverable else None
+            reseed(setup.seed, "handler", *place)
+            reply = self._reply(resident, request, given)
+            if (name := untouched()) is not None:
+                raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
+        except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
+            if before is not None:
+                self._roll_back(client, before)
+            return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
+        return Answer(client, reply, time.perf_counter() - began, resident.client.steps)
 
     def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
         handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
@@ -175,7 +183,7 @@ class Host:
             self._prepare_scratch(resident)
         if not resident.created:
             with seeded(self._setup.seed, "new_client", client):
-                resident.client.generator = generator(self._setup.seed, "new_client", client)
+                resident.client.begin(self._setup.seed, "new_client", client)
                 resident.client.state = resident.method.new_client(resident.client)
             resident.created = True
         return resident
@@ -204,7 +212,8 @@ class Host:
         if resident.pooled:
             client.model = self._borrow(client.profile.architecture)
             client.model.blank()
-            client.model.load(resident.kept_buffers or {})
+            if resident.kept_buffers:
+                client.model.load(resident.kept_buffers)
         elif resident.keeps != ALL:
             client.model.blank(resident.kept_tensors().keys())
 
@@ -225,6 +234,20 @@ class Host:
                 self._give_back(resident)
         self._in_round.clear()
 
+    def release(self, client: ClientId) -> dict[str, Tensor]:
+        """Give a client away: all that another host needs to carry it on. Nothing, where it was never called."""
+        self._clients.remove(client)
+        resident = self._residents.pop(client, None)
+        return {} if resident is None else resident.owned() | {"changed": torch.tensor(resident.changed)}
+
+    def adopt(self, client: ClientId, owned: Mapping[str, Tensor]) -> None:
+        """Take a client over from the host that released it."""
+        self._clients.add(client)
+        if owned:
+            resident = self._settle(client)
+            resident.restore(owned)
+            resident.changed = bool(owned["changed"])
+
     def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
         """Write the clients that changed since the last save. See :class:`interfuse.clients.Engine`."""
         written = {}
@@ -239,7 +262,7 @@ class Host:
         """Put this host's clients back to a saved state. See :class:`interfuse.clients.Engine`."""
         self.end_round()
         self._residents.clear()
-        for client in self.clients:
+        for client in sorted(self._clients):
             record = files.get(_file_of(client))
             if record is not None:
                 try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import multiprocessing
 import multiprocessing.process
@@ -22,8 +21,10 @@ import torch
 
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Engine, Failure, Request
+from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.arena import Arena, to_json
 from interfuse.engines.host import Host
+from interfuse.engines.placement import Move, Placement
 from interfuse.errors import ConfigError, RunError
 from interfuse.handler import handlers
 from interfuse.message import Message, flatten, unflatten
@@ -36,12 +37,13 @@ class InProcess:
     """All clients in this process, one after the other."""
 
     def __init__(self, setup: Setup) -> None:
+        keep_freed_memory()
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._host = Host(setup, tuple(setup.profiles))
 
-    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
-        for client, message in messages.items():
-            yield self._host.run(request, client, message)
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> list[Answer]:
+        with self._host.working():
+            return [self._host.run(request, client, message) for client, message in messages.items()]
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model as it is now. Scratch lasts until the end of the round."""
@@ -61,17 +63,14 @@ class InProcess:
 
 
 class Workers:
-    """Clients dealt to forked processes of one thread each. Tensors move through shared memory."""
+    """Clients in forked processes of one thread each. Tensors move through shared memory."""
 
     def __init__(self, setup: Setup, count: int) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._setup = setup
-        clients = tuple(setup.profiles)
-        self._worker_of = {client: position % count for position, client in enumerate(clients)}
+        self._placement = Placement(setup.profiles, count)
         self._down = Arena()
-        self._workers = [_Worker(i, tuple(c for c in clients if self._worker_of[c] == i)) for i in range(count)]
-        # every process would otherwise import this for itself (seconds) when it builds its first optimizer
-        importlib.import_module("torch._dynamo")
+        self._workers = [_Worker(number, self._placement) for number in range(count)]
         context = multiprocessing.get_context("fork")
         for worker in self._workers:
             worker.process = context.Process(
@@ -88,6 +87,8 @@ class Workers:
             worker.theirs.close()
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        if request.heading == "training":
+            self._move(self._placement.arrange(messages))
         self._down.clear()
         written: dict[int, list[list[Any]]] = {}
         tasks: dict[int, list[Any]] = {}
@@ -95,24 +96,43 @@ class Workers:
             if message is not None and id(message) not in written:
                 written[id(message)] = self._down.write(flatten(message))
             places = None if message is None else written[id(message)]
-            tasks.setdefault(self._worker_of[client], []).append([client, places])
+            tasks.setdefault(self._placement.home[client], []).append([client, places])
         reply_type = handlers(type(self._programs(request)))[request.handler].reply_type
         for number, task in tasks.items():
             self._workers[number].send({"do": "call", "request": asdict(request), "tasks": task})
         # all answers before the first is looked at: nothing may be left in the pipes when one is refused
         for worker, answers in list(self._collect(tasks)):
-            for client, places, reason, seconds in answers:
+            for client, places, reason, seconds, steps in answers:
+                if request.heading == "training":
+                    self._placement.note(client, seconds)
                 if reason is not None:
                     yield Answer(client, Failure(client, reason), seconds)
                 elif places is None or reply_type is None:
-                    yield Answer(client, None, seconds)
+                    yield Answer(client, None, seconds, steps)
                 else:
-                    yield Answer(client, unflatten(reply_type, worker.up.read(places)), seconds)
+                    yield Answer(client, unflatten(reply_type, worker.up.read(places)), seconds, steps)
 
     def _programs(self, request: Request) -> Any:
         return self._setup.programs_of(next(iter(self.profiles)))[request.program]
 
+    def _move(self, moves: Sequence[Move]) -> None:
+        """Carry clients over, through the shared memory of those who give them away."""
+        leaving: dict[int, list[ClientId]] = {}
+        for move in moves:
+            leaving.setdefault(move.source, []).append(move.client)
+        for source, clients in leaving.items():
+            self._workers[source].send({"do": "release", "clients": clients})
+        owned = {client: places for _, answer in self._collect(leaving) for client, places in answer}
+        coming: dict[int, list[list[Any]]] = {}
+        for move in moves:
+            coming.setdefault(move.target, []).append([move.client, move.source, owned[move.client]])
+        for target, arrivals in coming.items():
+            self._workers[target].send({"do": "adopt", "clients": arrivals})
+        for _ in self._collect(coming):
+            pass
+
     def end_round(self) -> None:
+        self._placement.end_round()
         self._everybody({"do": "end_round"})
 
     def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
@@ -160,11 +180,14 @@ class Workers:
 class _Worker:
     """Both ends of what connects the engine with one worker."""
 
-    def __init__(self, number: int, clients: Sequence[ClientId]) -> None:
-        self.number, self.clients = number, clients
+    def __init__(self, number: int, placement: Placement) -> None:
+        self.number, self._placement = number, placement
         self.ours, self.theirs = multiprocessing.Pipe()
         self.up = Arena()
         self.process: multiprocessing.process.BaseProcess | None = None
+
+    def clients(self) -> tuple[ClientId, ...]:
+        return self._placement.clients_of(self.number)
 
     def send(self, order: Mapping[str, Any]) -> None:
         try:
@@ -190,7 +213,7 @@ class _Worker:
             self.process.join(timeout=1)
         code = None if self.process is None else self.process.exitcode
         return RunError(
-            f"worker {self.number} (clients {', '.join(map(str, self.clients))}) ended with exit code {code}; "
+            f"worker {self.number} (clients {', '.join(map(str, self.clients()))}) ended with exit code {code}; "
             "is there enough memory? The run can be resumed"
         )
 
@@ -200,19 +223,20 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # for good, not only in handlers: a forked process inherits the pool of threads, but not the threads
     torch.set_num_threads(1)
+    keep_freed_memory()
     _end_with(parent)
     for other in workers:
         other.ours.close()
         if other is not worker:
             other.theirs.close()
-    host = Host(setup, worker.clients)
+    host = Host(setup, worker.clients())
     try:
         while True:
             order = json.loads(worker.theirs.recv_bytes())
             if order["do"] == "stop":
                 os._exit(0)
             try:
-                answer: dict[str, Any] = {"answer": _obey(host, setup, worker, down, order)}
+                answer: dict[str, Any] = {"answer": _obey(host, setup, worker, workers, down, order)}
             except Exception as error:  # whatever it is, the engine has to hear of it
                 answer = {"error": str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"}
             worker.theirs.send_bytes(to_json(answer))
@@ -229,11 +253,20 @@ def _end_with(parent: int) -> None:
             os._exit(0)
 
 
-def _obey(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping[str, Any]) -> Any:
+def _obey(
+    host: Host, setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena, order: Mapping[str, Any]
+) -> Any:
     if order["do"] == "call":
         return _call(host, setup, worker, down, Request(**order["request"]), order["tasks"])
     if order["do"] == "end_round":
         return host.end_round()
+    if order["do"] == "release":
+        worker.up.clear()
+        return [[client, worker.up.write(host.release(client))] for client in order["clients"]]
+    if order["do"] == "adopt":
+        for client, source, places in order["clients"]:
+            host.adopt(client, workers[source].up.read(places))
+        return None
     folder = Path(order["folder"])
     if order["do"] == "save":
         return {name: asdict(record) for name, record in host.save(folder, order["suffix"]).items()}
@@ -246,15 +279,16 @@ def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, request: Reque
     expected = handlers(type(program))[request.handler].message_type
     answers = []
     received: tuple[Any, Message | None] = (None, None)
-    for client, places in tasks:
-        if places is not None and expected is not None and places != received[0]:
-            received = (places, unflatten(expected, down.read(places)))
-        answer = host.run(request, client, received[1] if places is not None else None)
-        if isinstance(answer.reply, Failure):
-            answers.append([client, None, answer.reply.reason, answer.seconds])
-        else:
-            sent = None if answer.reply is None else worker.up.write(flatten(answer.reply))
-            answers.append([client, sent, None, answer.seconds])
+    with host.working():
+        for client, places in tasks:
+            if places is not None and expected is not None and places != received[0]:
+                received = (places, unflatten(expected, down.read(places)))
+            answer = host.run(request, client, received[1] if places is not None else None)
+            if isinstance(answer.reply, Failure):
+                answers.append([client, None, answer.reply.reason, answer.seconds, 0])
+            else:
+                sent = None if answer.reply is None else worker.up.write(flatten(answer.reply))
+                answers.append([client, sent, None, answer.seconds, answer.steps])
     return answers
 
 

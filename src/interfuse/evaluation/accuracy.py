@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Annotated
@@ -73,6 +73,18 @@ class CompositionHits(Message):
     right: Annotated[Int64[Tensor, "bases"], Disclosure.STATISTICS]
 
 
+@dataclass(frozen=True, eq=False)
+class CommonTest:
+    """What everybody knows of a common test set: its labels, and the rows behind each point of a curve."""
+
+    y: Int64[Tensor, "n"]
+    curve_rows: Int64[Tensor, "rows"]
+
+    def labels(self, *, full: bool) -> Int64[Tensor, "asked"]:
+        """Of all rows, or of those of the curve."""
+        return self.y if full else self.y[self.curve_rows]
+
+
 class PredictionRequest(Message):
     """Inputs, normalised, for one block of a client."""
 
@@ -87,16 +99,20 @@ class Prediction(Message):
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(Program):
-    """The handlers behind every accuracy. The rows of the curve are a fixed, stratified choice."""
+    """The handlers behind every accuracy.
+
+    Attributes:
+        tests: The common test set of each client, that of its data set.
+    """
 
     method: Method
-    curve_rows: Int64[Tensor, "rows"]
+    tests: Sequence[CommonTest]
 
     @on_client
     def hits(self, client: Client, scope: Scope) -> Hits:
         """Count right answers of the method's prediction."""
         limit = None if scope.full else CURVE_OWN_ROWS
-        rows = None if scope.full else self.curve_rows
+        rows = None if scope.full else self.tests[client.id].curve_rows
         common = client.data.common_test(rows) if scope.common else ()
         counted = [
             self._count(client, batches) for batches in (client.data.test(limit), client.data.validation(limit), common)
@@ -117,17 +133,19 @@ class Evaluation(Program):
     @on_client
     def fused(self, client: Client, scope: Scope) -> FusedTest:
         """The base block's outputs on the common test set."""
-        rows = None if scope.full else self.curve_rows
+        rows = None if scope.full else self.tests[client.id].curve_rows
         with client.model.evaluating():
             return FusedTest(torch.cat([client.model.base(batch.x) for batch in client.data.common_test(rows)]))
 
     @on_client
     def composed(self, client: Client, tests: FusedTests) -> CompositionHits:
         """Count right answers of the modular block behind every base block."""
-        y = client.data.dataset.y_test
-        labels = y if tests.full else y[self.curve_rows]
+        labels = [test.labels(full=tests.full) for test in self.tests]
         with client.model.evaluating():
-            right = [int((client.model.modular(test.z).argmax(1) == labels).sum()) for test in tests.outputs]
+            right = [
+                int((client.model.modular(test.z).argmax(1) == y).sum())
+                for test, y in zip(tests.outputs, labels, strict=True)
+            ]
         return CompositionHits(torch.tensor(right))
 
     @on_client
@@ -143,11 +161,18 @@ class Evaluation(Program):
             return Prediction(client.model.modular(request.x))
 
 
-def evaluation(dataset: Dataset) -> Callable[[Method], dict[str, Program]]:
-    """The evaluation on a data set, for the method with the hyperparameters that a client has."""
+def evaluation(datasets: Sequence[Dataset]) -> Callable[[Method], dict[str, Program]]:
+    """The evaluation on the data sets of the clients, for the method with the hyperparameters that a client has."""
+    tests = {id(dataset): _common_test(dataset) for dataset in {id(d): d for d in datasets}.values()}
+    of_clients = tuple(tests[id(dataset)] for dataset in datasets)
+    return lambda method: {"evaluation": Evaluation(method, of_clients)}
+
+
+def _common_test(dataset: Dataset) -> CommonTest:
+    """The test set with a fixed, stratified choice of rows for the curve."""
     labels = dataset.y_test.cpu().numpy()
-    rows = torch.from_numpy(stratified_subset(labels, CURVE_ROWS, numpy_generator(0, "curve", dataset.name)))
-    return lambda method: {"evaluation": Evaluation(method, rows)}
+    rows = stratified_subset(labels, CURVE_ROWS, numpy_generator(0, "curve", dataset.name))
+    return CommonTest(dataset.y_test, torch.from_numpy(rows))
 
 
 @dataclass(frozen=True)
@@ -155,7 +180,8 @@ class Accuracies:
     """Accuracies between 0 and 1 by client; NaN where a share is empty or a client was not evaluated.
 
     ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
-    on the common test set; None where the fusion layers of the clients differ, and in large federations.
+    on the common test set (that of the base block's client); None where the fusion layers of the clients differ, and in
+    large federations.
     """
 
     own: list[float]
@@ -200,19 +226,19 @@ class Composed(Enum):
 
 
 def _composable(federation: Federation, *, full: bool) -> Composed:
-    dims, rows = federation.setup.dims, len(federation.setup.dataset.y_test)
-    if "d" not in dims or not rows or dims["clients"] > MOST_COMPOSED:
+    dims, rows = federation.setup.dims, [len(dataset.y_test) for dataset in federation.setup.datasets]
+    if "d" not in dims or not all(rows) or dims["clients"] > MOST_COMPOSED:
         return Composed.NOT_AT_ALL
-    small = not full or rows * dims["d"] * 4 * dims["clients"] <= LARGEST_COMPOSITION
+    small = not full or sum(rows) * dims["d"] * 4 <= LARGEST_COMPOSITION
     return Composed.AS_ASKED if small else Composed.ON_CURVE_ROWS
 
 
 def _composition(federation: Federation, program: Evaluation, clients: Clients, full: bool) -> list[list[float]]:
     outputs = clients.call(program.fused, Scope(full, True))
     columns = clients.call(program.composed, FusedTests(tuple(outputs.values()), full))
-    total = len(federation.setup.dataset.y_test) if full else len(program.curve_rows)
+    totals = [len(test.labels(full=full)) for test in program.tests]
     right = torch.stack([column.right for column in columns.values()], dim=1)
-    return [[int(count) / total for count in row] for row in right]
+    return [[int(count) / total for count in row] for row, total in zip(right, totals, strict=True)]
 
 
 def _share(right: int, total: int) -> float:

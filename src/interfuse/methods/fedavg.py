@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote
 
 from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy, use_batch_statistics
-from interfuse.client import Client
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.errors import Notice
 from interfuse.handler import on_client
 from interfuse.message import Disclosure, NamedTensors, State
 from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
-from interfuse.parameters import WeightRule, Weights, averaged, held, initial_weights
+from interfuse.parameters import (
+    WeightRule,
+    Weights,
+    averaged,
+    held,
+    initial_weights,
+    nothing_in_common,
+    one_of_each_architecture,
+)
 from interfuse.server import Server
 from interfuse.training import LearningRate, Optimizer, OptimizerName, cross_entropy
 
 
 class Global(State):
-    """The server's model: every tensor that some client holds."""
+    """The server's model: every tensor that some client holds, or one model for each group of clients."""
 
     weights: NamedTensors
 
@@ -30,7 +42,8 @@ class FedAvg(Method):
     """Federated averaging (McMahan et al., AISTATS 2017), layer-wise where clients hold different depths of one model.
 
     With one architecture this is the published method. With nested depths every tensor is averaged over the clients
-    that hold its key (FedIN, arXiv:2304.00759, eq. 19).
+    that hold its key (FedIN, arXiv:2304.00759, eq. 19), or the clients of each architecture are a federation of their
+    own (eq. 20 and 21).
     """
 
     discloses = frozenset({Disclosure.PARAMETERS})
@@ -43,19 +56,41 @@ class FedAvg(Method):
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw; starts anew each round
     momentum: NonNegative = 0.0  # of sgd
     weights: WeightRule = "samples"  # clients count by their samples, or uniform
+    aggregation: Literal["layerwise", "group"] = "layerwise"  # over all who hold a key, or in each architecture apart
     buffers: BufferPolicy = BufferPolicy.AGGREGATE  # aggregate, local, batch-statistics or recalibrate
 
     def keeps(self) -> frozenset[str]:
         return frozenset({BUFFERS}) if self.buffers is BufferPolicy.LOCAL else NOTHING
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
-        return Global(initial_weights(server, clients, self.buffers))
+        groups = self.groups(clients)
+        return Global(merged({prefix: initial_weights(server, some, self.buffers) for prefix, some in groups}))
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        chosen = clients.sample(self.participation)
-        replies = chosen.call(self.train, held(server.state.weights, chosen))
+        chosen, weights = clients.sample(self.participation), server.state.weights
+        replies = chosen.call(self.train, self.models(weights, chosen))
         sent = {client: reply.tensors for client, reply in replies.items()}
-        server.state = Global(averaged(server.state.weights, sent, chosen.profiles, self.weights))
+        means = {
+            prefix: averaged(under(prefix, weights), {c: sent[c] for c in some}, some.profiles, self.weights)
+            for prefix, some in self.groups(chosen)
+        }
+        server.state = Global(weights | merged(means))
+
+    def groups(self, clients: Clients) -> Iterator[tuple[str, Clients]]:
+        """Clients that average with each other, and what the server puts before the keys of their tensors."""
+        if self.aggregation == "layerwise":
+            yield "", clients
+            return
+        for one in one_of_each_architecture(clients):
+            alike = (client for client, p in clients.profiles.items() if p.architecture == one.architecture)
+            yield f"{quote(one.architecture, safe='')}:", clients.only(alike)
+
+    def models(self, weights: NamedTensors, clients: Clients) -> dict[ClientId, Weights]:
+        """A message for each client with the model of its group."""
+        found: dict[ClientId, Weights] = {}
+        for prefix, some in self.groups(clients):
+            found |= held(under(prefix, weights), some)
+        return found
 
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
@@ -67,7 +102,7 @@ class FedAvg(Method):
         return Weights(client.tensors(buffers=self.buffers))
 
     def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, held(server.state.weights, clients))
+        clients.call(self.receive, self.models(server.state.weights, clients))
 
     @on_client
     def receive(self, client: Client, received: Weights) -> None:
@@ -79,9 +114,22 @@ class FedAvg(Method):
         with use_batch_statistics(client.model) if self.buffers is BufferPolicy.BATCH_STATISTICS else nullcontext():
             return super().predict(client, x)
 
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return nothing_in_common(profiles, apart=self.aggregation == "group")
+
     def alone(self) -> Method:
         return Local(
             local_steps=self.local_steps, local_epochs=0 if self.local_steps else self.local_epochs,
             batch_size=self.batch_size, lr=self.lr, optimizer=self.optimizer, keep_optimizer=False,
             participation=self.participation, momentum=self.momentum,
         )  # fmt: skip
+
+
+def merged(groups: Mapping[str, NamedTensors]) -> NamedTensors:
+    """The tensors of all groups, each under its prefix and key."""
+    return {prefix + key: tensor for prefix, weights in groups.items() for key, tensor in weights.items()}
+
+
+def under(prefix: str, weights: NamedTensors) -> NamedTensors:
+    """The tensors of one group by key."""
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}

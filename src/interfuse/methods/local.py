@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.server import Server
-from interfuse.training import LearningRate, Optimizer, OptimizerName, cross_entropy
+from interfuse.training import LearningRate, Objective, Optimizer, OptimizerName, cross_entropy
 
 
 @dataclass(frozen=True)
@@ -57,3 +57,30 @@ class Local(OwnSteps, Method):
                 cross_entropy, train="modular", lr=self.modular_lr, batch_size=self.batch_size, steps=turns,
                 optimizer=self.stepper(), keep_optimizer="modular" if self.keep_optimizer else None,
             )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """How much a client trains its own model in a round of a method that takes epochs or steps, and how."""
+
+    local_epochs: Steps = 1  # E: epochs of a client in a round
+    local_steps: Steps = 0  # steps instead of local_epochs, where above 0
+    batch_size: Count = 32  # B: samples of a step
+    lr: LearningRate = 0.01  # learning rate of clients
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
+    momentum: NonNegative = 0.0  # of sgd
+    keep_optimizer: bool = True  # False starts the optimizer anew each round
+
+    def train_locally(self, client: Client[Any], objective: Objective) -> None:
+        client.fit(
+            objective, lr=self.lr, batch_size=self.batch_size, optimizer=Optimizer(self.optimizer, self.momentum),
+            steps=self.local_steps or None, epochs=None if self.local_steps else self.local_epochs,
+            keep_optimizer="model" if self.keep_optimizer else None,
+        )  # fmt: skip
+
+    def alone(self) -> Local:
+        return Local(
+            local_steps=self.local_steps, local_epochs=0 if self.local_steps else self.local_epochs,
+            batch_size=self.batch_size, lr=self.lr, optimizer=self.optimizer, momentum=self.momentum,
+            keep_optimizer=self.keep_optimizer,
+        )  # fmt: skip

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy
-from interfuse.client import Client
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.errors import Notice
 from interfuse.handler import on_client
 from interfuse.message import Disclosure, Message, NamedTensors, Parameters, State
 from interfuse.method import NOTHING, Count, Fraction, Method, Steps
 from interfuse.methods.local import Local
-from interfuse.parameters import Weights, averaged, by_architecture, held, initial_weights, part_of
+from interfuse.parameters import (
+    Weights,
+    averaged,
+    by_architecture,
+    held,
+    initial_weights,
+    nothing_in_common,
+    part_of,
+)
 from interfuse.server import Server
 from interfuse.training import Combine, Gradients, LearningRate, Rate, cross_entropy
 
@@ -117,6 +126,9 @@ class SCAFFOLD(Method):
     @on_client
     def receive(self, client: Client[Own], received: Weights) -> None:
         client.model.load(received.tensors)
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return nothing_in_common(profiles)
 
     def alone(self) -> Method:
         return Local(

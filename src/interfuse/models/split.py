@@ -136,7 +136,8 @@ class SplitModel(nn.Module):
         for key, parameter in self.named_parameters():
             if key not in owned:
                 parameter.fill_(torch.nan)
-        self.load({key: tensor for key, tensor in self._first_buffers.items() if key not in owned})
+        if first := {key: tensor for key, tensor in self._first_buffers.items() if key not in owned}:
+            self.load(first)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,9 @@
 """Small reference models. Each ends its base block in a vector of the agreed width, after a ReLU.
 
-A builder takes the shape of one sample, the number of classes and the fusion width d. Two models that share a key give
-it the same shape (same three arguments); what only one architecture has lies under its name, so the four default
-models share nothing, while every model with a linear modular block has it as ``classifier``.
+A builder takes the shape of one sample, an image ``(channels, height, width)`` or a signal ``(channels, time)``, the
+number of classes and the fusion width d. Two models that share a key give it the same shape (same three arguments);
+what only one block has lies under the name of its first owner, so the four default models share nothing, while every
+model with a linear modular block has it as ``classifier``.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 
 from torch import nn
 
 from interfuse.errors import ConfigError, ModelError, nearest
+from interfuse.models.contrasts import deep, residual, shallow, transformer
+from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
 from interfuse.models.split import SplitModel, pair
 from interfuse.references import is_reference, load_reference
 
@@ -24,7 +26,6 @@ Builder = Callable[[tuple[int, ...], int, int], SplitModel]
 
 DEFAULT_MODELS = ("cnn", "mlp", "mixed", "deep-head")
 
-_SMALLEST_SIDE = 4
 _ARGUMENTS = ("sample_shape", "classes", "width")
 
 
@@ -48,35 +49,38 @@ def cnn_bn(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitMode
 
 def mlp(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
     """Fully connected: 512 and the width in the base block, 256 in the modular block."""
-    base = {
-        "mlp.fc1": nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), 512), nn.ReLU()),
-        "mlp.fc2": nn.Sequential(nn.Linear(512, width), nn.ReLU()),
-    }
-    return _two_parts(base, _head("mlp", (width, 256, classes)))
+    return two_parts(_mlp_base(sample_shape, width), head("mlp", (width, 256, classes)))
 
 
 def mixed(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
     """One 5x5 convolution of 8 channels, then fully connected; 128 in the modular block."""
-    image = _image("mixed", sample_shape)
-    convolution, (channels, height, side) = _convolution(image, 8, kernel=5, padding=2)
-    fused = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * side, width), nn.ReLU())
-    return _two_parts({"mixed.conv1": convolution, "mixed.fc1": fused}, _head("mixed", (width, 128, classes)))
+    return two_parts(_mixed_base("mixed", sample_shape, width), head("mixed", (width, 128, classes)))
 
 
 def deep_head(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
     """Two small convolutions; 256 and 64 in the modular block."""
-    image = _image("deep-head", sample_shape)
-    # Unpadded as in the reference, except where a 5x5 kernel would leave almost nothing.
-    first, shape = _convolution(image, 6, kernel=5, padding=0 if min(image[1:]) >= 8 else 2)
-    last, fusion = _last_convolution(shape, 12, width)
-    base = {"deep-head.conv1": first, "deep-head.conv2": last, **{f"deep-head.{key}": f for key, f in fusion.items()}}
-    return _two_parts(base, _head("deep-head", (width, 256, 64, classes)))
+    return two_parts(_deep_base("deep-head", sample_shape, width), head("deep-head", (width, 256, 64, classes)))
+
+
+def mlp_linear(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """The base block of "mlp" with a linear modular block, that of "cnn"."""
+    return two_parts(_mlp_base(sample_shape, width), {"classifier": nn.Linear(width, classes)})
+
+
+def mixed_linear(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """The base block of "mixed" with a linear modular block, that of "cnn"."""
+    return two_parts(_mixed_base("mixed-linear", sample_shape, width), {"classifier": nn.Linear(width, classes)})
+
+
+def deep_linear(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """The base block of "deep-head" with a linear modular block, that of "cnn"."""
+    return two_parts(_deep_base("deep-linear", sample_shape, width), {"classifier": nn.Linear(width, classes)})
 
 
 def logistic(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
     """The smallest: one linear layer with ReLU, and a linear modular block."""
     base = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), width), nn.ReLU())
-    return _two_parts({"logistic.fc1": base}, {"classifier": nn.Linear(width, classes)})
+    return two_parts({"logistic.fc1": base}, {"classifier": nn.Linear(width, classes)})
 
 
 _ZOO: Mapping[str, Builder] = {
@@ -86,6 +90,13 @@ _ZOO: Mapping[str, Builder] = {
     "deep-head": deep_head,
     "cnn-bn": cnn_bn,
     "logistic": logistic,
+    "mlp-linear": mlp_linear,
+    "mixed-linear": mixed_linear,
+    "deep-linear": deep_linear,
+    "residual": residual,
+    "transformer": transformer,
+    "shallow": shallow,
+    "deep": deep,
 }
 
 
@@ -144,74 +155,32 @@ def _adapted(function: Callable[..., object], name: str) -> Builder:
     return build
 
 
-Shape = tuple[int, int, int]
-"""Channels, height, width of an image or of a convolution's output."""
-
-
 def _three_convolutions(
     name: str, sample_shape: tuple[int, ...], classes: int, width: int, *, batch_norm: bool
 ) -> SplitModel:
-    first, shape = _convolution(_image(name, sample_shape), 16, batch_norm=batch_norm)
-    second, shape = _convolution(shape, 32, batch_norm=batch_norm)
-    last, fusion = _last_convolution(shape, 48, width, batch_norm=batch_norm)
+    first, shape = convolution(grid(name, sample_shape), 16, batch_norm=batch_norm)
+    second, shape = convolution(shape, 32, batch_norm=batch_norm)
+    last, fusion = last_convolution(shape, 48, width, batch_norm=batch_norm)
     base = {"conv1": first, "conv2": second, "conv3": last, **fusion}
-    return _two_parts({f"{name}.{key}": s for key, s in base.items()}, {"classifier": nn.Linear(width, classes)})
+    return two_parts({f"{name}.{key}": s for key, s in base.items()}, {"classifier": nn.Linear(width, classes)})
 
 
-def _convolution(
-    shape: Shape, channels: int, *, kernel: int = 3, padding: int = 1, batch_norm: bool = False
-) -> tuple[nn.Sequential, Shape]:
-    """Convolution, ReLU and, while both sides have two pixels, 2x2 maximum pooling; with the shape of its output."""
-    inputs, *sides = shape
-    layers: list[nn.Module] = [nn.Conv2d(inputs, channels, kernel, padding=padding)]
-    if batch_norm:
-        layers.append(nn.BatchNorm2d(channels))
-    layers.append(nn.ReLU())
-    height, width = (side + 2 * padding - kernel + 1 for side in sides)
-    if _pools(height, width):
-        layers.append(nn.MaxPool2d(2))
-        height, width = height // 2, width // 2
-    return nn.Sequential(*layers), (channels, height, width)
-
-
-def _last_convolution(
-    shape: Shape, channels: int, width: int, *, batch_norm: bool = False
-) -> tuple[nn.Module, dict[str, nn.Module]]:
-    """The 3x3 convolution before the fusion layer, flattened, and the stages after it.
-
-    Where the width is a multiple of its output's area it has as many channels as fill the width; elsewhere it has
-    ``channels``, and a stage ``fc1`` brings its output to the width.
-    """
-    _, *sides = shape
-    area = math.prod(side // 2 for side in sides) if _pools(*sides) else math.prod(sides)
-    fits = width % area == 0
-    layers, _ = _convolution(shape, width // area if fits else channels, batch_norm=batch_norm)
-    layers.append(nn.Flatten())
-    return layers, {} if fits else {"fc1": nn.Sequential(nn.Linear(channels * area, width), nn.ReLU())}
-
-
-def _pools(height: int, width: int) -> bool:
-    return min(height, width) >= 2
-
-
-def _head(name: str, widths: tuple[int, ...]) -> dict[str, nn.Module]:
-    """Linear layers of these widths, with ReLU between them: one stage each, the last one the classifier."""
-    *hidden, last = pairwise(widths)
-    stages: dict[str, nn.Module] = {
-        f"{name}.head{number}": nn.Sequential(nn.Linear(*ends), nn.ReLU()) for number, ends in enumerate(hidden, 1)
+def _mlp_base(sample_shape: tuple[int, ...], width: int) -> dict[str, nn.Module]:
+    return {
+        "mlp.fc1": nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), 512), nn.ReLU()),
+        "mlp.fc2": nn.Sequential(nn.Linear(512, width), nn.ReLU()),
     }
-    return stages | {f"{name}.classifier": nn.Linear(*last)}
 
 
-def _two_parts(base: Mapping[str, nn.Module], modular: Mapping[str, nn.Module]) -> SplitModel:
-    return SplitModel({**base, **modular}, {"base": tuple(base), "modular": tuple(modular)})
+def _mixed_base(name: str, sample_shape: tuple[int, ...], width: int) -> dict[str, nn.Module]:
+    first, shape = convolution(grid(name, sample_shape), 8, kernel=5, padding=2)
+    fused = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), width), nn.ReLU())
+    return {"mixed.conv1": first, "mixed.fc1": fused}
 
 
-def _image(name: str, sample_shape: tuple[int, ...]) -> Shape:
-    if len(sample_shape) != 3 or min(sample_shape[1:]) < _SMALLEST_SIDE:
-        raise ModelError(
-            f"model {name!r} takes images (channels, height, width) of at least {_SMALLEST_SIDE} by {_SMALLEST_SIDE} "
-            f"pixels, not samples of shape {sample_shape}; these fit: mlp, logistic"
-        )
-    channels, height, width = sample_shape
-    return channels, height, width
+def _deep_base(name: str, sample_shape: tuple[int, ...], width: int) -> dict[str, nn.Module]:
+    image = grid(name, sample_shape)
+    # Unpadded as in the reference, except where a 5x5 kernel would leave almost nothing.
+    first, shape = convolution(image, 6, kernel=5, padding=0 if min(image[1:]) >= 8 else 2)
+    last, fusion = last_convolution(shape, 12, width)
+    return {"deep-head.conv1": first, "deep-head.conv2": last, **{f"deep-head.{key}": f for key, f in fusion.items()}}

@@ -7,12 +7,10 @@ from pathlib import Path
 from interfuse.errors import RunError
 from interfuse.report.console import console_summary
 from interfuse.report.diagnosis import Diagnosis, diagnose
-from interfuse.report.html import page
-from interfuse.report.plots import class_counts_figure, figures, save
 from interfuse.report.summary import load
 from interfuse.report.text import headline
 
-__all__ = ["Diagnosis", "class_counts_figure", "console_summary", "diagnose", "headline", "write"]
+__all__ = ["Diagnosis", "console_summary", "diagnose", "headline", "write"]
 
 
 def write(folder: Path) -> Path:
@@ -23,6 +21,10 @@ def write(folder: Path) -> Path:
     Raises:
         RunError: there is no run in the folder, a file of it is damaged, or the report cannot be written.
     """
+    # here, since a third of the time to import interfuse would otherwise be Matplotlib
+    from interfuse.report.html import page
+    from interfuse.report.plots import figures, save
+
     run = load(folder)
     plots, report = folder / "plots", folder / "report.html"
     try:

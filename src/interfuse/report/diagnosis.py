@@ -42,13 +42,19 @@ class Diagnosis:
 
 def diagnose(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Diagnosis]:
     """The warnings about a run; none is good news. What is unknown raises no warning."""
-    checks: list[Callable[[Json, Sequence[Json]], Diagnosis | None]] = [_divergence]
+    checks: list[Callable[[Json, Sequence[Json]], Diagnosis | None]] = [_notice, _divergence]
     if summary.get("method") not in NO_COLLABORATION:
         checks += [_no_better_than_local, _uplink]
         if composes(summary):
             checks += [_below_local, _spread_over_modular_blocks]
     found = (check(summary, metrics) for check in checks)
     return [diagnosis for diagnosis in found if diagnosis is not None]
+
+
+def _notice(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
+    """What the method itself had to say of these clients before it began."""
+    notice = summary.get("notice")
+    return None if notice is None else Diagnosis("method and clients do not fit", notice["text"], notice["remedy"])
 
 
 def _divergence(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:

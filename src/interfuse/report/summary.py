@@ -182,7 +182,8 @@ def _partial(folder: Path, config: Json, metrics: Sequence[Json], references: It
     models, moved = config["models"], _bytes(_lines(folder / "ledger.jsonl"))
     finished = {path.name: _finished(path) for path in references}
     return {
-        **{key: config[key] for key in ("method", "data", "seed", "rounds")},
+        **{key: config[key] for key in ("method", "seed", "rounds")},
+        "data": config["data"] if isinstance(config["data"], str) else ", ".join(config["data"]),
         "run": str(folder),
         "global_accuracy": _spread(accuracy.get("common", ())),
         "own_accuracy": _spread(accuracy.get("own", ())),
@@ -262,11 +263,12 @@ def reference(summary: Json, name: str) -> Json | None:
 
 
 def clients(summary: Json) -> list[ClientFacts]:
-    """The clients in order."""
+    """The clients in order, their data set behind the architecture where it is not the same for all."""
+    several = len({client.get("data") for client in summary.get("clients") or ()}) > 1
     return [
         ClientFacts(
             id=int(client["id"]),
-            architecture=str(client["architecture"]),
+            architecture=f"{client['architecture']}, {client['data']}" if several else str(client["architecture"]),
             base=(client.get("parameters") or {}).get("base"),
             modular=(client.get("parameters") or {}).get("modular"),
             samples=client.get("samples"),

@@ -38,11 +38,16 @@ def method_name(summary: Json) -> str:
 
 def title(summary: Json) -> str:
     """What ran: method, data, clients, rounds, seed."""
-    clients, rounds, data = number_of_clients(summary), summary.get("rounds"), short_name(str(summary.get("data")))
+    clients, rounds, data = number_of_clients(summary), summary.get("rounds"), _short_names(str(summary.get("data")))
     return (
         f"{method_name(summary)} on {data}, {clients} client{'' if clients == 1 else 's'}, "
         f"{rounds} round{'' if rounds == 1 else 's'}, seed {summary.get('seed')}"
     )
+
+
+def _short_names(data: str) -> str:
+    """The names of data sets, each without its path."""
+    return ", ".join(short_name(name) for name in data.split(", "))
 
 
 def is_reference(summary: Json) -> bool:

@@ -20,8 +20,8 @@ from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS
+from interfuse.numerics import Numerics
 from interfuse.references import IN_MEMORY, is_reference, load_reference
-from interfuse.setup import Numerics
 
 
 class Execution(BaseModel):
@@ -38,6 +38,7 @@ class RunConfig(BaseModel):
     """Everything that decides a run's results, and how it is carried out.
 
     Attributes:
+        data: Name of the data set, or names of several, dealt to the clients in turn.
         models: Names of models, dealt to the clients in turn.
         fusion_width: Width d of the fusion layer.
         settings: Hyperparameters of the method.
@@ -50,7 +51,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str = "ifl"
-    data: str = "digits"
+    data: str | tuple[str, ...] = "digits"
     clients: int = 4
     models: tuple[str, ...] = DEFAULT_MODELS
     fusion_width: Annotated[int, Ge(1)] = 432
@@ -68,6 +69,11 @@ class RunConfig(BaseModel):
     numerics: Numerics = Numerics()
     execution: Execution = Execution()
     environment: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def data_names(self) -> tuple[str, ...]:
+        """Names of the data sets."""
+        return (self.data,) if isinstance(self.data, str) else self.data
 
     def make_partition(self) -> Partition:
         """The partition that ``partition`` names."""
@@ -114,6 +120,8 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None
     if config.clients < 1:
         raise ConfigError(f"{source}: clients = {config.clients}: a federation needs at least one client")
+    if not config.data_names:
+        raise ConfigError(f"{source}: data is empty: name at least one data set")
     if not config.models:
         raise ConfigError(f"{source}: models is empty: name at least one model")
     if config.validation + config.test >= 1:
@@ -193,11 +201,14 @@ def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder: Where relative paths begin: that of a recipe, or the working directory.
     """
     changed = dict(values)
-    for key in ("method", "data", "name"):
+    for key in ("method", "data", "name", "models"):
         if key in changed:
-            changed[key] = _absolute(str(changed[key]), folder)
-    if "models" in changed:
-        changed["models"] = [_absolute(name, folder) for name in changed["models"]]
+            several = isinstance(changed[key], list | tuple)
+            changed[key] = (
+                [_absolute(str(name), folder) for name in changed[key]]
+                if several
+                else _absolute(str(changed[key]), folder)
+            )
     if isinstance(changed.get("partition"), Mapping):
         changed["partition"] = absolute_paths(changed["partition"], folder)
     return changed

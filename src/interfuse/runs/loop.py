@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from interfuse.clients import Engine
-from interfuse.data import Dataset, class_counts, load, make_shares
+from interfuse.data import Dataset, class_counts, deal, load
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation
 from interfuse.federation import Federation, Saved, check
-from interfuse.method import Method
-from interfuse.methods import built_in
+from interfuse.message import Disclosure
+from interfuse.method import Method, disclosures
+from interfuse.methods import built_in, name_of
 from interfuse.models import Builder, resolve
 from interfuse.references import IN_MEMORY
 from interfuse.runs.config import (
@@ -60,7 +61,7 @@ class Given:
     """Objects that stand in for names of a configuration: what Python can hand over and a file cannot say."""
 
     method: Method | None = None
-    dataset: Dataset | None = None
+    dataset: Dataset | Sequence[Dataset] | None = None
     builders: Sequence[Builder] | None = None
 
 
@@ -77,26 +78,55 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         InterfuseError: naming the client and the field.
     """
     method = given.method or config.make_method()
-    _references(config, method)
+    references = _references(config, method)
     check_device(config.device)
-    if given.dataset is None and config.data.startswith(IN_MEMORY):
-        raise RunError(f"the data of this run was given as an object ({config.data}); give it again: data=...")
-    dataset = given.dataset or load(config.data)
+    found = [dataset.to(config.device) for dataset in _datasets(config, given)]
+    if len(found) > 1:
+        _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
         raise RunError("the models of this run were given as objects; give them again: models=[...]")
-    shares = make_shares(
-        dataset, config.make_partition(), config.clients, config.seed, validation=config.validation, test=config.test
+    datasets, shares = deal(
+        found, config.make_partition(), config.clients, config.seed, validation=config.validation, test=config.test
     )
     builders = given.builders or [resolve(name) for name in config.models]
     setup = Setup(
-        method, dataset.to(config.device), shares,
+        method, datasets, shares,
         builders=[builders[i % len(builders)] for i in range(config.clients)],
-        architectures=[config.models[i % len(config.models)] for i in range(config.clients)],
+        architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        overrides=config.client, extra_programs=evaluation(dataset),
+        overrides=config.client, extra_programs=evaluation(datasets),
     )  # fmt: skip
     check(setup)
     return setup
+
+
+def _datasets(config: RunConfig, given: Given) -> Sequence[Dataset]:
+    if given.dataset is None:
+        if any(name.startswith(IN_MEMORY) for name in config.data_names):
+            names = ", ".join(config.data_names)
+            raise RunError(f"the data of this run was given as an object ({names}); give it again: data=...")
+        return [load(name) for name in config.data_names]
+    return [given.dataset] if isinstance(given.dataset, Dataset) else given.dataset
+
+
+def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None:
+    """Check that no method brings the data of all clients to one place, which has to be one data set."""
+    for method in methods:
+        if Disclosure.DATA in disclosures(method):
+            names = ", ".join(dataset.name for dataset in datasets)
+            raise ConfigError(
+                f"{name_of(type(method))} trains on the data of all clients together, but they have several data sets "
+                f"({names}); take another method, or leave it out of beside"
+            )
+
+
+def _architectures(config: RunConfig, datasets: Sequence[Dataset]) -> list[str]:
+    """Names of the clients' models; on samples of different shapes one builder makes different architectures."""
+    names = [config.models[i % len(config.models)] for i in range(config.clients)]
+    if len({dataset.shape for dataset in datasets}) == 1:
+        return names
+    shapes = ("x".join(map(str, dataset.shape)) for dataset in datasets)
+    return [f"{name} {shape}" for name, shape in zip(names, shapes, strict=True)]
 
 
 def execute(
@@ -230,6 +260,8 @@ class _Run:
         self.federation = Federation(self.setup, self.engine, ledger)
         self.progress.begin(self.config, 0 if commit is None else commit.round)
         if commit is None:
+            if notice := self.setup.method.notice(self.setup.profiles):
+                self.progress.note(f"{notice.text} Try: {notice.remedy}")
             self._round(self.federation.start, first=True)
         else:
             self._go_back(commit)
@@ -242,14 +274,13 @@ class _Run:
         self.folder.append_entries(ledger.drain())
         return summarise(
             self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
-            None if self.best is None else (self.best, best), class_counts(self.setup.dataset, self.setup.shares),
+            None if self.best is None else (self.best, best), class_counts(self.setup.datasets, self.setup.shares),
         )  # fmt: skip
 
     def _check_data(self, commit: Commit) -> None:
-        if commit.data != self.setup.dataset.digest:
-            raise RunError(
-                f"the data of {self.folder.path} were changed since the run began: {self.config.data} has other values"
-            )
+        if commit.data != self.setup.digest:
+            names = ", ".join(self.config.data_names)
+            raise RunError(f"the data of {self.folder.path} were changed since the run began: {names} has other values")
 
     def _go_back(self, commit: Commit) -> None:
         self.federation.load(self.folder.commits, commit.round, commit.saved)
@@ -260,11 +291,13 @@ class _Run:
         exchange = self.federation.exchange
         exchange.seconds.clear()
         exchange.failures.clear()
+        exchange.steps = 0
         began = time.perf_counter()
         work()
         worked = time.perf_counter() - began
         seconds = {"server": worked - exchange.seconds["calls"], **exchange.seconds}
         row: dict[str, Any] = {"round": self.federation.round, **self._bytes()}
+        row["steps"] = {"clients": exchange.steps, "server": self.federation.server.steps}
         row["failures"] = [{"client": f.client, "reason": f.reason} for f in exchange.failures]
         evaluated = time.perf_counter()
         improved = False
@@ -309,7 +342,7 @@ class _Run:
     def _commit(self) -> None:
         commit = Commit(
             self.federation.round, self._save(), self.folder.offsets(), self.config.identity(),
-            self.setup.dataset.digest, self.best,
+            self.setup.digest, self.best,
         )  # fmt: skip
         self.folder.write_commit(commit)
         self.committed, self.committed_round = time.monotonic(), self.federation.round

@@ -89,7 +89,7 @@ class Result:
     ) -> Callable[[ArrayLike | Tensor], Float[Tensor, "batch classes"]]:
         """Client ``base``'s base block followed by client ``modular``'s modular block, at the last commit.
 
-        The function takes samples as the data set stores them, ``[batch, *shape]``, and gives scores.
+        The function takes samples as the data set of ``base`` stores them, ``[batch, *shape]``, and gives scores.
 
         Raises:
             ModelError: no such client, or the two blocks meet at different widths.
@@ -104,16 +104,21 @@ class Result:
 
         def predict(x: ArrayLike | Tensor) -> Tensor:
             samples = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-            shape = setup.dataset.shape
+            shape = setup.datasets[base].shape
             if tuple(samples.shape[1:]) == shape[1:] and shape[0] == 1:
                 samples = samples.unsqueeze(1)
             if tuple(samples.shape[1:]) != shape or not len(samples):
                 raise ModelError(
                     f"input: expected samples [batch, {', '.join(map(str, shape))}], found {tuple(samples.shape)}"
                 )
-            return compose(self._federation, base, modular, setup.inputs(samples))
+            return compose(self._federation, base, modular, setup.inputs_of(base)(samples))
 
         return predict
+
+    def class_names(self, client: ClientId) -> tuple[str, ...]:
+        """What a client's scores are of."""
+        self._known(client)
+        return self._setup.datasets[client].class_names
 
     def _known(self, client: ClientId) -> None:
         if client not in range(self.config.clients):

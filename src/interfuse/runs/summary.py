@@ -38,18 +38,20 @@ def summarise(
     return {
         "interfuse": version("interfuse"),
         "method": config.method,
-        "data": config.data,
+        "data": ", ".join(config.data_names),
         "seed": config.seed,
         "rounds": config.rounds,
         "seconds": round(sum(s for phase, s in phases.items() if phase != "local work, all clients"), 3),
         "run": str(path),
-        "note": setup.dataset.note,
+        "note": _note(setup),
         "discloses": sorted(disclosures(setup.method)),
+        "notice": plain(setup.method.notice(setup.profiles)),
         **_accuracies(last),
         "best": None if best is None else {
             "round": best[0].round, "validation_accuracy": best[0].validation_accuracy, **_accuracies(best[1]),
         },
         "stability": _stability(metrics),
+        "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
         "uplink_bytes": plain(training.uplink),
         "downlink_bytes": plain(training.downlink) | {
             "raw_broadcast": training.downlink_broadcast.raw, "wire_broadcast": training.downlink_broadcast.wire,
@@ -62,7 +64,7 @@ def summarise(
         },
         "seconds_by_phase": {phase: round(seconds, 3) for phase, seconds in phases.items()},
         "clients": _clients(setup),
-        "class_names": list(setup.dataset.class_names),
+        "class_names": _class_names(setup),
         "class_counts": counts.tolist(),
     }  # fmt: skip
 
@@ -89,6 +91,19 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
+def _note(setup: Setup) -> str:
+    notes = [dataset.note for dataset in setup.domains if dataset.note]
+    if len(setup.domains) > 1:
+        notes.append("the common test set of a client is that of its own data set, for compositions the base block's")
+    return "; ".join(notes)
+
+
+def _class_names(setup: Setup) -> list[str]:
+    """The names of classes, or their numbers where data sets name them differently."""
+    first, *others = (dataset.class_names for dataset in setup.domains)
+    return list(first) if all(names == first for names in others) else [str(label) for label in range(len(first))]
+
+
 def _stability(metrics: Sequence[Mapping[str, Any]], points: int = 10) -> float:
     """Standard deviation of the mean global accuracy over the last points of the curve."""
     curve = [_spread(row["accuracy"]["common"])["mean"] for row in metrics if row.get("accuracy")]
@@ -103,6 +118,9 @@ def _clients(setup: Setup) -> list[dict[str, Any]]:
             block: sum(p.numel() for p in model.parameters_of(block).values()) for block in ("base", "modular")
         }
     return [
-        {"id": c, "architecture": p.architecture, "parameters": parameters[p.architecture], "samples": p.samples}
+        {
+            "id": c, "architecture": p.architecture, "parameters": parameters[p.architecture],
+            "data": setup.datasets[c].name, "samples": p.samples,
+        }
         for c, p in setup.profiles.items()
-    ]
+    ]  # fmt: skip

@@ -1,0 +1,82 @@
+"""A global head: one modular block, trained at the server on what clients send, that every client takes over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from interfuse.client import Client, Profile
+from interfuse.clients import Clients
+from interfuse.errors import ModelError
+from interfuse.handler import Program, on_client
+from interfuse.method import Count, Steps
+from interfuse.parameters import ONE_HEAD, Weights, one_of_each_architecture
+from interfuse.server import Server
+from interfuse.training import Batch, LearningRate, Objective, modular_cross_entropy
+
+_HEAD = "head"
+
+
+@dataclass(frozen=True)
+class GlobalHead(Program):
+    """The part that methods with a global head have in common: clients keep their base blocks, the server the head.
+
+    Clients are evaluated with the newest head, as they will begin the next round.
+    """
+
+    server_lr: LearningRate = 0.01  # learning rate of the global head
+    server_epochs: Steps = 1  # epochs of the global head in a round
+    server_batch_size: Count = 32  # rows of a step of the global head
+
+    def keeps(self) -> frozenset[str]:
+        return frozenset({"base"})
+
+    def start(self, server: Server[Any], clients: Clients) -> None:
+        check_common_head(server, clients)
+        server.model(_HEAD, next(iter(clients.profiles.values())).architecture)
+
+    def head(self, server: Server[Any]) -> Weights:
+        """The global head, as it travels to the clients."""
+        return Weights(server.models[_HEAD].tensors("modular"))
+
+    def train_head(self, server: Server[Any], rows: Batch, objective: Objective = modular_cross_entropy) -> None:
+        """Train the global head on rows of features with plain SGD, in an order drawn anew for each epoch."""
+        batches = _shuffled(rows, self.server_batch_size, self.server_epochs, server.generator)
+        server.fit(server.models[_HEAD], objective, batches, train="modular", lr=self.server_lr)
+
+    def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
+        clients.call(self.receive, self.head(server))
+
+    @on_client
+    def receive(self, client: Client, head: Weights) -> None:
+        client.model.load(head.tensors)
+
+
+def check_common_head(server: Server[Any], clients: Clients) -> None:
+    """Check that all modular blocks have the same tensors: keys and shapes, in order.
+
+    Raises:
+        ModelError: they differ; names a client for each kind of block, its tensors, and what to do.
+    """
+    owner: dict[tuple[tuple[str, tuple[int, ...]], ...], Profile] = {}
+    for profile in one_of_each_architecture(clients):
+        block = server.new_model(profile.architecture).tensors("modular")
+        owner.setdefault(tuple((key, tuple(tensor.shape)) for key, tensor in block.items()), profile)
+    if len(owner) > 1:
+        found = "; ".join(
+            f"client {profile.id} ({profile.architecture}) has " + ", ".join(f"{key} {shape}" for key, shape in block)
+            for block, profile in owner.items()
+        )
+        raise ModelError(
+            f"modular blocks differ: {found}. The server trains one head for all, so all clients need models with the "
+            f"same modular block, for instance --models {ONE_HEAD}"
+        )
+
+
+def _shuffled(rows: Batch, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
+    for _ in range(epochs):
+        for index in torch.split(torch.randperm(len(rows.y), generator=generator), batch_size):
+            yield Batch(rows.x[index], rows.y[index])

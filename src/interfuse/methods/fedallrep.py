@@ -1,0 +1,50 @@
+"""FedAllRep: the server trains one head for all on all features and labels of the clients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.heads import GlobalHead
+from interfuse.message import Disclosure, Features, Labels, Message
+from interfuse.method import Method
+from interfuse.methods.local import LocalTraining
+from interfuse.parameters import Weights
+from interfuse.prototypes import fused_share
+from interfuse.server import Server
+from interfuse.training import Batch, LearningRate, cross_entropy
+
+
+class AllFeatures(Message):
+    """A client's whole training share at the fusion layer, and its labels."""
+
+    z: Features
+    y: Labels
+
+
+@dataclass(frozen=True)
+class FedAllRep(GlobalHead, LocalTraining, Method):
+    """All representations shared: the ablation of FedRE (Yao et al., CVPR 2026, arXiv:2511.22265), with its defaults.
+
+    A round is that of FedGH, but a client sends the features of all its samples. The closest published relative of
+    IFL, which sends one minibatch and leaves every client its own modular block. All modular blocks must be alike.
+    """
+
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS})
+
+    lr: LearningRate = 0.06  # learning rate of clients
+
+    def round(self, server: Server, clients: Clients) -> None:
+        sent = clients.call(self.train, self.head(server)).values()
+        self.train_head(server, Batch(torch.cat([own.z for own in sent]), torch.cat([own.y.long() for own in sent])))
+
+    @on_client
+    def train(self, client: Client, head: Weights) -> AllFeatures:
+        client.model.load(head.tensors)
+        self.train_locally(client, cross_entropy)
+        share = fused_share(client)
+        return AllFeatures(share.x, share.y)

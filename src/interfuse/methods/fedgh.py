@@ -1,0 +1,46 @@
+"""FedGH: the server trains one head for all on the clients' class means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.heads import GlobalHead
+from interfuse.message import Disclosure
+from interfuse.method import Count, Method
+from interfuse.methods.local import LocalTraining
+from interfuse.parameters import Weights
+from interfuse.prototypes import ClassMeans, class_means, fused_share
+from interfuse.server import Server
+from interfuse.training import Batch, cross_entropy
+
+
+@dataclass(frozen=True)
+class FedGH(GlobalHead, LocalTraining, Method):
+    """Generalized global header (Yi et al., ACM MM 2023, arXiv:2303.13137), with the defaults of HtFLlib.
+
+    A round sends the global head to all clients, which put it in place of their modular blocks, train their whole
+    models, and send the mean feature of each of their classes; on these the server trains the head. Every mean is one
+    sample to it, however many samples it stands for. All modular blocks must be alike.
+    """
+
+    discloses = frozenset({Disclosure.PROTOTYPES, Disclosure.LABELS})
+
+    batch_size: Count = 10  # B: samples of a step
+    server_batch_size: Count = 10  # class means of a step of the global head
+
+    def round(self, server: Server, clients: Clients) -> None:
+        sent = clients.call(self.train, self.head(server)).values()
+        means = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
+        self.train_head(server, means)
+
+    @on_client
+    def train(self, client: Client, head: Weights) -> ClassMeans:
+        client.model.load(head.tensors)
+        self.train_locally(client, cross_entropy)
+        means = class_means(fused_share(client), client.dims["classes"])
+        return ClassMeans(means.mean, means.y)

@@ -1,0 +1,89 @@
+"""FedProto: share the mean feature of each class, and pull features towards the means of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.message import Disclosure, State
+from interfuse.method import Count, Method, NonNegative
+from interfuse.methods.local import LocalTraining
+from interfuse.models import SplitModel
+from interfuse.parameters import WeightRule
+from interfuse.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
+from interfuse.server import Server
+from interfuse.training import Batch, Objective, cross_entropy, total
+
+
+class Global(State):
+    """Global prototypes: a row for each class that some client has."""
+
+    prototypes: ClassMeans
+
+
+@dataclass(frozen=True)
+class FedProto(LocalTraining, Method):
+    """Federated prototype learning (Tan et al., AAAI 2022), with the defaults of HtFLlib (arXiv:2506.03954).
+
+    A round trains every model on cross entropy and on the squared distance of its features to the global prototypes
+    of their classes, takes each client's class means anew, and averages these. Models may differ in all but the width
+    of the fusion layer. By default a client answers with the nearest global prototype.
+    """
+
+    discloses = frozenset({Disclosure.PROTOTYPES, Disclosure.LABELS, Disclosure.STATISTICS})
+
+    batch_size: Count = 10  # B: samples of a step
+    pull: NonNegative = 10.0  # lambda: weight of the squared distance to the prototypes, a mean over batch and features
+    weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform
+    predict_by: Literal["prototype", "model"] = "prototype"  # answer with the nearest prototype, or the own model
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        return Global(ClassMeans(torch.zeros(0, server.dims["d"]), torch.zeros(0, dtype=torch.int64)))
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        sent = clients.call(self.train, server.state.prototypes).values()
+        rows = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
+        counts = torch.cat([means.count for means in sent])
+        merged = class_means(rows, server.dims["classes"], counts if self.weights == "samples" else None)
+        server.state = Global(ClassMeans(merged.mean, merged.y))
+
+    @on_client
+    def train(self, client: Client, prototypes: ClassMeans) -> CountedMeans:
+        classes, known = client.dims["classes"], len(prototypes.y) > 0
+        objective = total(cross_entropy, self.distance(prototypes, classes)) if known else cross_entropy
+        self.train_locally(client, objective)
+        return class_means(fused_share(client), classes)
+
+    def distance(self, prototypes: ClassMeans, classes: int) -> Objective:
+        """λ · mean (z − c_y)² over the batch and the features; a class without a prototype c_y adds nothing."""
+        table, present = by_class(prototypes, classes)
+
+        def loss(model: SplitModel, batch: Batch) -> Tensor:
+            z = model.base(batch.x)
+            target = torch.where(present[batch.y, None], table[batch.y], z.detach())
+            return self.pull * functional.mse_loss(z, target)
+
+        return loss
+
+    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
+        clients.call(self.receive, server.state.prototypes)
+
+    @on_client
+    def receive(self, client: Client, prototypes: ClassMeans) -> None:
+        client.scratch["prototypes"] = prototypes
+
+    def predict(self, client: Client[Any], x: Tensor) -> Tensor:
+        prototypes: ClassMeans = client.scratch["prototypes"]
+        if self.predict_by == "model" or not len(prototypes.y):  # before the first round there are none
+            return super().predict(client, x)
+        table, present = by_class(prototypes, client.dims["classes"])
+        # the matrix product that cdist may use instead loses the digits that tell near prototypes apart
+        distances = torch.cdist(client.model.base(x), table, compute_mode="donot_use_mm_for_euclid_dist")
+        return -distances.masked_fill(~present, torch.inf)

@@ -1,0 +1,70 @@
+"""FedRE: the server trains one head for all on one random mixture of each client's class means."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.heads import GlobalHead
+from interfuse.message import Disclosure, Message
+from interfuse.method import Method
+from interfuse.methods.local import LocalTraining
+from interfuse.models import SplitModel
+from interfuse.parameters import Weights
+from interfuse.prototypes import class_means, fused_share
+from interfuse.server import Server
+from interfuse.training import Batch, LearningRate, Objective, cross_entropy
+
+
+class Entangled(Message):
+    """A mixture of class means, and the same mixture of their one-hot labels: entangled representation and label."""
+
+    z: Annotated[Float32[Tensor, "d"], Disclosure.PROTOTYPES]
+    y: Annotated[Float32[Tensor, "classes"], Disclosure.LABELS]
+
+
+@dataclass(frozen=True)
+class FedRE(GlobalHead, LocalTraining, Method):
+    """Representation entanglement (Yao et al., CVPR 2026, arXiv:2511.22265), as in the code of its authors.
+
+    A round is that of FedGH, but a client sends a single vector: its class means mixed by random weights that sum to 1
+    and are drawn anew each round, with its labels mixed by the same weights. All modular blocks must be alike.
+    """
+
+    discloses = frozenset({Disclosure.PROTOTYPES, Disclosure.LABELS})
+
+    lr: LearningRate = 0.06  # learning rate of clients
+
+    def round(self, server: Server, clients: Clients) -> None:
+        sent = clients.call(self.train, self.head(server)).values()
+        labels = torch.stack([mixture.y for mixture in sent])
+        rows = Batch(torch.stack([mixture.z for mixture in sent]), torch.arange(len(sent)))
+        self.train_head(server, rows, entangled_cross_entropy(labels))
+
+    @on_client
+    def train(self, client: Client, head: Weights) -> Entangled:
+        client.model.load(head.tensors)
+        self.train_locally(client, cross_entropy)
+        classes = client.dims["classes"]
+        means = class_means(fused_share(client), classes)
+        # drawn from (0, 1]: a weight of 0 in a client with one class could not be normalised
+        weights = 1 - torch.rand(len(means.y), generator=client.generator).to(means.mean)
+        weights = weights / weights.sum()
+        return Entangled(weights @ means.mean, weights @ functional.one_hot(means.y, classes).to(weights))
+
+
+def entangled_cross_entropy(labels: Float32[Tensor, "rows classes"]) -> Objective:
+    """−Σ_k Σ_c y_kc log softmax(h(z_k))_c over the rows k of a batch; its ``y`` are their numbers in ``labels``."""
+
+    def loss(model: SplitModel, batch: Batch) -> Tensor:
+        return functional.cross_entropy(model.modular(batch.x), labels[batch.y], reduction="sum")
+
+    return loss

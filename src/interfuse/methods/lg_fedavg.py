@@ -1,0 +1,84 @@
+"""LG-FedAvg: clients keep their base blocks, the modular block is averaged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.errors import ModelError
+from interfuse.handler import on_client
+from interfuse.message import Disclosure, NamedTensors, State
+from interfuse.method import Fraction, Method
+from interfuse.methods.local import Local, LocalTraining
+from interfuse.parameters import ONE_HEAD, WeightRule, Weights, averaged, held, initial_weights
+from interfuse.server import Server
+from interfuse.training import cross_entropy
+
+
+class Global(State):
+    """The averaged modular block: every tensor of it that some client holds."""
+
+    modular: NamedTensors
+
+
+@dataclass(frozen=True)
+class LGFedAvg(LocalTraining, Method):
+    """Local representations, a global head (Liang et al., arXiv:2001.01523): FedAvg of the modular block alone.
+
+    Both blocks train together. Every tensor of the modular block is averaged over the clients that hold its key.
+    """
+
+    discloses = frozenset({Disclosure.PARAMETERS})
+
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round
+    weights: WeightRule = "samples"  # clients count by their samples, or uniform
+
+    def keeps(self) -> frozenset[str]:
+        return frozenset({"base"})
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        modular = initial_weights(server, clients, parts=["modular"])
+        check_shared(modular, clients)
+        return Global(modular)
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        chosen = clients.sample(self.participation)
+        replies = chosen.call(self.train, held(server.state.modular, chosen))
+        sent = {client: reply.tensors for client, reply in replies.items()}
+        server.state = Global(averaged(server.state.modular, sent, chosen.profiles, self.weights))
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Weights:
+        client.model.load(received.tensors)
+        self.train_locally(client, cross_entropy)
+        return Weights(client.tensors("modular"))
+
+    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
+        clients.call(self.receive, held(server.state.modular, clients))
+
+    @on_client
+    def receive(self, client: Client, received: Weights) -> None:
+        client.model.load(received.tensors)
+
+    def alone(self) -> Local:
+        return replace(super().alone(), participation=self.participation)
+
+
+def check_shared(modular: NamedTensors, clients: Clients) -> None:
+    """Check that some tensor of the modular block has two holders.
+
+    Raises:
+        ModelError: none has; names the clients' modular blocks.
+    """
+    profiles = clients.profiles.values()
+    holders = Counter(key for profile in profiles for key in modular if key in profile.keys)
+    if len(profiles) > 1 and max(holders.values(), default=0) < 2:
+        blocks = "; ".join(
+            f"client {p.id} ({p.architecture}): {', '.join(key for key in modular if key in p.keys)}" for p in profiles
+        )
+        raise ModelError(
+            "no two clients have a tensor of the modular block in common, so LG-FedAvg would average nothing: "
+            f"{blocks}. Give them models with one head, for instance --models {ONE_HEAD}"
+        )

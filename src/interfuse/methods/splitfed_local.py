@@ -1,0 +1,101 @@
+"""SplitFed with a local loss: clients train with a head of their own, the server on what they upload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+from torch.func import functional_call
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.heads import check_common_head
+from interfuse.message import Disclosure
+from interfuse.method import Method, Steps
+from interfuse.methods.local import Local
+from interfuse.parameters import Weights, held
+from interfuse.server import Server
+from interfuse.split_learning import Global, Smashed, SplitLearning, Tail
+from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
+
+
+@dataclass(frozen=True)
+class SplitFedLocal(SplitLearning):
+    """Split learning with auxiliary heads (the idea of CSE-FSL, arXiv:2507.15816), one upload a round as in IFL.
+
+    A client trains its base block together with an auxiliary head, its modular block, which it never sends; then it
+    sends a minibatch of fusion-layer outputs, and the server takes a step of its own head on them. No gradient comes
+    back. With several server heads their mean is the server's, so clients with different modular blocks have nothing
+    of the server in common.
+
+    A client predicts with its base block and the server's head, which it gets for the evaluation; the composition
+    matrix is that of the auxiliary heads.
+    """
+
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
+
+    local_steps: Steps = 10  # tau: steps of a client between two uploads
+    lr: LearningRate = 0.01  # learning rate of clients
+    server_lr: LearningRate = 0.01  # learning rate of the server's head
+    server_copies: Literal["each", "one"] = "each"  # a head for each client and their mean, or one in turns
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw, on both sides; clients that are averaged start anew
+    average_clients: bool = False  # True: base blocks are averaged each round
+
+    def keeps(self) -> frozenset[str]:
+        return super().keeps() | {"modular"}
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        if self.server_copies == "one":
+            check_common_head(server, clients)
+        return super().start(server, clients)
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        self.hand_out_fronts(server, clients)
+        sent = clients.call(self.train)
+        if self.server_copies == "each":
+            copies = self.tail_of_each(server, clients)
+            for client, outputs in sent.items():
+                self.serve(server, copies[client], outputs)
+            tails = self.averaged_tails(server, clients, copies)
+        else:
+            one = self.one_tail(server, clients)
+            for client in self.turns(server, clients):
+                self.serve(server, one, sent[client])
+            tails = one.weights()
+        server.state = Global(self.averaged_fronts(server, clients), tails)
+
+    @on_client
+    def train(self, client: Client) -> Smashed:
+        client.fit(
+            cross_entropy, steps=self.local_steps, batch_size=self.batch_size, lr=self.lr,
+            optimizer=self.optimizer, keep_optimizer="model",
+        )  # fmt: skip
+        batch = client.batch(self.batch_size)
+        with client.model.evaluating():
+            return Smashed(client.model.base(batch.x), batch.y)
+
+    def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> None:
+        server.fit(
+            tail.model, modular_cross_entropy, [Batch(sent.z, sent.y.long())], train="modular", lr=self.server_lr,
+            optimizer=self.optimizer, keep_optimizer=tail.name,
+        )  # fmt: skip
+
+    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
+        self.hand_out_fronts(server, clients)
+        clients.call(self.receive_head, held(server.state.tails, clients))
+
+    @on_client
+    def receive_head(self, client: Client, head: Weights) -> None:
+        client.scratch["head"] = head.tensors
+
+    def predict(self, client: Client, x: Tensor) -> Tensor:
+        scores: Tensor = functional_call(client.model, client.scratch["head"], (x,))
+        return scores
+
+    def alone(self) -> Method:
+        return Local(
+            local_steps=self.local_steps, batch_size=self.batch_size, lr=self.lr, optimizer=self.optimizer,
+            keep_optimizer=not self.average_clients,
+        )  # fmt: skip

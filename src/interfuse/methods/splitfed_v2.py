@@ -1,0 +1,42 @@
+"""SplitFed v2: one server part, trained with one client after the other; client parts are averaged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interfuse.clients import Clients
+from interfuse.heads import check_common_head
+from interfuse.message import Disclosure
+from interfuse.method import Method
+from interfuse.methods.local import Local
+from interfuse.server import Server
+from interfuse.split_learning import EndToEnd, Global
+
+
+@dataclass(frozen=True)
+class SplitFedV2(EndToEnd):
+    """SplitFed version 2 (Thapa et al., AAAI 2022): the server part takes all steps of a client, then of the next.
+
+    The order of clients is drawn anew each round; every client part begins from the mean of the last round. What is
+    exchanged is that of version 1. All modular blocks must be alike.
+    """
+
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        check_common_head(server, clients)
+        return super().start(server, clients)
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        self.hand_out_fronts(server, clients)
+        tail, profiles = self.one_tail(server, clients), clients.profiles
+        for client in self.turns(server, clients):
+            for _ in range(self.steps_of(profiles[client])):
+                self.step(server, clients.only([client]), {client: tail})
+        server.state = Global(self.averaged_fronts(server, clients), tail.weights())
+
+    def alone(self) -> Method:
+        return Local(
+            local_steps=self.local_steps, local_epochs=0 if self.local_steps else 1, batch_size=self.batch_size,
+            lr=self.lr, optimizer=self.optimizer, keep_optimizer=not self.average_clients,
+        )  # fmt: skip

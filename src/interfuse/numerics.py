@@ -1,0 +1,61 @@
+"""Numeric settings: all that bits may depend on, beside seed, build and type of processor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+Layout = Literal["contiguous", "channels_last"]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """How numbers are computed. Part of every run's configuration.
+
+    Attributes:
+        dtype: ``bfloat16`` computes the objectives of training with autocast; parameters, gradients, messages and
+            evaluation stay float32.
+        layout: Order of images, feature maps and convolution weights in memory. On CPUs most kernels are faster with
+            the channels last.
+        denormals: ``flush`` takes numbers below 1.2e-38 for zero, ``keep`` does not. Averages of Adam decay into
+            denormals, and processors compute with those many times more slowly.
+        threads: Of every handler, and of the server's work.
+    """
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    layout: Layout = "channels_last"
+    denormals: Literal["flush", "keep"] = "flush"
+    threads: Literal[1] = 1
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.layout == "channels_last" else torch.contiguous_format
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of autocast, or None."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else None
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Threads and treatment of denormals inside the block; both are put back after it."""
+        threads, flushed = torch.get_num_threads(), _flushes_denormals()
+        torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(self.denormals == "flush")
+        try:
+            yield
+        finally:
+            torch.set_flush_denormal(flushed)
+            torch.set_num_threads(threads)
+
+
+DEFAULT = Numerics()
+
+
+def _flushes_denormals() -> bool:
+    """PyTorch can set the mode of this thread, but not tell it."""
+    return float(torch.full((), 1e-38) * 0.1) == 0.0

@@ -1,0 +1,59 @@
+"""Class means of features: what methods that share prototypes have in common."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from jaxtyping import Bool, Float32, UInt
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.client import Client
+from interfuse.message import Disclosure, Message
+from interfuse.training import Batch
+
+_CHUNK = 500
+
+
+class ClassMeans(Message):
+    """Mean features of the classes that the sender knows, one row a class; classes without a row are absent."""
+
+    mean: Annotated[Float32[Tensor, "present d"], Disclosure.PROTOTYPES]
+    y: Annotated[UInt[Tensor, "present"], Disclosure.LABELS]
+
+
+class CountedMeans(ClassMeans):
+    """Class means, and how many samples (or how much weight) each is the mean of."""
+
+    count: Annotated[Float32[Tensor, "present"], Disclosure.STATISTICS]
+
+
+def fused_share(client: Client[Any]) -> Batch:
+    """The client's whole training share at the fusion layer, ``[samples, d]``, with its labels.
+
+    Evaluation mode and the model as it is now: features gathered while it trained are those of models that are gone.
+    """
+    with client.model.evaluating():
+        chunks = [Batch(client.model.base(batch.x), batch.y) for batch in client.data.train_batches(_CHUNK)]
+    return Batch(torch.cat([chunk.x for chunk in chunks]), torch.cat([chunk.y for chunk in chunks]))
+
+
+def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | None = None) -> CountedMeans:
+    """The weighted mean of the rows of each class, in the order of classes; without weights all rows count alike.
+
+    Means of parts, weighted by their counts, give the mean of the union.
+    """
+    membership = functional.one_hot(rows.y, classes).to(rows.x.dtype)
+    if weights is not None:
+        membership = membership * weights[:, None]
+    count = membership.sum(0)
+    present = count.nonzero().flatten()
+    return CountedMeans((membership.T @ rows.x)[present] / count[present, None], present, count[present])
+
+
+def by_class(means: ClassMeans, classes: int) -> tuple[Float32[Tensor, "classes d"], Bool[Tensor, "classes"]]:
+    """A row for every class (0 for those absent), and which classes are present."""
+    y = means.y.long()
+    table = means.mean.new_zeros(classes, means.mean.shape[1]).index_copy(0, y, means.mean)
+    return table, torch.zeros(classes, dtype=torch.bool, device=y.device).index_fill(0, y, True)

@@ -1,0 +1,168 @@
+"""Split learning: what all methods have in common that cut a model between its client and the server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from interfuse.client import Client, ClientId, Profile
+from interfuse.clients import Clients
+from interfuse.errors import Notice
+from interfuse.handler import on_client
+from interfuse.message import FeatureGradients, Features, Labels, Message, NamedTensors, State
+from interfuse.method import NOTHING, Count, Method, Steps
+from interfuse.models import SplitModel
+from interfuse.parameters import (
+    WeightRule,
+    Weights,
+    averaged,
+    held,
+    initial_weights,
+    nothing_in_common,
+    part_of,
+)
+from interfuse.server import Server
+from interfuse.training import Batch, LearningRate, OptimizerName, lacks_variance, modular_cross_entropy, pull_back
+
+
+class Global(State):
+    """Averaged client parts (before the cut; none where they stay with the clients) and server parts (behind it)."""
+
+    fronts: NamedTensors
+    tails: NamedTensors
+
+
+class Smashed(Message):
+    """A minibatch at the cut, and its labels."""
+
+    z: Features
+    y: Labels
+
+
+class CutGradient(Message):
+    """∂loss/∂z."""
+
+    gradient: FeatureGradients
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A model of the server behind the cut. Its optimizer goes under its name."""
+
+    name: str
+    model: SplitModel
+
+    def weights(self) -> NamedTensors:
+        """A copy of its tensors."""
+        return {key: tensor.clone() for key, tensor in self.model.tensors("modular").items()}
+
+
+@dataclass(frozen=True)
+class SplitLearning(Method):
+    """Base blocks are the clients' (fronts), modular blocks the server's (tails): the cut is the fusion layer."""
+
+    local_steps: Steps = 0  # T: steps a round; 0: one epoch
+    batch_size: Count = 32  # B: samples of a step
+    lr: LearningRate = 0.01  # learning rate on both sides
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw, on both sides; starts anew where its part was averaged
+    weights: WeightRule = "samples"  # clients count by their samples, or uniform
+    average_clients: bool = True  # False: client parts stay with their clients and never travel
+
+    def keeps(self) -> frozenset[str]:
+        return NOTHING if self.average_clients else frozenset({"base"})
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        fronts = initial_weights(server, clients, parts=["base"]) if self.average_clients else {}
+        return Global(fronts, initial_weights(server, clients, parts=["modular"]))
+
+    def hand_out_fronts(self, server: Server[Global], clients: Clients) -> None:
+        """Put the mean of the client parts in place, where they are averaged."""
+        if self.average_clients:
+            clients.call(self.receive, held(server.state.fronts, clients))
+
+    def averaged_fronts(self, server: Server[Global], clients: Clients) -> NamedTensors:
+        """The mean of the client parts after training."""
+        if not self.average_clients:
+            return {}
+        sent = {client: reply.tensors for client, reply in clients.call(self.send).items()}
+        return averaged(server.state.fronts, sent, clients.profiles, self.weights)
+
+    def tail(self, server: Server[Global], name: str, profile: Profile) -> Tail:
+        """A working copy of a client's server part."""
+        model = server.scratch_model(name, profile.architecture)
+        model.load(part_of(server.state.tails, profile))
+        return Tail(name, model)
+
+    def tail_of_each(self, server: Server[Global], clients: Clients) -> dict[ClientId, Tail]:
+        """A working copy of the server part for each client."""
+        return {client: self.tail(server, f"tail-{client}", profile) for client, profile in clients.profiles.items()}
+
+    def averaged_tails(self, server: Server[Global], clients: Clients, tails: Mapping[ClientId, Tail]) -> NamedTensors:
+        """The mean of the server parts after training."""
+        trained = {client: tail.model.tensors("modular") for client, tail in tails.items()}
+        return averaged(server.state.tails, trained, clients.profiles, self.weights)
+
+    def one_tail(self, server: Server[Global], clients: Clients) -> Tail:
+        """A working copy of the server part where there is one for all clients."""
+        return self.tail(server, "tail", next(iter(clients.profiles.values())))
+
+    def turns(self, server: Server[Global], clients: Clients) -> list[ClientId]:
+        """An order of the clients, drawn for this round."""
+        return [clients.ids[place] for place in torch.randperm(len(clients), generator=server.generator).tolist()]
+
+    @on_client
+    def receive(self, client: Client, received: Weights) -> None:
+        client.model.load(received.tensors)
+
+    @on_client
+    def send(self, client: Client) -> Weights:
+        client.optimizers.clear()
+        return Weights(client.tensors("base"))
+
+    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
+        clients.call(self.receive, held(server.state.fronts | server.state.tails, clients))
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return nothing_in_common(profiles)
+
+
+@dataclass(frozen=True)
+class EndToEnd(SplitLearning):
+    """Split learning in which the loss reaches both sides: a step costs an exchange of (z, y) and ∂loss/∂z."""
+
+    def steps_of(self, profile: Profile) -> int:
+        return self.local_steps or math.ceil(profile.samples / self.batch_size)
+
+    def step(self, server: Server[Global], clients: Clients, tails: Mapping[ClientId, Tail]) -> None:
+        """A step of these clients and of the server parts behind them."""
+        sent = clients.call(self.forward)
+        clients.call(self.backward, {client: self.serve(server, tails[client], z) for client, z in sent.items()})
+
+    def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> CutGradient:
+        """A step of a server part; answers with the gradient of the cut before the step."""
+        z = sent.z.detach().requires_grad_()
+        server.fit(
+            tail.model, modular_cross_entropy, [Batch(z, sent.y.long())], train="modular", lr=self.lr,
+            optimizer=self.optimizer, keep_optimizer=tail.name,
+        )  # fmt: skip
+        return CutGradient(torch.zeros_like(z) if z.grad is None else z.grad)
+
+    @on_client
+    def forward(self, client: Client) -> Smashed:
+        batch = client.batch(self.batch_size)
+        with client.model.training_parts("base"):
+            if lacks_variance(client.model, batch):  # `fit` will skip it on either side
+                client.model.eval()
+            client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
+        return Smashed(client.scratch["batch"].x, batch.y)
+
+    @on_client
+    def backward(self, client: Client, received: CutGradient) -> None:
+        batch = client.scratch["batch"]
+        client.fit(
+            pull_back(batch.x, received.gradient), batches=[batch], train="base", lr=self.lr,
+            optimizer=self.optimizer, keep_optimizer="front",
+        )  # fmt: skip
