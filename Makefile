@@ -2,7 +2,7 @@
 # name, spaces too.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check venv clean
+.PHONY: help demo test check bench venv clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -22,6 +22,9 @@ check: venv ## lint, format, types, and the direction of imports
 	.venv/bin/python -m ruff format --check
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports --no-logo
+
+bench: venv ## measure the speed beside other frameworks, in under 20 minutes (ARGS="--smoke --no-peers" for a look)
+	.venv/bin/python benchmarks/everything.py $(ARGS)
 
 venv: ## make or heal the environment (the other targets do so by themselves)
 	@sh scripts/setup.sh

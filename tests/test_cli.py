@@ -158,13 +158,13 @@ def test_every_option_enters_the_configuration() -> None:
         "--models", "mlp, logistic", "--width", "9", "--rounds", "3", "--seed", "7", "--set", "optimizer=adam",
         "--set", "base_lr={start=0.1, rounds=200}", "--set", "keep_optimizer=false", "--set", "client.2.base_lr=0.001",
         "--workers", "1", "--device", "cpu", "--eval-every", "2", "--beside", "local,pooled",
-        "--layout", "channels_last", "--commit-every", "2", "--out", "a",
+        "--layout", "channels_last", "--commit-every", "2", "--metrics", "recall,auroc", "--out", "a",
     )  # fmt: skip
     written = tomllib.loads(Path("a/config.toml").read_text())
     expected = {
         "method": "ifl", "data": "digits", "clients": 3, "partition": {"name": "dirichlet", "alpha": 2.5},
         "models": ["mlp", "logistic"], "fusion_width": 9, "rounds": 3, "seed": 7, "device": "cpu", "eval_every": 2,
-        "beside": ["local", "pooled"], "client": {"2": {"base_lr": 0.001}},
+        "beside": ["local", "pooled"], "client": {"2": {"base_lr": 0.001}}, "metrics": ["recall", "auroc"],
     }  # fmt: skip
     assert {key: written[key] for key in expected} == expected
     assert written["settings"]["optimizer"] == "adam"
@@ -230,6 +230,7 @@ def test_the_demo_is_a_recipe_that_options_override() -> None:
         (["ifl", "--layout", "nhwc"], "layout = 'nhwc' is impossible"),
         (["ifl", "--device", "nowhere"], "device = 'nowhere' cannot be used"),
         (["ifl", "--beside", "lokal"], "beside: 'lokal' is no reference: did you mean 'local'?"),
+        (["ifl", "--metrics", "auroc,recal"], "metrics: 'recal' is no metric: did you mean 'recall'?"),
         (["ifl", "--seeds", "0,x"], "--seeds 0,x: write whole numbers"),
         (["ifl", "--seeds", "0,0"], "--seeds 0,0: name at least one seed, and each once"),
         (["ifl", "--seeds", ","], "--seeds ,: name at least one seed"),

@@ -37,6 +37,7 @@ def run(
     settings: Mapping[str, Any] | None = None,
     client_settings: Mapping[int, Mapping[str, Any]] | None = None,
     beside: Sequence[str] = ("local",),
+    metrics: Sequence[str] = (),
     eval_every: int = 10,
     validation: float = 0.1,
     test: float = 0.1,
@@ -58,6 +59,8 @@ def run(
         settings: Hyperparameters, where the method is given by name.
         client_settings: Hyperparameters that differ for a client, by its number.
         beside: References to run after it on the same data: ``local``, ``pooled``.
+        metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
+            ``calibration-error``.
         numerics: How numbers are computed: dtype, memory layout, denormals.
         workers: Processes on this machine; None: one a core. Results do not depend on it.
         commit_rounds: Commit every so many rounds instead of every 30 seconds.
@@ -87,6 +90,7 @@ def run(
             "test": test,
             "device": device,
             "beside": list(beside),
+            "metrics": metrics,
             "partition": partition_values(partition),
             "settings": settings_of(method),
             "client": dict(client_settings or {}),

@@ -10,6 +10,7 @@ import hashlib
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -22,9 +23,14 @@ def derive(seed: int, *keys: Key) -> int:
 
     Keys are tagged with their type and length, so ``("a", 1)`` and ``("a1",)`` differ.
     """
-    texts = [(f"str:{key}" if isinstance(key, str) else f"int:{operator.index(key)}").encode() for key in (seed, *keys)]
-    tagged = b"".join(len(text).to_bytes(4, "little") + text for text in texts)
+    tagged = b"".join([_tagged(key if isinstance(key, str) else int(operator.index(key))) for key in (seed, *keys)])
     return int.from_bytes(hashlib.blake2b(tagged, digest_size=8).digest(), "little") >> 1
+
+
+@lru_cache(maxsize=10_000)
+def _tagged(key: Key) -> bytes:
+    text = (f"str:{key}" if isinstance(key, str) else f"int:{key}").encode()
+    return len(text).to_bytes(4, "little") + text
 
 
 def generator(seed: int, *keys: Key) -> torch.Generator:

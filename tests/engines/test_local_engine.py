@@ -24,8 +24,9 @@ from worlds import Recorder, everything_owned, federation, same_bits, setup_of, 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Clients, Engine, Request
 from interfuse.engines import InProcess, local
-from interfuse.engines.local import Workers, available_cores
+from interfuse.engines.local import Workers
 from interfuse.engines.placement import Move, Placement
+from interfuse.engines.processes import available_cores
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation, Saved

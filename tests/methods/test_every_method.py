@@ -28,7 +28,7 @@ from worlds import (
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Request
 from interfuse.data import Dataset
-from interfuse.evaluation import compose, evaluate
+from interfuse.evaluation import compose, evaluate, measure
 from interfuse.federation import Federation
 from interfuse.handler import handlers
 from interfuse.message import Disclosure, Message, decode, disclosed, encode, flatten
@@ -113,6 +113,7 @@ def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
 def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> None:
     f = federation(tiny(name), wrap=Recorder, rounds=2, **uneven())
     evaluate(f, full=True)
+    measure(f)
     compose(f, 0, 1, f.setup.dataset.x_test)
     recorder = f.engine
     assert isinstance(recorder, Recorder)

@@ -268,3 +268,46 @@ def test_a_share_smaller_than_a_batch_is_sent_whole() -> None:
     x, y = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)), torch.arange(9) % 3
     f = federation(make(), dataset=dataset_of(x, y, 3), shares=shares_of(range(8), [8]), rounds=1)
     assert f.exchange.ledger.totals().uplink.raw == (8 + 1) * (4 * 8 + 1)
+
+
+def pairs_by_round(f: Federation, rounds: int) -> tuple[list[list[FusionOutputs]], dict[tuple[int, int], FusionPairs]]:
+    """Uploads of each round, and what came down by round and client."""
+    for _ in range(rounds):
+        f.run_round()
+    recorder = f.engine
+    assert isinstance(recorder, Recorder)
+    up: list[list[FusionOutputs]] = [[] for _ in range(rounds)]
+    for request, _, sent in recorder.up:
+        assert isinstance(sent, FusionOutputs)
+        up[request.round - 1].append(sent)
+    down = {(r.round, client): sent for r, client, sent in recorder.down if isinstance(sent, FusionPairs)}
+    return up, down
+
+
+def test_one_round_late_hands_out_the_pairs_of_the_round_before() -> None:  # E10
+    f = federation(make(one_round_late=True), models=MIXED, wrap=Recorder)
+    first = weights_of(f, 0, "modular")
+    f.run_round()
+    assert same_bits(weights_of(f, 0, "modular"), first)
+    up, down = pairs_by_round(federation(make(one_round_late=True), models=MIXED, wrap=Recorder), 3)
+    assert {round for round, _ in down} == {2, 3}
+    for (round, _), sent in down.items():
+        assert all(same_bits({"z": a.z}, {"z": b.z}) for a, b in zip(sent.pairs, up[round - 2], strict=True))
+
+
+def test_the_control_with_own_pairs_gives_everybody_as_many_steps_on_its_own_alone() -> None:  # E3
+    up, down = pairs_by_round(federation(make(pairs="own"), models=MIXED, wrap=Recorder), 2)
+    assert len(down) == 6
+    for (round, client), sent in down.items():
+        assert [torch.equal(pair.z, up[round - 1][client].z) for pair in sent.pairs] == [True] * 3
+
+
+def test_the_control_with_shuffled_pairs_keeps_all_but_who_belongs_to_whom() -> None:  # E3
+    up, down = pairs_by_round(federation(make(pairs="shuffled"), models=MIXED, wrap=Recorder), 3)
+    moved = 0
+    for (round, _), sent in down.items():
+        for pair, own in zip(sent.pairs, up[round - 1], strict=True):
+            assert torch.equal(pair.z, own.z)
+            assert torch.equal(pair.y.sort().values, own.y.sort().values)
+            moved += not torch.equal(pair.y, own.y)
+    assert moved > len(down)

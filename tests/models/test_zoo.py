@@ -39,6 +39,11 @@ NAMES = [info.name for info in available()]
         # patches of 7x7; two layers of attention (4 x 48 x 49), 48-96-48 and two norms; a norm and 48 -> 432.
         ("transformer", 50 * 48 + 16 * 48 + 2 * (4 * 48 * 49 + 49 * 96 + 97 * 48 + 4 * 48) + 2 * 48 + 49 * 432, 4_330),
         ("shallow", 339_120, 433 * 256 + 257 * 64 + 65 * 10),
+        # 784 -> 432, then 432 -> 432 three times; the cut moves layers from one block to the other
+        ("cut-1", 339_120, 3 * 187_056 + 4_330),
+        ("cut-2", 339_120 + 187_056, 2 * 187_056 + 4_330),
+        ("cut-3", 339_120 + 2 * 187_056, 187_056 + 4_330),
+        ("cut-4", 339_120 + 3 * 187_056, 4_330),
         # 1 -> 16, three of 16 -> 16, 16 -> 32, four of 32 -> 32; scale and shift of each; 4x4x32 -> 432.
         ("deep", 9 * (16 + 3 * 256 + 512 + 4 * 1024) + 2 * (4 * 16 + 5 * 32) + 513 * 432, 4_330),
     ],
@@ -140,7 +145,7 @@ def test_equal_keys_have_equal_shapes_and_the_defaults_share_none() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_fit_only_the_fully_connected(name: str) -> None:
-    if name in ("mlp", "mlp-linear", "shallow", "logistic"):
+    if name in ("mlp", "mlp-linear", "shallow", "logistic") or name.startswith("cut-"):
         assert measure(resolve(name)((13,), 3, 8), (13,)).fusion_width == 8
         return
     for shape in ((13,), (1, 3, 28), (9, 3), (1, 4, 28, 28)):

@@ -24,7 +24,7 @@ FULL: dict[str, Any] = {
     "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"], "validation": 0.2, "test": 0.0,
     "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5}, "client": {2: {"lr": 0.25}},
     "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
-    "environment": {"torch": "x"}, "unset": [],
+    "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
 }  # fmt: skip
 
 
@@ -93,6 +93,8 @@ def test_execution_and_environment_do_not_matter() -> None:
         ({"seed": None}, "here: seed = None is impossible"),
         ({"models": "cnn"}, "here: models = 'cnn' is impossible"),
         ({"models": []}, "here: models is empty"),
+        ({"metrics": ["aurok"]}, "here: metrics: 'aurok' is no metric: did you mean 'auroc'? valid: auroc, balanced"),
+        ({"metrics": "auroc"}, "here: metrics = 'auroc' is impossible"),
         ({"models": [3]}, "here: models.0 = 3 is impossible"),
         ({"clients": 0}, "here: clients = 0"),
         ({"clients": -3}, "here: clients = -3"),

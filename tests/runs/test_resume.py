@@ -67,6 +67,7 @@ CASES: list[Any] = [pytest.param(name, STATEFUL.get(name, {}), GIVEN, id=name) f
 CASES += [
     pytest.param("fedavg", BUFFERS, IMAGES, id="fedavg-buffers"),
     pytest.param("ifl", {"beside": ["local"], "rounds": 1}, GIVEN, id="ifl-beside"),
+    pytest.param("ifl", {"settings": {"one_round_late": True, "local_steps": 1}, "rounds": 2}, GIVEN, id="ifl-late"),
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -17,16 +16,38 @@ from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 from interfuse import api, report
-from interfuse.cli import listings, seeds
-from interfuse.cli.configuration import configure, listed, numbers, one_or_listed
-from interfuse.data import PARTITIONS
+from interfuse.cli import comparing, listings, seeds
+from interfuse.cli.configuration import configure, listed, none_or_listed, numbers, one_or_listed
+from interfuse.cli.options import (
+    AFTER,
+    DEFAULT,
+    HOW,
+    INTERRUPTED,
+    WHAT,
+    Alpha,
+    ClassesPerClient,
+    DataSets,
+    Device,
+    EvalEvery,
+    Json,
+    ModelNames,
+    NumberOfClients,
+    PartitionName,
+    Processes,
+    Quiet,
+    Rounds,
+    RunArgument,
+    Settings,
+    ShardsPerClient,
+    Width,
+)
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
+from interfuse.evaluation import METRICS
 from interfuse.report.progress import shown
 from interfuse.runs import Result, RunConfig
 from interfuse.training import DivergedError
 
-USAGE_ERROR, INTERRUPTED = 2, 128 + signal.SIGINT
-DEFAULT = RunConfig()
+USAGE_ERROR = 2
 
 
 class _Group(TyperGroup):
@@ -75,34 +96,13 @@ def _top(
     """Federated learning between parties whose models differ, without handing over their data."""
 
 
-WHAT, DATA, MODELS, HOW, AFTER = "What is trained", "Data", "Models", "How it is carried out", "Results"
-
-# Arguments are explained in the text of their command, not here: Typer 0.20 with Click 8.5 shows no help of arguments.
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", show_default=False)]
-Json = Annotated[
-    bool, typer.Option("--json", help="Print the result as one JSON object, the last line.", rich_help_panel=AFTER)
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.", rich_help_panel=AFTER)]
-Processes = Annotated[
-    int | None,
-    typer.Option(
-        "--workers",
-        metavar="N",
-        help="Processes side by side; results are the same (default: one a core).",
-        rich_help_panel=HOW,
-    ),
-]
-
-
 @app.command(no_args_is_help=True)
 def run(
     what: Annotated[
         str,
         typer.Argument(metavar="METHOD|RECIPE", show_default=False),
     ],
-    rounds: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Rounds (default {DEFAULT.rounds}).", rich_help_panel=WHAT)
-    ] = None,
+    rounds: Rounds = None,
     seed: Annotated[
         int | None, typer.Option(metavar="N", help=f"Seed (default {DEFAULT.seed}).", rich_help_panel=WHAT)
     ] = None,
@@ -115,16 +115,7 @@ def run(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A setting of the method (`interfuse methods NAME` lists them); client.2.KEY=VALUE for client 2 "
-            "alone. May be repeated.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    assignments: Settings = None,
     beside: Annotated[
         str | None,
         typer.Option(
@@ -133,58 +124,15 @@ def run(
             rich_help_panel=WHAT,
         ),
     ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Data sets, dealt to the clients in turn: `interfuse datasets` lists them; or rows.npz, "
-            f"package.module:load, file.py:load (default {DEFAULT.data}).",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    clients: Annotated[
-        int | None,
-        typer.Option(metavar="N", help=f"Number of clients (default {DEFAULT.clients}).", rich_help_panel=DATA),
-    ] = None,
-    partition: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"How the data is divided: {', '.join(PARTITIONS)} (default {DEFAULT.partition['name']}).",
-            rich_help_panel=DATA,
-        ),
-    ] = None,
-    alpha: Annotated[
-        float | None,
-        typer.Option(metavar="X", help="Concentration of --partition dirichlet.", rich_help_panel=DATA),
-    ] = None,
-    classes: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="Classes a client of --partition pathological.", rich_help_panel=DATA),
-    ] = None,
-    shards: Annotated[
-        int | None,
-        typer.Option(metavar="S", help="Shards a client of --partition shards.", rich_help_panel=DATA),
-    ] = None,
-    models: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...",
-            help="Models, dealt to the clients in turn: `interfuse models` lists them; or file.py:function "
-            f"(default {','.join(DEFAULT.models)}).",
-            rich_help_panel=MODELS,
-        ),
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            metavar="D", help=f"Width of the fusion layer (default {DEFAULT.fusion_width}).", rich_help_panel=MODELS
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help=f"cpu, cuda, cuda:1 (default {DEFAULT.device}).", rich_help_panel=HOW),
-    ] = None,
+    data: DataSets = None,
+    clients: NumberOfClients = None,
+    partition: PartitionName = None,
+    alpha: Alpha = None,
+    classes: ClassesPerClient = None,
+    shards: ShardsPerClient = None,
+    models: ModelNames = None,
+    width: Width = None,
+    device: Device = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -214,10 +162,13 @@ def run(
         int | None,
         typer.Option(metavar="K", help="Commit every K rounds (default: every 30 seconds).", rich_help_panel=HOW),
     ] = None,
-    eval_every: Annotated[
-        int | None,
+    eval_every: EvalEvery = None,
+    metrics: Annotated[
+        str | None,
         typer.Option(
-            metavar="K", help=f"Measure accuracy every K rounds (default {DEFAULT.eval_every}).", rich_help_panel=AFTER
+            metavar="NAME,...|none",
+            help=f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)} (default none).",
+            rich_help_panel=AFTER,
         ),
     ] = None,
     out: Annotated[
@@ -239,7 +190,7 @@ def run(
         {
             "rounds": rounds, "seed": seed, "data": one_or_listed(data), "clients": clients, "models": listed(models),
             "fusion_width": width, "device": device, "eval_every": eval_every,
-            "beside": [] if beside == "none" else listed(beside),
+            "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
             "execution": {"workers": workers, "commit_rounds": commit_every},
         },
@@ -271,6 +222,9 @@ def _run_seeds(config: RunConfig, several: list[int], out: Path | None, *, as_js
         _print(seeds.overview(summaries))
         for seed in several:
             typer.echo(f"report: {seeds.folder_of(parent, seed) / 'report.html'}")
+
+
+app.command(no_args_is_help=True)(comparing.compare)
 
 
 @app.command()

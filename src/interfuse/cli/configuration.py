@@ -43,12 +43,14 @@ def configure(
         ConfigError: something is unknown, impossible, or does not belong together.
     """
     values = _begin_with(what)
-    for key, value in absolute_paths(_given(options), Path.cwd()).items():
-        values[key] = values.get(key, {}) | _given(value) if isinstance(value, Mapping) else value
-    if asked := _given(partition or {}):
-        values["partition"] = _partition(values.get("partition", {"name": "iid"}), absolute_paths(asked, Path.cwd()))
+    for key, value in absolute_paths(given(options), Path.cwd()).items():
+        values[key] = values.get(key, {}) | given(value) if isinstance(value, Mapping) else value
+    if asked := given(partition or {}):
+        values["partition"] = changed_partition(
+            values.get("partition", {"name": "iid"}), absolute_paths(asked, Path.cwd())
+        )
     for text in assignments:
-        _assign(values, text)
+        assign(values, text)
     return parse_config(values, "interfuse run")
 
 
@@ -64,7 +66,7 @@ def _begin_with(what: str) -> dict[str, Any]:
     return absolute_paths({"method": what}, Path.cwd())
 
 
-def _partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+def changed_partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
     """A partition with what was asked changed in it; its options go when another one is asked for."""
     name = asked.get("name", before["name"])
     for option in asked.keys() & OPTION_OF.keys():
@@ -74,7 +76,8 @@ def _partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str,
     return (dict(before) if name == before["name"] else {}) | {"name": name} | dict(asked)
 
 
-def _assign(values: dict[str, Any], text: str) -> None:
+def assign(values: dict[str, Any], text: str) -> None:
+    """Put ``key=value`` or ``client.N.key=value`` into the values of a run."""
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise ConfigError(f"--set {text}: write key=value, such as --set local_steps=5")
@@ -102,6 +105,11 @@ def listed(text: str | None) -> list[str] | None:
     return None if text is None else [item.strip() for item in text.split(",") if item.strip()]
 
 
+def none_or_listed(text: str | None) -> list[str] | None:
+    """The same, with the word ``none`` for an empty list."""
+    return [] if text == "none" else listed(text)
+
+
 def one_or_listed(text: str | None) -> str | list[str] | None:
     """The items of a list with commas, or the text itself where it has none."""
     return listed(text) if text and "," in text else text
@@ -122,5 +130,6 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said: all but None."""
     return {key: value for key, value in values.items() if value is not None}

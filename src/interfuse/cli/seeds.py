@@ -18,8 +18,8 @@ from interfuse.errors import ConfigError
 from interfuse.references import short_name
 from interfuse.report.summary import scores
 from interfuse.report.text import bare_percent, megabytes
-from interfuse.runs import Progress, RunConfig, read_config
-from interfuse.runs.config import complete, differences
+from interfuse.runs import Progress, RunConfig
+from interfuse.runs.config import changed_in
 
 Values = Float[np.ndarray, "measured"]
 MEASURED = ("own_accuracy", "global_accuracy", "mean_composition", "uplink_raw_bytes")
@@ -43,7 +43,7 @@ def check(config: RunConfig, seeds: Sequence[int], out: Path) -> None:
         ConfigError: the folder of a seed holds another configuration; names what differs.
     """
     for seed in seeds:
-        if changed := _differences(config, seed, out):
+        if changed := _changed(config, seed, out):
             raise ConfigError(
                 f"{folder_of(out, seed)} holds a run of another configuration: {'; '.join(changed)}; "
                 "choose another --out"
@@ -59,16 +59,12 @@ def default_folder(config: RunConfig, seeds: Sequence[int]) -> Path:
     """The first folder under ``runs/`` that is free, or has nothing but runs of this very configuration."""
     name = f"{short_name(config.method)}-{'-'.join(map(short_name, config.data_names))}-seeds".lower()
     paths = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(path for path in paths if not any(_differences(config, seed, path) for seed in seeds))
+    return next(path for path in paths if not any(_changed(config, seed, path) for seed in seeds))
 
 
-def _differences(config: RunConfig, seed: int, out: Path) -> list[str]:
+def _changed(config: RunConfig, seed: int, out: Path) -> list[str]:
     """How the run of a seed that is there differs from the one that is asked for."""
-    file = folder_of(out, seed) / "config.toml"
-    if not file.exists():
-        return []
-    asked = complete(config.model_copy(update={"seed": seed}), config.make_method())
-    return differences(read_config(file).identity(), asked.identity())
+    return changed_in(folder_of(out, seed), config.model_copy(update={"seed": seed}))
 
 
 def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None]]:

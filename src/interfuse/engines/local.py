@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import multiprocessing
 import multiprocessing.process
 import os
-import signal
-import sys
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -17,14 +13,13 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Engine, Failure, Request
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.arena import Arena, to_json
 from interfuse.engines.host import Host
 from interfuse.engines.placement import Move, Placement
+from interfuse.engines.processes import available_cores, can_fork, fork
 from interfuse.errors import ConfigError, RunError
 from interfuse.handler import handlers
 from interfuse.message import Message, flatten, unflatten
@@ -71,18 +66,9 @@ class Workers:
         self._placement = Placement(setup.profiles, count)
         self._down = Arena()
         self._workers = [_Worker(number, self._placement) for number in range(count)]
-        context = multiprocessing.get_context("fork")
         for worker in self._workers:
-            worker.process = context.Process(
-                target=_serve,
-                args=(setup, worker, self._workers, self._down, os.getpid()),
-                name=f"interfuse-{worker.number}",
-                daemon=True,
-            )
-            with warnings.catch_warnings():
-                # Python 3.12 and later warn of forking with threads about; a worker never waits for one of them
-                warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
-                worker.process.start()
+            name = f"interfuse-{worker.number}"
+            worker.process = fork(_serve, setup, worker, self._workers, self._down, name=name)
         for worker in self._workers:
             worker.theirs.close()
 
@@ -218,13 +204,8 @@ class _Worker:
         )
 
 
-def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena, parent: int) -> None:
+def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena) -> None:
     """A worker's life: it ends when the other end of its connection is closed, however that came about."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # for good, not only in handlers: a forked process inherits the pool of threads, but not the threads
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    _end_with(parent)
     for other in workers:
         other.ours.close()
         if other is not worker:
@@ -242,15 +223,6 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
             worker.theirs.send_bytes(to_json(answer))
     except (EOFError, OSError):
         os._exit(0)
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent ends, also in the middle of a handler: it would go on for nobody."""
-    if sys.platform == "linux":
-        parent_death_signal = 1
-        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(0)
 
 
 def _obey(
@@ -299,7 +271,7 @@ def local(setup: Setup, workers: int | None = None) -> Engine:
         ConfigError: workers are asked for where they cannot be had.
     """
     most = min(len(setup.profiles), available_cores())
-    forks = "fork" in multiprocessing.get_all_start_methods() and setup.device == "cpu"
+    forks = can_fork() and setup.device == "cpu"
     if workers is None:
         workers = most if forks else 1
     if workers < 1:
@@ -307,8 +279,3 @@ def local(setup: Setup, workers: int | None = None) -> Engine:
     if workers > 1 and not forks:
         raise ConfigError(f"workers = {workers}: several workers need a CPU device and a system that can fork; use 1")
     return InProcess(setup) if workers == 1 else Workers(setup, min(workers, len(setup.profiles)))
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -1,7 +1,28 @@
-"""What is measured: accuracies and compositions."""
+"""What is measured: accuracies, compositions, and metrics beyond them."""
 
 from __future__ import annotations
 
-from interfuse.evaluation.accuracy import Accuracies, Evaluation, compose, evaluate, evaluation
+from interfuse.evaluation.accuracy import (
+    Accuracies,
+    Evaluation,
+    Measurements,
+    compose,
+    evaluate,
+    evaluation,
+    measure,
+)
+from interfuse.evaluation.metrics import METRICS, Statistics, metric_values, no_statistics
 
-__all__ = ["Accuracies", "Evaluation", "compose", "evaluate", "evaluation"]
+__all__ = [
+    "METRICS",
+    "Accuracies",
+    "Evaluation",
+    "Measurements",
+    "Statistics",
+    "compose",
+    "evaluate",
+    "evaluation",
+    "measure",
+    "metric_values",
+    "no_statistics",
+]

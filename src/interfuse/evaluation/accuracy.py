@@ -15,6 +15,7 @@ from torch import Tensor
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Dataset, stratified_subset
+from interfuse.evaluation.metrics import Statistics, answers, share, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
 from interfuse.message import Disclosure, Features, Message
@@ -32,6 +33,8 @@ MOST_COMPOSED = 64
 """Federations up to this size have a composition matrix."""
 FULL_CALLS = 1000
 """Where calls of an evaluation on everything begin to count: the curve has been at the same round before."""
+METRIC_CALLS = 2000
+"""Where those of the metrics begin, for the same reason."""
 LARGEST_COMPOSITION = 1 << 29
 """Bytes of fusion outputs above which the composition matrix uses the rows of the curve at the end too."""
 
@@ -71,6 +74,13 @@ class CompositionHits(Message):
     """Right answers of one modular block behind every base block, in the order of clients."""
 
     right: Annotated[Int64[Tensor, "bases"], Disclosure.STATISTICS]
+
+
+class Measurements(Message):
+    """What all metrics follow from: on the client's test share, and on the common test set."""
+
+    own: Statistics
+    common: Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,12 +133,24 @@ class Evaluation(Program):
         right = total = 0
         with client.model.evaluating():
             for batch in batches:
-                scores = self.method.predict(client, batch.x)
-                # without this a model that answers NaN would be right about the first class
-                known = ~scores.isnan().any(1)
-                right += int(((scores.argmax(1) == batch.y) & known).sum())
+                right += int((answers(self.method.predict(client, batch.x)) == batch.y).sum())
                 total += len(batch.y)
         return right, total
+
+    @on_client
+    def measurements(self, client: Client) -> Measurements:
+        """Statistics of the method's scores on everything; the scores themselves stay here."""
+        return Measurements(
+            self._statistics(client, client.data.test()), self._statistics(client, client.data.common_test())
+        )
+
+    def _statistics(self, client: Client, batches: Iterable[Batch]) -> Statistics:
+        scores, labels = [torch.zeros(0, client.dims["classes"])], [torch.zeros(0, dtype=torch.int64)]
+        with client.model.evaluating():
+            for batch in batches:
+                scores.append(self.method.predict(client, batch.x).cpu())
+                labels.append(batch.y.cpu())
+        return statistics(torch.cat(scores), torch.cat(labels))
 
     @on_client
     def fused(self, client: Client, scope: Scope) -> FusedTest:
@@ -143,7 +165,7 @@ class Evaluation(Program):
         labels = [test.labels(full=tests.full) for test in self.tests]
         with client.model.evaluating():
             right = [
-                int((client.model.modular(test.z).argmax(1) == y).sum())
+                int((answers(client.model.modular(test.z)) == y).sum())
                 for test, y in zip(tests.outputs, labels, strict=True)
             ]
         return CompositionHits(torch.tensor(right))
@@ -202,15 +224,23 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
             matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
-    common = {client: _share(h.common, h.common_total) for client, h in hits.items()}
+    common = {client: share(h.common, h.common_total) for client, h in hits.items()}
     if matrix is not None and not apart:
         common = {client: matrix[client][client] for client in hits}
     return Accuracies(
-        own=_of_all(federation, {client: _share(h.own, h.own_total) for client, h in hits.items()}),
-        validation=_of_all(federation, {c: _share(h.validation, h.validation_total) for c, h in hits.items()}),
+        own=_of_all(federation, {client: share(h.own, h.own_total) for client, h in hits.items()}),
+        validation=_of_all(federation, {c: share(h.validation, h.validation_total) for c, h in hits.items()}),
         common=_of_all(federation, common),
         composition=matrix,
     )
+
+
+def measure(federation: Federation) -> Mapping[ClientId, Measurements]:
+    """What the metrics of all evaluated clients follow from, as the method predicts, on everything."""
+    program = federation.exchange.programs["evaluation"]
+    assert isinstance(program, Evaluation)
+    with federation.evaluating(MOST_CLIENTS, calls=METRIC_CALLS) as clients:
+        return clients.call(program.measurements)
 
 
 def _of_all(federation: Federation, found: Mapping[ClientId, float]) -> list[float]:
@@ -239,10 +269,6 @@ def _composition(federation: Federation, program: Evaluation, clients: Clients, 
     totals = [len(test.labels(full=full)) for test in program.tests]
     right = torch.stack([column.right for column in columns.values()], dim=1)
     return [[int(count) / total for count in row] for row, total in zip(right, totals, strict=True)]
-
-
-def _share(right: int, total: int) -> float:
-    return right / total if total else math.nan
 
 
 def compose(federation: Federation, base: ClientId, modular: ClientId, x: Tensor) -> Tensor:

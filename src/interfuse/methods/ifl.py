@@ -10,7 +10,7 @@ import torch
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Features, Labels, Message
+from interfuse.message import Disclosure, Features, Labels, Message, State
 from interfuse.method import Count, Method, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -28,6 +28,17 @@ class FusionPairs(Message):
     """The pairs (z, y) of all clients, in the order of clients."""
 
     pairs: tuple[FusionOutputs, ...]
+
+
+def shuffled(outputs: FusionOutputs, generator: torch.Generator) -> FusionOutputs:
+    """The same features with the same labels, but who belongs to whom is drawn: a control that can teach nothing."""
+    return FusionOutputs(outputs.z, outputs.y[torch.randperm(len(outputs.y), generator=generator)])
+
+
+class Late(State):
+    """Pairs that wait for the next round, where they are used one round late; otherwise none."""
+
+    pairs: FusionPairs
 
 
 @dataclass(frozen=True)
@@ -48,10 +59,24 @@ class IFL(Method):
     modular_update: Literal["sequential", "joint"] = "sequential"  # a step for each client's pair, or one on all
     optimizer: OptimizerName = "sgd"  # sgd (the paper's), adam or adamw
     keep_optimizer: bool = True  # blocks and optimizer both stay with the client; False starts anew each round
+    pairs: Literal["all", "own", "shuffled"] = "all"  # controls: each client its own alone; labels of another row
+    one_round_late: bool = False  # modular blocks learn from the pairs of the round before
 
-    def round(self, server: Server, clients: Clients) -> None:
+    def start(self, server: Server[Late], clients: Clients) -> Late:
+        return Late(FusionPairs(()))
+
+    def round(self, server: Server[Late], clients: Clients) -> None:
         outputs = clients.call(self.train_base)
-        clients.call(self.train_modular, FusionPairs(tuple(outputs.values())))
+        if self.pairs == "own":
+            clients.call(self.train_modular, {c: FusionPairs((own,) * len(outputs)) for c, own in outputs.items()})
+            return
+        given = FusionPairs(tuple(outputs.values()))
+        if self.pairs == "shuffled":
+            given = FusionPairs(tuple(shuffled(pair, server.generator) for pair in given.pairs))
+        if self.one_round_late:
+            given, server.state = server.state.pairs, Late(given)
+        if given.pairs:
+            clients.call(self.train_modular, given)
 
     @on_client
     def train_base(self, client: Client) -> FusionOutputs:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -68,6 +68,23 @@ def deep(sample_shape: Shape, classes: int, width: int) -> SplitModel:
         channels, sides = outputs, [math.ceil(side / 2) if halves else side for side in sides]
     base["deep.fc1"] = nn.Sequential(nn.Flatten(), nn.Linear(channels * math.prod(sides), width), nn.ReLU())
     return two_parts(base, {"classifier": nn.Linear(width, classes)})
+
+
+def cut_after(layers: int) -> Callable[[Shape, int, int], SplitModel]:
+    """A builder of five linear layers as wide as the fusion layer; the base block has the first so many.
+
+    Its tensors have the same keys and shapes wherever the cut is.
+    """
+
+    def build(sample_shape: Shape, classes: int, width: int) -> SplitModel:
+        stages: dict[str, nn.Module] = {"five.fc1": nn.Linear(math.prod(sample_shape), width)}
+        stages |= {f"five.fc{number}": nn.Linear(width, width) for number in range(2, 5)}
+        stages = {name: nn.Sequential(nn.Flatten(), layer, nn.ReLU()) for name, layer in stages.items()}
+        behind = dict(list(stages.items())[layers:]) | {"classifier": nn.Linear(width, classes)}
+        return two_parts(dict(list(stages.items())[:layers]), behind)
+
+    build.__doc__ = f"Five linear layers as wide as the fusion layer, {layers} of them in the base block."
+    return build
 
 
 class _ResidualBlock(nn.Module):

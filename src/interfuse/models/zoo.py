@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from interfuse.errors import ConfigError, ModelError, nearest
-from interfuse.models.contrasts import deep, residual, shallow, transformer
+from interfuse.models.contrasts import cut_after, deep, residual, shallow, transformer
 from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
 from interfuse.models.split import SplitModel, pair
 from interfuse.references import is_reference, load_reference
@@ -97,6 +97,7 @@ _ZOO: Mapping[str, Builder] = {
     "transformer": transformer,
     "shallow": shallow,
     "deep": deep,
+    **{f"cut-{layers}": cut_after(layers) for layers in range(1, 5)},
 }
 
 

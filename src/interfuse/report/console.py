@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from interfuse.report.summary import Json, Matrix, Scores, number, number_of_clients, reference, scores
-from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, method_name, percent
+from interfuse.report.summary import Json, Matrix, Scores, metric, number, number_of_clients, reference, scores
+from interfuse.report.text import METRICS, UNKNOWN, bare_percent, headline, megabytes, method_name, percent
 
 LARGEST_MATRIX = 12
 
@@ -30,7 +30,7 @@ def console_summary(summary: Json) -> RenderableType:
         other = reference(summary, name)
         if other is not None:
             lead.append(f"   {name.title()}  {percent(scores(other).own.mean)}")
-    parts += [lead, Text(headline(summary)), Text("")]
+    parts += [lead, *_metrics(summary, local or {}), Text(headline(summary)), Text("")]
     matrices = [
         _matrix(matrix, title)
         for matrix, title in ((found.composition, method_name(summary)), (alone.composition, "Local, swapped"))
@@ -41,6 +41,18 @@ def console_summary(summary: Json) -> RenderableType:
         parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
     parts += [_accuracies(summary), Text(""), Text(_uplink(summary)), Text(f"report: {summary.get('run')}/report.html")]
     return Group(*parts)
+
+
+def _metrics(summary: Json, local: Json) -> list[Text]:
+    """A line for each metric beyond accuracy, on own test shares."""
+    lines = []
+    for name in METRICS:
+        if name in (summary.get("metrics") or {}):
+            line = Text.assemble(f"own {METRICS[name]}  ", (percent(metric(summary, name, "own").mean), "bold"))
+            if not math.isnan(alone := metric(local, name, "own").mean):
+                line.append(f"   Local  {percent(alone)}")
+            lines.append(line)
+    return lines
 
 
 def _matrix(matrix: Matrix, title: str) -> Table:

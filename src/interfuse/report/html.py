@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 from string import Template
@@ -21,14 +21,16 @@ from interfuse.report.summary import (
     best_scores,
     clients,
     mean,
+    mean_recalls,
     mean_swapped,
+    metric,
     number,
     number_of_clients,
     reference,
     scores,
     std,
 )
-from interfuse.report.text import UNKNOWN, bare_percent, headline, megabytes, method_name, percent, title
+from interfuse.report.text import METRICS, UNKNOWN, bare_percent, headline, megabytes, method_name, percent, title
 
 MOST_SIDE_BY_SIDE = 8  # clients whose matrix fits half of a wide page
 
@@ -62,12 +64,18 @@ def page(run: Run, warnings: Sequence[Diagnosis], svgs: Mapping[str, str]) -> st
         _warnings(warnings, run.finished),
         _compositions(run.summary, svgs),
         _accuracy(run.summary, svgs),
+        _metrics(run.summary, svgs),
         _bytes(run.summary, svgs),
         _classes_and_time(svgs),
         _again(run),
     )
+    return document(title(run.summary), sections)
+
+
+def document(title: str, sections: Iterable[str]) -> str:
+    """A page of these sections, empty ones left out."""
     style = files("interfuse.report").joinpath("style.css").read_text(encoding="utf-8")
-    return _PAGE.substitute(title=escape(title(run.summary)), style=style, body="\n".join(filter(None, sections)))
+    return _PAGE.substitute(title=escape(title), style=style, body="\n".join(filter(None, sections)))
 
 
 def _head(run: Run) -> str:
@@ -174,20 +182,18 @@ def _cell(value: float, *, own: bool) -> str:
 
 
 def _accuracy(summary: Json, svgs: Mapping[str, str]) -> str:
-    plots = _plots(
+    plots = plot_pair(
         svgs,
         {
             "accuracy-rounds": "Accuracy over rounds, on the fixed rows of the curve.",
             "accuracy-uplink": "Accuracy over what all clients have sent, raw, on the fixed rows of the curve.",
         },
     )
-    rows = {method_name(summary): summary}
-    rows |= {n.title(): values for n in ("local", "pooled") if (values := reference(summary, n)) is not None}
     body = "".join(
         f'<tr><th scope="row"><span class="long">{escape(name)}</span></th>{_score_cells(scores(values))}'
         f"{_score_cells(best_scores(values))}<td>{_best_round(values)}</td>"
         f'<td class="from">{bare_percent(number(values.get("stability")))}</td></tr>\n'
-        for name, values in rows.items()
+        for name, values in _beside(summary).items()
     )
     names = '<th class="from" scope="col">own</th><th scope="col">global</th><th scope="col">comp.</th>'
     return (
@@ -203,21 +209,87 @@ def _accuracy(summary: Json, svgs: Mapping[str, str]) -> str:
     )
 
 
+def _beside(summary: Json) -> dict[str, Json]:
+    """The run and its references by the names they go under."""
+    found = {name.title(): values for name in ("local", "pooled") if (values := reference(summary, name)) is not None}
+    return {method_name(summary): summary} | found
+
+
 def _score_cells(found: Scores | None) -> str:
     if found is None:
         return f'<td class="from">{UNKNOWN}</td>' + f"<td>{UNKNOWN}</td>" * 2
-    cells = "".join(
+    return f"{_own_and_global(found.own, found.common)}<td>{bare_percent(found.mean_composition)}</td>"
+
+
+def _own_and_global(own: Spread, common: Spread) -> str:
+    return "".join(
         f"<td{kind}>{bare_percent(spread.mean)}"
         + ("" if math.isnan(spread.std) else f"<small>± {bare_percent(spread.std)}</small>")
         + "</td>"
-        for spread, kind in ((found.own, ' class="from"'), (found.common, ""))
+        for spread, kind in ((own, ' class="from"'), (common, ""))
     )
-    return f"{cells}<td>{bare_percent(found.mean_composition)}</td>"
 
 
 def _best_round(values: Json) -> str:
     found = (values.get("best") or {}).get("round")
     return UNKNOWN if found is None else escape(str(found))
+
+
+def _metrics(summary: Json, svgs: Mapping[str, str]) -> str:
+    """Metrics beyond accuracy, where they were measured."""
+    if not summary.get("metrics"):
+        return ""
+    text = "Answers by class, samples of all clients together, as shares of the class in %; last round"
+    plots = plot_pair(svgs, {f"confusion-{on}": f"{text}." for on in ("own", "global")})
+    return f"<h2>Metrics beyond accuracy</h2>\n{_metric_table(summary)}\n{plots}\n{_recall_table(summary)}"
+
+
+def _metric_table(summary: Json) -> str:
+    measured = [name for name in METRICS if name in summary["metrics"]]
+    if not measured:
+        return ""
+    body = "".join(
+        f'<tr><th scope="row"><span class="long">{escape(name)}</span></th>'
+        + "".join(_own_and_global(metric(values, m, "own"), metric(values, m, "global")) for m in measured)
+        + "</tr>\n"
+        for name, values in _beside(summary).items()
+    )
+    return (
+        '<div class="card"><p class="caption">Mean in % and its standard deviation over clients, last round: own test '
+        "shares, common test set. The calibration error compares softmax confidence with accuracy in 15 bins, less is "
+        "better; where a method’s scores are distances it means little.</p>\n"
+        f'<div class="scroll">{_own_global_table([METRICS[name] for name in measured], body)}</div></div>'
+    )
+
+
+def _recall_table(summary: Json) -> str:
+    if "recall" not in summary["metrics"]:
+        return ""
+    found = {name: [mean_recalls(values, on) for on in ("own", "global")] for name, values in _beside(summary).items()}
+    found = {name: sides for name, sides in found.items() if all(sides)}
+    body = "".join(
+        f'<tr><th scope="row"><span class="long">{escape(name)}</span></th>'
+        + "".join(
+            f'<td class="from">{bare_percent(own[label])}</td><td>{bare_percent(common[label])}</td>'
+            for own, common in found.values()
+        )
+        + "</tr>\n"
+        for label, name in enumerate(summary["class_names"])
+    )
+    return (
+        "<details><summary>Recall by class, %: mean over the clients with samples of it</summary>"
+        f'<div class="card scroll">{_own_global_table(found, body)}</div></details>'
+    )
+
+
+def _own_global_table(names: Collection[str], body: str) -> str:
+    """A table with two columns under each name."""
+    heads = "".join(f'<th class="from" scope="colgroup" colspan="2">{escape(name)}</th>' for name in names)
+    columns = '<th class="from" scope="col">own</th><th scope="col">global</th>' * len(names)
+    return (
+        f'<table class="wide">\n<thead><tr><td rowspan="2"></td>{heads}</tr>\n<tr>{columns}</tr></thead>\n'
+        f"<tbody>\n{body}</tbody></table>"
+    )
 
 
 def _bytes(summary: Json, svgs: Mapping[str, str]) -> str:
@@ -239,7 +311,7 @@ def _bytes(summary: Json, svgs: Mapping[str, str]) -> str:
         f"{apart}</tbody></table></div>\n"
         f'<p class="note">Encoded for the wire, training: {megabytes(number(wire[0]))} MB up, '
         f"{megabytes(number(wire[1]))} MB down.</p></div>\n"
-        f"{_card(svgs, 'bytes', 'Raw MB by kind of message, training.')}</div>"
+        f"{card(svgs, 'bytes', 'Raw MB by kind of message, training.')}</div>"
     )
 
 
@@ -255,19 +327,20 @@ def _bytes_row(name: str, totals: Json, *, total: bool = False) -> str:
 def _classes_and_time(svgs: Mapping[str, str]) -> str:
     waiting = "Seconds by phase. Calls: how long the server waited; local work: sum over clients."
     sections = (
-        ("Classes by client", _card(svgs, "classes", "Samples of each class by client, held-out shares included.")),
-        ("Time", _card(svgs, "time", waiting)),
+        ("Classes by client", card(svgs, "classes", "Samples of each class by client, held-out shares included.")),
+        ("Time", card(svgs, "time", waiting)),
     )
     shown = "".join(f"<section><h2>{name}</h2>\n{card}</section>\n" for name, card in sections if card)
     return f'<div class="pair">{shown}</div>' if shown else ""
 
 
-def _plots(svgs: Mapping[str, str], texts: Mapping[str, str]) -> str:
-    cards = "".join(_card(svgs, name, text) for name, text in texts.items())
+def plot_pair(svgs: Mapping[str, str], texts: Mapping[str, str]) -> str:
+    """Plots side by side, each with its caption; those that there are."""
+    cards = "".join(card(svgs, name, text) for name, text in texts.items())
     return f'<div class="pair">{cards}</div>' if cards else ""
 
 
-def _card(svgs: Mapping[str, str], name: str, text: str) -> str:
+def card(svgs: Mapping[str, str], name: str, text: str) -> str:
     """A plot with its caption; nothing where the run has no such plot."""
     if name not in svgs:
         return ""

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import matplotlib
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -27,7 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from interfuse.report.summary import Curve, Json, Matrix, Run, curve, number, reference, scores
+from interfuse.report.summary import Curve, Json, Matrix, Run, confusion, curve, number, reference, scores
 from interfuse.report.text import bare_percent, method_name
 
 INK, PAPER = "#1f2329", "#fefefe"
@@ -73,7 +73,7 @@ _STYLE: Mapping[Any, Any] = {
 
 
 @contextmanager
-def _style(salt: str = "interfuse") -> Iterator[None]:
+def style(salt: str = "interfuse") -> Iterator[None]:
     """Our style for a while, whatever the user's own settings of matplotlib are."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -99,6 +99,9 @@ def figures(run: Run) -> dict[str, Figure]:
         if points.uplink[-1] > 0:
             finals = {name: _ends(other) for name, _ in _REFERENCES if (other := reference(summary, name))}
             found["accuracy-uplink"] = accuracy_over_uplink(points, finals)
+    for on, title in (("own", "own test shares"), ("global", "common test set")):
+        if (answered := confusion(summary, on)) is not None and answered.any():
+            found[f"confusion-{on}"] = confusion_figure(answered, summary["class_names"], title)
     if kinds := summary.get("bytes_by_kind"):
         found["bytes"] = bytes_figure(kinds)
     if counts := summary.get("class_counts"):
@@ -110,7 +113,7 @@ def figures(run: Run) -> dict[str, Figure]:
 
 def save(figure: Figure, folder: Path, name: str) -> str:
     """Write a plot as SVG and PNG. The same figure gives the same bytes. Returns the SVG."""
-    with _style(name):
+    with style(name):
         text, image = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         # It is laid out now: doing so again for the PNG would take as long as all else.
@@ -133,13 +136,42 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     return f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(label)}">{rest}'
 
 
-@_style()
+@style()
 def composition_figure(matrix: Matrix, title: str) -> Figure:
     """Accuracies of all pairs: a row for each base block, a column for each modular block."""
+    figure, axes = _shares(matrix)
+    axes.set(title=drawable(title, "this run"), xlabel="modular block of client", ylabel="base block of client")
+    return figure
+
+
+@style()
+def confusion_figure(counts: Int64[np.ndarray, "classes answers"], class_names: Sequence[str], title: str) -> Figure:
+    """Answers by class as shares of the samples of the class (row); a class without samples is a row without numbers.
+
+    Args:
+        counts: Samples by class (row) and answer (column); the last column, of samples without an answer, is shown
+            where there are some.
+        class_names: A name for each row.
+    """
+    shown = counts if counts[:, -1].any() else counts[:, :-1]
+    shares = np.divide(
+        shown, counts.sum(1, keepdims=True), out=np.full(shown.shape, np.nan), where=counts.any(1, keepdims=True)
+    )
+    figure, axes = _shares(shares)
+    axes.set(title=title, xlabel="answer", ylabel="class")
+    if len(shares) <= MOST_NUMBERS:
+        names = [_short(drawable(name, str(index)), 12) for index, name in enumerate(class_names)]
+        answers = [*names, "none"][: shares.shape[1]]
+        axes.set_yticks(range(len(names)), names)
+        axes.set_xticks(range(len(answers)), answers, rotation=90 if max(map(len, answers)) > 2 else 0)
+    return figure
+
+
+def _shares(matrix: Float[np.ndarray, "rows columns"]) -> tuple[Figure, Axes]:
+    """Numbers between 0 and 1 as colours, and written out where there is room."""
     figure = Figure(figsize=(WIDTH, WIDTH * 0.86))
     axes = figure.subplots()
     image = axes.imshow(matrix, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
-    axes.set(title=_drawable(title, "this run"), xlabel="modular block of client", ylabel="base block of client")
     axes.grid(visible=False)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
@@ -150,10 +182,10 @@ def composition_figure(matrix: Matrix, title: str) -> Figure:
             axes.text(column, row, bare_percent(float(value)), ha="center", va="center", fontsize=size, color=colour)
     bar = figure.colorbar(image, ax=axes, shrink=0.9, format=PercentFormatter(1.0, decimals=0))
     bar.outline.set_visible(False)
-    return figure
+    return figure, axes
 
 
-@_style()
+@style()
 def accuracy_over_rounds(points: Curve, beside: Mapping[str, Curve]) -> Figure:
     """Mean accuracies over the rounds, with the standard deviation of the global one over clients; Local dashed."""
     figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
@@ -173,7 +205,7 @@ def accuracy_over_rounds(points: Curve, beside: Mapping[str, Curve]) -> Figure:
     return figure
 
 
-@_style()
+@style()
 def accuracy_over_uplink(points: Curve, finals: Mapping[str, tuple[float, float, float]]) -> Figure:
     """Mean accuracies over the bytes that all clients sent; where the references end as level lines.
 
@@ -234,7 +266,7 @@ def _ends(values: Json) -> tuple[float, float, float]:
     return found.common.mean, found.own.mean, found.mean_composition
 
 
-@_style()
+@style()
 def bytes_figure(kinds: Mapping[str, Json]) -> Figure:
     """Raw bytes of each kind of message: up, and down as one copy a client and as one for all."""
     ways = (
@@ -248,19 +280,19 @@ def bytes_figure(kinds: Mapping[str, Json]) -> Figure:
     for index, (way, label, colour) in enumerate(ways):
         sizes = [number((totals.get(way) or {}).get("raw")) / 1e6 for totals in kinds.values()]
         axes.barh(places + (index - 1) * 0.27, np.nan_to_num(sizes), height=0.25, color=colour, label=label)
-    _name_rows(axes, [_drawable(kind, f"kind {i}") for i, kind in enumerate(kinds)])
+    _name_rows(axes, [drawable(kind, f"kind {i}") for i, kind in enumerate(kinds)])
     axes.set(xlabel="MB")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
 
-@_style()
+@style()
 def time_figure(phases: Mapping[str, float]) -> Figure:
     """Seconds of each phase of the run."""
     figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(phases)))
     axes = figure.subplots()
     axes.barh(np.arange(len(phases)), [number(seconds) for seconds in phases.values()], height=0.6, color=BLUE)
-    _name_rows(axes, [_drawable(phase, f"phase {i}") for i, phase in enumerate(phases)])
+    _name_rows(axes, [drawable(phase, f"phase {i}") for i, phase in enumerate(phases)])
     axes.set(xlabel="seconds")
     return figure
 
@@ -274,7 +306,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
-@_style()
+@style()
 def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_names: Sequence[str]) -> Figure:
     """Samples of each class by client: stacked bars, or an image where there are too many pieces.
 
@@ -284,7 +316,7 @@ def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_name
     """
     figure = Figure(figsize=(WIDTH, HEIGHT))
     axes = figure.subplots()
-    names = [_drawable(name, str(index)) for index, name in enumerate(class_names)]
+    names = [drawable(name, str(index)) for index, name in enumerate(class_names)]
     if counts.size > MOST_BARS:
         image = axes.imshow(counts.T, cmap=SHADES, aspect="auto", interpolation="nearest")
         axes.grid(visible=False)
@@ -298,7 +330,7 @@ def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_name
     if len(names) <= 2 * len(CLASSES):
         handles = axes.get_legend_handles_labels()[0]
         columns = 5 if max(map(len, names)) <= 6 else 3 if max(map(len, names)) <= 14 else 2
-        short = [name if len(name) <= 22 else f"{name[:21]}…" for name in names]
+        short = [_short(name, 22) for name in names]
         figure.legend(handles, short, loc="outside lower center", ncols=columns, handlelength=1.0)
     return figure
 
@@ -322,7 +354,12 @@ def _class_colour(index: int) -> tuple[float, float, float]:
     return red + (1 - red) * light, green + (1 - green) * light, blue + (1 - blue) * light
 
 
-def _drawable(text: str, otherwise: str) -> str:
+def _short(text: str, letters: int) -> str:
+    """A text cut off where it has more letters than there is room for."""
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def drawable(text: str, otherwise: str) -> str:
     """A text for a plot: another one where the font lacks a letter (Japanese class names, control characters)."""
     glyphs = FT2Font(font_manager.findfont(FONT)).get_charmap()
     return text if text and all(ord(letter) in glyphs for letter in text) else otherwise

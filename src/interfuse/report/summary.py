@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 
 from interfuse.errors import RunError
@@ -248,6 +248,23 @@ def _to_spread(values: Json | None) -> Spread:
     values = values or {}
     per_client = tuple(number(value) for value in values.get("per_client") or ())
     return Spread(number(values.get("mean")), number(values.get("std")), per_client)
+
+
+def metric(values: Json, name: str, on: str) -> Spread:
+    """A metric beyond accuracy on ``own`` test shares or the ``global`` test set; unknown where it was not measured."""
+    return _to_spread(((values.get("metrics") or {}).get(name) or {}).get(on))
+
+
+def mean_recalls(values: Json, on: str) -> list[float]:
+    """Recall of each class, a mean over the clients with samples of it; empty where it was not measured."""
+    by_client = ((values.get("metrics") or {}).get("recall") or {}).get(on) or ()
+    return [mean(map(number, of_class)) for of_class in zip(*by_client, strict=True)]
+
+
+def confusion(values: Json, on: str) -> Int64[np.ndarray, "classes answers"] | None:
+    """Samples of all clients by class and answer, the last column without an answer; None where not measured."""
+    found = (values.get("confusion") or {}).get(on)
+    return None if found is None else np.array(found, dtype=np.int64)
 
 
 def best_scores(values: Json) -> Scores | None:

@@ -8,6 +8,8 @@ from interfuse.references import short_name
 from interfuse.report.summary import NO_COLLABORATION, Json, composes, number_of_clients, reference, scores
 
 UNKNOWN = "–"
+METRICS = {"balanced-accuracy": "balanced accuracy", "auroc": "AUROC", "calibration-error": "calibration error"}
+"""Metrics with one number a client, as people call them."""
 
 
 def percent(value: float) -> str:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
+from interfuse.evaluation import METRICS
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS
@@ -45,6 +46,8 @@ class RunConfig(BaseModel):
         unset: Hyperparameters that are None, which TOML cannot say.
         client: Hyperparameters that differ for a client, by its number.
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
+        metrics: What is measured beyond accuracy at the last and the best round: names of
+            :data:`interfuse.evaluation.METRICS`.
         validation, test: Fractions of each client's share.
     """
 
@@ -60,6 +63,7 @@ class RunConfig(BaseModel):
     eval_every: Annotated[int, Ge(1)] = 10
     device: str = "cpu"
     beside: tuple[str, ...] = ("local",)
+    metrics: tuple[str, ...] = ()
     validation: Annotated[float, Ge(0), Lt(1)] = 0.1
     test: Annotated[float, Ge(0), Lt(1)] = 0.1
     partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
@@ -128,6 +132,9 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(
             f"{source}: validation + test = {config.validation + config.test}: nothing is left to train on"
         )
+    for metric in config.metrics:
+        if metric not in METRICS:
+            raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")
     for client in config.client:
         if client not in range(config.clients):
             raise ConfigError(f"{source}: [client.{client}], but clients are 0 to {config.clients - 1}")
@@ -152,6 +159,8 @@ def read_config(path: Path) -> RunConfig:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is no TOML: {error}") from error
+    if "comparison" in values:
+        raise ConfigError(f"{path} is a comparison of several runs: `interfuse compare {path}` carries it out")
     return parse_config(values, str(path))
 
 
@@ -231,6 +240,14 @@ def partition_values(partition: Partition | str) -> dict[str, Any]:
     names = [known for known, other in PARTITIONS.items() if other is kind]
     name = names[0] if names else f"{kind.__module__}:{kind.__qualname__}"
     return {"name": name} | (asdict(partition) if is_dataclass(partition) else {})
+
+
+def changed_in(path: Path, asked: RunConfig) -> list[str]:
+    """How the run in a folder differs from the one that is asked for; nothing where there is none yet."""
+    file = path / "config.toml"
+    if not file.exists():
+        return []
+    return differences(read_config(file).identity(), complete(asked, asked.make_method()).identity())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -12,7 +12,7 @@ from interfuse.clients import Engine
 from interfuse.data import Dataset, class_counts, deal, load
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
-from interfuse.evaluation import Accuracies, evaluate, evaluation
+from interfuse.evaluation import Accuracies, evaluate, evaluation, measure
 from interfuse.federation import Federation, Saved, check
 from interfuse.message import Disclosure
 from interfuse.method import Method, disclosures
@@ -23,13 +23,14 @@ from interfuse.runs.config import (
     RunConfig,
     complete,
     differences,
+    parse_config,
     plain,
     read_config,
     settings_of,
     to_toml,
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
-from interfuse.runs.summary import summarise
+from interfuse.runs.summary import Final, summarise
 from interfuse.setup import Setup, check_device
 
 
@@ -168,8 +169,10 @@ def resume(
         config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
     finished = folder.summary()
     commit = folder.last_commit()
-    if commit is not None and (changed := differences(commit.settings, config.identity())):
-        raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
+    if commit is not None:
+        before = parse_config(commit.settings, f"the last commit of {path}")  # an older one may lack what is new
+        if changed := differences(before.identity(), config.identity()):
+            raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
     if given.method is not None:
         written = config.settings | dict.fromkeys(config.unset)
         if changed := differences(written, settings_of(given.method), "settings."):
@@ -190,7 +193,7 @@ def _finish(
             hosted.close()
         alone = replace(given, method=None)
         summary["beside"] = {
-            name: _reference(folder.path / "beside" / name, reference, alone, progress, engine)
+            name: begin_or_resume(folder.path / "beside" / name, reference, alone, progress, engine)
             for name, reference in _references(config, setup.method).items()
         }
         folder.write_summary(summary)
@@ -227,10 +230,10 @@ def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
     return {name: reference for name, reference in found.items() if name != config.method}
 
 
-def _reference(
-    path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory
+def begin_or_resume(
+    path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory = local
 ) -> dict[str, Any]:
-    """Run a reference, or go on with it."""
+    """Carry out a configuration, or go on with it where it was begun. Returns the summary."""
     if (path / "config.toml").exists():
         return resume(path, given=given, workers=config.execution.workers, progress=progress, engine=engine)
     return execute(config, path, given=given, progress=progress, engine=engine)
@@ -269,8 +272,8 @@ class _Run:
             self._round(self.federation.run_round)
         if self.committed_round != self.federation.round:
             self._commit()
-        last = evaluate(self.federation, full=True)
-        best = self._evaluate_best(last)
+        last = self._measure()
+        best = self._measure_best(last)
         self.folder.append_entries(ledger.drain())
         return summarise(
             self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
@@ -347,9 +350,14 @@ class _Run:
         self.folder.write_commit(commit)
         self.committed, self.committed_round = time.monotonic(), self.federation.round
 
-    def _evaluate_best(self, last: Accuracies) -> Accuracies:
+    def _measure(self) -> Final:
+        """Evaluate the state as it is on everything."""
+        accuracies = evaluate(self.federation, full=True)
+        return Final(accuracies, measure(self.federation) if self.config.metrics else {})
+
+    def _measure_best(self, last: Final) -> Final:
         """Evaluate the best state on everything."""
         if self.best is None or self.best.round == self.federation.round:
             return last
         self.federation.load(self.folder.commits, self.best.round, self.best.saved)
-        return evaluate(self.federation, full=True)
+        return self._measure()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId
 from interfuse.engines import InProcess
-from interfuse.errors import ConfigError, ModelError, RunError
+from interfuse.errors import ConfigError, ModelError, RunError, nearest
 from interfuse.evaluation import compose
 from interfuse.federation import Federation
 from interfuse.models import SplitModel
@@ -54,6 +55,40 @@ class Result:
             raise ConfigError(f"no curve {name!r}: own, validation, global or composition")
         values = [row["accuracy"][name] for row in rows]
         return np.array([row["round"] for row in rows]), np.array(values, dtype=float)
+
+    def metric(self, name: str, on: str = "own", *, best: bool = False) -> Float[np.ndarray, "clients ..."]:
+        """A metric of the recipe by client, recall by client and class; NaN is unknown.
+
+        Args:
+            on: ``own`` test shares, or ``global``, the common test set.
+            best: Of the round with the best mean validation accuracy instead of the last.
+
+        Raises:
+            ConfigError: the metric was not measured; says which were.
+        """
+        found = self._final("metrics", on, best)
+        if name not in found:
+            raise ConfigError(f"metric {name!r} was not measured: {nearest(name, found)}")
+        values = found[name][on]
+        return np.array(values if name == "recall" else values["per_client"], dtype=float)
+
+    def confusion(self, on: str = "own", *, best: bool = False) -> Int64[np.ndarray, "classes answers"]:
+        """Samples of all clients by class and answer; the last column is of samples without an answer (NaN scores).
+
+        For the arguments and errors see :meth:`metric`; any metric brings the confusion matrix.
+        """
+        return np.array(self._final("confusion", on, best)[on], dtype=np.int64)
+
+    def _final(self, key: str, on: str, best: bool) -> Any:
+        """What the summary says of the last or the best state under a key that only runs with metrics have."""
+        if on not in ("own", "global"):
+            raise ConfigError(f"nothing is measured on {on!r}: own or global")
+        if not self.config.metrics:
+            raise ConfigError(f"{self.path} measured no metrics beyond accuracy: run it with metrics=[...]")
+        values = self.summary.get("best") if best else self.summary
+        if not values:
+            raise RunError(f"{self.path} {'has no best round' if best and self.summary else 'is not finished'}")
+        return values[key]
 
     @property
     def uplink(self) -> Int64[np.ndarray, "rounds"]:

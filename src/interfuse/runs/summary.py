@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import Int64
 
-from interfuse.evaluation import Accuracies
+from interfuse.client import ClientId
+from interfuse.evaluation import Accuracies, Measurements, metric_values, no_statistics
 from interfuse.method import disclosures
 from interfuse.runs.config import RunConfig, plain
 from interfuse.runs.folder import Best
 from interfuse.setup import Setup
 from interfuse.wire import Ledger, Volume
+
+
+@dataclass(frozen=True)
+class Final:
+    """What was measured on everything at one state; ``measurements`` are empty where no metrics are asked for."""
+
+    accuracies: Accuracies
+    measurements: Mapping[ClientId, Measurements]
 
 
 def summarise(
@@ -25,8 +36,8 @@ def summarise(
     path: Path,
     metrics: Sequence[Mapping[str, Any]],
     ledger: Ledger,
-    last: Accuracies,
-    best: tuple[Best, Accuracies] | None,
+    last: Final,
+    best: tuple[Best, Final] | None,
     counts: Int64[np.ndarray, "clients classes"],
 ) -> dict[str, Any]:
     """What ``summary.json`` says; docs/run-folder.md describes it."""
@@ -46,9 +57,10 @@ def summarise(
         "note": _note(setup),
         "discloses": sorted(disclosures(setup.method)),
         "notice": plain(setup.method.notice(setup.profiles)),
-        **_accuracies(last),
+        **_measured(config, setup, last),
         "best": None if best is None else {
-            "round": best[0].round, "validation_accuracy": best[0].validation_accuracy, **_accuracies(best[1]),
+            "round": best[0].round, "validation_accuracy": best[0].validation_accuracy,
+            **_measured(config, setup, best[1]),
         },
         "stability": _stability(metrics),
         "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
@@ -71,6 +83,26 @@ def summarise(
 
 def _both(uplink: Volume, downlink: Volume) -> dict[str, Any]:
     return {"uplink": plain(uplink), "downlink": plain(downlink)}
+
+
+def _measured(config: RunConfig, setup: Setup, final: Final) -> dict[str, Any]:
+    """Accuracies, and the metrics that were asked for with the confusion matrices behind them."""
+    if not config.metrics:
+        return _accuracies(final.accuracies)
+    nobody = no_statistics(setup.dims["classes"])
+    everybody = [final.measurements.get(client, Measurements(nobody, nobody)) for client in setup.profiles]
+    sides = {"own": [found.own for found in everybody], "global": [found.common for found in everybody]}
+    values = {side: [metric_values(found) for found in by_client] for side, by_client in sides.items()}
+    return _accuracies(final.accuracies) | {
+        "metrics": {name: {side: _by_client(name, values[side]) for side in sides} for name in config.metrics},
+        "confusion": {side: torch.stack([f.confusion for f in sides[side]]).sum(0).tolist() for side in sides},
+    }
+
+
+def _by_client(name: str, values: Sequence[Mapping[str, Any]]) -> Any:
+    """A metric of all clients with mean and standard deviation; recall, which has a value a class, without."""
+    found = [of_client[name] for of_client in values]
+    return found if name == "recall" else _spread(found)
 
 
 def _accuracies(accuracies: Accuracies) -> dict[str, Any]:

@@ -1,0 +1,206 @@
+"""``interfuse compare``: from its words to a plan."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from interfuse import comparison, recipes
+from interfuse.cli.configuration import (
+    assign,
+    changed_partition,
+    given,
+    listed,
+    method_names,
+    numbers,
+    one_or_listed,
+    toml_or_text,
+)
+from interfuse.cli.listings import table
+from interfuse.cli.options import (
+    AFTER,
+    HOW,
+    INTERRUPTED,
+    WHAT,
+    Alpha,
+    ClassesPerClient,
+    DataSets,
+    Device,
+    EvalEvery,
+    Json,
+    ModelNames,
+    NumberOfClients,
+    PartitionName,
+    Quiet,
+    Rounds,
+    Settings,
+    ShardsPerClient,
+    Width,
+)
+from interfuse.comparison import Recipe
+from interfuse.comparison.table import with_spread
+from interfuse.errors import ConfigError, nearest
+from interfuse.references import is_reference, short_name
+from interfuse.report.summary import number
+from interfuse.report.text import bare_percent, megabytes
+from interfuse.runs.config import absolute_paths
+
+SHOWN = {
+    "own, %": ("own_last", bare_percent),
+    "global, %": ("global_last", bare_percent),
+    "composition, %": ("composition_last", bare_percent),
+    "uplink, MB": ("uplink", megabytes),
+}
+"""Measures for people at a terminal."""
+
+
+def compare(
+    what: Annotated[list[str], typer.Argument(metavar="RECIPE|METHOD...", show_default=False)],
+    rounds: Rounds = None,
+    seeds: Annotated[
+        str | None, typer.Option(metavar="N,N,...", help="Seeds of every entry (default 0,1,2).", rich_help_panel=WHAT)
+    ] = None,
+    assignments: Settings = None,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B,...",
+            help="Choose a setting by validation accuracy, for each method that has it; KEY,KEY=A,B,... gives several "
+            "settings the same value. May be repeated.",
+            rich_help_panel=WHAT,
+        ),
+    ] = None,
+    data: DataSets = None,
+    clients: NumberOfClients = None,
+    partition: PartitionName = None,
+    alpha: Alpha = None,
+    classes: ClassesPerClient = None,
+    shards: ShardsPerClient = None,
+    models: ModelNames = None,
+    width: Width = None,
+    device: Device = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Runs side by side (default: one a core, on a GPU one).", rich_help_panel=HOW),
+    ] = None,
+    smoke: Annotated[
+        bool, typer.Option("--smoke", help="A quick try of a recipe, as it says itself.", rich_help_panel=HOW)
+    ] = False,
+    eval_every: EvalEvery = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Folder (default: comparisons/NAME).", rich_help_panel=AFTER),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods over several seeds, each with its own tuned settings, in one table.
+
+    RECIPE: a name such as compare-demo, or a path ending in .toml; options override it.
+    METHOD...: names that `interfuse methods` lists, mine.py, or package.module:Class.
+
+    The same command again goes on with what is not finished.
+    """
+    recipe = named(what)
+    if smoke:
+        recipe = comparison.smoke(recipe)
+    run = absolute_paths(
+        given({
+            "rounds": rounds, "data": one_or_listed(data), "clients": clients, "models": listed(models),
+            "fusion_width": width, "device": device, "eval_every": eval_every,
+        }),
+        Path.cwd(),
+    )  # fmt: skip
+    asked = {"name": partition, "alpha": alpha, "classes_per_client": classes, "shards_per_client": shards}
+    if asked := given(asked):
+        before = recipe.run.get("partition", {"name": "iid"})
+        run["partition"] = changed_partition(before, absolute_paths(asked, Path.cwd()))
+    for text in assignments or ():
+        assign(run, text)
+    recipe = comparison.override(recipe, run, axes(grid or ()))
+    if seeds is not None:
+        recipe = recipe.model_copy(update={"asked": recipe.asked.model_copy(update={"seeds": tuple(numbers(seeds))})})
+    folder = out or Path("comparisons") / recipe.name
+    plan = comparison.resolve(recipe)
+    try:
+        with comparison.shown(quiet) as follower:
+            found = comparison.compare(plan, folder, jobs=jobs, follower=follower)
+    except KeyboardInterrupt:
+        typer.echo(f"\ninterrupted; the same command goes on in {folder}", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        _show(found, folder)
+
+
+def named(what: Sequence[str]) -> Recipe:
+    """The recipe that the words name; of methods, one with an entry for each.
+
+    Raises:
+        ConfigError: a word names nothing, or a recipe stands beside something else.
+    """
+    paths = [_path(word) for word in what]
+    if len(what) == 1 and paths[0] is not None:
+        return comparison.read(paths[0])
+    for word, path in zip(what, paths, strict=True):
+        if path is not None:
+            raise ConfigError(f"{word} is a recipe; name one recipe, or methods only")
+        if not (is_reference(word) or word.endswith(".py") or word in method_names()):
+            raise ConfigError(f"no method {word!r}: {nearest(word, {*method_names(), *recipes.names()})}")
+    names = [short_name(word) for word in what]
+    entries = [{"name": name, "method": word} for name, word in zip(names, what, strict=True)]
+    return comparison.parse({"entry": entries}, "-".join(names).lower(), "interfuse compare", Path.cwd())
+
+
+def _path(word: str) -> Path | None:
+    """The file of a recipe. A method goes before a recipe of the same name."""
+    if word in method_names():
+        return None
+    return Path(word) if word.endswith(".toml") else recipes.find(word)
+
+
+def axes(texts: Sequence[str]) -> dict[str, list[Any]]:
+    """The axes of a grid: ``key=a,b`` or ``key,key=a,b`` each.
+
+    Raises:
+        ConfigError: a text has not this form.
+    """
+    found: dict[str, list[Any]] = {}
+    for text in texts:
+        axis, _, choices = text.partition("=")
+        if not (axis and choices):
+            raise ConfigError(f"--grid {text}: write key=a,b,c, such as --grid lr=0.01,0.1")
+        if axis in found:
+            raise ConfigError(f"--grid {axis} is there twice; name each setting once")
+        found[axis] = _choices(choices)
+    return found
+
+
+def _choices(text: str) -> list[Any]:
+    """Values with commas, which are TOML, or words."""
+    try:
+        return list(tomllib.loads(f"values = [{text}]")["values"])
+    except tomllib.TOMLDecodeError:
+        return [toml_or_text(word) for word in listed(text) or ()]
+
+
+def _show(found: Mapping[str, Any], folder: Path) -> None:
+    rows = [(entry["name"], *(_cell(entry, key, form) for key, form in SHOWN.values())) for entry in found["entries"]]
+    seeds = ", ".join(map(str, found["seeds"]))
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(table(("", *SHOWN), rows, title=f"Mean ± standard deviation over seeds {seeds}"))
+    for note in found["notes"]:
+        console.print(f"- {note}", soft_wrap=True)
+    console.print(f"all tables: {folder / 'table.md'}\nreport: {folder / 'report.html'}", soft_wrap=True)
+
+
+def _cell(entry: Mapping[str, Any], key: str, form: Callable[[float], str]) -> str:
+    mean, std = (number(entry[part].get(key)) for part in ("mean", "std"))
+    return with_spread(mean, std, form)

@@ -1,0 +1,10 @@
+"""Comparisons: several methods, tuned alike, over several seeds, in one table."""
+
+from __future__ import annotations
+
+from interfuse.comparison.outcome import compare
+from interfuse.comparison.plan import Plan, resolve
+from interfuse.comparison.progress import shown
+from interfuse.comparison.recipe import Recipe, override, parse, read, smoke
+
+__all__ = ["Plan", "Recipe", "compare", "override", "parse", "read", "resolve", "shown", "smoke"]

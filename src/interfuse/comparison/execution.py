@@ -1,0 +1,260 @@
+"""Carry out a plan: for each entry the grid first, then all seeds with what was best on the validation shares."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from interfuse.comparison.flops import flops_of_a_round, import_counter
+from interfuse.comparison.plan import Entry, Plan, Point
+from interfuse.comparison.pool import Pool
+from interfuse.comparison.progress import Follower
+from interfuse.engines.processes import available_cores, can_fork
+from interfuse.errors import ClientError, ConfigError, MessageError, RunError
+from interfuse.report.summary import number
+from interfuse.runs import Given, RunConfig, Silent
+from interfuse.runs.config import changed_in, differences
+from interfuse.runs.folder import RunFolder, write_whole
+from interfuse.runs.loop import begin_or_resume
+from interfuse.training import DivergedError
+
+POLL_SECONDS = 0.25
+FAILED = "failed.json"
+"""In the folder of a run: that its training failed, so that it need not be tried again."""
+FLOPS = "flops.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One process's work: a run, or counting the operations of a round. ``label`` tells those of an entry apart."""
+
+    kind: Literal["tuning", "run", "operations"]
+    entry: Entry
+    config: RunConfig
+    path: Path
+    label: str
+
+    @property
+    def name(self) -> str:
+        """The job in words."""
+        return f"{self.entry.name}, {self.label}"
+
+    @property
+    def done(self) -> bool:
+        """Whether it was finished, now or by an earlier call, or was found to fail."""
+        if self.kind == "operations":
+            return self.path.exists()
+        return any((self.path / name).exists() for name in ("summary.json", FAILED))
+
+    @property
+    def summary(self) -> Mapping[str, Any] | None:
+        """The summary of the run; None while it is not finished."""
+        return RunFolder(self.path).summary()
+
+    @property
+    def failure(self) -> str | None:
+        """Why training failed, where it did."""
+        path = self.path / FAILED
+        return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else None
+
+    @property
+    def validation(self) -> float:
+        """The best mean validation accuracy; NaN where training failed."""
+        return number(((self.summary or {}).get("best") or {}).get("validation_accuracy"))
+
+    @property
+    def rounds_done(self) -> int:
+        """Rounds so far, as the metrics tell; their first line is from before the first round."""
+        if self.done:
+            return self.config.rounds
+        try:
+            lines = (self.path / "metrics.jsonl").read_bytes().count(b"\n")
+        except OSError:
+            return 0
+        return min(self.config.rounds, max(0, lines - 1))
+
+    def check(self) -> None:
+        """Check that what lies there is this very run.
+
+        Raises:
+            RunError: it is another; names what differs.
+        """
+        if changed := changed_in(self.path, self.config):
+            raise RunError(f"{self.path} holds another run than the plan says: {'; '.join(changed)}; remove it")
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A point of a grid, and the best mean validation accuracy it came to; NaN where its training failed."""
+
+    point: Point
+    label: str
+    validation: float
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What came of an entry.
+
+    Attributes:
+        chosen: The point of its grid that was best on the validation shares; None where all failed.
+        runs: Folders of finished runs by seed.
+        failures: Reasons by what failed.
+        flops: Floating-point operations of a round, clients and server; NaN is unknown.
+    """
+
+    entry: Entry
+    tried: Sequence[Tried] = ()
+    chosen: Point | None = None
+    runs: dict[int, Path] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    flops: float = math.nan
+
+
+def prepare(plan: Plan, out: Path) -> None:
+    """Make the folder of a comparison, or make sure that the one that is there has the same plan.
+
+    Raises:
+        RunError: it has another plan (names what differs), or cannot be written.
+    """
+    path = out / "comparison.toml"
+    if path.exists():
+        try:
+            old = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise RunError(f"cannot read {path}: {error}; choose another --out") from error
+        if changed := differences(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
+            raise RunError(f"{out} holds another comparison: {'; '.join(changed)}; choose another --out")
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_whole(path, plan.to_toml())
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A plan whose entries are told apart by name, for differences that can be read."""
+    entries = {str(entry.get("name")): {**entry, "place": place} for place, entry in enumerate(values.get("entry", ()))}
+    return {**values, "entry": entries}
+
+
+def carry_out(plan: Plan, out: Path, jobs: int | None, follower: Follower) -> list[Finished]:
+    """Do all that is not done yet, ``jobs`` runs side by side.
+
+    A run whose training fails, for instance since it diverges, is a result. What fails otherwise, such as a full disk,
+    is tried again by the next call.
+
+    Raises:
+        InterfuseError: a run cannot work, or a run folder holds another run than the plan says.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: at least 1 is needed")
+    if not can_fork():
+        raise ConfigError("a comparison forks a process for each run, and this system cannot fork")
+    on_gpu = any(entry.config.device != "cpu" for entry in plan.entries)
+    states = [_State(plan, entry, out) for entry in plan.entries]
+
+    def work(job: Job) -> None:
+        _work(job, plan.given(job.entry))
+
+    with RunFolder(out).locked(), Pool(work, jobs or (1 if on_gpu else available_cores())) as pool:
+        for state in states:
+            pool.add(state.begin())
+        while pool.busy:
+            for ended in pool.ended(POLL_SECONDS):
+                state = next(state for state in states if state.entry is ended.job.entry)
+                pool.add(state.after(ended.job, ended.failure))
+                follower.ended(ended.job.name, ended.failure or ended.job.failure)
+            done, rounds = (sum(column) for column in zip(*(state.rounds for state in states), strict=True))
+            follower.show(done, rounds, [job.name for job in pool.running])
+    return [state.finished() for state in states]
+
+
+def _work(job: Job, given: Given) -> None:
+    if job.kind == "operations":
+        write_whole(job.path, json.dumps({"flops_of_a_round": flops_of_a_round(job.config, given)}))
+        return
+    try:
+        begin_or_resume(job.path, job.config, given, Silent())
+    except (ClientError, DivergedError, MessageError) as error:
+        write_whole(job.path / FAILED, json.dumps({"reason": str(error)}))
+
+
+class _State:
+    """How far an entry is."""
+
+    def __init__(self, plan: Plan, entry: Entry, out: Path) -> None:
+        self.entry, self._plan, self._out = entry, plan, out
+        self._points = entry.points()
+        rounds = max(1, round(plan.asked.tuning.fraction * entry.config.rounds))
+        several = len(self._points) > 1
+        self._tuning = [self._tuning_job(point, rounds) for point in self._points if several]
+        self._chosen: Point | None = None
+        self._runs: list[Job] = []
+        self._broken: dict[str, str] = {}
+
+    def _tuning_job(self, point: Point, rounds: int) -> Job:
+        path = self._out / "tuning" / self.entry.name / self.entry.folder_name(point)
+        config = self.entry.run(point, self._plan.asked.tuning.seed, rounds)
+        return Job("tuning", self.entry, config, path, self.entry.label(point))
+
+    def begin(self) -> list[Job]:
+        """What can be done at once."""
+        for job in self._tuning:
+            job.check()
+        return [job for job in self._tuning if not job.done] or self._choose()
+
+    def after(self, job: Job, failure: str | None) -> list[Job]:
+        """What can be done now that a job has ended."""
+        if failure is not None and job.kind != "operations":
+            self._broken[job.label] = failure
+        last = job.kind == "tuning" and all(other.done or other.label in self._broken for other in self._tuning)
+        return self._choose() if last and not self._broken else []
+
+    def _choose(self) -> list[Job]:
+        """Decide for a point of the grid, the first of equals; returns the runs with it that are not there yet."""
+        scores = [job.validation for job in self._tuning] or [0.0]
+        if all(math.isnan(score) for score in scores):
+            return []
+        self._chosen = self._points[int(np.nanargmax(scores))]
+        folder, seeds = self._out / "runs" / self.entry.name, self._plan.asked.seeds
+        configs = {seed: self.entry.run(self._chosen, seed) for seed in seeds}
+        self._runs = [Job("run", self.entry, c, folder / f"seed-{seed}", f"seed {seed}") for seed, c in configs.items()]
+        for job in self._runs:
+            job.check()
+        folder.mkdir(parents=True, exist_ok=True)
+        count = Job("operations", self.entry, configs[seeds[0]], folder / FLOPS, "operations of a round")
+        if not count.done:
+            import_counter()
+        return [job for job in (*self._runs, count) if not job.done]
+
+    @property
+    def rounds(self) -> tuple[int, int]:
+        """Rounds done, and rounds to do in all as far as is known: none where nothing could be chosen."""
+        given_up = self._chosen is None and all(job.done or job.label in self._broken for job in self._tuning)
+        later = 0 if self._runs or given_up else len(self._plan.asked.seeds) * self.entry.config.rounds
+        jobs = [*self._tuning, *self._runs]
+        return sum(job.rounds_done for job in jobs), sum(job.config.rounds for job in jobs) + later
+
+    def finished(self) -> Finished:
+        """What came of it."""
+        tried = [
+            Tried(point, job.label, job.validation) for point, job in zip(self._points, self._tuning, strict=False)
+        ]
+        failures = dict(self._broken)
+        jobs = self._runs if self._chosen is not None else self._tuning
+        failures |= {job.label: job.failure for job in jobs if job.failure is not None}
+        runs = {job.config.seed: job.path for job in self._runs if job.summary is not None}
+        flops = math.nan
+        path = self._out / "runs" / self.entry.name / FLOPS
+        if path.exists():
+            flops = number(json.loads(path.read_text(encoding="utf-8"))["flops_of_a_round"])
+        return Finished(self.entry, tried, self._chosen, runs, failures, flops)

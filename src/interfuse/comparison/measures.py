@@ -1,0 +1,235 @@
+"""What is measured of each run, and the mean over seeds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interfuse.comparison.execution import Finished
+from interfuse.comparison.plan import Plan
+from interfuse.report.summary import (
+    Curve,
+    Json,
+    Matrix,
+    Scores,
+    best_scores,
+    curve,
+    load,
+    mean,
+    number,
+    number_of_clients,
+    scores,
+    std,
+)
+
+OF_FINAL = 0.95
+"""The part of its final global accuracy that the anchor has to reach."""
+
+Values = dict[str, float]
+"""Measures by key; NaN is unknown."""
+
+
+@dataclass(frozen=True, eq=False)
+class SeedRun:
+    """A finished run of an entry.
+
+    Attributes:
+        steps: Gradient steps up to each point of the curve, clients and server together.
+    """
+
+    seed: int
+    summary: Json
+    curve: Curve
+    downlink: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+    @property
+    def clients(self) -> int:
+        """How many there are."""
+        return number_of_clients(self.summary)
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """An uplink at which all are compared: raw bytes of all clients, and how many clients sent them."""
+
+    uplink: float
+    clients: int
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """An entry with all its numbers.
+
+    Attributes:
+        values: Measures of each run, in the order of ``runs``.
+    """
+
+    finished: Finished
+    runs: Sequence[SeedRun]
+    values: Sequence[Values]
+
+    @property
+    def name(self) -> str:
+        """That of the entry."""
+        return self.finished.entry.name
+
+    @cached_property
+    def mean(self) -> Values:
+        """Over seeds; NaN where a seed has no value."""
+        return {key: float(np.mean([values[key] for values in self.values])) for key in self._keys}
+
+    @cached_property
+    def std(self) -> Values:
+        """Over seeds, of a sample (n - 1); NaN for a single seed."""
+        several = len(self.values) > 1
+        return {
+            key: float(np.std([values[key] for values in self.values], ddof=1)) if several else math.nan
+            for key in self._keys
+        }
+
+    def known(self, key: str) -> int:
+        """How many seeds have a value."""
+        return sum(not math.isnan(values[key]) for values in self.values)
+
+    @property
+    def _keys(self) -> list[str]:
+        return list(self.values[0]) if self.values else []
+
+    @cached_property
+    def composition(self) -> Matrix | None:
+        """The matrix of compositions after the last round, mean over seeds."""
+        found = [matrix for run in self.runs if (matrix := scores(run.summary).composition) is not None]
+        return np.mean(found, axis=0) if found and len(found) == len(self.runs) else None
+
+
+def read_run(path: Path, seed: int) -> SeedRun:
+    """A run folder that is finished."""
+    run = load(path)
+    evaluated = [row for row in run.metrics if row.get("accuracy")]
+    made = np.cumsum([row["steps"]["clients"] + row["steps"]["server"] for row in run.metrics])
+    places = [place for place, row in enumerate(run.metrics) if row.get("accuracy")]
+    return SeedRun(
+        seed=seed,
+        summary=run.summary,
+        curve=curve(run.metrics),
+        downlink=np.array([row["downlink"]["raw"] for row in evaluated], dtype=np.int64),
+        steps=made[places].astype(np.int64),
+    )
+
+
+def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | None]:
+    """The rows of the table in the order of the recipe, and the uplink of the anchor where there is one."""
+    runs = {f.entry.name: [read_run(path, seed) for seed, path in sorted(f.runs.items())] for f in finished}
+    anchor = anchor_of(runs.get(plan.asked.anchor or "", []))
+    local = {run.seed: run for run in runs.get("local", [])}
+    made = []
+    for f in finished:
+        found = runs[f.entry.name]
+        values = [
+            {
+                **accuracies(run.summary),
+                **beside_local(run.summary, local[run.seed].summary if run.seed in local else {}),
+                **bytes_and_work(run.summary, f.flops),
+                **bytes_to(run, plan.asked.accuracies),
+                **accuracies_at(run, plan.asked.uplinks, anchor),
+                # the last, for it is all that differs between two equal runs
+                "seconds": number(run.summary.get("seconds")),
+            }
+            for run in found
+        ]
+        made.append(Row(f, found, values))
+    return made, anchor
+
+
+def accuracies(summary: Json) -> Values:
+    """Of the last round and of the best on validation: own, global, over all pairs of blocks, over swapped ones."""
+    found: Values = {}
+    for when, measured in (("last", scores(summary)), ("best", best_scores(summary) or scores({}))):
+        found |= {
+            f"own_{when}": measured.own.mean,
+            f"global_{when}": measured.common.mean,
+            f"composition_{when}": measured.mean_composition,
+            f"swapped_{when}": measured.mean_swapped,
+            f"spread_{when}": spread_of_swapped(measured),
+        }
+    return found | {"stability": number(summary.get("stability"))}
+
+
+def spread_of_swapped(found: Scores) -> float:
+    """Standard deviation over the modular blocks of other clients behind a base block, mean over base blocks.
+
+    NaN for fewer than three clients, where there is but one such block.
+    """
+    matrix = found.composition
+    if matrix is None or len(matrix) < 3:
+        return math.nan
+    others = ~np.eye(len(matrix), dtype=bool)
+    return mean(std(row[other]) for row, other in zip(matrix, others, strict=True))
+
+
+def beside_local(summary: Json, local: Json) -> Values:
+    """Differences to the run of Local with the same seed, after the last round."""
+    found, alone = scores(summary), scores(local)
+    return {
+        "own_minus_local": found.own.mean - alone.own.mean,
+        "composition_minus_local": found.mean_composition - alone.mean_composition,
+    }
+
+
+def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
+    """Raw bytes of training, gradient steps, and operations, which are those of the first round times rounds."""
+    clients, steps = number_of_clients(summary), summary.get("gradient_steps") or {}
+    up, down = (number((summary.get(way) or {}).get("raw")) for way in ("uplink_bytes", "downlink_bytes"))
+    return {
+        "uplink": up,
+        "uplink_per_client": up / clients,
+        "downlink": down,
+        "downlink_per_client": down / clients,
+        "steps_clients": number(steps.get("clients")),
+        "steps_server": number(steps.get("server")),
+        "flops": flops_of_a_round * number(summary.get("rounds")),
+    }
+
+
+def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
+    """Raw bytes until the mean global accuracy on the curve is there for the first time; NaN where it never is."""
+    found: Values = {}
+    for accuracy in accuracies:
+        reached = np.flatnonzero(run.curve.common >= accuracy)
+        up = float(run.curve.uplink[reached[0]]) if len(reached) else math.nan
+        down = float(run.downlink[reached[0]]) if len(reached) else math.nan
+        for way, size in (("uplink", up), ("downlink", down)):
+            found |= {f"{way}_to_{accuracy:g}": size, f"{way}_to_{accuracy:g}_per_client": size / run.clients}
+    return found
+
+
+def accuracies_at(run: SeedRun, uplinks: Sequence[float], anchor: Anchor | None) -> Values:
+    """Accuracies on the curve at the last point within an uplink, once that of all clients and once that of each."""
+    limits = {f"{uplink:.0f}": (uplink, uplink * run.clients) for uplink in uplinks}
+    if anchor is not None:
+        limits["anchor"] = (anchor.uplink, anchor.uplink * run.clients / anchor.clients)
+    found: Values = {}
+    for name, (of_all, of_each) in limits.items():
+        for rule, limit in (("", of_all), ("_per_client", of_each)):
+            place = int(np.searchsorted(run.curve.uplink, limit, side="right")) - 1
+            found[f"global_at_{name}{rule}"] = float(run.curve.common[place])
+            found[f"composition_at_{name}{rule}"] = float(run.curve.composition[place])
+    return found
+
+
+def anchor_of(runs: Sequence[SeedRun]) -> Anchor | None:
+    """Where the global accuracy, mean over seeds, first has 95 % of its final value; None without runs."""
+    if not runs:
+        return None
+    accuracy = np.mean([run.curve.common for run in runs], axis=0)
+    reached = np.flatnonzero(accuracy >= OF_FINAL * accuracy[-1])
+    if not len(reached):  # not a number at the end
+        return None
+    return Anchor(max(float(run.curve.uplink[reached[0]]) for run in runs), runs[0].clients)

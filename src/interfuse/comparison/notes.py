@@ -1,0 +1,58 @@
+"""What has to be said under a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from interfuse.comparison.measures import Row
+from interfuse.comparison.recipe import keys_of
+from interfuse.report.diagnosis import SMALL_LOSS
+from interfuse.report.summary import NO_COLLABORATION, composes, mean
+from interfuse.report.text import percent
+
+FEW = 3
+"""With fewer values in an axis of a grid, one at its edge says nothing."""
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Lines about entries that fail, that do not beat Local, or whose grid should go further."""
+    local = next((row for row in rows if row.name == "local" and row.values), None)
+    found: list[str] = []
+    for row in rows:
+        found += _failures(row)
+        found += _at_the_edge(row)
+        if local is not None and row.values and row.finished.entry.config.method not in NO_COLLABORATION:
+            found += _beside(row, local)
+    return found
+
+
+def _failures(row: Row) -> Iterator[str]:
+    for label, reason in row.finished.failures.items():
+        yield f"{row.name}, {label}, failed: {reason}"
+
+
+def _at_the_edge(row: Row) -> Iterator[str]:
+    """A best value that is the smallest or largest tried may not be the best there is."""
+    for axis, choices in row.finished.entry.grid.items():
+        numbers = [choice for choice in choices if isinstance(choice, int | float)]
+        value = (row.finished.chosen or {}).get(keys_of(axis)[0])
+        if len(numbers) >= FEW and value in (min(numbers), max(numbers)):
+            yield f"{row.name}: {axis} = {value} is at the edge of its grid; try values beyond it."
+
+
+def _beside(row: Row, local: Row) -> Iterator[str]:
+    own, alone = row.mean["own_last"], local.mean["own_last"]
+    if own <= alone:
+        yield f"{row.name} does not beat local on the clients' own test shares: {percent(own)} beside {percent(alone)}."
+    if not all(composes(run.summary) for run in row.runs):
+        return
+    swapped = row.mean["swapped_last"]
+    together = local.mean["global_last"] if local.composition is None else mean(np.diagonal(local.composition))
+    if swapped == swapped and together == together:
+        verdict = "falls short" if swapped < together - SMALL_LOSS else "is its point"
+        yield (
+            f"{row.name} shares features, so composition {verdict}: blocks of two different clients reach "
+            f"{percent(swapped)}, a client of local with its own two blocks {percent(together)}."
+        )

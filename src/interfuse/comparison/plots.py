@@ -1,0 +1,134 @@
+"""The plots of a comparison: one colour an entry, mean and standard deviation over seeds."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from numpy.typing import NDArray
+
+from interfuse.comparison.measures import Row, SeedRun
+from interfuse.report.plots import CLASSES, HEIGHT, MOST_NUMBERS, WIDTH, composition_figure, drawable, style
+
+Series = NDArray[np.float64]
+
+_DASHES = ("-", "--", ":", "-.")
+"""With more entries than colours, the same colours again."""
+_OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
+    "rounds": ("round", lambda run: run.curve.rounds.astype(float)),
+    "uplink": ("uplink of all clients, MB", lambda run: run.curve.uplink / 1e6),
+    "steps": ("gradient steps, clients and server", lambda run: run.steps.astype(float)),
+}
+_ACCURACIES: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
+    "global": ("global accuracy", lambda run: run.curve.common),
+    "composition": ("composition accuracy", lambda run: run.curve.composition),
+}
+
+
+def figures(rows: Sequence[Row]) -> dict[str, Figure]:
+    """The plots by file name, those that have something to show."""
+    found: dict[str, Figure] = {}
+    for kind, (label, accuracy) in _ACCURACIES.items():
+        for over, (axis, x) in _OVER.items():
+            drawn = [row for row in rows if row.runs and not np.isnan(accuracy(row.runs[0])).all()]
+            if any(x(row.runs[0])[-1] > 0 for row in drawn):
+                found[f"{kind}-{over}"] = curves(rows, drawn, x, accuracy, axis, label, logarithmic=over == "uplink")
+    if any(row.values for row in rows):
+        found["final"] = finals(rows)
+    for row in rows:
+        if row.composition is not None and 1 < len(row.composition) <= MOST_NUMBERS:
+            found[heat_map_name(row)] = composition_figure(row.composition, row.name)
+    return found
+
+
+def heat_map_name(row: Row) -> str:
+    """The file name of an entry's mean matrix of compositions."""
+    return f"composition-of-{re.sub(r'[^A-Za-z0-9]+', '-', row.name)}"
+
+
+def _colour(place: int) -> str:
+    return CLASSES[place % len(CLASSES)]
+
+
+@style()
+def curves(
+    rows: Sequence[Row],
+    drawn: Sequence[Row],
+    x: Callable[[SeedRun], Series],
+    accuracy: Callable[[SeedRun], Series],
+    axis: str,
+    label: str,
+    *,
+    logarithmic: bool,
+) -> Figure:
+    """Accuracy over rounds, bytes or steps, as mean over seeds with a band of one standard deviation.
+
+    Args:
+        rows: All entries, whose places give the colours.
+        logarithmic: On such an axis, an entry that never leaves zero is a level line where it ends.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT * 1.15))
+    axes = figure.subplots()
+    for row in drawn:
+        place = list(rows).index(row)
+        at = np.mean([x(run) for run in row.runs], axis=0)
+        values = np.array([accuracy(run) for run in row.runs])
+        mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
+        dashes = _DASHES[place // len(CLASSES) % len(_DASHES)]
+        name = drawable(row.name, f"entry {place}")
+        if logarithmic and at[-1] == 0:
+            axes.axhline(mean[-1], linestyle=":", color=_colour(place), linewidth=1.2, label=f"{name}, at its end")
+            continue
+        shown = at > 0 if logarithmic else np.ones(len(at), bool)
+        low, high = (mean - std)[shown], (mean + std)[shown]
+        axes.fill_between(at[shown], low, high, color=_colour(place), alpha=0.15, linewidth=0)
+        marker = "o" if shown.sum() < 3 else ""
+        axes.plot(at[shown], mean[shown], linestyle=dashes, marker=marker, color=_colour(place), label=name)
+    if logarithmic:
+        _logarithmic(axes)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.set(xlabel=axis, ylabel=label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    longest = max(len(row.name) for row in drawn)
+    figure.legend(loc="outside lower center", ncols=2 if longest > 16 else 3)
+    return figure
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if math.log10(high / low) > 3 else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+@style()
+def finals(rows: Sequence[Row]) -> Figure:
+    """A dot for each seed after the last round, own and global accuracy, and a stroke at the mean."""
+    shown = [row for row in rows if row.values]
+    figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(shown)))
+    axes = figure.subplots()
+    places = np.arange(len(shown))
+    for key, label, colour, shift in (
+        ("own_last", "own", CLASSES[1], -0.15),
+        ("global_last", "global", CLASSES[0], 0.15),
+    ):
+        for place, row in zip(places, shown, strict=True):
+            values = [found[key] for found in row.values]
+            axes.plot(values, np.full(len(values), place + shift), "o", color=colour, markersize=4.5, alpha=0.75)
+            axes.plot([row.mean[key]] * 2, place + shift + np.array([-0.14, 0.14]), color=colour, linewidth=1.6)
+        axes.plot([], [], "o", color=colour, label=label)
+    axes.set_yticks(places, [drawable(row.name, f"entry {place}") for place, row in enumerate(shown)])
+    axes.set_ylim(len(shown) - 0.55, -0.45)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.set(xlabel="accuracy after the last round")
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

@@ -1,0 +1,271 @@
+"""What a comparison says: its tables as plain values, checked key by key, and changed by what is asked beside it."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Gt, Le
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interfuse.errors import ConfigError, nearest
+from interfuse.runs import RunConfig
+from interfuse.runs.config import absolute_paths
+
+SIZES = ("smallest", "largest")
+"""Instead of a list of models: all clients have that one of the federation's models."""
+NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
+"""Keys of a run that a comparison sets itself."""
+RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
+LEVELS = {"settings": 1, "client": 2, "numerics": 1}
+"""Tables to which another table adds, and how deep; any other value is replaced."""
+
+Grid = dict[str, list[Any]]
+
+
+class Tuning(BaseModel):
+    """How a value is chosen from a grid: one seed, this fraction of the rounds, the best validation accuracy."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fraction: Annotated[float, Gt(0), Le(1)] = 0.25
+    seed: int = 0
+
+
+class Asked(BaseModel):
+    """The table ``[comparison]``.
+
+    Attributes:
+        accuracies: Mean global accuracies between 0 and 1: how many bytes until then?
+        uplinks: Bytes: which accuracy with these?
+        anchor: The entry at whose uplink all are compared: where it first has 95 % of its final global accuracy.
+        smoke: Keys of a run, and ``seeds``, that a quick try changes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    title: str = ""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    accuracies: tuple[Annotated[float, Gt(0), Le(1)], ...] = (0.8, 0.9)
+    uplinks: tuple[Annotated[float, Gt(0)], ...] = ()
+    anchor: str | None = None
+    tuning: Tuning = Tuning()
+    smoke: dict[str, Any] = Field(default_factory=dict)
+
+
+class EntryTable(BaseModel):
+    """A table ``[[entry]]``; ``run`` holds the keys of a run that it says itself."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[\w+][\w+. -]*$", max_length=60)]
+    method: str
+    run: dict[str, Any] = Field(default_factory=dict)
+    grid: Grid = Field(default_factory=dict)
+
+
+class Recipe(BaseModel):
+    """A whole recipe: what is asked, what all runs share, and what is compared."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    asked: Asked
+    run: dict[str, Any]
+    grid: Grid
+    entries: tuple[EntryTable, ...]
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+def read(path: Path) -> Recipe:
+    """Read a recipe, or the ``comparison.toml`` of a comparison.
+
+    Raises:
+        ConfigError: the file is missing, is no comparison, or says something unknown or impossible.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    if "comparison" not in values:
+        raise ConfigError(f"{path} is no comparison, for it has no [comparison]; `interfuse run {path}` runs it")
+    return parse(values, path.stem, str(path), path.parent)
+
+
+def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Recipe:
+    """Make a recipe of plain values.
+
+    Args:
+        source: What error texts call it.
+        folder: Where the relative paths in it begin.
+
+    Raises:
+        ConfigError: a key is unknown (with the nearest valid one) or a value impossible.
+    """
+    _known(values, ("comparison", "run", "grid", "entry"), source)
+    asked = _table(Asked, values.get("comparison", {}), f"{source}, [comparison]")
+    if len(set(asked.seeds)) < len(asked.seeds):
+        raise ConfigError(f"{source}: seeds = {list(asked.seeds)}: name each once")
+    _run({key: value for key, value in asked.smoke.items() if key != "seeds"}, f"{source}, [comparison.smoke]")
+    run = _run(values.get("run", {}), f"{source}, [run]")
+    tables = values.get("entry", [])
+    if not isinstance(tables, Sequence) or not tables or isinstance(tables, str):
+        raise ConfigError(f"{source}: there is nothing to compare: write an [[entry]] with name and method for each")
+    entries = tuple(_entry(table, f"{source}, [[entry]] {number}", folder) for number, table in enumerate(tables, 1))
+    names = [entry.name.lower() for entry in entries]  # folders, on file systems that know no case too
+    for entry in entries:
+        if names.count(entry.name.lower()) > 1:
+            raise ConfigError(f"{source}: two entries are called {entry.name!r}; give each a name of its own")
+    return Recipe(
+        name=name, asked=asked, run=absolute_paths(run, folder),
+        grid=_grid(values.get("grid", {}), f"{source}, [grid]"), entries=entries,
+    )  # fmt: skip
+
+
+def _run(values: object, source: str) -> dict[str, Any]:
+    """Keys of a run, known ones; tables are tables, and clients go by their numbers as text, as TOML has them."""
+    run = _mapping(values, source)
+    _known(run, RUN_KEYS, source)
+    for key in LEVELS.keys() & run.keys():
+        run[key] = _mapping(run[key], f"{source}, {key}")
+    if "client" in run:
+        run["client"] = {str(client): _mapping(own, f"{source}, client") for client, own in run["client"].items()}
+    return run
+
+
+def _entry(values: object, source: str, folder: Path) -> EntryTable:
+    table = _mapping(values, source)
+    for key in ("name", "method"):
+        if key not in table:
+            raise ConfigError(f"{source} has no {key}; it needs name and method")
+    _known(table, ("name", "method", "grid", *RUN_KEYS), source)
+    run = _run({key: value for key, value in table.items() if key in RUN_KEYS}, source)
+    both = absolute_paths(run | {"method": table["method"]}, folder)
+    grid = _grid(table.get("grid", {}), f"{source}, grid")
+    for key in (key for axis in grid for key in keys_of(axis)):
+        if key in run.get("settings", {}):
+            raise ConfigError(f"{source}: {key} is a setting and in the grid; say it once")
+    return _table(EntryTable, {"name": table["name"], "method": both.pop("method"), "run": both, "grid": grid}, source)
+
+
+def _grid(values: object, source: str) -> Grid:
+    grid = _mapping(values, source)
+    for axis, choices in grid.items():
+        if not isinstance(choices, list) or not choices:
+            raise ConfigError(f"{source}: {axis} = {choices!r}: write the values to try as a list, such as [0.01, 0.1]")
+        if any(choices.count(choice) > 1 for choice in choices):
+            raise ConfigError(f"{source}: {axis} = {choices!r}: name each value once")
+    keys = [key for axis in grid for key in keys_of(axis)]
+    for key in keys:
+        if keys.count(key) > 1 or not key:
+            raise ConfigError(f"{source}: {key or 'a setting without a name'} is there twice; name each setting once")
+    return grid
+
+
+def keys_of(axis: str) -> tuple[str, ...]:
+    """The settings that take the same value: ``base_lr,modular_lr`` has two."""
+    return tuple(key.strip() for key in axis.split(","))
+
+
+def smoke(recipe: Recipe) -> Recipe:
+    """The quick try of a recipe.
+
+    Raises:
+        ConfigError: the recipe says of none.
+    """
+    if not recipe.asked.smoke:
+        raise ConfigError(f"{recipe.name} says nothing of a quick try; add [comparison.smoke] with, say, rounds = 4")
+    overrides = dict(recipe.asked.smoke)
+    seeds = overrides.pop("seeds", recipe.asked.seeds)
+    asked = _table(Asked, recipe.asked.model_dump() | {"seeds": seeds}, f"{recipe.name}, [comparison.smoke]")
+    return override(recipe.model_copy(update={"name": f"{recipe.name}-smoke", "asked": asked}), overrides, {})
+
+
+def override(recipe: Recipe, run: Mapping[str, Any], grid: Grid) -> Recipe:
+    """The recipe with keys of a run and axes of the grid changed, for all runs and in every entry.
+
+    ``models = "smallest"`` and ``"largest"`` of an entry stay: they speak of the models of the federation. A setting
+    that is given here is in no grid any more, and one that is put into the grid here is fixed nowhere.
+    """
+    run, checked = _run(run, "options"), _grid(grid, "--grid")
+    fixed, free = set(run.get("settings", {})), {key for axis in checked for key in keys_of(axis)}
+    if fixed & free:
+        raise ConfigError(f"{', '.join(sorted(fixed & free))}: given as a setting and in the grid; say it once")
+
+    def without(values: Mapping[str, Any]) -> dict[str, Any]:
+        settings = {key: value for key, value in values.get("settings", {}).items() if key not in free}
+        return {**values, "settings": settings} if "settings" in values else dict(values)
+
+    entries = []
+    for entry in recipe.entries:
+        relative = {"models"} if entry.run.get("models") in SIZES else set()
+        said = run.keys() & entry.run.keys() - relative
+        own = {key: _said(entry.run[key], run[key], LEVELS.get(key, 0)) for key in said}
+        entries.append(
+            entry.model_copy(
+                update={"run": merged(without(entry.run), own), "grid": _without_keys(entry.grid, fixed | free)}
+            )
+        )
+    return recipe.model_copy(
+        update={
+            "run": merged(without(recipe.run), run),
+            "grid": _without_keys(recipe.grid, fixed | free) | checked,
+            "entries": tuple(entries),
+        }
+    )
+
+
+def _without_keys(grid: Grid, keys: set[str]) -> Grid:
+    found = {",".join(key for key in keys_of(axis) if key not in keys): choices for axis, choices in grid.items()}
+    return {axis: choices for axis, choices in found.items() if axis}
+
+
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a run with others over them; tables of settings add up, key by key."""
+    both = below.keys() & above.keys()
+    return {**below, **above, **{key: _added(below[key], above[key], LEVELS.get(key, 0)) for key in both}}
+
+
+def _added(below: Any, above: Any, levels: int) -> Any:
+    if not levels:
+        return above
+    both = below.keys() & above.keys()
+    return {**below, **above, **{key: _added(below[key], above[key], levels - 1) for key in both}}
+
+
+def _said(below: Any, above: Any, levels: int) -> Any:
+    """What ``above`` says of the keys that are in ``below``."""
+    if not levels:
+        return above
+    return {key: _said(below[key], above[key], levels - 1) for key in above.keys() & below.keys()}
+
+
+def _known(values: Mapping[str, Any], names: Sequence[str], source: str) -> None:
+    for key in values:
+        if key in NOT_SHARED and key not in names:
+            raise ConfigError(f"{source}: {key} is not for a comparison to say here; it is set for every run")
+        if key not in names:
+            raise ConfigError(f"{source}: unknown key {key!r}: {nearest(str(key), names)}")
+
+
+def _mapping(values: object, source: str) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: expected a table, found {values!r}")
+    return dict(values)
+
+
+def _table(kind: type[T], values: object, source: str) -> T:
+    table = _mapping(values, source)
+    _known(table, tuple(kind.model_fields), source)
+    try:
+        return kind.model_validate(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None

@@ -1,0 +1,306 @@
+"""Comparisons carried out: choice by validation, failures, kills, other plans."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import interfuse
+from interfuse import report
+from interfuse.comparison import Plan, compare, parse, read, resolve
+from interfuse.comparison import plots as comparison_plots
+from interfuse.comparison.execution import carry_out, prepare
+from interfuse.comparison.flops import flops_of_a_round
+from interfuse.comparison.progress import Lines, Nobody, Pace
+from interfuse.errors import ConfigError, RunError
+from interfuse.runs import parse_config
+
+SMALL = {"clients": 2, "models": ["logistic"], "fusion_width": 8, "rounds": 4, "eval_every": 1}
+IFL, LOCAL = {"name": "ifl", "method": "ifl"}, {"name": "local", "method": "local"}
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+FLAKY = '''
+from dataclasses import dataclass
+import os
+from pathlib import Path
+
+from interfuse import Client, Clients, Method, Server, cross_entropy, on_client
+
+
+@dataclass(frozen=True)
+class Flaky(Method):
+    """Local training whose process dies at a high learning rate while a file is there."""
+
+    lr: float = 0.2
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)
+        if self.lr == 0.2 and server.round == 2 and Path(r"{flag}").exists():
+            os._exit(9)
+
+    @on_client
+    def train(self, client: Client) -> None:
+        client.fit(cross_entropy, steps=1, lr=self.lr, batch_size=8)
+'''
+
+
+@pytest.fixture(autouse=True)
+def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than the runs here, and have a test file of their own."""
+    monkeypatch.setattr(comparison_plots, "figures", lambda rows: {})
+
+
+def plan_of(*entries: dict[str, Any], run: dict[str, Any] | None = None, **tables: Any) -> Plan:
+    values = {"comparison": {"seeds": [0, 1]}, "run": SMALL | (run or {}), "entry": list(entries), **tables}
+    return resolve(parse(values, "test", "test.toml", Path("/nowhere")))
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each file of the finished runs was written."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns
+        for summary in folder.rglob("summary.json")
+        for path in sorted(summary.parent.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def without_seconds(folder: Path) -> tuple[Any, ...]:
+    """All that a comparison wrote about its runs, but what differs between two equal ones."""
+    values = json.loads((folder / "comparison.json").read_text())
+    del values["folder"]
+    for entry in values["entries"]:
+        for numbers in (entry["mean"], entry["std"], *entry["seeds"].values()):
+            assert list(numbers)[-1] == "seconds"
+            del numbers["seconds"]
+    table = (folder / "table.csv").read_text()
+    lines = [line.rsplit(",", 2)[0] for line in table.splitlines()]
+    main, *others = (folder / "table.md").read_text().split("\n## ")[1:]
+    markdown = [re.sub(r"\| [^|]* \|$", "|", main, flags=re.MULTILINE), *others]
+    return values, lines, markdown
+
+
+# --- what is chosen
+
+
+def test_the_grid_is_decided_by_validation_accuracy_and_all_seeds_run_with_it(tmp_path: Path) -> None:
+    plan = plan_of({**LOCAL, "grid": {"lr": [1e-6, 0.5]}}, comparison={"seeds": [3, 1], "tuning": {"fraction": 0.5}})
+    found = compare(plan, tmp_path)
+    (entry,) = found["entries"]
+    tried = {
+        path.name: json.loads((path / "summary.json").read_text())["best"]["validation_accuracy"]
+        for path in (tmp_path / "tuning" / "local").iterdir()
+    }
+    assert sorted(tried) == ["lr=0.5", "lr=1e-06"]
+    assert {f"lr={t['lr']}": t["validation_accuracy"] for t in entry["tuning"]} == tried
+    assert entry["chosen"] == {"lr": 0.5}
+    assert tried["lr=0.5"] > tried["lr=1e-06"]
+    for path, seed, rounds, lr in (
+        ("tuning/local/lr=1e-06", 0, 2, 1e-6), ("runs/local/seed-3", 3, 4, 0.5), ("runs/local/seed-1", 1, 4, 0.5),
+    ):  # fmt: skip
+        config = tomllib.loads((tmp_path / path / "config.toml").read_text())
+        assert (config["seed"], config["rounds"], config["settings"]["lr"]) == (seed, rounds, lr)
+        assert (config["beside"], config["execution"]["workers"]) == ([], 1)
+
+
+def test_a_run_of_a_comparison_is_that_of_the_command_run(tmp_path: Path) -> None:
+    compare(plan_of({**IFL, "settings": {"base_lr": 0.25}}), tmp_path / "compared")
+    alone = interfuse.run(
+        "ifl", settings={"base_lr": 0.25}, clients=2, models=["logistic"], fusion_width=8, rounds=4, eval_every=1,
+        seed=1, beside=(), out=tmp_path / "alone", progress=interfuse.Silent(),
+    )  # fmt: skip
+    run = tmp_path / "compared/runs/ifl/seed-1"
+    together = interfuse.load_run(run)
+    assert (alone.curve("own")[1] == together.curve("own")[1]).all()
+    assert (run / "ledger.jsonl").read_bytes() == (tmp_path / "alone/ledger.jsonl").read_bytes()
+    report.write(run)
+    assert (run / "report.html").exists()
+
+
+def test_results_do_not_depend_on_how_many_run_side_by_side(tmp_path: Path) -> None:
+    plan = plan_of(IFL, {**LOCAL, "grid": {"lr": [0.1, 0.5]}})
+    compare(plan, tmp_path / "one", jobs=1)
+    compare(plan, tmp_path / "three", jobs=3)
+    assert without_seconds(tmp_path / "one") == without_seconds(tmp_path / "three")
+
+
+# --- what fails
+
+
+def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(tmp_path: Path) -> None:
+    plan = plan_of({**IFL, "settings": {"base_lr": 1e30}}, LOCAL)
+    ifl, local = compare(plan, tmp_path)["entries"]
+    assert sorted(ifl["failures"]) == ["seed 0", "seed 1"]
+    assert "try a lower learning rate" in ifl["failures"]["seed 0"]
+    assert ifl["seeds"] == {}
+    assert list(local["seeds"]) == ["0", "1"]
+    assert local["failures"] == {}
+    assert "ifl (failed)" in (tmp_path / "table.md").read_text()
+    before = times(tmp_path)
+    again = compare(plan, tmp_path)["entries"]
+    assert again == [ifl, local]
+    assert times(tmp_path) == before
+
+
+def test_a_point_of_the_grid_that_diverges_cannot_win(tmp_path: Path) -> None:
+    (entry,) = compare(plan_of({**LOCAL, "grid": {"lr": [1e30, 0.1]}}), tmp_path)["entries"]
+    assert entry["chosen"] == {"lr": 0.1}
+    assert entry["tuning"][0]["validation_accuracy"] is None
+    assert entry["failures"] == {}
+
+
+def test_where_all_of_the_grid_diverges_the_entry_fails(tmp_path: Path) -> None:
+    (entry,) = compare(plan_of({**LOCAL, "grid": {"lr": [1e30, 1e31]}}), tmp_path)["entries"]
+    assert entry["chosen"] is None
+    assert sorted(entry["failures"]) == ["lr=1e+30", "lr=1e+31"]
+    assert entry["seeds"] == {}
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("grid", [{}, {"lr": [0.1, 0.2]}])
+def test_what_broke_for_another_reason_is_tried_again(tmp_path: Path, grid: dict[str, Any]) -> None:
+    flag = tmp_path / "flag"
+    (tmp_path / "mine.py").write_text(FLAKY.replace("{flag}", str(flag)))
+    asked = {"seeds": [0, 1], "tuning": {"fraction": 0.5}}
+    plan = plan_of({"name": "mine", "method": str(tmp_path / "mine.py"), "grid": grid}, LOCAL, comparison=asked)
+    flag.touch()
+    mine, local = compare(plan, tmp_path / "out")["entries"]
+    assert len(mine["failures"]) == (1 if grid else 2)
+    assert set(mine["failures"].values()) == {"its process ended with exit code 9; is there enough memory?"}
+    assert mine["chosen"] == ({} if not grid else None)
+    assert len(local["seeds"]) == 2
+    flag.unlink()
+    mine, _ = compare(plan, tmp_path / "out")["entries"]
+    assert mine["failures"] == {}
+    assert len(mine["seeds"]) == 2
+
+
+# --- what is there already
+
+
+def test_another_plan_is_refused_and_the_difference_named(tmp_path: Path) -> None:
+    prepare(plan_of(IFL, LOCAL), tmp_path)
+    prepare(plan_of(IFL, LOCAL), tmp_path)
+    for other, said in (
+        (plan_of(IFL, {**LOCAL, "rounds": 9}), "entry.local.rounds: 4 became 9"),
+        (plan_of(IFL), "entry.local"),
+        (plan_of(LOCAL, IFL), "entry.ifl.place: 0 became 1"),
+        (plan_of(IFL, LOCAL, comparison={"seeds": [0]}), "comparison.seeds: [0, 1] became [0]"),
+    ):
+        with pytest.raises(RunError, match=re.escape(said)):
+            prepare(other, tmp_path)
+    (tmp_path / "comparison.toml").write_text("[comparison")
+    with pytest.raises(RunError, match="cannot read"):
+        prepare(plan_of(IFL, LOCAL), tmp_path)
+
+
+def test_a_run_folder_with_another_run_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(LOCAL)
+    run = SMALL | {"rounds": 1}
+    interfuse.run("local", **run, beside=(), out=tmp_path / "runs/local/seed-0", progress=interfuse.Silent())
+    with pytest.raises(RunError, match="seed-0 holds another run than the plan says"):
+        compare(plan, tmp_path)
+
+
+def test_two_at_once_are_refused(tmp_path: Path) -> None:
+    plan = plan_of(LOCAL)
+    prepare(plan, tmp_path)
+    with interfuse.runs.folder.RunFolder(tmp_path).locked(), pytest.raises(RunError, match="by another process"):
+        carry_out(plan, tmp_path, 1, Nobody())
+
+
+def test_no_job_at_all() -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        carry_out(plan_of(LOCAL), Path("nowhere"), 0, Nobody())
+
+
+@LINUX
+def test_after_kill_9_the_same_command_goes_on_and_gives_the_same_table(tmp_path: Path) -> None:
+    recipe, out = tmp_path / "small.toml", tmp_path / "killed"
+    recipe.write_text(
+        "[comparison]\nseeds = [0, 1]\n[run]\nclients = 2\nfusion_width = 16\nrounds = 4\neval_every = 1\n"
+        '[[entry]]\nname = "ifl"\nmethod = "ifl"\n[[entry]]\nname = "local"\nmethod = "local"\n'
+    )
+    command = [sys.executable, "-m", "interfuse.cli", "compare", str(recipe), "--quiet", "--jobs", "2", "--out"]
+    process = subprocess.Popen([*command, str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list(out.rglob("summary.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    children = [int(p) for p in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    there = len(list(out.rglob("summary.json")))
+    until = time.monotonic() + 10
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < until, "a run outlived its comparison"
+        time.sleep(0.01)
+    assert not (out / "table.md").exists()
+    before = times(out)
+    assert 0 < len(list(out.rglob("summary.json"))) == there < 4
+    plan = resolve(read(recipe))
+    compare(plan, out)
+    assert {path: when for path, when in times(out).items() if path in before} == before
+    compare(plan, tmp_path / "whole", jobs=1)
+    assert without_seconds(out) == without_seconds(tmp_path / "whole")
+
+
+# --- operations, progress
+
+
+def test_operations_of_local_training_in_closed_form() -> None:
+    clients, steps, batch, width = 3, 5, 16, 8
+    values = {"method": "local", "clients": clients, "models": ["logistic"], "fusion_width": width, "settings": {
+        "local_steps": steps, "batch_size": batch,
+    }}  # fmt: skip
+    # forward and the gradient of the weights for both layers; that of its input for the second alone
+    step = 2 * batch * (2 * 64 * width + 3 * width * 10)
+    assert flops_of_a_round(parse_config(values), interfuse.runs.Given()) == clients * steps * step
+
+
+def test_the_pace_is_that_of_this_call() -> None:
+    now = [0.0]
+    pace = Pace(lambda: now[0])
+    assert pace.standing(50, 100, ["a", "b"]) == "round 50 of 100, 0 s, now a; b"
+    now[0] = 10.0
+    assert pace.standing(60, 100, []) == "round 60 of 100, 10 s, 40 s left"
+    assert pace.standing(100, 100, []) == "round 100 of 100, 10 s"
+
+
+def test_a_log_has_a_line_for_each_tenth_and_each_job() -> None:
+    lines: list[str] = []
+    follower = Lines(lines.append)
+    for done in range(0, 21):
+        follower.show(done, 20, [])
+    follower.ended("ifl, seed 0", None)
+    follower.ended("ifl, seed 1", "why")
+    assert [int(re.findall(r"round (\d+)", line)[0]) for line in lines[:-2]] == list(range(0, 21, 2))
+    assert lines[-2:] == ["ifl, seed 0: done", "ifl, seed 1: failed: why"]
+
+
+def test_the_bar_counts_to_its_end_also_where_an_entry_is_given_up(tmp_path: Path) -> None:
+    class Seen(Nobody):
+        last = (0, 0)
+        failed: list[str] = []
+
+        def show(self, done: int, rounds: int, running: Any) -> None:
+            assert 0 <= done <= rounds
+            self.last = (done, rounds)
+
+        def ended(self, name: str, failure: str | None) -> None:
+            self.failed += [] if failure is None else [name]
+
+    plan = plan_of(IFL, {**LOCAL, "grid": {"lr": [1e30, 1e31]}})
+    follower = Seen()
+    compare(plan, tmp_path, follower=follower)
+    assert follower.last == (2 * 4 + 2 * 1, 2 * 4 + 2 * 1)
+    assert sorted(follower.failed) == ["local, lr=1e+30", "local, lr=1e+31"]

@@ -1,0 +1,161 @@
+"""Every number of the table, computed a second time with plain loops over the files of the runs."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hand_made import finished, plan_of, write_run
+
+from interfuse.comparison.measures import Anchor, Row, accuracies_at, anchor_of, read_run, rows
+
+ACCURACIES, UPLINKS = [0.3, 0.6, 0.99], [9000, 20_000]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> tuple[list[Row], Anchor | None, Path]:
+    """Three entries that differ in clients, uplink and level."""
+    plan = plan_of("ifl", "fedavg", "local", accuracies=ACCURACIES, uplinks=UPLINKS)
+    ifl, fedavg, local = plan.entries
+    done = [
+        finished(ifl, tmp_path, upload=1000, rise=0.9),
+        finished(fedavg, tmp_path, upload=5000, rise=0.8, clients=3, method="fedavg", discloses=["parameters"]),
+        finished(local, tmp_path, upload=0, rise=0.7, method="local", discloses=[]),
+    ]
+    found, anchor = rows(plan, done)
+    return found, anchor, tmp_path
+
+
+def files(folder: Path, name: str, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    path = folder / name / f"seed-{seed}"
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return json.loads((path / "summary.json").read_text()), [json.loads(line) for line in lines]
+
+
+def average(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def flat(matrix: list[list[float]]) -> list[float]:
+    return [value for row in matrix for value in row]
+
+
+def swapped(matrix: list[list[float]], base: int) -> list[float]:
+    return [value for modular, value in enumerate(matrix[base]) if modular != base]
+
+
+def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_clients: int) -> dict[str, float]:
+    """All measures of a run."""
+    summary, metrics = files(folder, name, seed)
+    local, _ = files(folder, "local", seed)
+    clients = len(summary["clients"])
+    found: dict[str, float] = {}
+    for when, values in (("last", summary), ("best", summary["best"])):
+        matrix = values["composition_matrix"]
+        found[f"own_{when}"] = average(values["own_accuracy"]["per_client"])
+        found[f"global_{when}"] = average(values["global_accuracy"]["per_client"])
+        found[f"composition_{when}"] = average(flat(matrix))
+        found[f"swapped_{when}"] = average([v for base in range(clients) for v in swapped(matrix, base)])
+        found[f"spread_{when}"] = average([statistics.pstdev(swapped(matrix, base)) for base in range(clients)])
+    found["stability"] = summary["stability"]
+    found["own_minus_local"] = found["own_last"] - average(local["own_accuracy"]["per_client"])
+    found["composition_minus_local"] = found["composition_last"] - average(flat(local["composition_matrix"]))
+    found["uplink"] = metrics[-1]["uplink"]["raw"]
+    found["downlink"] = metrics[-1]["downlink"]["raw"]
+    found["uplink_per_client"], found["downlink_per_client"] = found["uplink"] / clients, found["downlink"] / clients
+    for side in ("clients", "server"):
+        found[f"steps_{side}"] = sum(line["steps"][side] for line in metrics)
+    found["flops"] = 1000.0 * (len(metrics) - 1)
+    found["seconds"] = sum(line["seconds"]["calls"] for line in metrics)
+    points = [line for line in metrics if "accuracy" in line]
+    for accuracy in ACCURACIES:
+        there = [line for line in points if average(line["accuracy"]["common"]) >= accuracy]
+        for way in ("uplink", "downlink"):
+            size = min((line[way]["raw"] for line in there), default=math.nan)
+            found[f"{way}_to_{accuracy:g}"] = size
+            found[f"{way}_to_{accuracy:g}_per_client"] = size / clients
+    limits = {str(uplink): (uplink, 1) for uplink in UPLINKS} | {"anchor": (anchor_bytes, anchor_clients)}
+    for limit, (size, parties) in limits.items():
+        for rule in ("", "_per_client"):
+            within = [
+                line for line in points
+                if (line["uplink"]["raw"] <= size if not rule else line["uplink"]["raw"] * parties <= size * clients)
+            ]  # fmt: skip
+            found[f"global_at_{limit}{rule}"] = average(within[-1]["accuracy"]["common"])
+            found[f"composition_at_{limit}{rule}"] = average(flat(within[-1]["accuracy"]["composition"]))
+    return found
+
+
+def test_all_measures_are_those_of_a_second_computation(table: tuple[list[Row], Anchor | None, Path]) -> None:
+    found, anchor, folder = table
+    assert anchor is not None
+    for row in found:
+        wanted = [by_hand(folder, row.name, seed, int(anchor.uplink), anchor.clients) for seed in (0, 1, 2)]
+        for values, other in zip(row.values, wanted, strict=True):
+            assert values == pytest.approx(other, nan_ok=True, abs=1e-12)
+        for key in wanted[0]:
+            values = [other[key] for other in wanted]
+            assert row.mean[key] == pytest.approx(average(values), nan_ok=True), key
+            deviation = math.nan if any(map(math.isnan, values)) else statistics.stdev(values)
+            assert row.std[key] == pytest.approx(deviation, nan_ok=True, abs=1e-12), key
+
+
+def test_the_anchor_is_where_its_mean_curve_has_95_percent_of_its_end(
+    table: tuple[list[Row], Anchor | None, Path],
+) -> None:
+    _, anchor, folder = table
+    curves = [[line for line in files(folder, "ifl", seed)[1] if "accuracy" in line] for seed in (0, 1, 2)]
+    means = [average([average(line["accuracy"]["common"]) for line in lines]) for lines in zip(*curves, strict=True)]
+    first = min(place for place, value in enumerate(means) if value >= 0.95 * means[-1])
+    assert anchor == Anchor(curves[0][first]["uplink"]["raw"], 4)
+    assert 0 < first < len(means)
+
+
+def test_under_the_rule_for_each_client_many_clients_may_send_more(tmp_path: Path) -> None:
+    few, many = (read_run(write_run(tmp_path / str(n), 0, clients=n, upload=100), 0) for n in (2, 8))
+    found = [accuracies_at(run, [700.0], Anchor(600.0, 2)) for run in (few, many)]
+    for run, values, of_all in ((few, found[0], 2), (many, found[1], 0)):
+        # six rounds of 100 bytes are within 700 bytes of each client, and three within the anchor's 300
+        assert values["global_at_700_per_client"] == run.curve.common[list(run.curve.rounds).index(6)]
+        assert values["global_at_anchor_per_client"] == run.curve.common[list(run.curve.rounds).index(2)]
+        assert values["global_at_anchor"] == run.curve.common[list(run.curve.rounds).index(of_all)]
+
+
+def test_bytes_to_an_accuracy_that_some_seeds_never_have_are_unknown(tmp_path: Path) -> None:
+    plan = plan_of("ifl", accuracies=[0.5], seeds=[0, 1])
+    (entry,) = plan.entries
+    done = finished(entry, tmp_path, seeds=[0], rise=0.9)
+    done.runs[1] = write_run(tmp_path / "low", 1, rise=0.2)
+    (row,), _ = rows(plan, [done])
+    assert math.isnan(row.mean["uplink_to_0.5"])
+    assert row.known("uplink_to_0.5") == 1
+
+
+def test_one_seed_has_no_spread_and_without_local_there_is_no_difference(tmp_path: Path) -> None:
+    plan = plan_of("ifl", seeds=[0])
+    (row,), _ = rows(plan, [finished(plan.entries[0], tmp_path, seeds=[0])])
+    assert math.isnan(row.std["own_last"])
+    assert math.isnan(row.mean["own_minus_local"])
+    assert row.mean["own_last"] == row.values[0]["own_last"]
+
+
+def test_two_clients_have_no_spread_over_modular_blocks_of_others(tmp_path: Path) -> None:
+    plan = plan_of("ifl", seeds=[0])
+    (row,), _ = rows(plan, [finished(plan.entries[0], tmp_path, seeds=[0], clients=2)])
+    assert math.isnan(row.mean["spread_last"])
+
+
+def test_without_compositions_they_are_unknown(tmp_path: Path) -> None:
+    plan = plan_of("ifl", seeds=[0])
+    (row,), _ = rows(plan, [finished(plan.entries[0], tmp_path, seeds=[0], compositions=False)])
+    assert row.composition is None
+    assert all(math.isnan(row.mean[f"{kind}_last"]) for kind in ("composition", "swapped", "spread"))
+    assert not math.isnan(row.mean["global_last"])
+
+
+def test_an_entry_without_runs_is_no_anchor() -> None:
+    assert anchor_of([]) is None

@@ -1,0 +1,77 @@
+"""The plots of a comparison: what is drawn where, and the same bytes for the same runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hand_made import finished, plan_of
+
+from interfuse.comparison.execution import Finished
+from interfuse.comparison.measures import Row, rows
+from interfuse.comparison.plots import figures, heat_map_name
+from interfuse.report.plots import CLASSES, save
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> list[Row]:
+    """IFL, an entry without compositions, one that failed, and Local, which sends nothing."""
+    plan = plan_of("ifl", "fedavg", "broken", "local")
+    ifl, fedavg, broken, local = plan.entries
+    done = [
+        finished(ifl, tmp_path), finished(fedavg, tmp_path, compositions=False), Finished(broken),
+        finished(local, tmp_path, upload=0, rise=0.7),
+    ]  # fmt: skip
+    return rows(plan, done)[0]
+
+
+def test_every_kind_of_curve_over_every_axis(found: list[Row]) -> None:
+    drawn = figures(found)
+    curves = {f"{kind}-{over}" for kind in ("global", "composition") for over in ("rounds", "uplink", "steps")}
+    assert drawn.keys() == curves | {"final", "composition-of-ifl", "composition-of-local"}
+
+
+def test_lines_are_means_over_seeds_in_the_colour_of_their_entry(found: list[Row]) -> None:
+    axes = figures(found)["global-steps"].axes[0]
+    assert [line.get_color() for line in axes.lines] == [CLASSES[0], CLASSES[1], CLASSES[3]]
+    for line, row in zip(axes.lines, (found[0], found[1], found[3]), strict=True):
+        values = [[run.curve.common[place] for run in row.runs] for place in range(len(row.runs[0].curve.common))]
+        assert np.allclose(np.asarray(line.get_ydata()), [sum(at) / 3 for at in values])
+        assert list(np.asarray(line.get_xdata())) == list(range(0, 12 * 30 + 1, 60))
+    band = axes.collections[0].get_paths()[0].vertices
+    first = found[0].runs
+    deviations = [np.std([run.curve.common[place] for run in first], ddof=1) for place in range(7)]
+    widths = [band[band[:, 0] == 60 * place, 1].max() - band[band[:, 0] == 60 * place, 1].min() for place in range(7)]
+    assert np.allclose(widths, 2 * np.array(deviations))
+
+
+def test_over_uplink_who_sends_nothing_is_a_level_line(found: list[Row]) -> None:
+    axes = figures(found)["global-uplink"].axes[0]
+    assert axes.get_xscale() == "log"
+    level = axes.lines[-1]
+    assert level.get_label() == "local, at its end"
+    assert set(np.asarray(level.get_ydata())) == {np.mean([run.curve.common[-1] for run in found[3].runs])}
+    assert np.allclose(np.asarray(axes.lines[0].get_xdata()), [4 * 1000 * n / 1e6 for n in range(2, 13, 2)])
+
+
+def test_a_dot_for_each_seed(found: list[Row]) -> None:
+    axes = figures(found)["final"].axes[0]
+    dots = [line for line in axes.lines if line.get_marker() == "o" and len(np.asarray(line.get_xdata()))]
+    assert list(np.asarray(dots[0].get_xdata())) == [values["own_last"] for values in found[0].values]
+    assert len(dots) == 2 * 3
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["ifl", "fedavg", "local"]
+
+
+def test_names_of_heat_maps_are_fit_for_files_and_identifiers(tmp_path: Path) -> None:
+    plan = plan_of("a b.c+d", seeds=[0])
+    found, _ = rows(plan, [finished(plan.entries[0], tmp_path, seeds=[0])])
+    assert heat_map_name(found[0]) == "composition-of-a-b-c-d"
+
+
+def test_the_same_runs_give_the_same_bytes(found: list[Row], tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save(figures(found)["global-uplink"], tmp_path / folder, "plot")
+    for name in ("plot.svg", "plot.png"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()

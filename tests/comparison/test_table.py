@@ -1,0 +1,202 @@
+"""Tables as text: what fits on a page, escaping, files that others read."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hand_made import finished, plan_of
+from hypothesis import given
+from hypothesis import strategies as st
+
+from interfuse.comparison.execution import Finished
+from interfuse.comparison.html import page
+from interfuse.comparison.measures import Anchor, Row, rows
+from interfuse.comparison.notes import notes
+from interfuse.comparison.plan import Plan
+from interfuse.comparison.table import Table, latex, tables, to_csv, to_json, to_latex, to_markdown
+from interfuse.runs.folder import without_nan
+
+HOSTILE = "50 % of <b>A_1</b> & B|C\\D $x^2$ ~ #{}\n± –"
+
+
+@pytest.fixture
+def compared(tmp_path: Path) -> tuple[Plan, list[Row], Anchor | None]:
+    """Of four entries one failed, and one has lost a seed."""
+    plan = plan_of("ifl", "fedavg", "local", "broken", title=HOSTILE, accuracies=[0.5], uplinks=[9e3], grid={
+        "lr,base_lr": [0.25, 0.5, 1.0], "batch_size": [16, 32],
+    })  # fmt: skip
+    ifl, fedavg, local, broken = plan.entries
+    done = [
+        finished(ifl, tmp_path, rise=0.9),
+        replace(finished(fedavg, tmp_path, seeds=[0, 2], discloses=["parameters"]), failures={"seed 1": HOSTILE}),
+        finished(local, tmp_path, upload=0, rise=0.7, method="local", discloses=[]),
+        Finished(broken, failures={"lr=0.25; batch_size=16": HOSTILE}),
+    ]
+    found, anchor = rows(plan, done)
+    return plan, found, anchor
+
+
+def test_the_main_table_says_mean_and_deviation_in_percent(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
+    plan, found, anchor = compared
+    main = tables(plan, found, anchor)[0]
+    cells = dict(zip(main.heads, main.lines[0], strict=True))
+    row = found[0]
+    assert cells["own"] == f"{100 * row.mean['own_last']:.1f} ± {100 * row.std['own_last']:.1f}"
+    assert cells["global, best"] == f"{100 * row.mean['global_best']:.1f} ± {100 * row.std['global_best']:.1f}"
+    assert cells["uplink, MB"] == "0.0480"  # 12 rounds, 4 clients, 1000 bytes; the same with every seed
+    assert cells["client steps"] == "336"
+    assert cells["chosen"] == "base_lr=0.25; batch_size=16"
+    assert main.heads[-1] == "seconds"
+    assert "over 3 seeds" in main.caption
+
+
+def test_failures_have_a_row_and_a_reason(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
+    plan, found, anchor = compared
+    for table in tables(plan, found, anchor):
+        assert [line[0] for line in table.lines] == ["ifl", "fedavg (2 of 3 seeds)", "local", "broken (failed)"]
+        assert set(table.lines[3][1:]) == {"–"}
+    said = notes(found)
+    assert f"fedavg, seed 1, failed: {HOSTILE}" in said
+    assert f"broken, lr=0.25; batch_size=16, failed: {HOSTILE}" in said
+
+
+def test_every_table_of_markdown_has_as_many_cells_in_each_line(
+    compared: tuple[Plan, list[Row], Anchor | None],
+) -> None:
+    plan, found, anchor = compared
+    made = tables(plan, found, anchor)
+    text = to_markdown(HOSTILE, made, notes(found))
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
+    assert len(blocks) == len(made) == 4
+    for block, table in zip(blocks, made, strict=True):
+        assert {len(re.findall(r"(?<!\\)\|", line)) for line in block} == {len(table.heads) + 1}
+        assert len(block) == 2 + len(table.lines)
+
+
+@given(st.text())
+def test_nothing_is_left_that_latex_would_take_for_a_command(text: str) -> None:
+    escaped = latex(text)
+    known = r"\\text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\$\\pm\$|\$-\$"
+    rest = re.sub(rf"{known}|\\[{{}}_%&#$]", "", escaped)
+    assert not set(rest) & set("\\{}_%&#$~^\n")
+
+
+def test_latex_of_the_special_letters() -> None:
+    assert latex("a_b & 5 % ± 0.1 {x} – −1") == r"a\_b \& 5 \% $\pm$ 0.1 \{x\} -- $-$1"
+
+
+def test_latex_has_balanced_environments_and_equal_columns(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
+    plan, found, anchor = compared
+    text = to_latex(HOSTILE, tables(plan, found, anchor), notes(found))
+    for name in ("table", "tabular"):
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 4
+    for columns, body in re.findall(r"\\begin\{tabular\}\{(l?r*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+    outside = re.sub(r"\\begin\{table\}.*?\\end\{table\}", "", text, flags=re.DOTALL)
+    assert all(line.startswith("%") for line in outside.splitlines() if line)
+
+
+def test_csv_gives_every_number_back(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
+    _, found, _ = compared
+    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert [line["entry"] for line in lines] == ["ifl", "fedavg", "local", "broken"]
+    assert [line["seeds"] for line in lines] == ["0 1 2", "0 2", "0 1 2", ""]
+    for line, row in zip(lines, found, strict=True):
+        for part, values in (("mean", row.mean), ("std", row.std)):
+            for key, value in values.items():
+                read = line[f"{key}_{part}"]
+                assert math.isnan(value) if read == "" else float(read) == value
+    assert list(lines[0])[-2:] == ["seconds_mean", "seconds_std"]
+    assert "A_1" in lines[1]["failures"]
+
+
+def test_json_has_the_values_of_every_seed(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
+    plan, found, anchor = compared
+    values = json.loads(json.dumps(without_nan(to_json(plan, found, anchor, notes(found), "out")), allow_nan=False))
+    ifl, fedavg, _, broken = values["entries"]
+    assert ifl["seeds"]["2"]["own_last"] == found[0].values[2]["own_last"]
+    assert list(fedavg["seeds"]) == ["0", "2"]
+    assert (broken["seeds"], broken["chosen"], broken["failures"]) == ({}, None, dict(found[3].finished.failures))
+    assert values["anchor"] == {"entry": "ifl", "uplink": anchor.uplink if anchor else None}
+
+
+def test_columns_for_each_client_at_the_anchor_only_where_numbers_of_clients_differ(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "local", accuracies=[])
+    heads = []
+    for clients in (4, 3):
+        folder = tmp_path / str(clients)
+        done = [finished(plan.entries[0], folder), finished(plan.entries[1], folder, clients=clients)]
+        found, anchor = rows(plan, done)
+        heads.append(tables(plan, found, anchor)[-1].heads)
+    assert heads[0] == ("entry", "global at that of ifl, all", "composition at that of ifl, all")
+    assert len(heads[1]) == 5
+
+
+def test_without_local_there_are_no_differences(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg")
+    found, anchor = rows(plan, [finished(entry, tmp_path) for entry in plan.entries])
+    assert not any("local" in head for table in tables(plan, found, anchor) for head in table.heads)
+    assert notes(found) == []
+
+
+# --- notes
+
+
+def noted(tmp_path: Path, ifl: float, fedavg: float, local: float) -> list[str]:
+    plan = plan_of("ifl", "fedavg", "local")
+    levels = {"ifl": (ifl, ["features"]), "fedavg": (fedavg, ["parameters"]), "local": (local, [])}
+    done = [
+        finished(entry, tmp_path / entry.name, rise=levels[entry.name][0], discloses=levels[entry.name][1])
+        for entry in plan.entries
+    ]
+    return notes(rows(plan, done)[0])
+
+
+def test_who_does_not_beat_local_is_named(tmp_path: Path) -> None:
+    said = noted(tmp_path, ifl=0.5, fedavg=0.6, local=0.8)
+    assert [line.partition(" does not beat local")[0] for line in said if "does not beat" in line] == ["ifl", "fedavg"]
+    assert any(line.startswith("ifl shares features, so composition falls short") for line in said)
+
+
+def test_who_beats_local_is_not_and_composition_counts_for_who_shares_features(tmp_path: Path) -> None:
+    said = noted(tmp_path, ifl=0.9, fedavg=0.9, local=0.3)
+    assert len(said) == 1
+    assert said[0].startswith("ifl shares features, so composition is its point")
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_named(tmp_path: Path) -> None:
+    plan = plan_of("fedavg", grid={"lr": [0.25, 0.5, 1.0], "batch_size": [16, 32]})
+    (entry,) = plan.entries
+    done = finished(entry, tmp_path)
+    said = [notes(rows(plan, [replace(done, chosen=point)])[0]) for point in entry.points()]
+    edge = [bool(lines) for lines in said]
+    assert edge == [point["lr"] != 0.5 for point in entry.points()]
+    assert said[0] == ["fedavg: lr = 0.25 is at the edge of its grid; try values beyond it."]
+
+
+# --- the page
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(
+    compared: tuple[Plan, list[Row], Anchor | None],
+) -> None:
+    plan, found, anchor = compared
+    text = page(plan, found, tables(plan, found, anchor), notes(found), {}, Path("out & more"))
+    assert "<b>A_1" not in text
+    assert "failed: broken" in text
+    assert not re.search(r"<script|<link|<img|src=|https?://(?!www\.w3\.org)", text)
+    assert "interfuse compare &#x27;out &amp; more/comparison.toml&#x27;" in text
+
+
+def test_a_heading_breaks_where_it_may() -> None:
+    plan = plan_of("fedavg")
+    text = page(plan, [], [Table("T", "c", ("entry", "global at 1 MB, all"), [])], [], {}, Path("out"))
+    assert "global<br>at 1 MB,<br>all" in text

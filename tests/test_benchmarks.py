@@ -1,0 +1,102 @@
+"""The benchmarks run, write what they promise, and count operations as PyTorch does."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+MEASURED = {"name", "seconds_a_round", "ratio_to_ours", "seconds", "start_seconds", "peak_memory_mb", "shared_once_mb"}
+
+
+def module(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+workload = module("workload")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a smoke run of everything writes."""
+    out = tmp_path_factory.mktemp("results")
+    command = [sys.executable, str(FOLDER / "everything.py"), "--smoke", "--no-peers", "--out", str(out)]
+    # made-up images: no data set is looked for
+    environment = os.environ | {"INTERFUSE_DATA": str(out), "XDG_CACHE_HOME": str(out)}
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")} | {
+        path.name: path.read_text() for path in out.glob("*.md")
+    }
+
+
+def test_every_benchmark_says_what_it_measured_and_where(results: dict[str, Any]) -> None:
+    for name in ("fedavg", "fedproto", "small", "exchange", "start"):
+        assert {"benchmark", "environment", "parameters", "notes"} <= results[name].keys()
+        facts = results[name]["environment"]
+        assert {"processor", "cores", "torch", "interfuse", "load_before", "time"} <= facts.keys()
+        assert "| --- |" in results[f"{name}.md"]
+
+
+def test_rows_have_time_memory_and_the_ratio_to_ours(results: dict[str, Any]) -> None:
+    rows = results["fedavg"]["dtypes"]["float32"]["rows"]
+    for row in (*rows, *(row for name in ("fedproto", "small", "exchange") for row in results[name]["rows"])):
+        assert MEASURED - row.keys() == ({"peak_memory_mb", "shared_once_mb"} if sys.platform != "linux" else set())
+        assert row["seconds_a_round"] == median(row["seconds"])
+    assert rows[0]["ratio_to_ours"] == 1
+
+
+def test_all_loops_of_fedavg_end_at_the_same_accuracy(results: dict[str, Any]) -> None:
+    """They see the same batches, so rounding is all that can differ; and they learn."""
+    rows = results["fedavg"]["dtypes"]["float32"]["rows"]
+    assert len(rows) >= 4
+    assert len({round(row["accuracy"], 2) for row in rows}) == 1
+    assert len({row["accuracy"] for row in results["small"]["rows"] if "accuracy" in row}) == 1
+    assert results["small"]["rows"][0]["accuracy"] > 0.3
+
+
+def test_rates_follow_from_seconds_and_operations(results: dict[str, Any]) -> None:
+    fedavg = results["fedavg"]
+    for row in fedavg["dtypes"]["float32"]["rows"]:
+        assert row["gflops"] == pytest.approx(fedavg["parameters"]["flops_a_round"] / row["seconds_a_round"] / 1e9)
+        assert row["share_of_peak"] == pytest.approx(row["gflops"] / fedavg["dtypes"]["float32"]["peak_gflops"])
+
+
+def test_peers_left_out_are_named(results: dict[str, Any]) -> None:
+    assert [note.split()[0] for note in results["fedavg"]["notes"]] == ["flower", "pfl"]
+
+
+@pytest.mark.parametrize("name", ["cnn", "htfl_cnn", "mlp"])
+@pytest.mark.parametrize("batch", [1, 24, 32])
+def test_operations_are_those_that_pytorch_counts(name: str, batch: int) -> None:
+    model, x = workload.MODELS[name](), torch.randn(batch, 1, 28, 28)
+    with FlopCounterMode(display=False) as counter:
+        functional.cross_entropy(model(x), torch.zeros(batch, dtype=torch.int64)).backward()
+    assert workload.training_flops(model, x) == counter.get_total_flops()
+
+
+def test_the_cnn_is_the_published_workload() -> None:
+    model = workload.cnn()
+    assert sum(parameter.numel() for parameter in model.parameters()) == 490_876
+    per_client = 18 * workload.training_flops(model, torch.zeros(32, 1, 28, 28)) + workload.training_flops(
+        model, torch.zeros(24, 1, 28, 28)
+    )
+    assert round(10 * per_client / 1e9) == 152
