@@ -302,6 +302,8 @@ def rows_of(courses: Sequence[Course]) -> list[dict[str, Any]]:
 
 def disagreements(rows: Sequence[Mapping[str, Any]], tolerance: float) -> list[str]:
     """Who ended at another accuracy than ours, the first: it did not train the same."""
+    if "failure" in rows[0]:
+        return [f"{rows[0]['name']} failed: {rows[0]['failure']}"]
     expected = rows[0].get("accuracy")
     return [
         f"accuracy of {row['name']} is {row['accuracy']:.3f}, ours {expected:.3f}: not the same training"

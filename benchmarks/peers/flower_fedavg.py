@@ -36,6 +36,7 @@ def client_app(given: dict[str, Any]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         if given["tuned"]:
             torch.set_num_threads(1)
+            torch.set_flush_denormal(True)
         problem = read_once(given["problem"], given["layout"])
         model = MODELS[given["model"]]()
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())

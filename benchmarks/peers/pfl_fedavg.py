@@ -49,6 +49,7 @@ def main() -> None:
     helpers = spread(given["processes"]) if given["tuned"] and "RANK" not in os.environ else []
     if given["tuned"]:
         torch.set_num_threads(1)
+        torch.set_flush_denormal(True)
     # a process joins the others when pfl is imported
     from pfl.aggregate.simulate import SimulatedBackend
     from pfl.algorithm.base import NNAlgorithmParams

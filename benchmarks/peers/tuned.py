@@ -17,6 +17,7 @@ from workload import LAYOUTS, MODELS, Problem, autocast, write_weights
 def main() -> None:
     channel, given = Channel(), options()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     problem = Problem.read(Path(given["problem"]), given["layout"])
     model = MODELS[given["model"]]().to(memory_format=LAYOUTS[given["layout"]])  # type: ignore[call-overload]
     model.load_state_dict(problem.initial())

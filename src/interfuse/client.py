@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Unpack
@@ -23,8 +24,8 @@ S = TypeVar("S", bound=State | None, default=None)
 
 ClientId = int
 
-ROWS_AT_ONCE = 320
-"""Training rows that are taken and normalised together: enough to make it cheap, few enough to stay in cache."""
+BYTES_AT_ONCE = 1 << 20
+"""Training rows that are taken and normalised together, in bytes: enough to make it cheap, few enough for the cache."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,10 @@ class ClientData:
 
     def batches(self, positions: Iterable[np.ndarray]) -> Iterator[Batch]:
         """A batch for each array of positions. Some are taken at once: one by one, taking costs as much as a layer."""
+        at_once = BYTES_AT_ONCE // (4 * max(1, math.prod(self.dataset.shape)))
         waiting: list[np.ndarray] = []
         for wanted in positions:
-            if waiting and sum(map(len, waiting)) + len(wanted) > ROWS_AT_ONCE:
+            if waiting and sum(map(len, waiting)) + len(wanted) > at_once:
                 yield from self._split(waiting)
                 waiting = []
             waiting.append(wanted)

@@ -13,7 +13,7 @@ from torch import Tensor
 from interfuse.clients import Clients, Engine, Exchange
 from interfuse.errors import InterfuseError, RunError
 from interfuse.handler import handlers, programs
-from interfuse.message import flatten, leaves, unflatten
+from interfuse.message import flatten, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
@@ -77,7 +77,7 @@ class Federation:
         self._enter(0, "start")
         with self.setup.numerics.applied(), seeded(self.setup.seed, "start"):
             self.server.state = self.method.start(self.server, self.clients)
-        check_state(self.server.state, self.method.start)
+        self._settle()
         self.engine.end_round()
 
     def run_round(self) -> None:
@@ -85,9 +85,16 @@ class Federation:
         self.round += 1
         self._enter(self.round, "training")
         with self.setup.numerics.applied(), seeded(self.setup.seed, "round", self.round):
+            state = self.server.state
             self.method.round(self.server, self.clients)
-        check_state(self.server.state, self.method.start)
+        if self.server.state is not state:
+            self._settle()
         self.engine.end_round()
+
+    def _settle(self) -> None:
+        check_state(self.server.state, self.method.start)
+        if self.server.state is not None:
+            self.server.state = settled(self.server.state)
 
     @contextmanager
     def evaluating(self, most: int | None = None, calls: int = 0) -> Iterator[Clients]:

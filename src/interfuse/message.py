@@ -293,6 +293,14 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
     return _unflatten_record(record, tree, record.__name__, "")
 
 
+def settled(state: R) -> R:
+    """The state as it would come back from a commit: every tensor contiguous.
+
+    Sums over a tensor depend on its layout, so a state must not have another one before a commit than after it.
+    """
+    return unflatten(type(state), {path: tensor.contiguous() for path, tensor in flatten(state).items()})
+
+
 def _unflatten_record(record: type[R], tree: Mapping[str, Any], message: str, path: str) -> R:
     nodes = _nodes(record)
     for name in tree:

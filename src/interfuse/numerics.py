@@ -17,8 +17,8 @@ class Numerics:
     """How numbers are computed. Part of every run's configuration.
 
     Attributes:
-        dtype: ``bfloat16`` computes the objectives of training with autocast; parameters, gradients, messages and
-            evaluation stay float32.
+        dtype: ``bfloat16`` computes the objectives of ``fit`` with autocast; parameters, gradients, messages,
+            evaluation and what a handler computes beside ``fit`` stay float32.
         layout: Order of images, feature maps and convolution weights in memory. On CPUs most kernels are faster with
             the channels last.
         denormals: ``flush`` takes numbers below 1.2e-38 for zero, ``keep`` does not. Averages of Adam decay into

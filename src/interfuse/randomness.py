@@ -50,7 +50,7 @@ def seeded(seed: int, *keys: Key) -> Iterator[None]:
     Dropout and the initialisers of other people's modules know no other generator. This is the only place in
     interfuse that touches a global seed.
     """
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _cuda_in_use() else ()):
         _seed_all(derive(seed, *keys))
         yield
 
@@ -63,5 +63,10 @@ def reseed(seed: int, *keys: Key) -> None:
 def _seed_all(seed: int) -> None:
     # torch.manual_seed takes a stack trace for each kind of device that is not there: a millisecond for nothing
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
+    if _cuda_in_use():
         torch.cuda.manual_seed_all(seed)
+
+
+def _cuda_in_use() -> bool:
+    """A run on the processor must not wake a GPU, and a forked worker cannot."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]

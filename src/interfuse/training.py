@@ -126,7 +126,8 @@ class Optimizer:
 
         Slots are laid out like their parameters, made where missing, and updated in place.
         """
-        for key, own in slots.items():
+        for key in slots.keys() & parameters.keys():
+            own = slots[key]
             slots[key] = {name: _in_place_of(parameters[key], slot) for name, slot in own.items()}
         # a fused kernel walks through memory, without regard to strides
         fused = all(_dense(parameter) for parameter in parameters.values())

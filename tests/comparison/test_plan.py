@@ -226,6 +226,7 @@ def test_a_quick_try_that_the_recipe_does_not_have() -> None:
         ([{"name": "../a", "method": "ifl"}], {}, "name = '../a' is impossible"),
         ([{"name": "", "method": "ifl"}], {}, "name = '' is impossible"),
         ([IFL, {**IFL, "name": "IFL"}], {}, "two entries are called"),
+        ([{**IFL, "name": "a=1"}, {**IFL, "name": "a 1"}], {}, "their files would clash"),
         ([{**IFL, "round": 3}], {}, "unknown key 'round': did you mean 'rounds'?"),
         ([{**IFL, "seed": 3}], {}, "seed is not for a comparison to say"),
         ([{**IFL, "method": "ilf"}], {}, "did you mean 'ifl'?"),

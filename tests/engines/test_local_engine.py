@@ -31,7 +31,7 @@ from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message
+from interfuse.message import Disclosure, Message, State
 from interfuse.method import Method
 from interfuse.methods import built_in
 from interfuse.methods.local import Local
@@ -500,3 +500,45 @@ def test_interrupting_a_call_ends_it_and_closing_ends_the_workers(monkeypatch: p
         monkeypatch.setattr(worker.process, "join", lambda timeout=None, join=join: join(timeout and 0.1))
     made.engine.close()
     assert not any(alive(made))
+
+
+class Kernel(State):
+    """Something with the layout of a convolution's weight."""
+
+    weight: Annotated[Float32[Tensor, "..."], Disclosure.STATISTICS]
+
+
+@dataclass(frozen=True)
+class Norms(Method):
+    """A method that looks at its state as a whole: such sums depend on the layout in memory."""
+
+    discloses = frozenset({Disclosure.STATISTICS})
+
+    def new_client(self, client: Client) -> Kernel:
+        key = next(key for key, t in client.model.tensors().items() if t.ndim == 4 and t.shape[1] > 1)
+        return Kernel(client.model.tensors()[key].clone())
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.strides)
+
+    @on_client
+    def strides(self, client: Client[Kernel]) -> Payload:
+        weight = client.state.weight
+        client.state = Kernel(weight.contiguous(memory_format=torch.channels_last) * 2)
+        return Payload(torch.tensor(weight.stride(), dtype=torch.float32))
+
+
+@pytest.mark.parametrize("placement", [Placement, Wandering])
+def test_a_state_has_the_same_layout_wherever_it_was_carried(
+    placement: type[Placement], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.modules["interfuse.engines.local"], "Placement", placement)
+    dataset = tiny_dataset(rows=90, shape=(1, 8, 8))
+    made = federation(Norms(), workers=2, clients=2, rounds=2, models=["cnn"], dataset=dataset)
+    try:
+        found = made.clients.call(cast(Norms, made.method).strides)
+        weight = next(iter(found.values())).x
+        assert all(torch.equal(reply.x, weight) for reply in found.values())
+        assert weight.tolist() == sorted(weight.tolist(), reverse=True)  # contiguous
+    finally:
+        made.engine.close()

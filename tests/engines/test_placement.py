@@ -53,6 +53,14 @@ def test_a_sample_of_equal_clients_is_divided_equally() -> None:
     assert sum(made.home[client] for client in drawn) == 5
 
 
+def test_noise_of_a_busy_machine_divides_equal_clients_equally() -> None:
+    """Taken at their word, the first four would be worth the other six."""
+    seen = dict.fromkeys(range(10), 1.0) | {0: 1.2, 2: 1.24, 4: 1.22, 6: 1.2}
+    made = measured(placement(["a"] * 10), seen)
+    assert made.arrange(range(10)) == []
+    assert len(measured(placement(["a"] * 10), seen | {0: 3.0}).arrange(range(10))) == 1
+
+
 def test_clients_never_seen_count_like_others_of_their_architecture() -> None:
     made = measured(placement(["slow", "fast", "slow", "fast", "slow"]), {0: 4.0, 1: 1.0})
     moves = made.arrange([1, 2, 3, 4])
@@ -81,7 +89,7 @@ def test_a_gain_below_a_millisecond_moves_nobody() -> None:
 )
 def test_nothing_worthwhile_is_left_and_nobody_is_lost(costs: list[float], workers: int, inside: set[int]) -> None:
     seconds = dict(enumerate(costs))
-    made = measured(placement(["a"] * len(costs), workers), seconds)
+    made = measured(placement([str(client) for client in seconds], workers), seconds)
     before = dict(made.home)
     pinned = [client for client in seconds if client in inside]
     for client in pinned:

@@ -39,7 +39,7 @@ TAU, BATCH = 3, 6
 
 
 def optimizer_of(name: str, parameters: Any, lr: float) -> torch.optim.Optimizer:
-    return torch.optim.SGD(parameters, lr=lr) if name == "sgd" else torch.optim.Adam(parameters, lr=lr)
+    return torch.optim.SGD(parameters, lr=lr) if name == "sgd" else torch.optim.Adam(parameters, lr=lr, fused=True)
 
 
 def order_of(f: Federation, round: int) -> list[int]:

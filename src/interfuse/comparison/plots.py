@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import NDArray
 
 from interfuse.comparison.measures import Row, SeedRun
+from interfuse.comparison.recipe import file_name
 from interfuse.report.plots import CLASSES, HEIGHT, MOST_NUMBERS, WIDTH, composition_figure, drawable, style
 
 Series = NDArray[np.float64]
@@ -48,7 +48,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 def heat_map_name(row: Row) -> str:
     """The file name of an entry's mean matrix of compositions."""
-    return f"composition-of-{re.sub(r'[^A-Za-z0-9]+', '-', row.name)}"
+    return f"composition-of-{file_name(row.name)}"
 
 
 def _colour(place: int) -> str:

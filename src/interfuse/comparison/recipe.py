@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ class EntryTable(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[\w+][\w+. -]*$", max_length=60)]
+    name: Annotated[str, Field(pattern=r"^[\w+][\w+.,=() -]*$", max_length=60)]
     method: str
     run: dict[str, Any] = Field(default_factory=dict)
     grid: Grid = Field(default_factory=dict)
@@ -118,10 +119,10 @@ def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Re
     if not isinstance(tables, Sequence) or not tables or isinstance(tables, str):
         raise ConfigError(f"{source}: there is nothing to compare: write an [[entry]] with name and method for each")
     entries = tuple(_entry(table, f"{source}, [[entry]] {number}", folder) for number, table in enumerate(tables, 1))
-    names = [entry.name.lower() for entry in entries]  # folders, on file systems that know no case too
+    taken = [file_name(entry.name) for entry in entries]
     for entry in entries:
-        if names.count(entry.name.lower()) > 1:
-            raise ConfigError(f"{source}: two entries are called {entry.name!r}; give each a name of its own")
+        if taken.count(file_name(entry.name)) > 1:
+            raise ConfigError(f"{source}: two entries are called {entry.name!r} or much alike; their files would clash")
     return Recipe(
         name=name, asked=asked, run=absolute_paths(run, folder),
         grid=_grid(values.get("grid", {}), f"{source}, [grid]"), entries=entries,
@@ -166,6 +167,11 @@ def _grid(values: object, source: str) -> Grid:
         if keys.count(key) > 1 or not key:
             raise ConfigError(f"{source}: {key or 'a setting without a name'} is there twice; name each setting once")
     return grid
+
+
+def file_name(entry: str) -> str:
+    """The name of an entry for a file, also where file systems know no case, and for an identifier of a page."""
+    return re.sub(r"[\W_]+", "-", entry.lower())
 
 
 def keys_of(axis: str) -> tuple[str, ...]:

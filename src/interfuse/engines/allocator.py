@@ -8,8 +8,8 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of glibc's ``mallopt``."""
 LARGEST_KEPT = 32 << 20
-"""Larger blocks go back to the system at once; glibc allows no more."""
-MOST_KEPT = 1 << 30
+"""Larger blocks go back to the system at once; some versions of glibc allow no more."""
+MOST_KEPT = 1 << 28
 """Free memory at the end of the heap that is not given back."""
 
 

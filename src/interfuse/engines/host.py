@@ -17,7 +17,7 @@ from interfuse.client import Client, ClientData, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
-from interfuse.message import Message, check, flatten, kind_of, narrow, private, unflatten, unmodified
+from interfuse.message import Message, check, flatten, kind_of, narrow, private, settled, unflatten, unmodified
 from interfuse.method import ALL, BUFFERS, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import reseed, seeded
@@ -150,6 +150,7 @@ class Host:
 
     def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
         handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
+        state = resident.client.state
         if request.heading == "evaluation":
             with _unchanged(resident):
                 reply = handler(resident.client, message)
@@ -160,7 +161,9 @@ class Host:
         if type(reply) is not (expected or type(None)):
             wanted = "None" if expected is None else kind_of(expected)
             raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
-        check_state(resident.client.state, resident.method.new_client)
+        if resident.client.state is not state:
+            check_state(resident.client.state, resident.method.new_client)
+            resident.client.state = settled(resident.client.state)
         if reply is None:
             return None
         return check(narrow(reply, self._setup.dims), self._setup.dims, resident.client.profile.keys)
@@ -184,7 +187,9 @@ class Host:
         if not resident.created:
             with seeded(self._setup.seed, "new_client", client):
                 resident.client.begin(self._setup.seed, "new_client", client)
-                resident.client.state = resident.method.new_client(resident.client)
+                state = resident.method.new_client(resident.client)
+            check_state(state, resident.method.new_client)
+            resident.client.state = None if state is None else settled(state)
             resident.created = True
         return resident
 

@@ -32,7 +32,6 @@ class InProcess:
     """All clients in this process, one after the other."""
 
     def __init__(self, setup: Setup) -> None:
-        keep_freed_memory()
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._host = Host(setup, tuple(setup.profiles))
 
@@ -278,4 +277,5 @@ def local(setup: Setup, workers: int | None = None) -> Engine:
         raise ConfigError(f"workers = {workers}: at least 1 is needed")
     if workers > 1 and not forks:
         raise ConfigError(f"workers = {workers}: several workers need a CPU device and a system that can fork; use 1")
+    keep_freed_memory()  # forked workers inherit it
     return InProcess(setup) if workers == 1 else Workers(setup, min(workers, len(setup.profiles)))

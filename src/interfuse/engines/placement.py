@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import median
 
 from interfuse.client import ClientId, Profile
 
@@ -13,6 +13,8 @@ WORTHWHILE = 0.05
 """A move must shorten the longest worker's time by this fraction."""
 LEAST_SECONDS = 0.001
 """And by at least this much: moving a client's state has a price too."""
+NOISE = 0.25
+"""Clients of one architecture whose seconds differ by less than this fraction are taken to cost the same."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,15 @@ class Placement:
             moves.append(Move(client, busiest, idlest))
 
     def _expected(self, clients: Iterable[ClientId]) -> dict[ClientId, float]:
-        """Seconds of a round by client; of those not seen so far, the mean of their architecture, or of all."""
+        """Seconds of a round by client: the median of its architecture, unless its own last round took much else."""
         alike: dict[str, list[float]] = defaultdict(list)
         for client, seconds in self._seconds.items():
             alike[self._architecture[client]].append(seconds)
-        everybody = fmean(self._seconds.values()) if self._seconds else 0.0
-        means = {name: fmean(values) for name, values in alike.items()}
-        return {c: self._seconds.get(c, means.get(self._architecture[c], everybody)) for c in clients}
+        everybody = median(self._seconds.values()) if self._seconds else 0.0
+        usual = {name: median(values) for name, values in alike.items()}
+        found = {}
+        for client in clients:
+            expected = usual.get(self._architecture[client], everybody)
+            own = self._seconds.get(client, expected)
+            found[client] = expected if abs(own - expected) <= NOISE * expected else own
+        return found

@@ -30,7 +30,8 @@ class Global(State):
 
 @dataclass(frozen=True)
 class FedProto(LocalTraining, Method):
-    """Federated prototype learning (Tan et al., AAAI 2022), with the defaults of HtFLlib (arXiv:2506.03954).
+    """Federated prototype learning (Tan et al., AAAI 2022), with the defaults of HtFLlib (arXiv:2506.03954), but
+    class means weighted by samples, as in the paper.
 
     A round trains every model on cross entropy and on the squared distance of its features to the global prototypes
     of their classes, takes each client's class means anew, and averages these. Models may differ in all but the width
