@@ -18,7 +18,7 @@ import pytest
 import interfuse
 from interfuse.comparison import Plan, compare, parse, read, resolve
 from interfuse.comparison import plots as comparison_plots
-from interfuse.comparison.execution import carry_out, prepare
+from interfuse.comparison.execution import State, carry_out, prepare
 from interfuse.comparison.flops import flops_of_a_round
 from interfuse.comparison.progress import Lines, Nobody, Pace
 from interfuse.errors import ConfigError, RunError
@@ -110,6 +110,17 @@ def test_the_grid_is_decided_by_validation_accuracy_and_all_seeds_run_with_it(tm
         config = tomllib.loads((tmp_path / path / "config.toml").read_text())
         assert (config["seed"], config["rounds"], config["settings"]["lr"]) == (seed, rounds, lr)
         assert (config["beside"], config["execution"]["workers"]) == ([], 1)
+
+
+def test_the_choice_is_made_once_when_the_last_process_has_ended(tmp_path: Path) -> None:
+    plan = plan_of({**LOCAL, "grid": {"lr": [0.1, 0.2, 0.5]}})
+    state = State(plan, plan.entries[0], tmp_path)
+    tuning = state.begin()
+    for accuracy, job in enumerate(tuning):
+        job.path.mkdir(parents=True)
+        (job.path / "summary.json").write_text(json.dumps({"best": {"validation_accuracy": accuracy / 10}}))
+    begun = [[job.label for job in state.after(job, None)] for job in tuning]
+    assert begun == [[], [], ["seed 0", "seed 1", "operations of a round"]]
 
 
 def test_a_run_of_a_comparison_is_that_of_the_command_run(tmp_path: Path) -> None:

@@ -108,7 +108,9 @@ def test_adam_starts_anew_where_its_part_was_averaged(kind: Any, average: bool) 
     f = federation(method, models=[cut1], clients=1)
     model = server_copy(f.setup, f.setup.architectures[0], whole(f))
     batches, anew = in_steps(f.setup, 0, 6, 8), []
-    front, tail = (torch.optim.Adam(model.parameters_of(part).values(), lr=0.05, fused=True) for part in ("base", "modular"))
+    front, tail = (
+        torch.optim.Adam(model.parameters_of(part).values(), lr=0.05, fused=True) for part in ("base", "modular")
+    )
     for round in range(3):
         if average and round:
             anew = [front := torch.optim.Adam(model.parameters_of("base").values(), lr=0.05, fused=True)]

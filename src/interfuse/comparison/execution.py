@@ -160,7 +160,7 @@ def carry_out(plan: Plan, out: Path, jobs: int | None, follower: Follower) -> li
     if not can_fork():
         raise ConfigError("a comparison forks a process for each run, and this system cannot fork")
     on_gpu = any(entry.config.device != "cpu" for entry in plan.entries)
-    states = [_State(plan, entry, out) for entry in plan.entries]
+    states = [State(plan, entry, out) for entry in plan.entries]
 
     def work(job: Job) -> None:
         _work(job, plan.given(job.entry))
@@ -188,7 +188,7 @@ def _work(job: Job, given: Given) -> None:
         write_whole(job.path / FAILED, json.dumps({"reason": str(error)}))
 
 
-class _State:
+class State:
     """How far an entry is."""
 
     def __init__(self, plan: Plan, entry: Entry, out: Path) -> None:
@@ -197,6 +197,7 @@ class _State:
         rounds = max(1, round(plan.asked.tuning.fraction * entry.config.rounds))
         several = len(self._points) > 1
         self._tuning = [self._tuning_job(point, rounds) for point in self._points if several]
+        self._undecided = [job for job in self._tuning if not job.done]
         self._chosen: Point | None = None
         self._runs: list[Job] = []
         self._broken: dict[str, str] = {}
@@ -210,14 +211,17 @@ class _State:
         """What can be done at once."""
         for job in self._tuning:
             job.check()
-        return [job for job in self._tuning if not job.done] or self._choose()
+        return list(self._undecided) or self._choose()
 
     def after(self, job: Job, failure: str | None) -> list[Job]:
         """What can be done now that a job has ended."""
         if failure is not None and job.kind != "operations":
             self._broken[job.label] = failure
-        last = job.kind == "tuning" and all(other.done or other.label in self._broken for other in self._tuning)
-        return self._choose() if last and not self._broken else []
+        if job not in self._undecided:
+            return []
+        # counted down: a job may have written all its files while its process has not ended yet
+        self._undecided.remove(job)
+        return [] if self._undecided or self._broken else self._choose()
 
     def _choose(self) -> list[Job]:
         """Decide for a point of the grid, the first of equals; returns the runs with it that are not there yet."""
