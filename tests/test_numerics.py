@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from interfuse.numerics import Numerics
+from interfuse.numerics import ALIGNMENT, Numerics, aligned
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +55,13 @@ def test_dtype_and_layout_as_pytorch_knows_them() -> None:
     assert Numerics(dtype="bfloat16").autocast is torch.bfloat16
     assert Numerics().memory_format is torch.channels_last
     assert Numerics(layout="contiguous").memory_format is torch.contiguous_format
+
+
+def test_a_view_that_begins_anywhere_is_brought_to_where_tensors_begin() -> None:
+    whole = torch.arange(40.0).reshape(10, 4)
+    assert aligned(whole) is whole
+    for piece in torch.split(whole, 3):
+        placed = aligned(piece)
+        assert placed.data_ptr() % ALIGNMENT == 0
+        assert torch.equal(placed, piece)
+        assert placed.stride() == piece.stride()

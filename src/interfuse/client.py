@@ -17,6 +17,7 @@ from interfuse.data import Dataset, Share
 from interfuse.errors import ConfigError
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
+from interfuse.numerics import aligned
 from interfuse.randomness import Key, generator, numpy_generator
 from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit
 
@@ -115,7 +116,8 @@ class ClientData:
 
     def _split(self, positions: Sequence[np.ndarray]) -> Iterator[Batch]:
         together, sizes = self.train(np.concatenate(positions)), [len(wanted) for wanted in positions]
-        return map(Batch, torch.split(together.x, sizes), torch.split(together.y, sizes))
+        # a batch has the same bits whether or not it was taken with others
+        return map(Batch, map(aligned, torch.split(together.x, sizes)), torch.split(together.y, sizes))
 
     def train_batches(self, chunk: int) -> Iterator[Batch]:
         """The whole training share as it lies, once; the client's order of samples goes on untouched."""

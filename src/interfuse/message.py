@@ -39,6 +39,7 @@ from torch import Tensor
 
 from interfuse import wire
 from interfuse.errors import DeclarationError, MessageError
+from interfuse.numerics import aligned
 
 Dims = Mapping[str, int]
 
@@ -294,11 +295,12 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
 
 
 def settled(state: R) -> R:
-    """The state as it would come back from a commit: every tensor contiguous.
+    """The state as it would come back from a commit: every tensor contiguous and at the beginning of its memory.
 
-    Sums over a tensor depend on its layout, so a state must not have another one before a commit than after it.
+    Sums over a tensor depend on its layout and place, so a state must not have another one before a commit than after
+    it.
     """
-    return unflatten(type(state), {path: tensor.contiguous() for path, tensor in flatten(state).items()})
+    return unflatten(type(state), {path: aligned(tensor.contiguous()) for path, tensor in flatten(state).items()})
 
 
 def _unflatten_record(record: type[R], tree: Mapping[str, Any], message: str, path: str) -> R:

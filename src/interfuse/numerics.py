@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Layout = Literal["contiguous", "channels_last"]
 
@@ -54,6 +55,15 @@ class Numerics:
 
 
 DEFAULT = Numerics()
+
+ALIGNMENT = 64
+"""Bytes. PyTorch begins every tensor of its own at a multiple of it, and the kernels of some processors round otherwise
+where a tensor begins in between."""
+
+
+def aligned(tensor: Tensor) -> Tensor:
+    """The tensor, or a copy of one that begins inside another where PyTorch would not begin a new one."""
+    return tensor.clone() if tensor.data_ptr() % ALIGNMENT else tensor
 
 
 def _flushes_denormals() -> bool:

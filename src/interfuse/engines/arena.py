@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_ALIGNMENT = 64
+from interfuse.numerics import ALIGNMENT
 
 
 class Arena:
@@ -42,7 +42,7 @@ class Arena:
         end = self._used
         for name, tensor in tensors.items():
             places.append([name, str(tensor.dtype).removeprefix("torch."), list(tensor.shape), end])
-            end += -(-tensor.numel() * tensor.element_size() // _ALIGNMENT) * _ALIGNMENT
+            end += -(-tensor.numel() * tensor.element_size() // ALIGNMENT) * ALIGNMENT
         memory = self._memory(end)
         for (_, _, _, offset), tensor in zip(places, tensors.values(), strict=True):
             if tensor.numel():
