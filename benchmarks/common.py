@@ -274,8 +274,8 @@ def _rotated(numbers: list[int], by: int) -> list[int]:
 
 
 def ratio(own: Sequence[float], reference: Sequence[float]) -> float:
-    """The median over repetitions of seconds divided by the reference's in the same repetition."""
-    return median(a / b for a, b in zip(own, reference, strict=True))
+    """The median of seconds divided by the reference's in the same repetition, over those that both finished."""
+    return median(a / b for a, b in zip(own, reference, strict=False))
 
 
 def rows_of(courses: Sequence[Course]) -> list[dict[str, Any]]:

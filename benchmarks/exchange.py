@@ -63,7 +63,7 @@ def measured(folder: Path, clients: int, sampled: int, numbers: int, given: Any)
     for row, course in zip(rows, courses, strict=True):
         row |= {"clients": clients, "sampled": sampled, "all": clients == sampled}
         row["workers"] = workers.get(row["name"])
-        if course.seconds:
+        if course.seconds and bare:
             row["milliseconds_a_round"] = row["seconds_a_round"] * 1e3
             row["microseconds_a_call"] = row["seconds_a_round"] / (2 * sampled) * 1e6
             row["ratio_to_bare"] = common.ratio(course.seconds, bare)

@@ -56,16 +56,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             contenders = [contenders[1], contenders[-1]]
         courses = common.side_by_side(contenders, rounds, 1, folder, forked=given.smoke)
     rows = common.rows_of(courses)
+    evaluating = next(c.seconds for c in courses if c.contender.options.get("evaluate"))
+    for row, course in zip(rows, courses, strict=True):
+        if course.contender.options.get("evaluate") and course.seconds and evaluating:
+            row["ratio_evaluating"] = common.ratio(course.seconds, evaluating)
     # the few images of a smoke run say nothing about accuracy
     differing = [] if given.smoke else common.disagreements(rows, TOLERANCE)
     parameters = {
         "clients": clients, "samples": samples, "batch_size": BATCH, "lr": LR, "pull": PULL, "data": source,
         "warm_up": 1, "repetitions": given.repetitions, "tolerance": TOLERANCE,
     }  # fmt: skip
+    columns = common.COLUMNS | {"ratio_evaluating": "ratio among those that evaluate"}
     title = f"FedProto, {clients} clients of {samples} images ({source})"
-    common.publish(
-        "fedproto", given.out, parameters, {title: common.table(rows, common.COLUMNS)}, {"rows": rows}, differing
-    )
+    common.publish("fedproto", given.out, parameters, {title: common.table(rows, columns)}, {"rows": rows}, differing)
     return 1 if differing else 0
 
 

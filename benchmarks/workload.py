@@ -101,6 +101,11 @@ class Problem:
         rows = self.rows[client][self.order[client, epoch]]
         return self.x[rows], self.y[rows]
 
+    def epoch_batches(self, client: int, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of an epoch as views of the whole, gathered at once."""
+        x, y = self.epoch(client, epoch)
+        return zip(torch.split(x, size), torch.split(y, size), strict=True)
+
     def batches(self, client: int, epoch: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The same in batches, each gathered when it is asked for; the last may be smaller."""
         for positions in torch.split(self.order[client, epoch], size):
@@ -119,9 +124,12 @@ def autocast(dtype: str) -> AbstractContextManager[object]:
     return contextlib.nullcontext() if dtype == "float32" else torch.autocast("cpu", torch.bfloat16)
 
 
-def train_epoch(model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], lr: float, dtype: str = "float32") -> None:
-    """One epoch of SGD as everybody writes it."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+def train_epoch(
+    model: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], lr: float, dtype: str = "float32",
+    fused: bool | None = None,
+) -> None:  # fmt: skip
+    """One epoch of SGD as everybody writes it; ``fused`` is the optimizer's choice where it is None."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, fused=fused)
     for x, y in batches:
         optimizer.zero_grad()
         with autocast(dtype):

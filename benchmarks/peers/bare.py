@@ -1,4 +1,4 @@
-"""The bare loop of the optimizer: the same steps on the same batches, and nothing federated about it."""
+"""The bare loop of the optimizer, as fast as PyTorch has it: fused steps, batches gathered an epoch at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main() -> None:
 
     def run_round(cohort: Cohort) -> None:
         for client, epoch in cohort:
-            train_epoch(model, problem.batches(client, epoch, given["batch_size"]), given["lr"])
+            train_epoch(model, problem.epoch_batches(client, epoch, given["batch_size"]), given["lr"], fused=True)
 
     serve(run_round, lambda path: {}, channel)
 

@@ -59,9 +59,7 @@ def _train(
     for client, epoch in cohort:
         with torch.no_grad():
             torch._foreach_copy_(parameters, weights)
-        x, y = problem.epoch(client, epoch)
-        size = given["batch_size"]
-        for images, labels in zip(torch.split(x, size), torch.split(y, size), strict=True):
+        for images, labels in problem.epoch_batches(client, epoch, given["batch_size"]):
             with autocast(given["dtype"]):
                 loss = functional.cross_entropy(model(images), labels)
             gradients = torch.autograd.grad(loss, parameters)
