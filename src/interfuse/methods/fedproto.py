@@ -19,7 +19,7 @@ from interfuse.models import SplitModel
 from interfuse.parameters import WeightRule
 from interfuse.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
 from interfuse.server import Server
-from interfuse.training import Batch, Objective, cross_entropy, total
+from interfuse.training import Batch, Objective
 
 
 class Global(State):
@@ -57,19 +57,18 @@ class FedProto(LocalTraining, Method):
 
     @on_client
     def train(self, client: Client, prototypes: ClassMeans) -> CountedMeans:
-        classes, known = client.dims["classes"], len(prototypes.y) > 0
-        objective = total(cross_entropy, self.distance(prototypes, classes)) if known else cross_entropy
-        self.train_locally(client, objective)
+        classes = client.dims["classes"]
+        self.train_locally(client, self.objective(prototypes, classes))
         return class_means(fused_share(client), classes)
 
-    def distance(self, prototypes: ClassMeans, classes: int) -> Objective:
-        """λ · mean (z − c_y)² over the batch and the features; a class without a prototype c_y adds nothing."""
+    def objective(self, prototypes: ClassMeans, classes: int) -> Objective:
+        """Cross entropy + λ · mean (z − c_y)² over batch and features; a class without a prototype c_y adds nothing."""
         table, present = by_class(prototypes, classes)
 
         def loss(model: SplitModel, batch: Batch) -> Tensor:
             z = model.base(batch.x)
             target = torch.where(present[batch.y, None], table[batch.y], z.detach())
-            return self.pull * functional.mse_loss(z, target)
+            return functional.cross_entropy(model.modular(z), batch.y) + self.pull * functional.mse_loss(z, target)
 
         return loss
 
