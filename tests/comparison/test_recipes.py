@@ -1,14 +1,20 @@
-"""Every comparison that comes with the package can be planned, in full and as a quick try."""
+"""Every comparison that comes with the package can be planned, and runs from end to end as a quick try."""
 
 from __future__ import annotations
 
+import json
 import tomllib
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from interfuse import recipes
+from interfuse.cli import app
+from interfuse.comparison import plots
 from interfuse.comparison.plan import resolve
 from interfuse.comparison.recipe import read, smoke
+from interfuse.data import available
 
 COMPARISONS = [
     path.stem
@@ -31,3 +37,22 @@ def test_a_quick_try_asks_for_the_same_entries(name: str) -> None:
     assert [entry.name for entry in plan.entries] == [entry.name for entry in recipe.entries]
     assert len(plan.asked.seeds) <= 2
     assert recipe.asked.anchor in {entry.name for entry in recipe.entries}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_a_quick_try_ends_in_a_table_of_all_entries(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = recipes.find(name)
+    assert path is not None
+    recipe = read(path)
+    states = {info.name: info.state for info in available()}
+    data = smoke(recipe).run.get("data", "digits")
+    for one in [data] if isinstance(data, str) else data:
+        if states[one] not in ("shipped", "found", "cached"):
+            pytest.skip(f"the files of {one} are not in INTERFUSE_DATA")
+    monkeypatch.setattr(plots, "figures", lambda rows: {})  # they have tests of their own
+    result = CliRunner().invoke(app, ["compare", name, "--smoke", "--quiet", "--jobs", "2", "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    table = json.loads((tmp_path / "comparison.json").read_text())
+    assert [entry["name"] for entry in table["entries"]] == [entry.name for entry in recipe.entries]
+    assert all(0 < entry["mean"]["own_last"] <= 1 for entry in table["entries"])
+    assert not any(entry["failures"] for entry in table["entries"])
