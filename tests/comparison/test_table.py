@@ -179,7 +179,7 @@ def test_a_choice_at_the_edge_of_its_grid_is_named(tmp_path: Path) -> None:
     said = [notes(rows(plan, [replace(done, chosen=point)])[0]) for point in entry.points()]
     edge = [bool(lines) for lines in said]
     assert edge == [point["lr"] != 0.5 for point in entry.points()]
-    assert said[0] == ["fedavg: lr = 0.25 is at the edge of its grid; try values beyond it."]
+    assert said[0] == ["Chosen at the edge of the grid, so try values beyond it: fedavg (lr = 0.25)."]
 
 
 # --- the page

@@ -22,10 +22,9 @@ def notes(rows: Sequence[Row]) -> list[str]:
     found: list[str] = []
     for row in rows:
         found += _failures(row)
-        found += _at_the_edge(row)
         if local is not None and row.values and row.finished.entry.config.method not in NO_COLLABORATION:
             found += _beside(row, local)
-    return found
+    return found + _at_the_edges(rows)
 
 
 def _failures(row: Row) -> Iterator[str]:
@@ -33,13 +32,18 @@ def _failures(row: Row) -> Iterator[str]:
         yield f"{row.name}, {label}, failed: {reason}"
 
 
-def _at_the_edge(row: Row) -> Iterator[str]:
-    """A best value that is the smallest or largest tried may not be the best there is."""
+def _at_the_edges(rows: Sequence[Row]) -> list[str]:
+    """One line: a best value that is the smallest or largest tried may not be the best there is."""
+    edges = [f"{row.name} ({axis} = {value})" for row in rows for axis, value in _edges(row)]
+    return [f"Chosen at the edge of the grid, so try values beyond it: {', '.join(edges)}."] if edges else []
+
+
+def _edges(row: Row) -> Iterator[tuple[str, object]]:
     for axis, choices in row.finished.entry.grid.items():
         numbers = [choice for choice in choices if isinstance(choice, int | float)]
         value = (row.finished.chosen or {}).get(keys_of(axis)[0])
         if len(numbers) >= FEW and value in (min(numbers), max(numbers)):
-            yield f"{row.name}: {axis} = {value} is at the edge of its grid; try values beyond it."
+            yield axis, value
 
 
 def _beside(row: Row, local: Row) -> Iterator[str]:
