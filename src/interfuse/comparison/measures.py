@@ -186,7 +186,7 @@ def beside_local(summary: Json, local: Json) -> Values:
 
 
 def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
-    """Bytes of training, raw and on the wire, gradient steps, and operations, which are those of the first round times rounds."""
+    """Bytes of training, raw and on the wire, gradient steps, and operations: those of the first round times rounds."""
     clients, steps = number_of_clients(summary), summary.get("gradient_steps") or {}
     (up, up_wire), (down, down_wire) = (
         [number((summary.get(f"{way}_bytes") or {}).get(form)) for form in ("raw", "wire")]

@@ -168,7 +168,7 @@ class Codec:
         Raises:
             MessageError: the bytes are no tensor of this codec within the limit.
         """
-        view = memoryview(np.ascontiguousarray(data))
+        view = np.ascontiguousarray(data).data
         dtype, shape, rest = _head(view, limit, message, field)
         if self.lossy and dtype != torch.float32:
             raise fault(message, field, "torch.float32", str(dtype))

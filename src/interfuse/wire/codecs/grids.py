@@ -98,7 +98,8 @@ def from_codes(halves: np.ndarray, codes: np.ndarray, rows: np.ndarray, bits: in
         return None
     places = codes.astype(np.float32) - np.where(signed, np.float32(steps), np.float32(0))
     with np.errstate(over="ignore"):  # whether a message is finite is checked with the rest of it
-        return places * np.abs(scales)[rows] + np.float32(0)
+        found: np.ndarray = places * np.abs(scales)[rows] + np.float32(0)
+        return found
 
 
 def pack(codes: np.ndarray, bits: int) -> bytes:
@@ -107,7 +108,8 @@ def pack(codes: np.ndarray, bits: int) -> bytes:
     padded = np.zeros(-(-len(codes) // each) * each, np.uint8)
     padded[: len(codes)] = codes
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return np.bitwise_or.reduce(padded.reshape(-1, each) << shifts, axis=1, dtype=np.uint8).tobytes()
+    joined: np.ndarray = np.bitwise_or.reduce(padded.reshape(-1, each) << shifts, axis=1, dtype=np.uint8)
+    return joined.tobytes()
 
 
 def unpack(data: np.ndarray, count: int, bits: int) -> np.ndarray:
