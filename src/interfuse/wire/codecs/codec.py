@@ -15,7 +15,7 @@ A coded tensor is a piece of bytes of its own. All numbers are little-endian::
     bytes   content
     1       type of the numbers, 1: rank, 4 a dimension: shape
     rest    by zstd if so, otherwise as it is:
-            2 a row: scales (int8, int4, int2; see `interfuse.wire.codecs.grids`)
+            3 a row: scales (int8, int4, int2; see `interfuse.wire.codecs.grids`)
             4: how many numbers are not zero, and where they are (topk): a bit for each number, or the places of those
                that are not zero with 2 bytes each (4 above 65,536 numbers), whichever is shorter
             the numbers, or those that are not zero
@@ -37,7 +37,7 @@ from interfuse.errors import ConfigError
 from interfuse.numerics import aligned
 from interfuse.wire.body import MAX_RANK, fault
 from interfuse.wire.codecs import grids
-from interfuse.wire.codecs.grids import BITS, Per
+from interfuse.wire.codecs.grids import BITS, BYTES_OF_SCALE, Per
 
 Values = Literal["fp16", "bf16", "int8", "int4", "int2"]
 
@@ -173,7 +173,7 @@ class Codec:
         if self.lossy and dtype != torch.float32:
             raise fault(message, field, "torch.float32", str(dtype))
         count = math.prod(shape)
-        scales = 2 * grids.number_of_rows(shape, self.per) if self.values in BITS else 0
+        scales = BYTES_OF_SCALE * grids.number_of_rows(shape, self.per) if self.values in BITS else 0
         most = scales + self._size(count, dtype) if count else 0
         if self.keep is not None and count:
             most += _COUNT.size + _size_of_places(count, count)
@@ -182,7 +182,6 @@ class Codec:
             raise fault(message, field, f"{most} bytes for shape {list(shape)}", f"{len(payload)} bytes")
         if not count:
             return torch.empty(shape, dtype=dtype)
-        halves = np.frombuffer(payload[:scales], "<u2")
         if len(payload) < scales:
             raise fault(message, field, f"{scales} bytes of scales", f"{len(payload)} bytes")
         places, numbers = self._places(payload[scales:], count, message, field)
@@ -193,9 +192,10 @@ class Codec:
         if dtype == torch.bool and bool((values.view(torch.uint8) > 1).any()):
             raise fault(message, field, "truth values of 0 or 1", "another")
         if self.values in BITS:
-            columns = count // len(halves)
+            columns = count // (scales // BYTES_OF_SCALE)
+            factors = np.frombuffer(payload[:scales], np.uint8).reshape(-1, BYTES_OF_SCALE)
             rows = (np.arange(count) if places is None else places) // columns
-            on_grid = grids.from_codes(halves, values.numpy(), rows, BITS[self.values])
+            on_grid = grids.from_codes(factors, values.numpy(), rows, BITS[self.values])
             if on_grid is None:
                 raise fault(message, field, "finite scales and codes on the grid", "others")
             values = torch.from_numpy(on_grid)

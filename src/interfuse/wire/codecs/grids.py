@@ -5,7 +5,8 @@ elsewhere, as behind a ReLU, s·{0, ..., 2^b - 1}, which is twice as fine. Two t
 rounded numbers can be written, read and rounded again without changing a bit:
 
 - the number of largest magnitude lies on the end of the grid, so the scale can be read off the numbers;
-- a scale is a bfloat16: its 8 bits times a step of at most 8 is exact in float32, and so is the quotient.
+- a scale has 16 significant bits, those of a float32 without its last byte: times a place on a grid, of 8 bits, it is
+  exact in float32, and so is the quotient.
 """
 
 from __future__ import annotations
@@ -29,6 +30,9 @@ def rows_of(x: Tensor, per: Per) -> Rows:
     return x.reshape(1, -1) if per == "tensor" or x.ndim < 2 else x.reshape(len(x), -1)
 
 
+BYTES_OF_SCALE = 3
+
+
 def number_of_rows(shape: tuple[int, ...], per: Per) -> int:
     """How many rows :func:`rows_of` makes of a tensor that is not empty."""
     return 1 if per == "tensor" or len(shape) < 2 else shape[0]
@@ -37,9 +41,9 @@ def number_of_rows(shape: tuple[int, ...], per: Per) -> int:
 def project(rows: Rows, bits: int, noise: Rows | float) -> Rows:
     """Numbers on their grids: x becomes the next number above it with the probability of its distance from that below.
 
-    The error is less than one scale, which is below 1.01 of the largest magnitude of the row over the steps of its grid
-    (rows with magnitudes below 1.5e-36 become 0). The mean over the noise is x, but for the largest of a row, which
-    goes outwards by less than 1 %, and rows whose negative numbers all became 0, which are rounded without these.
+    The error is at most the scale, which is the largest magnitude of the row over the steps of its grid, and less than
+    1 / 32,768 more (rows with magnitudes below 1.5e-36 become 0). The mean over the noise is x, but for the largest of
+    a row, which may move by as little, and rows whose negative numbers all became 0, which are rounded without these.
 
     Args:
         noise: Uniform in [0, 1) for each number, or one number for all: 0.5 is rounding to the nearest.
@@ -61,11 +65,11 @@ def _on_grid(rows: Rows, steps: int, noise: Rows | float) -> Rows:
 
 
 def _scale(largest: Column, steps: Column | int) -> Column:
-    """The smallest bfloat16 that reaches the largest magnitude; 0 where it would be no normal number."""
+    """The smallest scale that reaches the largest magnitude; 0 where it would be no normal number."""
     ratio = largest / steps
-    bits = (ratio.view(torch.int32) + 0xFFFF) & ~0xFFFF
+    bits = (ratio.view(torch.int32) + 0xFF) & ~0xFF
     highest = torch.full_like(ratio, torch.finfo(torch.float32).max) / steps
-    bits = torch.minimum(bits, highest.view(torch.int32) & ~0xFFFF)
+    bits = torch.minimum(bits, highest.view(torch.int32) & ~0xFF)
     return torch.where(ratio < torch.finfo(torch.float32).tiny, 0.0, bits.view(torch.float32))
 
 
@@ -73,8 +77,8 @@ def _divisor(scale: Column) -> Column:
     return torch.where(scale == 0, 1.0, scale)
 
 
-def to_codes(rows: Rows, bits: int) -> tuple[np.ndarray, UInt8[np.ndarray, "rows columns"]] | None:
-    """Scales as the upper halves of float32, negative for grids with negative numbers, and the places on the grids.
+def to_codes(rows: Rows, bits: int) -> tuple[UInt8[np.ndarray, "rows 3"], UInt8[np.ndarray, "rows columns"]] | None:
+    """Scales of three bytes, negative for grids with negative numbers, and the places on the grids.
 
     None where a number does not lie on the grid of its row.
     """
@@ -85,20 +89,22 @@ def to_codes(rows: Rows, bits: int) -> tuple[np.ndarray, UInt8[np.ndarray, "rows
     if not torch.equal(places * scale, rows):
         return None
     codes = (places + torch.where(negative, steps, 0)).to(torch.uint8)
-    halves = torch.where(negative, -scale, scale).flatten().numpy().view(np.uint32) >> 16
-    return halves.astype("<u2"), codes.numpy()
+    scales = torch.where(negative, -scale, scale).flatten().numpy().astype("<f4")
+    return scales.view(np.uint8).reshape(-1, 4)[:, 1:], codes.numpy()
 
 
-def from_codes(halves: np.ndarray, codes: np.ndarray, rows: np.ndarray, bits: int) -> np.ndarray | None:
+def from_codes(scales: np.ndarray, codes: np.ndarray, rows: np.ndarray, bits: int) -> np.ndarray | None:
     """The inverse of :func:`to_codes` for codes of which each says its row; None where there is no such number."""
-    scales = (halves.astype(np.uint32) << 16).view(np.float32)
+    whole = np.zeros((len(scales), 4), np.uint8)
+    whole[:, 1:] = scales
+    factors = whole.view("<f4")[:, 0]
     steps = 2 ** (bits - 1) - 1
-    signed = np.signbit(scales)[rows]
-    if not np.isfinite(scales).all() or (codes[signed] > 2 * steps).any():
+    signed = np.signbit(factors)[rows]
+    if not np.isfinite(factors).all() or (codes[signed] > 2 * steps).any():
         return None
     places = codes.astype(np.float32) - np.where(signed, np.float32(steps), np.float32(0))
     with np.errstate(over="ignore"):  # whether a message is finite is checked with the rest of it
-        found: np.ndarray = places * np.abs(scales)[rows] + np.float32(0)
+        found: np.ndarray = places * np.abs(factors)[rows] + np.float32(0)
         return found
 
 
