@@ -159,12 +159,14 @@ def test_every_option_enters_the_configuration() -> None:
         "--set", "base_lr={start=0.1, rounds=200}", "--set", "keep_optimizer=false", "--set", "client.2.base_lr=0.001",
         "--workers", "1", "--device", "cpu", "--eval-every", "2", "--beside", "local,pooled",
         "--layout", "channels_last", "--commit-every", "2", "--metrics", "recall,auroc", "--out", "a",
+        "--codec", "int8+zstd", "--codec", "FusionOutputs.z=int4:tensor",
     )  # fmt: skip
     written = tomllib.loads(Path("a/config.toml").read_text())
     expected = {
         "method": "ifl", "data": "digits", "clients": 3, "partition": {"name": "dirichlet", "alpha": 2.5},
         "models": ["mlp", "logistic"], "fusion_width": 9, "rounds": 3, "seed": 7, "device": "cpu", "eval_every": 2,
         "beside": ["local", "pooled"], "client": {"2": {"base_lr": 0.001}}, "metrics": ["recall", "auroc"],
+        "codecs": {"default": "int8+zstd", "FusionOutputs.z": "int4:tensor"},
     }  # fmt: skip
     assert {key: written[key] for key in expected} == expected
     assert written["settings"]["optimizer"] == "adam"

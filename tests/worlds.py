@@ -29,7 +29,7 @@ from interfuse.method import Method
 from interfuse.methods import find
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
-from interfuse.wire import Entry, FileRecord, load_tensors
+from interfuse.wire import Codecs, Entry, FileRecord, load_tensors
 
 
 def tiny_dataset(
@@ -77,6 +77,7 @@ def setup_of(
     dataset: Dataset | None = None,
     shares: Sequence[Share] | None = None,
     overrides: Mapping[ClientId, Mapping[str, Any]] | None = None,
+    codecs: Mapping[str, str] | None = None,
 ) -> Setup:
     """A checked setup; models are dealt in turn, ``shares`` replace the partition."""
     method = find(method)() if isinstance(method, str) else method
@@ -88,6 +89,7 @@ def setup_of(
         [resolve(m) if isinstance(m, str) else m for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
         width, seed, overrides=overrides or {}, extra_programs=evaluation([dataset] * len(shares)),
+        codecs=Codecs.parse(codecs or {}),
     )  # fmt: skip
     check(setup)
     return setup

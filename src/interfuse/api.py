@@ -36,6 +36,7 @@ def run(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     client_settings: Mapping[int, Mapping[str, Any]] | None = None,
+    codecs: str | Mapping[str, str] | None = None,
     beside: Sequence[str] = ("local",),
     metrics: Sequence[str] = (),
     eval_every: int = 10,
@@ -58,6 +59,8 @@ def run(
         models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width).
         settings: Hyperparameters, where the method is given by name.
         client_settings: Hyperparameters that differ for a client, by its number.
+        codecs: What is done to messages on their way: ``"int8+zstd"`` for all, or by field or kind of message, such as
+            ``{"FusionOutputs.z": "int4:row+zstd"}``; see docs/codecs.md.
         beside: References to run after it on the same data: ``local``, ``pooled``.
         metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
             ``calibration-error``.
@@ -89,6 +92,7 @@ def run(
             "validation": validation,
             "test": test,
             "device": device,
+            "codecs": codecs or {},
             "beside": list(beside),
             "metrics": metrics,
             "partition": partition_values(partition),

@@ -195,6 +195,10 @@ class Client(Generic[S]):
             self._generator = generator(self._seed, *self._place)
         return self._generator
 
+    def lasting_generator(self, *keys: Key) -> torch.Generator:
+        """Derived for this client and the keys: the same in every call, for what is drawn once for the whole run."""
+        return generator(self._seed, "lasting", self.id, *keys)
+
     def batch(self, size: int) -> Batch:
         """The next ``min(size, share)`` training samples in the client's order."""
         return self.data.train(self.order.take(size))

@@ -15,9 +15,9 @@ import torch
 from interfuse.client import ClientId, Profile
 from interfuse.errors import ClientError, ConfigError, MessageError
 from interfuse.handler import Handler, Program
-from interfuse.message import Dims, Message, check, kind_of, narrow, sizes
-from interfuse.randomness import generator
-from interfuse.wire import Entry, FileRecord, Heading, Ledger
+from interfuse.message import Dims, Message, check, kind_of, narrow, rounded, sizes
+from interfuse.randomness import Key, generator
+from interfuse.wire import NO_CODECS, Codecs, Entry, FileRecord, Heading, Ledger
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message | None)
@@ -36,6 +36,14 @@ class Request:
     """Which call of this handler in this round, from 0."""
     recoverable: bool = False
     """A client that fails is put back to where it was before the call."""
+
+    def place(self, client: ClientId) -> tuple[Key, ...]:
+        """Where a client's part of the call stands in the run: keys for randomness."""
+        return (self.heading, self.program, self.handler, client, self.round, self.index)
+
+    def codecs(self, configured: Codecs) -> Codecs:
+        """The codecs of its messages: the method's own. What interfuse measures with travels as it is."""
+        return configured if self.program.partition(".")[0] == "method" else NO_CODECS
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,7 @@ class Exchange:
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: int = 0
     failures: list[Failure] = field(default_factory=list)
+    codecs: Codecs = NO_CODECS
 
     def enter(self, round: int, heading: Heading, calls: int = 0) -> None:
         """Go to a place in the run: counters start again, that of calls at a given number."""
@@ -238,6 +247,7 @@ class Clients:
         if strangers := set(addressed) - set(self.ids):
             raise MessageError(request.handler, "clients", f"some of {list(self.ids)}", str(sorted(strangers)))
         same = len({id(given) for given in addressed.values()}) == 1 and len(addressed) > 1
+        codecs = request.codecs(exchange.codecs)
         ready: dict[int, Message] = {}
         size: dict[int, tuple[int, int]] = {}
         checked: set[tuple[int, int]] = set()
@@ -249,11 +259,14 @@ class Clients:
             first = id(given) not in ready
             if first:
                 ready[id(given)] = narrow(given, exchange.dims)
-                size[id(given)] = sizes(ready[id(given)])
             keys = profiles[client].keys
             if (id(given), id(keys)) not in checked:  # clients of one architecture have the very same keys
                 check(ready[id(given)], exchange.dims, keys, finite=first)
                 checked.add((id(given), id(keys)))
+            if first:
+                noise = generator(exchange.seed, "codec", "down", *request.place(client))
+                ready[id(given)] = rounded(ready[id(given)], codecs, noise)
+                size[id(given)] = sizes(ready[id(given)], codecs)
             out[client] = ready[id(given)]
             self._count(client, "down", given, size[id(given)], "broadcast" if same else "unicast", request)
         return out
@@ -266,7 +279,8 @@ class Clients:
             raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
         if reply is None:
             return None
-        self._count(answer.client, "up", reply, sizes(reply), "unicast", request)
+        size = sizes(reply, request.codecs(self._exchange.codecs))
+        self._count(answer.client, "up", reply, size, "unicast", request)
         return reply
 
     def _count(

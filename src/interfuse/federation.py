@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor
 
 from interfuse.clients import Clients, Engine, Exchange
-from interfuse.errors import InterfuseError, RunError
+from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import handlers, programs
-from interfuse.message import flatten, leaves, settled, unflatten
+from interfuse.message import Message, Precision, flatten, kind_of, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
 from interfuse.setup import Setup, check_fusion, check_setup
-from interfuse.wire import FileRecord, Heading, Ledger, load_tensors, save_tensors
+from interfuse.wire import NO_CODEC, Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
+from interfuse.wire.codecs.rules import DEFAULT
 
 
 @dataclass(frozen=True)
@@ -36,15 +37,44 @@ def check(setup: Setup) -> None:
         InterfuseError: naming the client and the field.
     """
     check_setup(setup)
-    fused = False
+    messages: list[type[Message]] = []
     for program in programs(setup.method, "method").values():
         if isinstance(program, Method):
             check_declaration(type(program))
         for handler in handlers(type(program)).values():
-            for message in (handler.message_type, handler.reply_type):
-                fused = fused or (message is not None and any("d" in (leaf.dims or ()) for leaf in leaves(message)))
-    if fused:
+            messages += [kind for kind in (handler.message_type, handler.reply_type) if kind is not None]
+    if any("d" in (leaf.dims or ()) for message in messages for leaf in leaves(message)):
         check_fusion(setup)
+    check_codecs(setup.codecs, messages)
+
+
+def check_codecs(codecs: Codecs, messages: Sequence[type[Message]]) -> None:
+    """Check that every codec belongs to a message, and that no field forbids it.
+
+    Raises:
+        ConfigError: naming the codec, the field, and what may be done to it.
+    """
+    found = [(kind_of(message), leaf) for message in messages for leaf in leaves(message)]
+    names = {name for kind, leaf in found for name in (kind, leaf.field.partition(".")[0], leaf.field)}
+    for key, codec in codecs.rules.items():
+        meant = [leaf for kind, leaf in found if key in (DEFAULT, kind, leaf.field.partition(".")[0], leaf.field)]
+        if key != DEFAULT and not meant:
+            raise ConfigError(f"codecs: the method sends no {key!r}: {nearest(key, names)}")
+        for leaf in meant:
+            if codec.keep is not None and leaf.precision is Precision.ROUNDED:
+                raise ConfigError(
+                    f"codecs: {key} = {codec}: {leaf.field} may be rounded, but not thinned out: most of it would "
+                    "be 0; leave topk to updates and features"
+                )
+        if key == DEFAULT or codec == NO_CODEC:
+            continue
+        if codec.lossy and all(leaf.precision is Precision.EXACT for leaf in meant):
+            raise ConfigError(f"codecs: {key} = {codec}: {key} has to arrive exactly; only zstd or none will do")
+        if codec.feedback and not any(leaf.lasting for leaf in meant):
+            raise ConfigError(
+                f"codecs: {key} = {codec}: {key} is something new each time, so what was lost cannot be sent later; "
+                "leave ef to parameters"
+            )
 
 
 class Federation:
@@ -54,7 +84,7 @@ class Federation:
         self.setup, self.engine, self.method = setup, engine, setup.method
         self.exchange = Exchange(
             engine, ledger or Ledger(), setup.dims, setup.seed,
-            setup.programs_with(setup.method),
+            setup.programs_with(setup.method), codecs=setup.codecs,
         )  # fmt: skip
         self.clients = Clients(self.exchange, engine.profiles)
         self.round = 0

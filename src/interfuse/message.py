@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 import operator
 import typing
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cache
 from typing import (
@@ -40,6 +40,7 @@ from torch import Tensor
 from interfuse import wire
 from interfuse.errors import DeclarationError, MessageError
 from interfuse.numerics import aligned
+from interfuse.wire import NO_CODEC, NO_CODECS, Codec, Codecs
 
 Dims = Mapping[str, int]
 
@@ -56,6 +57,19 @@ class Disclosure(StrEnum):
     GRADIENTS = "gradients"
     ADAPTERS = "adapters"
     PARAMETERS = "parameters"
+
+
+class Precision(StrEnum):
+    """What a codec may do to a field. By default ``rounded`` for parameters, ``sparse`` for other tensors in float32,
+    and ``exact`` for what counts or names something: labels, statistics, data, integers.
+    """
+
+    EXACT = "exact"
+    """Arrives as it was sent."""
+    ROUNDED = "rounded"
+    """Numbers may be rounded."""
+    SPARSE = "sparse"
+    """Numbers may be rounded, and small ones left out."""
 
 
 NamedTensors = dict[str, Tensor]
@@ -113,6 +127,34 @@ class Leaf:
     dims: tuple[str, ...] | None
     disclosure: Disclosure | None
     named: bool
+    marked: Precision | None = None
+
+    @property
+    def precision(self) -> Precision:
+        """What a codec may do to it: what its annotation says, or else what goes with its disclosure."""
+        if self.scalar is not None or not (self.named or self.dtypes == ("float32",)):
+            return Precision.EXACT
+        return self.marked or _PRECISION.get(self.disclosure, Precision.SPARSE)
+
+    @property
+    def lasting(self) -> bool:
+        """Whether it means the same each time it is sent, so that what rounding lost can be sent later."""
+        return self.disclosure in (Disclosure.PARAMETERS, Disclosure.ADAPTERS)
+
+    @property
+    def field(self) -> str:
+        """The field that holds it, such as ``Weights.tensors``."""
+        return self.path.partition("/")[0]
+
+
+_PRECISION: Mapping[Disclosure | None, Precision] = {
+    Disclosure.LABELS: Precision.EXACT,
+    Disclosure.STATISTICS: Precision.EXACT,
+    Disclosure.DATA: Precision.EXACT,
+    Disclosure.PARAMETERS: Precision.ROUNDED,
+    Disclosure.ADAPTERS: Precision.ROUNDED,
+    None: Precision.EXACT,
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +182,8 @@ def _nodes_of(record: Any) -> dict[str, _Node]:
 def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
     if get_origin(annotation) is Annotated:
         inner, *notes = get_args(annotation)
-        return _node(inner, path, next((n for n in notes if isinstance(n, Disclosure)), disclosure))
+        node = _node(inner, path, next((n for n in notes if isinstance(n, Disclosure)), disclosure))
+        return _marked(node, next((n for n in notes if isinstance(n, Precision)), None))
     if annotation in _SCALARS:
         return _Node("scalar", leaf=Leaf(path, annotation, None, (), disclosure or Disclosure.STATISTICS, False))
     if annotation is Tensor:
@@ -161,6 +204,17 @@ def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
     raise DeclarationError(
         f"{path}: {annotation!r} is not a field type of a message or state; use a tensor with a jaxtyping "
         "annotation, int, float, bool, another record, or a tuple[..., ...] or dict[str, ...] of them"
+    )
+
+
+def _marked(node: _Node, precision: Precision | None) -> _Node:
+    """The same node, with what its annotation says of codecs."""
+    if precision is None:
+        return node
+    return replace(
+        node,
+        leaf=None if node.leaf is None else replace(node.leaf, marked=precision),
+        item=None if node.item is None else _marked(node.item, precision),
     )
 
 
@@ -472,15 +526,113 @@ def kind_of(message: Message | type[Message]) -> str:
     return message.__name__ if isinstance(message, type) else type(message).__name__
 
 
-def encode(message: Message) -> bytes:
-    """A message as bytes: a versioned header and safetensors."""
-    return wire.encode(kind_of(message), flatten(message))
+def codec_of(codecs: Codecs, kind: str, leaf: Leaf, dimensions: int) -> Codec:
+    """The codec of a tensor: the one that is asked for, as far as the field allows it.
+
+    Tensors of a model with fewer than two dimensions are biases and statistics: small, and sensitive. They are exact.
+    """
+    codec = codecs.find(kind, leaf.field)
+    forbidden = leaf.precision is Precision.EXACT or (leaf.named and dimensions < 2)
+    return NO_CODEC if leaf.scalar is not None or (codec.lossy and forbidden) else codec
 
 
-def sizes(message: Message) -> tuple[int, int]:
-    """Raw payload and length of the encoded form in bytes, without encoding."""
-    flat = flatten(message)
-    return wire.raw_size(flat), wire.encoded_size(kind_of(message), flat)
+def rounded(
+    message: M, codecs: Codecs, generator: torch.Generator, feedback: MutableMapping[str, Tensor] | None = None
+) -> M:
+    """A checked message as its receiver gets it. Rounding it again changes nothing.
+
+    Args:
+        generator: For rounding at random.
+        feedback: What rounding has lost so far by kind and path, for fields whose codec gives it back; replaced by what
+            is lost now.
+    """
+    kind = kind_of(message)
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        codec, place = codec_of(codecs, kind, leaf, tensor.ndim), f"{kind}/{path}"
+        if not codec.lossy:
+            return tensor
+        if feedback is None or not (codec.feedback and leaf.lasting):
+            return codec.round(tensor, generator)
+        lost = feedback.get(place)
+        wanted = tensor if lost is None or lost.shape != tensor.shape else tensor + lost
+        sent = codec.round(wanted, generator)
+        feedback[place] = wanted - sent
+        return sent
+
+    return _mapped(message, change) if codecs else message
+
+
+def encode(message: Message, codecs: Codecs = NO_CODECS) -> bytes:
+    """A message as bytes: a versioned header and safetensors, in which coded tensors are pieces of bytes.
+
+    Raises:
+        MessageError: a tensor has a codec and is not :func:`rounded`.
+    """
+    return wire.encode(kind_of(message), _packed(message, codecs))
+
+
+def sizes(message: Message, codecs: Codecs = NO_CODECS) -> tuple[int, int]:
+    """Raw payload and length of the encoded form in bytes. Only what has a codec is really encoded."""
+    return wire.raw_size(flatten(message)), wire.encoded_size(kind_of(message), _packed(message, codecs))
+
+
+_CODED = "@"
+"""Stands between the path of a coded tensor and what a receiver has to know of its codec."""
+
+
+def _packed(message: Message, codecs: Codecs) -> dict[str, Tensor]:
+    """The flat form with coded tensors as bytes under the names of path and codec."""
+    flat, kind = flatten(message), kind_of(message)
+    if not codecs:
+        return flat
+    packed = dict(flat)
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        codec = codec_of(codecs, kind, leaf, tensor.ndim)
+        if codec == NO_CODEC:
+            return tensor
+        try:
+            data = codec.pack(tensor)
+        except ValueError as error:
+            raise MessageError(kind, path, f"a tensor for {codec}", str(error)) from None
+        del packed[path]
+        packed[f"{path}{_CODED}{codec.written}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        return tensor
+
+    _mapped(message, change)
+    return packed
+
+
+def _unpacked(kind: str, packed: Mapping[str, Tensor], codecs: Codecs, limit: int) -> dict[str, Tensor]:
+    """The inverse of :func:`_packed`; all tensors together take at most ``limit`` bytes."""
+    known, flat, left = codecs.written(), {}, limit
+    for name, tensor in packed.items():
+        path, _, written = name.rpartition(_CODED)
+        if path and written in known:
+            if tensor.dtype != torch.uint8 or tensor.ndim != 1:
+                raise MessageError(kind, path, "bytes", f"{tensor.dtype} of shape {tuple(tensor.shape)}")
+            tensor = known[written].unpack(tensor.numpy(), left, kind, path)
+            left -= tensor.nbytes
+        else:
+            path = name
+        if path in flat:
+            raise MessageError(kind, path, "a name once", "the same tensor twice")
+        flat[path] = tensor
+    return flat
+
+
+def _check_codecs(message: Message, packed: Mapping[str, Tensor], codecs: Codecs) -> None:
+    """Check that every tensor came by its codec."""
+    kind = kind_of(message)
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        codec = codec_of(codecs, kind, leaf, tensor.ndim)
+        if (path if codec == NO_CODEC else f"{path}{_CODED}{codec.written}") not in packed:
+            raise MessageError(kind, path, f"a tensor coded by {codec}", "another codec")
+        return tensor
+
+    _mapped(message, change)
 
 
 def decode(
@@ -489,16 +641,22 @@ def decode(
     dims: Dims,
     keys: Mapping[str, tuple[int, ...]] | None = None,
     limits: wire.Limits | None = None,
+    codecs: Codecs = NO_CODECS,
 ) -> M:
-    """Bytes back to a checked message.
+    """Bytes back to a checked message; the receiver has the same codecs as the sender.
 
     Raises:
         MessageError: for anything that is not exactly a message of the expected type within the limits.
     """
-    kind, flat = wire.decode(data, None, limits or wire.Limits())
+    limits = limits or wire.Limits()
+    kind, packed = wire.decode(data, None, limits)
     if kind != kind_of(expected):
         raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
-    return check(unflatten(expected, flat), dims, keys)
+    if not codecs:
+        return check(unflatten(expected, packed), dims, keys)
+    message = unflatten(expected, _unpacked(kind, packed, codecs, limits.max_bytes))
+    _check_codecs(message, packed, codecs)
+    return check(message, dims, keys)
 
 
 def private(message: M, *, copy: bool) -> M:

@@ -19,6 +19,7 @@ from interfuse.method import Method
 from interfuse.models import Builder, SplitModel, measure
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import seeded
+from interfuse.wire import NO_CODECS, Codecs
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Setup:
         architectures: Name of the builder of each client; equal names mean equal architectures.
         overrides: Hyperparameters that differ for a client.
         extra_programs: Programs beside a method, such as the evaluation, by path.
+        codecs: What is done to the method's messages on their way.
     """
 
     method: Method
@@ -44,6 +46,7 @@ class Setup:
     numerics: Numerics = DEFAULT
     overrides: Mapping[ClientId, Mapping[str, Any]] = field(default_factory=dict)
     extra_programs: Callable[[Method], Mapping[str, Program]] = lambda method: {}
+    codecs: Codecs = NO_CODECS
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """A new model of an architecture; its initial values are a function of seed and key."""

@@ -32,6 +32,8 @@ def write_run(
     rounds: int = 12,
     every: int = 2,
     upload: int = 1000,
+    wire: int = 80,
+    codec: str | None = None,
     rise: float = 0.9,
     method: str = "ifl",
     discloses: Sequence[str] = ("features", "labels"),
@@ -43,8 +45,8 @@ def write_run(
     for number in range(rounds + 1):
         line: dict[str, Any] = {
             "round": number, "failures": [], "seconds": {"calls": 0.5},
-            "uplink": {"raw": number * upload * clients, "wire": 0},
-            "downlink": {"raw": 3 * number * upload * clients, "wire": 0},
+            "uplink": {"raw": number * upload * clients, "wire": number * wire * clients},
+            "downlink": {"raw": 3 * number * upload * clients, "wire": 2 * number * wire * clients},
             "steps": {"clients": 0 if number == 0 else 7 * clients, "server": 0 if number == 0 else 2},
         }  # fmt: skip
         if number % every == 0 or number == rounds:
@@ -56,7 +58,9 @@ def write_run(
         **final(last), "best": {"round": rounds - every, "validation_accuracy": 0.5, **final(best)},
         "stability": float(random.uniform(0, 0.1)),
         "gradient_steps": {"clients": 7 * clients * rounds, "server": 2 * rounds},
-        "uplink_bytes": {"raw": rounds * upload * clients}, "downlink_bytes": {"raw": 3 * rounds * upload * clients},
+        "uplink_bytes": {"raw": rounds * upload * clients, "wire": rounds * wire * clients},
+        "downlink_bytes": {"raw": 3 * rounds * upload * clients, "wire": 2 * rounds * wire * clients},
+        "codecs": {} if codec is None else {"default": codec},
         "clients": [{"id": i, "architecture": "logistic", "data": "digits"} for i in range(clients)],
     }  # fmt: skip
     folder.mkdir(parents=True)

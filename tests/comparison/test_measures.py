@@ -67,6 +67,10 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
     found["uplink"] = metrics[-1]["uplink"]["raw"]
     found["downlink"] = metrics[-1]["downlink"]["raw"]
     found["uplink_per_client"], found["downlink_per_client"] = found["uplink"] / clients, found["downlink"] / clients
+    for way in ("uplink", "downlink"):
+        found[f"{way}_wire"] = metrics[-1][way]["wire"]
+        found[f"{way}_wire_per_client"] = found[f"{way}_wire"] / clients
+    found["uplink_ratio"] = found["uplink"] / found["uplink_wire"] if found["uplink_wire"] else math.nan
     for side in ("clients", "server"):
         found[f"steps_{side}"] = sum(line["steps"][side] for line in metrics)
     found["flops"] = 1000.0 * (len(metrics) - 1)
@@ -74,10 +78,12 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
     points = [line for line in metrics if "accuracy" in line]
     for accuracy in ACCURACIES:
         there = [line for line in points if average(line["accuracy"]["common"]) >= accuracy]
-        for way in ("uplink", "downlink"):
-            size = min((line[way]["raw"] for line in there), default=math.nan)
-            found[f"{way}_to_{accuracy:g}"] = size
-            found[f"{way}_to_{accuracy:g}_per_client"] = size / clients
+        for key, way, form in (
+            ("uplink", "uplink", "raw"), ("downlink", "downlink", "raw"), ("uplink_wire", "uplink", "wire"),
+        ):  # fmt: skip
+            size = min((line[way][form] for line in there), default=math.nan)
+            found[f"{key}_to_{accuracy:g}"] = size
+            found[f"{key}_to_{accuracy:g}_per_client"] = size / clients
     limits = {str(uplink): (uplink, 1) for uplink in UPLINKS} | {"anchor": (anchor_bytes, anchor_clients)}
     for limit, (size, parties) in limits.items():
         for rule in ("", "_per_client"):

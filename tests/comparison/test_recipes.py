@@ -24,7 +24,10 @@ COMPARISONS = [
 
 
 def test_the_experiments_of_ifl_are_here() -> None:
-    wanted = "paper homogeneous noniid width tau cut architectures controls staleness joint domains har"
+    wanted = (
+        "paper homogeneous noniid width tau cut architectures controls staleness joint domains har "
+        "codecs scaling label-privacy"
+    )
     assert {f"ifl-{name}" for name in wanted.split()} <= set(COMPARISONS)
 
 

@@ -200,3 +200,15 @@ def test_a_heading_breaks_where_it_may() -> None:
     plan = plan_of("fedavg")
     text = page(plan, [], [Table("T", "c", ("entry", "global at 1 MB, all"), [])], [], {}, Path("out"))
     assert "global<br>at 1 MB,<br>all" in text
+
+
+def test_codecs_bring_a_table_of_what_was_on_the_wire(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "other", method="ifl", accuracies=[0.5])
+    plain = [finished(entry, tmp_path / "plain") for entry in plan.entries]
+    coded = [plain[0], finished(plan.entries[1], tmp_path / "coded", codec="int8", wire=250)]
+    assert "On the wire" not in {table.title for table in tables(plan, *rows(plan, plain))}
+    found = {table.title: table for table in tables(plan, *rows(plan, coded))}
+    wire = found["On the wire"]
+    cells = dict(zip(wire.heads, wire.lines[1], strict=True))
+    assert (cells["uplink"], cells["uplink on the wire"], cells["times less"]) == ("0.0480", "0.0120", "4.0")
+    assert "on the wire, uplink to 50 %" in found["Bytes until an accuracy"].heads

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from interfuse import api, report
 from interfuse.cli import comparing, listings, seeds
-from interfuse.cli.configuration import configure, listed, none_or_listed, numbers, one_or_listed
+from interfuse.cli.configuration import codecs, configure, listed, none_or_listed, numbers, one_or_listed
 from interfuse.cli.options import (
     AFTER,
     DEFAULT,
@@ -26,6 +26,7 @@ from interfuse.cli.options import (
     WHAT,
     Alpha,
     ClassesPerClient,
+    CodecTexts,
     DataSets,
     Device,
     EvalEvery,
@@ -132,6 +133,7 @@ def run(
     shards: ShardsPerClient = None,
     models: ModelNames = None,
     width: Width = None,
+    codec: CodecTexts = None,
     device: Device = None,
     layout: Annotated[
         str | None,
@@ -190,6 +192,7 @@ def run(
         {
             "rounds": rounds, "seed": seed, "data": one_or_listed(data), "clients": clients, "models": listed(models),
             "fusion_width": width, "device": device, "eval_every": eval_every,
+            "codecs": codecs(codec),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
             "execution": {"workers": workers, "commit_rounds": commit_every},

@@ -15,6 +15,7 @@ from interfuse import comparison, recipes
 from interfuse.cli.configuration import (
     assign,
     changed_partition,
+    codecs,
     given,
     listed,
     method_names,
@@ -30,6 +31,7 @@ from interfuse.cli.options import (
     WHAT,
     Alpha,
     ClassesPerClient,
+    CodecTexts,
     DataSets,
     Device,
     EvalEvery,
@@ -84,6 +86,7 @@ def compare(
     shards: ShardsPerClient = None,
     models: ModelNames = None,
     width: Width = None,
+    codec: CodecTexts = None,
     device: Device = None,
     jobs: Annotated[
         int | None,
@@ -114,6 +117,7 @@ def compare(
         given({
             "rounds": rounds, "data": one_or_listed(data), "clients": clients, "models": listed(models),
             "fusion_width": width, "device": device, "eval_every": eval_every,
+            "codecs": codecs(codec),
         }),
         Path.cwd(),
     )  # fmt: skip

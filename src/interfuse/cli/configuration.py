@@ -14,6 +14,7 @@ from interfuse.methods import built_in
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
 from interfuse.runs.config import absolute_paths
+from interfuse.wire.codecs.rules import DEFAULT
 
 OPTION_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "shards_per_client": "shards"}
 """Which partition an option of the command line belongs to."""
@@ -90,6 +91,22 @@ def assign(values: dict[str, Any], text: str) -> None:
     everybody = values.get("client", {})
     own = everybody.get(int(number), {}) | {setting: toml_or_text(value)}
     values["client"] = everybody | {int(number): own}
+
+
+def codecs(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """Codecs by what they are for: ``int8+zstd`` is the default, ``FIELD=int8+zstd`` for a field or a kind of message.
+
+    Raises:
+        ConfigError: two are for the same.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, codec = text.rpartition("=")
+        key = name if equals else DEFAULT
+        if key in found:
+            raise ConfigError(f"--codec {text}: there is one for {key} already")
+        found[key] = codec
+    return found or None
 
 
 def toml_or_text(text: str) -> Any:

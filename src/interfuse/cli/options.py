@@ -44,6 +44,16 @@ Settings = Annotated[
         rich_help_panel=WHAT,
     ),
 ]
+CodecTexts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--codec",
+        metavar="CODEC",
+        help="How messages travel: fp16, bf16, int8, int4, int2 (:tensor), topk:FRACTION, ef, zstd, joined by +; "
+        "FIELD=CODEC for one field, such as FusionOutputs.z=int4+zstd. May be repeated.",
+        rich_help_panel=HOW,
+    ),
+]
 DataSets = Annotated[
     str | None,
     typer.Option(

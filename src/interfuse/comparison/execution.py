@@ -70,6 +70,11 @@ class Job:
         return number(((self.summary or {}).get("best") or {}).get("validation_accuracy"))
 
     @property
+    def uplink(self) -> float:
+        """Bytes of all clients on the wire; NaN where training failed."""
+        return number(((self.summary or {}).get("uplink_bytes") or {}).get("wire"))
+
+    @property
     def rounds_done(self) -> int:
         """Rounds so far, as the metrics tell; their first line is from before the first round."""
         if self.done:
@@ -228,7 +233,7 @@ class State:
         scores = [job.validation for job in self._tuning] or [0.0]
         if all(math.isnan(score) for score in scores):
             return []
-        self._chosen = self._points[int(np.nanargmax(scores))]
+        self._chosen = self._points[self._best(scores)]
         folder, seeds = self._out / "runs" / self.entry.name, self._plan.asked.seeds
         configs = {seed: self.entry.run(self._chosen, seed) for seed in seeds}
         self._runs = [Job("run", self.entry, c, folder / f"seed-{seed}", f"seed {seed}") for seed, c in configs.items()]
@@ -239,6 +244,14 @@ class State:
         if not count.done:
             import_counter()
         return [job for job in (*self._runs, count) if not job.done]
+
+    def _best(self, scores: Sequence[float]) -> int:
+        """The best point on the validation shares, or the one with the smallest uplink that is hardly worse."""
+        best, tolerance = int(np.nanargmax(scores)), self._plan.asked.tuning.tolerance
+        if not tolerance:
+            return best
+        good = [place for place, score in enumerate(scores) if score >= scores[best] - tolerance]
+        return min(good, key=lambda place: self._tuning[place].uplink) if self._tuning else best
 
     @property
     def rounds(self) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class SeedRun:
     summary: Json
     curve: Curve
     downlink: NDArray[np.int64]
+    uplink_wire: NDArray[np.int64]
     steps: NDArray[np.int64]
 
     @property
@@ -119,6 +120,7 @@ def read_run(path: Path, seed: int) -> SeedRun:
         seed=seed,
         summary=run.summary,
         curve=curve(run.metrics),
+        uplink_wire=np.array([row["uplink"]["wire"] for row in evaluated], dtype=np.int64),
         downlink=np.array([row["downlink"]["raw"] for row in evaluated], dtype=np.int64),
         steps=made[places].astype(np.int64),
     )
@@ -184,14 +186,22 @@ def beside_local(summary: Json, local: Json) -> Values:
 
 
 def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
-    """Raw bytes of training, gradient steps, and operations, which are those of the first round times rounds."""
+    """Bytes of training, raw and on the wire, gradient steps, and operations: those of the first round times rounds."""
     clients, steps = number_of_clients(summary), summary.get("gradient_steps") or {}
-    up, down = (number((summary.get(way) or {}).get("raw")) for way in ("uplink_bytes", "downlink_bytes"))
+    (up, up_wire), (down, down_wire) = (
+        [number((summary.get(f"{way}_bytes") or {}).get(form)) for form in ("raw", "wire")]
+        for way in ("uplink", "downlink")
+    )
     return {
         "uplink": up,
         "uplink_per_client": up / clients,
         "downlink": down,
         "downlink_per_client": down / clients,
+        "uplink_wire": up_wire,
+        "uplink_wire_per_client": up_wire / clients,
+        "uplink_ratio": up / up_wire if up_wire else math.nan,
+        "downlink_wire": down_wire,
+        "downlink_wire_per_client": down_wire / clients,
         "steps_clients": number(steps.get("clients")),
         "steps_server": number(steps.get("server")),
         "flops": flops_of_a_round * number(summary.get("rounds")),
@@ -199,13 +209,14 @@ def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
 
 
 def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
-    """Raw bytes until the mean global accuracy on the curve is there for the first time; NaN where it never is."""
+    """Bytes until the mean global accuracy on the curve is there for the first time; NaN where it never is."""
     found: Values = {}
     for accuracy in accuracies:
         reached = np.flatnonzero(run.curve.common >= accuracy)
         up = float(run.curve.uplink[reached[0]]) if len(reached) else math.nan
         down = float(run.downlink[reached[0]]) if len(reached) else math.nan
-        for way, size in (("uplink", up), ("downlink", down)):
+        wire = float(run.uplink_wire[reached[0]]) if len(reached) else math.nan
+        for way, size in (("uplink", up), ("downlink", down), ("uplink_wire", wire)):
             found |= {f"{way}_to_{accuracy:g}": size, f"{way}_to_{accuracy:g}_per_client": size / run.clients}
     return found
 

@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from interfuse.comparison.recipe import (
+    CODECS,
     NOT_SHARED,
     SIZES,
     Asked,
@@ -27,8 +28,9 @@ from interfuse.errors import ConfigError, InterfuseError, nearest
 from interfuse.methods import find
 from interfuse.models import DEFAULT_MODELS
 from interfuse.runs import Execution, Given, RunConfig, parse_config
-from interfuse.runs.config import complete, plain
+from interfuse.runs.config import codec_rules, complete, plain
 from interfuse.runs.loop import assemble
+from interfuse.wire import Codecs
 
 LONGEST_NAME = 200
 """Characters of a folder's name, with room under the 255 bytes of file systems."""
@@ -58,9 +60,12 @@ class Entry:
     def run(self, point: Point, seed: int, rounds: int | None = None) -> RunConfig:
         """The configuration of a run with these values of the grid."""
         values = {
-            "settings": self.config.settings | dict(point), "seed": seed, "rounds": rounds or self.config.rounds,
+            "settings": self.config.settings | {key: value for key, value in point.items() if key != CODECS},
+            "seed": seed, "rounds": rounds or self.config.rounds,
             "unset": tuple(key for key in self.config.unset if key not in point),
         }  # fmt: skip
+        if CODECS in point:
+            values[CODECS] = Codecs.parse(self.config.codecs | codec_rules(point[CODECS])).texts
         return self.config.model_copy(update=values)
 
     def label(self, point: Point) -> str:
@@ -121,9 +126,11 @@ class Plan:
                     raise ConfigError("validation = 0: a grid needs validation shares to choose by")
                 for point in points:
                     entry.run(point, 0).make_method()
+                by_codecs = {str(point.get(CODECS)): point for point in points}
                 # on the CPU: a process that has used a GPU cannot be forked any more
-                config = entry.run(points[0], self.asked.seeds[0]).model_copy(update={"device": "cpu"})
-                assemble(config, self.given(entry))
+                for point in by_codecs.values():
+                    config = entry.run(point, self.asked.seeds[0]).model_copy(update={"device": "cpu"})
+                    assemble(config, self.given(entry))
 
 
 @contextmanager
@@ -170,7 +177,7 @@ def _data(entry: Entry) -> str:
 
 def _settings_of(entry: EntryTable) -> set[str]:
     with _naming(entry.name):
-        return {f.name for f in fields(find(entry.method))}
+        return {CODECS, *(f.name for f in fields(find(entry.method)))}
 
 
 def _entry(recipe: Recipe, entry: EntryTable, known: Collection[str]) -> Entry:
@@ -190,7 +197,7 @@ def _entry(recipe: Recipe, entry: EntryTable, known: Collection[str]) -> Entry:
             raise ConfigError(f"{source}: models = {models!r}: a list of names, {' or '.join(map(repr, SIZES))}")
         values["models"] = [_by_size(values | {"models": recipe.run.get("models", DEFAULT_MODELS)}, models, source)]
     grid = {axis: choices for axis, choices in _axes(recipe.grid, entry, known)} | entry.grid
-    tried = {key: choices[0] for axis, choices in grid.items() for key in keys_of(axis)}
+    tried = {key: choices[0] for axis, choices in grid.items() for key in keys_of(axis) if key != CODECS}
     values["settings"] = values.get("settings", {}) | tried
     values["unset"] = [key for key in values.get("unset", ()) if key not in values["settings"]]
     config = parse_config(values, source)
@@ -221,7 +228,7 @@ def _only_of_clients(clients: Mapping[str, Mapping[str, Any]], known: Collection
 
 def _by_size(values: Mapping[str, Any], size: str, source: str) -> str:
     """The smallest or the largest model that a client of the federation has, by parameters; the first of equals."""
-    shared = {key: value for key, value in values.items() if key not in ("settings", "client", "unset")}
+    shared = {key: value for key, value in values.items() if key not in ("settings", "client", "unset", CODECS)}
     config = parse_config(shared | {"method": "local", "device": "cpu", "beside": []}, source)
     setup = assemble(config)
     sizes: dict[str, int] = {}

@@ -8,31 +8,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Gt, Le
+from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interfuse.errors import ConfigError, nearest
 from interfuse.runs import RunConfig
-from interfuse.runs.config import absolute_paths
+from interfuse.runs.config import absolute_paths, codec_rules
 
 SIZES = ("smallest", "largest")
 """Instead of a list of models: all clients have that one of the federation's models."""
 NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
 """Keys of a run that a comparison sets itself."""
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
-LEVELS = {"settings": 1, "client": 2, "numerics": 1}
+LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1}
 """Tables to which another table adds, and how deep; any other value is replaced."""
 
 Grid = dict[str, list[Any]]
 
 
 class Tuning(BaseModel):
-    """How a value is chosen from a grid: one seed, this fraction of the rounds, the best validation accuracy."""
+    """How a value is chosen from a grid: one seed, this fraction of the rounds, the best validation accuracy.
+
+    Attributes:
+        tolerance: Accuracy between 0 and 1 that may be given up: of all points within it of the best, the one with the
+            smallest uplink on the wire is chosen.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     fraction: Annotated[float, Gt(0), Le(1)] = 0.25
     seed: int = 0
+    tolerance: Annotated[float, Ge(0), Le(1)] = 0.0
 
 
 class Asked(BaseModel):
@@ -133,6 +139,8 @@ def _run(values: object, source: str) -> dict[str, Any]:
     """Keys of a run, known ones; tables are tables, and clients go by their numbers as text, as TOML has them."""
     run = _mapping(values, source)
     _known(run, RUN_KEYS, source)
+    if "codecs" in run:
+        run["codecs"] = codec_rules(run["codecs"])
     for key in LEVELS.keys() & run.keys():
         run[key] = _mapping(run[key], f"{source}, {key}")
     if "client" in run:
@@ -172,6 +180,10 @@ def _grid(values: object, source: str) -> Grid:
 def file_name(entry: str) -> str:
     """The name of an entry for a file, also where file systems know no case, and for an identifier of a page."""
     return re.sub(r"[\W_]+", "-", entry.lower())
+
+
+CODECS = "codecs"
+"""An axis of a grid that is no setting of a method: how messages travel."""
 
 
 def keys_of(axis: str) -> tuple[str, ...]:

@@ -39,7 +39,11 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     count = len(asked.seeds)
     over = f"Mean ± standard deviation over {count} seeds" if count > 1 else f"Seed {asked.seeds[0]} alone"
     text = f"{over}. Accuracy in %, after the last round and after that of the best validation accuracy."
+    coded = any(run.summary.get("codecs") for row in rows for run in row.runs)
     found = [_table("Accuracy and cost", text, _MAIN, rows)]
+    if coded:
+        text = "MB of all clients before and after codecs, headers of messages included; and how many times less."
+        found.append(_table("On the wire", text, _WIRE, rows))
     beside = any(row.name == "local" for row in rows)
     text = "Spread in points: over modular blocks of other clients, and over the last ten points of the curve."
     if beside:
@@ -47,7 +51,7 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     found.append(_table("Differences and spread", text, _BESIDE * beside + _SPREAD, rows))
     if asked.accuracies:
         text = "Raw MB until the mean global accuracy on the curve is there for the first time; – is never."
-        found.append(_table("Bytes until an accuracy", text, _until(asked.accuracies), rows))
+        found.append(_table("Bytes until an accuracy", text, _until(asked.accuracies, coded), rows))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each."
@@ -67,6 +71,10 @@ def _count(value: float) -> str:
 
 def _tera(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{value / 1e12:.3g}"
+
+
+def _times(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else f"{value:.1f}"
 
 
 def _seconds(value: float) -> str:
@@ -101,12 +109,25 @@ _SPREAD = (
 )
 
 
-def _until(accuracies: Sequence[float]) -> list[Column]:
+_WIRE = (
+    Column("global", "global_last", bare_percent),
+    Column("composition", "composition_last", bare_percent),
+    Column("uplink", "uplink", megabytes),
+    Column("uplink on the wire", "uplink_wire", megabytes),
+    Column("times less", "uplink_ratio", _times),
+    Column("downlink", "downlink", megabytes),
+    Column("downlink on the wire", "downlink_wire", megabytes),
+    Column("chosen", "", str),
+)
+
+
+def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
     return [
         Column(f"{head} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}{rule}", megabytes)
         for accuracy in accuracies
         for head, key, rule in (
             ("uplink", "uplink", ""), ("of a client", "uplink", "_per_client"), ("downlink", "downlink", ""),
+            *[("on the wire, uplink", "uplink_wire", "")] * coded,
         )
     ]  # fmt: skip
 

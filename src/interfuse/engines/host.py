@@ -17,10 +17,21 @@ from interfuse.client import Client, ClientData, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
-from interfuse.message import Message, check, flatten, kind_of, narrow, private, settled, unflatten, unmodified
+from interfuse.message import (
+    Message,
+    check,
+    flatten,
+    kind_of,
+    narrow,
+    private,
+    rounded,
+    settled,
+    unflatten,
+    unmodified,
+)
 from interfuse.method import ALL, BUFFERS, check_state, state_type
 from interfuse.models import SplitModel
-from interfuse.randomness import reseed, seeded
+from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord, load_tensors, save_tensors
 
@@ -36,6 +47,7 @@ class Resident:
         self.changed = False
         self.created = False
         self.kept_buffers: dict[str, Tensor] | None = None
+        self.feedback: dict[str, Tensor] = {}
         data = ClientData(setup.datasets[client], setup.shares[client], setup.inputs_of(client))
         order = SampleOrder(setup.seed, client, len(setup.shares[client].train))
         self.client: Client[Any] = Client(
@@ -74,6 +86,7 @@ class Resident:
                 for key, kept in slots.items()
                 for slot, tensor in kept.items()
             },
+            **{f"feedback/{place}": tensor for place, tensor in self.feedback.items()},
         }
         if state is not None:
             found |= {f"state/{name}": tensor for name, tensor in flatten(state).items()}
@@ -81,7 +94,7 @@ class Resident:
 
     def restore(self, owned: Mapping[str, Tensor]) -> None:
         """The inverse of :meth:`owned`."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "state": {}}
+        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "feedback": {}, "state": {}}
         for name, tensor in owned.items():
             kind, _, rest = name.partition("/")
             if rest:
@@ -97,6 +110,7 @@ class Resident:
         for path, tensor in groups["optimizer"].items():
             name, key, slot = path.rsplit("/", 2)
             self.client.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
+        self.feedback = groups["feedback"]
         state = state_type(self.method.new_client)
         self.client.state = None if state is None or not self.created else unflatten(state, groups["state"])
 
@@ -130,7 +144,7 @@ class Host:
         """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`."""
         began = time.perf_counter()
         setup = self._setup
-        place = (request.heading, request.program, request.handler, client, request.round, request.index)
+        place = request.place(client)
         given = None if message is None else private(message, copy=request.recoverable)
         untouched = unmodified(given)
         before: dict[str, Tensor] | None = None
@@ -166,7 +180,13 @@ class Host:
             resident.client.state = settled(resident.client.state)
         if reply is None:
             return None
-        return check(narrow(reply, self._setup.dims), self._setup.dims, resident.client.profile.keys)
+        setup, client = self._setup, resident.client
+        sent = check(narrow(reply, setup.dims), setup.dims, client.profile.keys)
+        codecs = request.codecs(setup.codecs)
+        if not codecs:
+            return sent
+        noise = generator(setup.seed, "codec", "up", *request.place(client.id))
+        return rounded(sent, codecs, noise, None if request.heading == "evaluation" else resident.feedback)
 
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""

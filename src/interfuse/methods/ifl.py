@@ -9,30 +9,15 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.fusion import FusionOutputs, FusionPairs, FusionSharing, Mixtures, shuffled
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Features, Labels, Message, State
+from interfuse.message import Disclosure, State
 from interfuse.method import Count, Method, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
+from interfuse.training import Batch, LearningRate, Objective, OptimizerName, cross_entropy, modular_cross_entropy
 
-
-class FusionOutputs(Message):
-    """One minibatch of a client at the fusion layer: z = base(x), and its labels."""
-
-    z: Features
-    y: Labels
-
-
-class FusionPairs(Message):
-    """The pairs (z, y) of all clients, in the order of clients."""
-
-    pairs: tuple[FusionOutputs, ...]
-
-
-def shuffled(outputs: FusionOutputs, generator: torch.Generator) -> FusionOutputs:
-    """The same features with the same labels, but who belongs to whom is drawn: a control that can teach nothing."""
-    return FusionOutputs(outputs.z, outputs.y[torch.randperm(len(outputs.y), generator=generator)])
+__all__ = ["IFL", "FusionOutputs", "FusionPairs"]
 
 
 class Late(State):
@@ -42,7 +27,7 @@ class Late(State):
 
 
 @dataclass(frozen=True)
-class IFL(Method):
+class IFL(FusionSharing, Method):
     """Interoperable federated learning (Krouka and Bennis, arXiv:2509.22823).
 
     Every client owns a base block and a modular block; they agree on the width of the fusion layer between them. A
@@ -75,8 +60,10 @@ class IFL(Method):
             given = FusionPairs(tuple(shuffled(pair, server.generator) for pair in given.pairs))
         if self.one_round_late:
             given, server.state = server.state.pairs, Late(given)
-        if given.pairs:
-            clients.call(self.train_modular, given)
+        if given.pairs and self.downlink == "mixed":
+            clients.call(self.train_on_mixtures, self.mixtures(given, server))
+        elif given.pairs:
+            clients.call(self.train_modular, self.part(given, server, self.batch_size))
 
     @on_client
     def train_base(self, client: Client) -> FusionOutputs:
@@ -84,23 +71,37 @@ class IFL(Method):
             cross_entropy, train="base", steps=self.local_steps, batch_size=self.batch_size, lr=self.base_lr,
             optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
         )  # fmt: skip
-        batch = client.batch(self.batch_size)
+        positions = client.order.take(self.batch_size)
+        batch = client.data.train(positions)
         with client.model.evaluating():
-            return FusionOutputs(client.model.base(batch.x), batch.y)
+            return FusionOutputs(client.model.base(batch.x), self.reported(client, positions, batch.y))
 
     @on_client
     def train_modular(self, client: Client, fused: FusionPairs) -> None:
         batches = [Batch(pair.z, pair.y.long()) for pair in fused.pairs]
         if self.modular_update == "joint":
             batches = [Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
+        self.learn(client, batches, modular_cross_entropy if self.label_epsilon is None else self.likelihood)
+
+    @on_client
+    def train_on_mixtures(self, client: Client, mixtures: Mixtures) -> None:
+        rows = torch.arange(len(mixtures.z), device=mixtures.z.device)
+        size = len(rows) if self.modular_update == "joint" else self.batch_size
+        batches = [Batch(mixtures.z[part], part) for part in torch.split(rows, size)]
+        self.learn(client, batches, self.mixed_likelihood(mixtures.y))
+
+    def learn(self, client: Client, batches: list[Batch], loss: Objective) -> None:
         client.fit(
-            modular_cross_entropy, train="modular", batches=batches, lr=self.modular_lr,
+            loss, train="modular", batches=batches, lr=self.modular_lr,
             optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
         )  # fmt: skip
 
     def alone(self) -> Method:
+        steps: int | Literal["clients"] = "clients"
+        if self.downlink != "all":
+            steps = -(-self.downlink_rows // self.batch_size)
         return Local(
-            local_steps=self.local_steps, modular_steps="clients" if self.modular_update == "sequential" else 1,
+            local_steps=self.local_steps, modular_steps=1 if self.modular_update == "joint" else steps,
             batch_size=self.batch_size, lr=self.base_lr, modular_lr=self.modular_lr, optimizer=self.optimizer,
             keep_optimizer=self.keep_optimizer,
         )  # fmt: skip

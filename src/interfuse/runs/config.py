@@ -13,7 +13,7 @@ from typing import Annotated, Any, cast
 import tomli_w
 import torch
 from annotated_types import Ge, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
@@ -23,6 +23,8 @@ from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS
 from interfuse.numerics import Numerics
 from interfuse.references import IN_MEMORY, is_reference, load_reference
+from interfuse.wire import Codecs
+from interfuse.wire.codecs.rules import DEFAULT as DEFAULT_CODEC
 
 
 class Execution(BaseModel):
@@ -45,6 +47,8 @@ class RunConfig(BaseModel):
         settings: Hyperparameters of the method.
         unset: Hyperparameters that are None, which TOML cannot say.
         client: Hyperparameters that differ for a client, by its number.
+        codecs: What is done to the method's messages on their way, by field, kind of message, or ``default``; see
+            docs/codecs.md. A single text is the default.
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
         metrics: What is measured beyond accuracy at the last and the best round: names of
             :data:`interfuse.evaluation.METRICS`.
@@ -70,9 +74,15 @@ class RunConfig(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
     unset: tuple[str, ...] = ()
     client: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    codecs: dict[str, str] = Field(default_factory=dict)
     numerics: Numerics = Numerics()
     execution: Execution = Execution()
     environment: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("codecs", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        return codec_rules(given)
 
     @property
     def data_names(self) -> tuple[str, ...]:
@@ -132,13 +142,22 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(
             f"{source}: validation + test = {config.validation + config.test}: nothing is left to train on"
         )
+    try:
+        texts = Codecs.parse(config.codecs).texts
+    except ConfigError as error:
+        raise ConfigError(f"{source}: codecs: {error}") from None
     for metric in config.metrics:
         if metric not in METRICS:
             raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")
     for client in config.client:
         if client not in range(config.clients):
             raise ConfigError(f"{source}: [client.{client}], but clients are 0 to {config.clients - 1}")
-    return config
+    return config.model_copy(update={"codecs": texts})
+
+
+def codec_rules(given: Any) -> Any:
+    """Codecs by name; a single text is the default."""
+    return {DEFAULT_CODEC: given} if isinstance(given, str) else given
 
 
 def _known(values: Mapping[str, Any], names: Any, source: str) -> None:

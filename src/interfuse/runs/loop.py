@@ -32,6 +32,7 @@ from interfuse.runs.config import (
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import Final, summarise
 from interfuse.setup import Setup, check_device
+from interfuse.wire import Codecs
 
 
 class Progress(Protocol):
@@ -95,7 +96,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        overrides=config.client, extra_programs=evaluation(datasets),
+        overrides=config.client, extra_programs=evaluation(datasets), codecs=Codecs.parse(config.codecs),
     )  # fmt: skip
     check(setup)
     return setup
@@ -225,7 +226,7 @@ def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
             raise ConfigError(text) from None
         own = {client: shared(values) for client, values in config.client.items()}
         found[name] = config.model_copy(
-            update={"method": name, "settings": settings, "unset": (), "client": own, "beside": ()}
+            update={"method": name, "settings": settings, "unset": (), "client": own, "beside": (), "codecs": {}}
         )
     return {name: reference for name, reference in found.items() if name != config.method}
 

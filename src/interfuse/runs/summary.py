@@ -55,6 +55,7 @@ def summarise(
         "seconds": round(sum(s for phase, s in phases.items() if phase != "local work, all clients"), 3),
         "run": str(path),
         "note": _note(setup),
+        "codecs": config.codecs,
         "discloses": sorted(disclosures(setup.method)),
         "notice": plain(setup.method.notice(setup.profiles)),
         **_measured(config, setup, last),

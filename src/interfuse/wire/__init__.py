@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from interfuse.wire.body import Limits, TensorSpec
+from interfuse.wire.codecs import NO_CODEC, NO_CODECS, Codec, Codecs
 from interfuse.wire.files import FileRecord, load_tensors, save_tensors, sync_folder
 from interfuse.wire.frame import decode, encode, encoded_size, raw_size
 from interfuse.wire.ledger import Casting, Direction, Entry, Heading, Ledger, Totals, Volume, from_json, to_json
 
 __all__ = [
+    "NO_CODEC",
+    "NO_CODECS",
     "Casting",
+    "Codec",
+    "Codecs",
     "Direction",
     "Entry",
     "FileRecord",

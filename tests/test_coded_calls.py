@@ -1,0 +1,264 @@
+"""Codecs of a federation: in simulation everybody gets what the bytes on a wire would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from worlds import (
+    Recorder,
+    entries,
+    everything_owned,
+    federation,
+    resident,
+    same_bits,
+    setup_of,
+    wide,
+)
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.errors import ConfigError, MessageError
+from interfuse.evaluation import evaluate
+from interfuse.federation import Federation
+from interfuse.handler import on_client
+from interfuse.message import (
+    Disclosure,
+    Features,
+    Labels,
+    Message,
+    Parameters,
+    Precision,
+    decode,
+    encode,
+    flatten,
+    leaves,
+    rounded,
+    sizes,
+)
+from interfuse.method import Method
+from interfuse.methods import built_in, find
+from interfuse.methods.fedavg import FedAvg
+from interfuse.methods.ifl import IFL
+from interfuse.parameters import Weights
+from interfuse.randomness import generator
+from interfuse.server import Server
+from interfuse.wire import Codecs, Limits
+
+SETTINGS: dict[str, Any] = {"models": [wide], "clients": 3}
+SMALL = {"local_steps": 2, "batch_size": 4}
+CODECS = ({"default": "int4+zstd"}, {"default": "int8+ef"}, {"default": "fp16"}, {"default": "zstd"})
+
+
+def small(name: str) -> Method:
+    kind = built_in()[name]
+    return kind.configure({key: value for key, value in SMALL.items() if key in kind.__dataclass_fields__})
+
+
+@pytest.mark.parametrize("codecs", CODECS, ids=str)
+@pytest.mark.parametrize("name", sorted(built_in()))
+def test_every_message_is_what_its_bytes_bring_and_the_ledger_counts_those(name: str, codecs: dict[str, str]) -> None:
+    f = federation(small(name), rounds=2, wrap=Recorder, codecs=codecs, **SETTINGS)
+    assert isinstance(f.engine, Recorder)
+    rules, counted = Codecs.parse(codecs), {}
+    for request, client, message in (*f.engine.down, *f.engine.up):
+        data = encode(message, rules)
+        keys = f.setup.profiles[client].keys
+        assert same_bits(flatten(decode(data, type(message), f.setup.dims, keys, codecs=rules)), flatten(message))
+        again = rounded(message, rules, generator(99))
+        assert same_bits(flatten(again), flatten(message))
+        counted.setdefault((request.round, request.handler, client, type(message).__name__), []).append(len(data))
+    found: dict[Any, list[int]] = {}
+    for e in entries(f):
+        found.setdefault((e.round, e.handler, e.client, e.kind), []).append(e.wire)
+    assert {place: sorted(sent) for place, sent in counted.items()} == {p: sorted(sent) for p, sent in found.items()}
+
+
+@pytest.mark.parametrize("method", [IFL(**SMALL), FedAvg(**SMALL)], ids=["ifl", "fedavg"])  # type: ignore[arg-type]
+def test_equal_bits_for_any_workers_any_evaluation_and_after_a_resume(method: Method, tmp_path: Path) -> None:
+    codecs = {"default": "int4+ef+zstd"}
+    f = federation(method, rounds=4, codecs=codecs, **SETTINGS)
+    once = everything_owned(f)
+    counted = [(e.round, e.client, e.direction, e.wire) for e in entries(f)]
+    if isinstance(method, FedAvg):
+        assert any("feedback/Weights" in name for name in once)
+    for workers in (1, 2):
+        begun = federation(method, workers=workers, rounds=2, codecs=codecs, **SETTINGS)
+        try:
+            evaluate(begun, full=False)
+            saved = begun.save(tmp_path)
+            resumed = Federation(begun.setup, begun.engine)
+            resumed.load(tmp_path, 2, saved)
+            resumed.run_round()
+            evaluate(resumed, full=False)
+            resumed.run_round()
+            assert same_bits(everything_owned(resumed), once)
+            tail = [(e.round, e.client, e.direction, e.wire) for e in entries(resumed) if e.heading == "training"]
+            assert tail == [line for line in counted if line[0] > 2]
+        finally:
+            begun.engine.close()
+
+
+def test_the_seed_decides_the_rounding_and_nothing_else_of_a_message() -> None:
+    sent = Weights({"w": torch.linspace(-1, 1, 60).reshape(2, 30), "b": torch.linspace(0, 1, 7)})
+    rules = Codecs.parse({"default": "int2"})
+    a, b, c = (rounded(sent, rules, generator(seed)).tensors for seed in (0, 1, 0))
+    assert same_bits(a, c)
+    assert not torch.equal(a["w"], b["w"])
+    assert torch.equal(a["b"], sent.tensors["b"])  # a bias
+
+
+def test_without_codecs_a_message_is_the_very_same_object() -> None:
+    sent = Weights({"w": torch.ones(2)})
+    assert rounded(sent, Codecs(), generator(0)) is sent
+    assert encode(sent, Codecs()) == encode(sent)
+    assert encode(sent, Codecs.parse({"default": "none"})) == encode(sent)
+
+
+def test_raw_bytes_stay_and_those_on_the_wire_are_exact() -> None:
+    """One upload: 8 rows of 8 numbers and labels. int4: 10 bytes of head, 8 · 3 of scales, 8 · 4 of codes."""
+
+    def uplink(codecs: Mapping[str, str]) -> tuple[int, int, int]:
+        method = IFL(local_steps=1, batch_size=8)
+        f = federation(method, rounds=1, wrap=Recorder, codecs=codecs, **SETTINGS)
+        assert isinstance(f.engine, Recorder)
+        first = next(e for e in entries(f) if e.direction == "up")
+        return first.raw, first.wire, len(encode(f.engine.up[0][2]))
+
+    raw, wire, plain = uplink({})
+    assert (raw, wire) == (8 * 8 * 4 + 8, plain)
+    raw, wire, plain = uplink({"FusionOutputs.z": "int4"})
+    header = b'{"y":{"dtype":"U8","shape":[8],"data_offsets":[0,8]},"z@int4":{"dtype":"U8","shape":[66],'
+    header += b'"data_offsets":[8,74]}}'
+    assert raw == 8 * 8 * 4 + 8
+    assert wire == 8 + len("FusionOutputs") + 8 + -(-len(header) // 8) * 8 + 8 + (10 + 24 + 32)
+
+
+class Constant(Message):
+    """Always the same."""
+
+    tensors: Parameters
+
+
+@dataclass(frozen=True)
+class Repeats(Method):
+    """Clients send the same numbers in every round."""
+
+    discloses = frozenset({Disclosure.PARAMETERS})
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.send)
+
+    @on_client
+    def send(self, client: Client) -> Constant:
+        return Constant({"classifier.weight": torch.linspace(-1, 1, 24).reshape(3, 8) * 0.7})
+
+
+@pytest.mark.parametrize("values", ["int2", "int4"])
+def test_with_error_feedback_the_sum_of_all_that_was_sent_is_off_by_one_rounding(values: str) -> None:
+    rounds, wanted = 30, torch.linspace(-1, 1, 24).reshape(3, 8) * 0.7
+    off = {}
+    for codec in (values, f"{values}+ef"):
+        f = federation(Repeats(), rounds=rounds, wrap=Recorder, clients=1, codecs={"default": codec})
+        assert isinstance(f.engine, Recorder)
+        total = torch.stack([m.tensors["classifier.weight"].double() for _, _, m in f.engine.up]).sum(0)  # type: ignore[attr-defined]
+        off[codec] = float((total - rounds * wanted.double()).abs().max())
+        lost = resident(f, 0).feedback
+        if codec.endswith("ef"):
+            kept = lost["Constant/tensors/classifier.weight"].double()
+            assert torch.allclose(total + kept, rounds * wanted.double(), atol=1e-4)
+        else:
+            assert lost == {}
+    assert off[f"{values}+ef"] < off[values] / 2
+
+
+class Mixed(Message):
+    """A field of every kind."""
+
+    z: Features
+    y: Labels
+    count: int
+    exact: Annotated[Features, Precision.EXACT]
+    thin: Annotated[Parameters, Precision.SPARSE]
+    weights: Parameters
+    counts: Annotated[Float32[Tensor, "classes"], Disclosure.STATISTICS]
+
+
+def test_what_a_codec_may_do_follows_from_the_annotation() -> None:
+    assert {leaf.field.partition(".")[2]: leaf.precision.value for leaf in leaves(Mixed)} == {
+        "z": "sparse", "y": "exact", "count": "exact", "exact": "exact", "thin": "sparse", "weights": "rounded",
+        "counts": "exact",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "codecs", "reason"),
+    [
+        ("ifl", {"FusionOutputs.y": "int4"}, "FusionOutputs.y has to arrive exactly"),
+        ("ifl", {"FusionOutput.z": "int4"}, "did you mean 'FusionOutputs.z'"),
+        ("ifl", {"FusionOutputs.z": "int4+ef"}, "something new each time"),
+        ("ifl", {"Weights": "int4"}, "the method sends no 'Weights'"),
+        ("fedavg", {"Weights.tensors": "topk:0.1"}, "may be rounded, but not thinned out"),
+        ("fedavg", {"default": "topk:0.1+ef"}, "may be rounded, but not thinned out"),
+    ],
+)
+def test_a_codec_that_a_field_forbids_is_refused(method: str, codecs: dict[str, str], reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        setup_of(find(method)(), codecs=codecs, **SETTINGS)
+
+
+def test_labels_may_travel_by_zstd_and_a_kind_may_be_left_alone() -> None:
+    codecs = {"FusionOutputs.y": "zstd", "default": "int4", "FusionPairs": "none"}
+    f = federation(IFL(local_steps=1, batch_size=8), rounds=1, wrap=Recorder, codecs=codecs, **SETTINGS)
+    assert isinstance(f.engine, Recorder)
+    down = next(message for _, _, message in f.engine.down)
+    names = encode(down, Codecs.parse(codecs))
+    assert b"pairs/0/y@zstd" in names
+    assert b"pairs/0/z@" not in names
+
+
+def test_a_message_by_another_codec_is_refused() -> None:
+    dims, keys = {"classes": 3, "d": 4}, {"w": (2, 3)}
+    sent = Weights({"w": torch.ones(2, 3)})
+    texts = ("none", "zstd", "fp16", "bf16", "int8", "int8:tensor", "int4+zstd")
+    for a in texts:
+        for b in texts:
+            theirs = Codecs.parse({"default": a})
+            data = encode(rounded(sent, theirs, generator(0)), theirs)
+            rules = Codecs.parse({"default": b})
+            if a == b:
+                found = decode(data, Weights, dims, keys, codecs=rules).tensors
+                assert same_bits(found, rounded(sent, rules, generator(0)).tensors)
+            else:
+                with pytest.raises(MessageError):
+                    decode(data, Weights, dims, keys, codecs=rules)
+    with pytest.raises(MessageError, match="round it first"):
+        encode(Weights({"w": torch.tensor([[1.0, 0.3]])}), Codecs.parse({"default": "int4"}))
+
+
+def test_all_tensors_of_a_message_together_stay_within_the_limit() -> None:
+    rules = Codecs.parse({"default": "int2+zstd"})
+    sent = Weights({str(i): torch.zeros(100, 100) for i in range(10)})
+    data = encode(sent, rules)
+    assert len(data) < 4000
+    limits = Limits(max_bytes=10 * 40_000)
+    assert len(decode(data, Weights, {}, limits=limits, codecs=rules).tensors) == 10
+    with pytest.raises(MessageError, match="at most"):
+        decode(data, Weights, {}, limits=Limits(max_bytes=10 * 40_000 - 1), codecs=rules)
+
+
+def test_measurements_travel_as_they_are() -> None:
+    f = federation(IFL(local_steps=1), rounds=1, wrap=Recorder, codecs={"default": "int2"}, **SETTINGS)
+    assert isinstance(f.engine, Recorder)
+    f.engine.up.clear()
+    f.exchange.ledger.drain()
+    evaluate(f, full=True)
+    measured = [(e.wire, e.kind) for e in entries(f) if e.direction == "up"]
+    assert "FusedTest" in {kind for _, kind in measured}
+    assert measured == [(sizes(message)[1], type(message).__name__) for _, _, message in f.engine.up]
