@@ -6,6 +6,7 @@ from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients, Replies
+from interfuse.clock import Devices
 from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, Shards, load
 from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
@@ -53,6 +54,7 @@ __all__ = [
     "Cosine",
     "Data",
     "Dataset",
+    "Devices",
     "Dirichlet",
     "Disclosure",
     "Exponential",

@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 
 from interfuse import api, report
 from interfuse.cli import comparing, listings, seeds
-from interfuse.cli.configuration import configure, listed, none_or_listed, numbers, one_or_listed
+from interfuse.cli.configuration import configure, devices_table, listed, none_or_listed, numbers, one_or_listed
 from interfuse.cli.options import (
     AFTER,
     DEFAULT,
@@ -28,6 +28,7 @@ from interfuse.cli.options import (
     ClassesPerClient,
     DataSets,
     Device,
+    Devices,
     EvalEvery,
     Json,
     ModelNames,
@@ -133,6 +134,7 @@ def run(
     models: ModelNames = None,
     width: Width = None,
     device: Device = None,
+    devices: Devices = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -189,7 +191,7 @@ def run(
         what,
         {
             "rounds": rounds, "seed": seed, "data": one_or_listed(data), "clients": clients, "models": listed(models),
-            "fusion_width": width, "device": device, "eval_every": eval_every,
+            "fusion_width": width, "device": device, "eval_every": eval_every, "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
             "execution": {"workers": workers, "commit_rounds": commit_every},

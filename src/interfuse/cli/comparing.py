@@ -15,6 +15,7 @@ from interfuse import comparison, recipes
 from interfuse.cli.configuration import (
     assign,
     changed_partition,
+    devices_table,
     given,
     listed,
     method_names,
@@ -32,6 +33,7 @@ from interfuse.cli.options import (
     ClassesPerClient,
     DataSets,
     Device,
+    Devices,
     EvalEvery,
     Json,
     ModelNames,
@@ -85,6 +87,7 @@ def compare(
     models: ModelNames = None,
     width: Width = None,
     device: Device = None,
+    devices: Devices = None,
     jobs: Annotated[
         int | None,
         typer.Option(metavar="N", help="Runs side by side (default: one a core, on a GPU one).", rich_help_panel=HOW),
@@ -113,7 +116,7 @@ def compare(
     run = absolute_paths(
         given({
             "rounds": rounds, "data": one_or_listed(data), "clients": clients, "models": listed(models),
-            "fusion_width": width, "device": device, "eval_every": eval_every,
+            "fusion_width": width, "device": device, "eval_every": eval_every, "devices": devices_table(devices),
         }),
         Path.cwd(),
     )  # fmt: skip

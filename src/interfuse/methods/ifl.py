@@ -11,7 +11,7 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.message import Disclosure, Features, Labels, Message, State
-from interfuse.method import Count, Method, Steps
+from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
@@ -61,14 +61,18 @@ class IFL(Method):
     keep_optimizer: bool = True  # blocks and optimizer both stay with the client; False starts anew each round
     pairs: Literal["all", "own", "shuffled"] = "all"  # controls: each client its own alone; labels of another row
     one_round_late: bool = False  # modular blocks learn from the pairs of the round before
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round
+    deadline: NonNegative = 0.0  # virtual seconds that either half of a round waits for clients; 0 waits for all
 
     def start(self, server: Server[Late], clients: Clients) -> Late:
         return Late(FusionPairs(()))
 
     def round(self, server: Server[Late], clients: Clients) -> None:
-        outputs = clients.call(self.train_base)
+        outputs = clients.sample(self.participation).call(self.train_base, deadline=self.deadline or None)
+        clients = clients.only(outputs)  # the others are away, or still at their base blocks
         if self.pairs == "own":
-            clients.call(self.train_modular, {c: FusionPairs((own,) * len(outputs)) for c, own in outputs.items()})
+            clients.call(self.train_modular, {c: FusionPairs((own,) * len(outputs)) for c, own in outputs.items()},
+                         deadline=self.deadline or None)  # fmt: skip
             return
         given = FusionPairs(tuple(outputs.values()))
         if self.pairs == "shuffled":
@@ -76,7 +80,7 @@ class IFL(Method):
         if self.one_round_late:
             given, server.state = server.state.pairs, Late(given)
         if given.pairs:
-            clients.call(self.train_modular, given)
+            clients.call(self.train_modular, given, deadline=self.deadline or None)
 
     @on_client
     def train_base(self, client: Client) -> FusionOutputs:
@@ -102,5 +106,5 @@ class IFL(Method):
         return Local(
             local_steps=self.local_steps, modular_steps="clients" if self.modular_update == "sequential" else 1,
             batch_size=self.batch_size, lr=self.base_lr, modular_lr=self.modular_lr, optimizer=self.optimizer,
-            keep_optimizer=self.keep_optimizer,
+            keep_optimizer=self.keep_optimizer, participation=self.participation,
         )  # fmt: skip

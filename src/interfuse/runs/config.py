@@ -15,6 +15,7 @@ import torch
 from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from interfuse.clock import Devices
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
 from interfuse.evaluation import METRICS
@@ -49,6 +50,7 @@ class RunConfig(BaseModel):
         metrics: What is measured beyond accuracy at the last and the best round: names of
             :data:`interfuse.evaluation.METRICS`.
         validation, test: Fractions of each client's share.
+        devices: What the virtual clock goes by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -71,6 +73,7 @@ class RunConfig(BaseModel):
     unset: tuple[str, ...] = ()
     client: dict[int, dict[str, Any]] = Field(default_factory=dict)
     numerics: Numerics = Numerics()
+    devices: Devices = Devices()
     execution: Execution = Execution()
     environment: dict[str, str] = Field(default_factory=dict)
 
@@ -113,6 +116,7 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     for table, keys in (
         ("execution", list(Execution.model_fields)),
         ("numerics", [f.name for f in fields(Numerics)]),
+        ("devices", [f.name for f in fields(Devices)]),
     ):
         if isinstance(values.get(table), Mapping):
             _known(values[table], keys, f"{source}, [{table}]")

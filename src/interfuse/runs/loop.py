@@ -95,7 +95,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        overrides=config.client, extra_programs=evaluation(datasets),
+        devices=config.devices, overrides=config.client, extra_programs=evaluation(datasets),
     )  # fmt: skip
     check(setup)
     return setup
@@ -301,7 +301,9 @@ class _Run:
         seconds = {"server": worked - exchange.seconds["calls"], **exchange.seconds}
         row: dict[str, Any] = {"round": self.federation.round, **self._bytes()}
         row["steps"] = {"clients": exchange.steps, "server": self.federation.server.steps}
-        row["failures"] = [{"client": f.client, "reason": f.reason} for f in exchange.failures]
+        row["failures"] = [{"client": f.client, "kind": f.kind, "reason": f.reason} for f in exchange.failures]
+        row["outstanding"] = len(exchange.outstanding)
+        row["virtual_seconds"] = dict(exchange.clock.times)
         evaluated = time.perf_counter()
         improved = False
         if first or self.federation.round % self.config.eval_every == 0 or self.federation.round == self.config.rounds:
@@ -333,7 +335,7 @@ class _Run:
 
     def _save(self) -> Saved:
         written = self.federation.save(self.folder.commits)
-        self.files = Saved(dict(self.files.files) | dict(written.files), written.architectures)
+        self.files = replace(written, files=dict(self.files.files) | dict(written.files))
         return self.files
 
     def _commit_is_due(self) -> bool:

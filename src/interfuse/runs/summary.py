@@ -64,6 +64,11 @@ def summarise(
         },
         "stability": _stability(metrics),
         "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
+        "virtual_seconds": metrics[-1]["virtual_seconds"],
+        "missing_replies": {
+            kind: sum(failure["kind"] == kind for row in metrics for failure in row["failures"])
+            for kind in ("failed", "late", "away")
+        },
         "uplink_bytes": plain(training.uplink),
         "downlink_bytes": plain(training.downlink) | {
             "raw_broadcast": training.downlink_broadcast.raw, "wire_broadcast": training.downlink_broadcast.wire,
