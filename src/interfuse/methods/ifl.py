@@ -9,6 +9,7 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.errors import ConfigError
 from interfuse.handler import on_client
 from interfuse.message import Disclosure, Features, Labels, Message, State
 from interfuse.method import Count, Fraction, Method, NonNegative, Steps
@@ -36,9 +37,20 @@ def shuffled(outputs: FusionOutputs, generator: torch.Generator) -> FusionOutput
 
 
 class Late(State):
-    """Pairs that wait for the next round, where they are used one round late; otherwise none."""
+    """Pairs that wait for a later round, where a method uses them late; otherwise none."""
 
     pairs: FusionPairs
+
+
+def check_plain(method: IFL) -> None:
+    """Check that a method that shares pairs in its own way is not asked to do so in one of IFL's.
+
+    Raises:
+        ConfigError: it is; says by which settings.
+    """
+    plain = {"participation": 1.0, "deadline": 0.0, "one_round_late": False, "pairs": "all"}
+    if set_ := [name for name, value in plain.items() if getattr(method, name) != value]:
+        raise ConfigError(f"{type(method).__name__} shares pairs in its own way; {', '.join(set_)}: only for ifl")
 
 
 @dataclass(frozen=True)
@@ -82,12 +94,16 @@ class IFL(Method):
         if given.pairs:
             clients.call(self.train_modular, given, deadline=self.deadline or None)
 
-    @on_client
-    def train_base(self, client: Client) -> FusionOutputs:
+    def fit_base(self, client: Client) -> None:
+        """The base phase: tau steps on the base block, the modular block frozen."""
         client.fit(
             cross_entropy, train="base", steps=self.local_steps, batch_size=self.batch_size, lr=self.base_lr,
             optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
         )  # fmt: skip
+
+    @on_client
+    def train_base(self, client: Client) -> FusionOutputs:
+        self.fit_base(client)
         batch = client.batch(self.batch_size)
         with client.model.evaluating():
             return FusionOutputs(client.model.base(batch.x), batch.y)

@@ -9,10 +9,9 @@ import torch
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.errors import ConfigError
 from interfuse.handler import on_client
 from interfuse.method import Steps
-from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late
+from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
 from interfuse.server import Server
 
 
@@ -28,10 +27,7 @@ class IFLAsync(IFL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.participation < 1 or self.deadline or self.one_round_late or self.pairs != "all":
-            raise ConfigError(
-                "IFLAsync has rounds of replies: participation, deadline, one_round_late and pairs are IFL's"
-            )
+        check_plain(self)
 
     def start(self, server: Server[Late], clients: Clients) -> Late:
         nothing = FusionOutputs(torch.zeros(0, server.dims["d"]), torch.zeros(0, dtype=torch.uint8))

@@ -146,6 +146,14 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
         "followed by the modular block of another. A row is a base block, a column a modular block; colour runs from "
         "0 to 100 %, and a client’s own pair is framed.</p>\n"
         f'<div class="{layout}">{"".join(panels)}</div>'
+        + plot_pair(
+            svgs,
+            {
+                f"similarity-{when}": "Linear CKA between the outputs of all base blocks on the common test set, "
+                f"{when} training: 100 % for features that are equal up to rotation and scale."
+                for when in ("before", "after")
+            },
+        )
     )
 
 

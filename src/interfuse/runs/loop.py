@@ -12,7 +12,7 @@ from interfuse.clients import Engine
 from interfuse.data import Dataset, class_counts, deal, load
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
-from interfuse.evaluation import Accuracies, evaluate, evaluation, measure
+from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
 from interfuse.federation import Federation, Saved, check
 from interfuse.message import Disclosure
 from interfuse.method import Method, disclosures
@@ -310,6 +310,8 @@ class _Run:
             accuracies = evaluate(self.federation, full=False)
             row["accuracy"] = plain(accuracies)
             improved = not first and self._improves(accuracies)
+        if first or self.federation.round == self.config.rounds:
+            row["similarity"] = similarity(self.federation)
         written = time.perf_counter()
         if improved:
             assert self.best is not None

@@ -62,6 +62,7 @@ def summarise(
             "round": best[0].round, "validation_accuracy": best[0].validation_accuracy,
             **_measured(config, setup, best[1]),
         },
+        "similarity": {"before": metrics[0].get("similarity"), "after": metrics[-1].get("similarity")},
         "stability": _stability(metrics),
         "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
         "virtual_seconds": metrics[-1]["virtual_seconds"],
