@@ -201,11 +201,15 @@ def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
         "downlink": down,
         "downlink_per_client": down / clients,
         "virtual_seconds": number((summary.get("virtual_seconds") or {}).get(OWN)),
-        "missing": sum(number(count) for count in (summary.get("missing_replies") or {}).values()),
+        "missing": _sum(summary.get("missing_replies")),
         "steps_clients": number(steps.get("clients")),
         "steps_server": number(steps.get("server")),
         "flops": flops_of_a_round * number(summary.get("rounds")),
     }
+
+
+def _sum(counts: Json | None) -> float:
+    return math.nan if counts is None else float(sum(counts.values()))
 
 
 def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
