@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from interfuse.client import Client
 from interfuse.clients import Clients
@@ -30,25 +31,26 @@ class Reply(Message):
 
 @dataclass(frozen=True)
 class IFLLateAnswers(LateJoining, IFL):
-    """IFL whose newcomers train their base blocks behind an incumbent's modular block. Not from the paper.
+    """IFL whose newcomers train their base blocks behind the incumbents' modular blocks. Not from the paper.
 
     Each step costs an exchange: features and labels up, the gradient of the loss back, by way of the server. The
-    modular block stays with its vendor and does not change. A newcomer's own modular block learns from its own outputs.
+    modular blocks stay with their vendors and do not change. A newcomer's own learns from its own outputs.
     """
 
     discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.GRADIENTS})
 
-    teacher: Steps = 0  # the client whose modular block answers
+    teacher: Steps | Literal["turns"] = "turns"  # whose modular block answers: a client's, or the incumbents' in turn
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)
-        teacher = incumbents.only([self.teacher])
         if server.round < self.joins_at:
             super().round(server, incumbents)
             return
-        for _ in range(self.local_steps):
-            questions = newcomers.call(self.ask)
-            newcomers.call(self.learn, {c: teacher.call(self.answer, q)[self.teacher] for c, q in questions.items()})
+        for step in range(self.local_steps):
+            turn = (server.round - self.joins_at) * self.local_steps + step
+            teacher = incumbents.ids[turn % len(incumbents)] if self.teacher == "turns" else self.teacher
+            questions, asked = newcomers.call(self.ask), incumbents.only([teacher])
+            newcomers.call(self.learn, {c: asked.call(self.answer, q)[teacher] for c, q in questions.items()})
         newcomers.call(self.follow)
 
     @on_client
