@@ -5,7 +5,7 @@ from __future__ import annotations
 from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
-from interfuse.clients import Clients, Replies
+from interfuse.clients import Arrival, Clients, Replies
 from interfuse.clock import Devices
 from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, Shards, load
 from interfuse.errors import InterfuseError, Notice
@@ -45,6 +45,7 @@ __all__ = [
     "BUFFERS",
     "IID",
     "NOTHING",
+    "Arrival",
     "Batch",
     "BufferPolicy",
     "ClassCounts",

@@ -65,9 +65,9 @@ def summarise(
         "similarity": {"before": metrics[0].get("similarity"), "after": metrics[-1].get("similarity")},
         "stability": _stability(metrics),
         "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
-        "virtual_seconds": metrics[-1]["virtual_seconds"],
+        "virtual_seconds": metrics[-1].get("virtual_seconds"),
         "missing_replies": {
-            kind: sum(failure["kind"] == kind for row in metrics for failure in row["failures"])
+            kind: sum(failure.get("kind", "failed") == kind for row in metrics for failure in row["failures"])
             for kind in ("failed", "late", "away")
         },
         "uplink_bytes": plain(training.uplink),
