@@ -81,7 +81,8 @@ def test_the_folder_says_what_ran(result: Result) -> None:
     assert config.models == ("in-memory:worlds:wide", "logistic", "in-memory:test_api:blocks")
     assert config.settings["optimizer"] == "adam"
     assert set(config.settings) == {"base_lr", "modular_lr", "local_steps", "batch_size", "modular_update", "optimizer",
-                                    "keep_optimizer", "pairs", "one_round_late"}  # fmt: skip
+                                    "keep_optimizer", "pairs", "one_round_late", "participation",
+                                    "deadline"}  # fmt: skip
     assert {"torch", "python", "interfuse", "machine"} <= set(config.environment)
     assert {"config.toml", "metrics.jsonl", "ledger.jsonl", "summary.json", "report.html", "commits", "beside"} <= {
         entry.name for entry in result.path.iterdir()

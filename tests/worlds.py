@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from interfuse.client import ClientId, SampleOrder
 from interfuse.clients import Answer, Engine, Request
+from interfuse.clock import UNIFORM, Devices
 from interfuse.data import IID, Dataset, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
 from interfuse.engines.host import Resident
@@ -78,6 +79,7 @@ def setup_of(
     shares: Sequence[Share] | None = None,
     overrides: Mapping[ClientId, Mapping[str, Any]] | None = None,
     codecs: Mapping[str, str] | None = None,
+    devices: Devices = UNIFORM,
 ) -> Setup:
     """A checked setup; models are dealt in turn, ``shares`` replace the partition."""
     method = find(method)() if isinstance(method, str) else method
@@ -88,7 +90,7 @@ def setup_of(
         method, [dataset] * len(shares), shares,
         [resolve(m) if isinstance(m, str) else m for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
-        width, seed, overrides=overrides or {}, extra_programs=evaluation([dataset] * len(shares)),
+        width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation([dataset] * len(shares)),
         codecs=Codecs.parse(codecs or {}),
     )  # fmt: skip
     check(setup)
@@ -167,6 +169,9 @@ class Recorder:
             if isinstance(answer.reply, Message):
                 self.up.append((request, answer.client, answer.reply))
             yield answer
+
+    def undo(self, clients: Sequence[ClientId]) -> None:
+        self.inner.undo(clients)
 
     def end_round(self) -> None:
         self.inner.end_round()

@@ -5,7 +5,8 @@ from __future__ import annotations
 from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
-from interfuse.clients import Clients, Replies
+from interfuse.clients import Arrival, Clients, Replies
+from interfuse.clock import Devices
 from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, Shards, load
 from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
@@ -44,6 +45,7 @@ __all__ = [
     "BUFFERS",
     "IID",
     "NOTHING",
+    "Arrival",
     "Batch",
     "BufferPolicy",
     "ClassCounts",
@@ -53,6 +55,7 @@ __all__ = [
     "Cosine",
     "Data",
     "Dataset",
+    "Devices",
     "Dirichlet",
     "Disclosure",
     "Exponential",

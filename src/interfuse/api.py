@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from interfuse import report
+from interfuse.clock import Devices, named
 from interfuse.data import Dataset, Partition, load
 from interfuse.errors import ConfigError
 from interfuse.method import Method
@@ -44,6 +45,7 @@ def run(
     test: float = 0.1,
     device: str = "cpu",
     numerics: Numerics = DEFAULT,
+    devices: str | Devices = "uniform",
     workers: int | None = None,
     commit_rounds: int | None = None,
     out: str | Path | None = None,
@@ -65,6 +67,7 @@ def run(
         metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
             ``calibration-error``.
         numerics: How numbers are computed: dtype, memory layout, denormals.
+        devices: What the virtual clock goes by: ``uniform``, ``stragglers``, or :class:`interfuse.Devices`.
         workers: Processes on this machine; None: one a core. Results do not depend on it.
         commit_rounds: Commit every so many rounds instead of every 30 seconds.
         out: The run folder; None: a new one under ``runs/``.
@@ -99,6 +102,7 @@ def run(
             "settings": settings_of(method),
             "client": dict(client_settings or {}),
             "numerics": asdict(numerics),
+            "devices": asdict(named(devices) if isinstance(devices, str) else devices),
             "execution": {"workers": workers, "commit_rounds": commit_rounds},
         },
         Path.cwd(),

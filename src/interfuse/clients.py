@@ -5,17 +5,18 @@ from __future__ import annotations
 import operator
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import torch
 
 from interfuse.client import ClientId, Profile
+from interfuse.clock import Clock, Work
 from interfuse.errors import ClientError, ConfigError, MessageError
 from interfuse.handler import Handler, Program
-from interfuse.message import Dims, Message, check, kind_of, narrow, rounded, sizes
+from interfuse.message import Dims, Message, check, kind_of, narrow, rounded, settled, sizes
 from interfuse.randomness import Key, generator
 from interfuse.wire import NO_CODECS, Codecs, Entry, FileRecord, Heading, Ledger
 
@@ -36,6 +37,8 @@ class Request:
     """Which call of this handler in this round, from 0."""
     recoverable: bool = False
     """A client that fails is put back to where it was before the call."""
+    undoable: bool = False
+    """Until the round ends, :meth:`Engine.undo` can put a client back to where it was before the call."""
 
     def place(self, client: ClientId) -> tuple[Key, ...]:
         """Where a client's part of the call stands in the run: keys for randomness."""
@@ -48,10 +51,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a client did not reply."""
+    """Why there is no reply of a client: it failed, was late, or was away all the time."""
 
     client: ClientId
     reason: str
+    kind: Literal["failed", "late", "away"] = "failed"
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,9 @@ class Engine(Protocol):
         is not what the handler declares.
         """
 
+    def undo(self, clients: Sequence[ClientId]) -> None:
+        """Put clients back to where they were before their last call, which was an undoable one of this round."""
+
     def end_round(self) -> None:
         """Forget all scratch."""
 
@@ -89,20 +96,38 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
+@dataclass(frozen=True, eq=False)
+class Outstanding:
+    """A reply of :meth:`Clients.stream` that is on its way: whose handler it answers, and when it comes.
+
+    ``round`` is that in which the work was given out.
+    """
+
+    program: str
+    handler: str
+    round: int
+    arrives: float
+    reply: Message | None
+
+
 @dataclass
 class Exchange:
-    """What all calls of a run share: the engine, the ledger, and the place in the run."""
+    """What all calls of a run share: the engine, the ledger, the clock, and the place in the run."""
 
     engine: Engine
     ledger: Ledger
     dims: Dims
     seed: int
     programs: Mapping[str, Program]
+    clock: Clock
+    outstanding: dict[ClientId, Outstanding] = field(default_factory=dict)
     round: int = 0
     heading: Heading = "start"
     calls: int = 0
     draws: int = 0
     handler_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
+    moved: Counter[tuple[ClientId, str]] = field(default_factory=Counter)
+    """Bytes on the wire of the latest call, by client and direction."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     steps: int = 0
     failures: list[Failure] = field(default_factory=list)
@@ -139,6 +164,30 @@ class Replies(Mapping[ClientId, R_co], Generic[R_co]):
 
     def __len__(self) -> int:
         return len(self._replies)
+
+
+@dataclass(frozen=True, eq=False)
+class Arrival(Generic[R_co]):
+    """A reply as :meth:`Clients.stream` yields it.
+
+    Attributes:
+        round: In which the work was given out; with the server's round it says how stale the reply is.
+        seconds: The virtual time.
+    """
+
+    client: ClientId
+    reply: R_co
+    round: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What came of sending some clients to work: replies and failures, and what the work was of each."""
+
+    replies: dict[ClientId, Message | None]
+    failures: list[Failure]
+    work: dict[ClientId, Work]
 
 
 class Clients:
@@ -180,12 +229,19 @@ class Clients:
         return self.only(self.ids[int(i)] for i in drawn[:count])
 
     @overload
-    def call(self, handler: Handler[None, R], message: None = None, *, minimum: int | None = None) -> Replies[R]: ...
+    def call(
+        self, handler: Handler[None, R], message: None = None, *, minimum: int | None = None,
+        deadline: float | None = None,
+    ) -> Replies[R]: ...  # fmt: skip
     @overload
     def call(
-        self, handler: Handler[M, R], message: M | Mapping[ClientId, M], *, minimum: int | None = None
-    ) -> Replies[R]: ...
-    def call(self, handler: Handler[Any, Any], message: Any = None, *, minimum: int | None = None) -> Replies[Any]:
+        self, handler: Handler[M, R], message: M | Mapping[ClientId, M], *, minimum: int | None = None,
+        deadline: float | None = None,
+    ) -> Replies[R]: ...  # fmt: skip
+    def call(
+        self, handler: Handler[Any, Any], message: Any = None, *, minimum: int | None = None,
+        deadline: float | None = None,
+    ) -> Replies[Any]:  # fmt: skip
         """Run a handler on these clients and wait for their replies.
 
         Tensors are detached, narrowed to the declared dtype and copied on the way; sizes go to the ledger.
@@ -195,41 +251,144 @@ class Clients:
                 same message for all is a broadcast.
             minimum: How many replies are enough. A client that fails is then put back to where it was and stays out
                 of this call; by default any failure ends the round.
+            deadline: Virtual seconds after which nobody is waited for any more, once ``minimum`` replies (by default
+                one) are there. A client that is late is put back to where it was, though what it sent is counted; one
+                that is away all the time is not called. Both are among the failures.
 
         Raises:
             ClientError: too few clients replied; names the first that failed, the handler and the round.
             MessageError: the server's own message does not match its declaration.
         """
+        exchange, began = self._exchange, time.perf_counter()
+        wanted = (len(message) if isinstance(message, Mapping) else len(self.ids)) if minimum is None else minimum
+        if deadline is None or exchange.heading == "evaluation":
+            answers = self._send(handler, message, recoverable=minimum is not None)
+            if exchange.heading != "evaluation":
+                begins = {client: found.arrives for client, found in exchange.outstanding.items()}
+                exchange.clock.wait_for_all(begins, answers.work)
+        else:
+            wanted = minimum or 1
+            answers = self._send_in_time(handler, message, deadline, wanted)
+        exchange.seconds["calls"] += time.perf_counter() - began
+        exchange.failures += answers.failures
+        self._check_replies(handler, answers, wanted, said=minimum is not None or deadline is not None)
+        return Replies(answers.replies, answers.failures)
+
+    def _send_in_time(self, handler: Handler[Any, Any], message: Any, deadline: float, minimum: int) -> _Answers:
+        """Send those to work that can be there in time, and take back what is done too late."""
+        if not deadline > 0:
+            raise ConfigError(f"deadline = {deadline}: it has to be above 0 seconds")
+        exchange = self._exchange
+        clock, began = exchange.clock, exchange.clock.now
+        addressed = self.only(message) if isinstance(message, Mapping) else self
+        there = self.only(clock.reachable(addressed.ids, deadline, minimum))
+        if isinstance(message, Mapping):
+            message = {client: message[client] for client in there}
+        answers = there._send(handler, message, recoverable=True, undoable=True)
+        done = {client: self._done(client, answers.work[client]) for client in answers.replies}
+        complete = not answers.failures and len(there) == len(addressed)
+        late = clock.close(done, deadline, minimum, complete=complete)
+        exchange.engine.undo(late)
+        for client in late:
+            del answers.replies[client]
+            reason = f"late: {done[client] - began:.3f} s, {clock.now - began:.3f} s were given"
+            answers.failures.append(Failure(client, reason, "late"))
+        for client in sorted(set(addressed) - set(there)):
+            answers.failures.append(Failure(client, f"away for the {clock.now - began:.3f} s of the call", "away"))
+        return answers
+
+    def _done(self, client: ClientId, work: Work) -> float:
+        """When a client is done with work that it gets now, after what it has on its hands."""
+        clock, busy = self._exchange.clock, self._exchange.outstanding.get(client)
+        return clock.done(client, work, clock.now if busy is None else max(clock.now, busy.arrives))
+
+    @overload
+    def stream(self, handler: Handler[None, R], message: None = None) -> Iterator[Arrival[R]]: ...
+    @overload
+    def stream(self, handler: Handler[M, R], message: M | Callable[[ClientId], M]) -> Iterator[Arrival[R]]: ...
+    def stream(self, handler: Handler[Any, Any], message: Any = None) -> Iterator[Arrival[Any]]:
+        """Keep these clients at work on a handler, and yield their replies in the order of the virtual clock.
+
+        Every client that has nothing to do is sent to work at once; so is one whose reply was taken, when the next
+        reply is asked for. Leave the loop whenever you like, for instance by :func:`itertools.islice`: what is
+        outstanding then comes in a later round. It is part of what a commit saves.
+
+        Args:
+            message: One for all, or a function that makes one for a client at the moment it is sent to work.
+
+        Raises:
+            ClientError: a client failed; names it, the handler and the round.
+            MessageError: the server's own message does not match its declaration.
+        """
+        exchange, path = self._exchange, self._exchange.path_of(handler.program)
+        idle = [client for client in self.ids if client not in exchange.outstanding]
+        while True:
+            began = time.perf_counter()
+            if idle:
+                self.only(idle)._give_out(handler, message)
+            exchange.seconds["calls"] += time.perf_counter() - began
+            coming = [
+                (found.arrives, client)
+                for client, found in exchange.outstanding.items()
+                if client in self.ids and (found.program, found.handler) == (path, handler.name)
+            ]
+            if not coming:
+                return
+            _, client = min(coming)
+            found = exchange.outstanding.pop(client)
+            exchange.clock.go_to(found.arrives)
+            yield Arrival(client, found.reply, found.round, exchange.clock.now)
+            idle = [client]
+
+    def _give_out(self, handler: Handler[Any, Any], message: Any) -> None:
+        """Send these clients to work whose replies come later."""
+        exchange, path = self._exchange, self._exchange.path_of(handler.program)
+        answers = self._send(handler, {c: message(c) for c in self.ids} if callable(message) else message)
+        exchange.failures += answers.failures
+        self._check_replies(handler, answers, len(self.ids), said=False)
+        for client, reply in answers.replies.items():
+            arrives = self._done(client, answers.work[client])
+            # what is kept has the bits that a commit would give back
+            kept = None if reply is None else settled(reply)
+            exchange.outstanding[client] = Outstanding(path, handler.name, exchange.round, arrives, kept)
+
+    def _send(
+        self, handler: Handler[Any, Any], message: Any, *, recoverable: bool = False, undoable: bool = False
+    ) -> _Answers:
+        """Send these clients to work, and count and check what they answer."""
         exchange, declaration = self._exchange, handler.declaration
         path = exchange.path_of(handler.program)
         request = Request(
             path, handler.name, exchange.heading, exchange.round, exchange.handler_calls[path, handler.name],
-            minimum is not None,
+            recoverable, undoable,
         )  # fmt: skip
         exchange.handler_calls[path, handler.name] += 1
         exchange.calls += 1
-        began = time.perf_counter()
+        exchange.moved.clear()
         outgoing = self._outgoing(declaration.message_type, message, request)
-        replies: dict[ClientId, Message | None] = {}
-        failures: list[Failure] = []
+        found = _Answers({}, [], {})
         for answer in sorted(exchange.engine.call(request, outgoing), key=lambda a: a.client):
             exchange.seconds["local work, all clients"] += answer.seconds
             exchange.steps += answer.steps
             if isinstance(answer.reply, Failure):
-                failures.append(answer.reply)
-                continue
-            try:
-                replies[answer.client] = self._incoming(declaration.reply_type, answer, request)
-            except MessageError as error:
-                failures.append(Failure(answer.client, str(error)))
-        exchange.seconds["calls"] += time.perf_counter() - began
-        exchange.failures += failures
-        if len(replies) < (len(outgoing) if minimum is None else minimum):
+                found.failures.append(answer.reply)
+            else:
+                try:
+                    found.replies[answer.client] = self._incoming(declaration.reply_type, answer, request)
+                except MessageError as error:
+                    found.failures.append(Failure(answer.client, str(error)))
+            down, up = (exchange.moved[answer.client, way] for way in ("down", "up"))
+            found.work[answer.client] = Work(answer.steps, down, up)
+        return found
+
+    def _check_replies(self, handler: Handler[Any, Any], answers: _Answers, wanted: int, *, said: bool) -> None:
+        """Check that so many replies came."""
+        replies, failures = answers.replies, answers.failures
+        if len(replies) < wanted:
             first = f"client {failures[0].client} failed" if failures else "too few clients were called"
             reason = f": {failures[0].reason}" if failures else ""
-            enough = f" ({len(replies)} clients replied, at least {minimum} are needed)" if minimum else ""
-            raise ClientError(f"{first} in {handler.name}, round {request.round}{reason}{enough}")
-        return Replies(replies, failures)
+            enough = f" ({len(replies)} clients replied, at least {wanted} are needed)" if said else ""
+            raise ClientError(f"{first} in {handler.name}, round {self._exchange.round}{reason}{enough}")
 
     def _outgoing(
         self, expected: type[Message] | None, message: Any, request: Request
@@ -286,17 +445,17 @@ class Clients:
     def _count(
         self, client: ClientId, direction: Any, message: Message, size: tuple[int, int], casting: Any, request: Request
     ) -> None:
-        self._exchange.ledger.append(
-            Entry(
-                round=request.round,
-                heading=request.heading,
-                call=self._exchange.calls,
-                handler=request.handler,
-                client=client,
-                direction=direction,
-                kind=kind_of(message),
-                casting=casting,
-                raw=size[0],
-                wire=size[1],
-            )
+        entry = Entry(
+            round=request.round,
+            heading=request.heading,
+            call=self._exchange.calls,
+            handler=request.handler,
+            client=client,
+            direction=direction,
+            kind=kind_of(message),
+            casting=casting,
+            raw=size[0],
+            wire=size[1],
         )
+        self._exchange.ledger.append(entry)
+        self._exchange.moved[client, direction] += entry.wire

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from interfuse.clients import Clients, Engine, Exchange
+from interfuse.clients import Clients, Engine, Exchange, Outstanding
+from interfuse.clock import Clock
 from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import handlers, programs
 from interfuse.message import Message, Precision, flatten, kind_of, leaves, settled, unflatten
@@ -24,10 +25,15 @@ from interfuse.wire.codecs.rules import DEFAULT
 
 @dataclass(frozen=True)
 class Saved:
-    """What a commit has to remember of a federation: files by what they hold, and the server's models."""
+    """What a commit has to remember of a federation: files by what they hold, the server's models, and the time.
+
+    ``outstanding`` has, by client as text, program, handler, round and arrival of a reply that is on its way.
+    """
 
     files: Mapping[str, FileRecord]
     architectures: Mapping[str, str]
+    times: Mapping[str, float] = field(default_factory=dict)
+    outstanding: Mapping[str, tuple[str, str, int, float]] = field(default_factory=dict)
 
 
 def check(setup: Setup) -> None:
@@ -84,7 +90,8 @@ class Federation:
         self.setup, self.engine, self.method = setup, engine, setup.method
         self.exchange = Exchange(
             engine, ledger or Ledger(), setup.dims, setup.seed,
-            setup.programs_with(setup.method), codecs=setup.codecs,
+            setup.programs_with(setup.method), Clock(setup.devices, setup.seed, len(setup.shares)),
+            codecs=setup.codecs,
         )  # fmt: skip
         self.clients = Clients(self.exchange, engine.profiles)
         self.round = 0
@@ -161,7 +168,10 @@ class Federation:
             if name not in self._written or self._written[name] != mark:
                 files[name] = save_tensors(folder / f"{name}-{suffix}.safetensors", tensors)
                 self._written[name] = mark
-        return Saved(files, dict(self.server.architectures))
+        return Saved(
+            files, dict(self.server.architectures), dict(self.exchange.clock.times),
+            {str(c): (o.program, o.handler, o.round, o.arrives) for c, o in self.exchange.outstanding.items()},
+        )  # fmt: skip
 
     def _server_parts(self) -> dict[str, tuple[object, dict[str, Tensor]]]:
         """The server's state and each of its models as tensors, with a mark that differs after any change."""
@@ -177,6 +187,13 @@ class Federation:
             "server": ((_Same(state), _versions(values)), values),
             "server-optimizers": (tuple((path, _Same(t), t._version) for path, t in slots.items()), slots),
         }
+        if outstanding := self.exchange.outstanding:
+            mark = tuple((client, _Same(found)) for client, found in outstanding.items())
+            parts["server-outstanding"] = (mark, {
+                f"{client}/{path}": tensor
+                for client, found in outstanding.items() if found.reply is not None
+                for path, tensor in flatten(found.reply).items()
+            })  # fmt: skip
         for number, model in enumerate(server.models.values()):
             tensors = dict(model.state_dict())
             parts[f"server-model-{number:03d}"] = (_versions(tensors), tensors)
@@ -207,9 +224,21 @@ class Federation:
             for path, tensor in read["server-optimizers"].items():
                 name, key, slot = path.rsplit("/", 2)
                 self.server.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
+            self.exchange.outstanding = {
+                int(client): self._outstanding(client, *kept, read["server-outstanding"])
+                for client, kept in saved.outstanding.items()
+            }
         except (InterfuseError, KeyError, ValueError) as error:
             raise RunError(f"the server's commit in {folder} does not fit this run: {error}") from error
+        self.exchange.clock.times = dict(saved.times) or self.exchange.clock.times
         self._written = {name: mark for name, (mark, _) in self._server_parts().items()}
+
+    def _outstanding(
+        self, client: str, program: str, handler: str, round: int, arrives: float, tensors: Mapping[str, Tensor]
+    ) -> Outstanding:
+        kind = handlers(type(self.exchange.programs[program]))[handler].reply_type
+        own = {path.removeprefix(f"{client}/"): t for path, t in tensors.items() if path.startswith(f"{client}/")}
+        return Outstanding(program, handler, round, arrives, None if kind is None else unflatten(kind, own))
 
 
 def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interfuse.client import ClientId, Profile
+from interfuse.clock import UNIFORM, Devices
 from interfuse.data import Dataset, Share
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
@@ -30,6 +31,7 @@ class Setup:
         datasets: The data set of each client, in order; those of several clients may be one.
         builders: One model builder a client, in order.
         architectures: Name of the builder of each client; equal names mean equal architectures.
+        devices: What the virtual clock goes by.
         overrides: Hyperparameters that differ for a client.
         extra_programs: Programs beside a method, such as the evaluation, by path.
         codecs: What is done to the method's messages on their way.
@@ -44,6 +46,7 @@ class Setup:
     seed: int
     device: str = "cpu"
     numerics: Numerics = DEFAULT
+    devices: Devices = UNIFORM
     overrides: Mapping[ClientId, Mapping[str, Any]] = field(default_factory=dict)
     extra_programs: Callable[[Method], Mapping[str, Program]] = lambda method: {}
     codecs: Codecs = NO_CODECS

@@ -47,6 +47,7 @@ def write_run(
             "round": number, "failures": [], "seconds": {"calls": 0.5},
             "uplink": {"raw": number * upload * clients, "wire": number * wire * clients},
             "downlink": {"raw": 3 * number * upload * clients, "wire": 2 * number * wire * clients},
+            "virtual_seconds": {"devices": 1.5 * number * clients, "10 Mbit/s": 0.5 * number},
             "steps": {"clients": 0 if number == 0 else 7 * clients, "server": 0 if number == 0 else 2},
         }  # fmt: skip
         if number % every == 0 or number == rounds:
@@ -57,6 +58,8 @@ def write_run(
         "method": method, "seed": seed, "rounds": rounds, "seconds": 0.5 * (rounds + 1), "discloses": list(discloses),
         **final(last), "best": {"round": rounds - every, "validation_accuracy": 0.5, **final(best)},
         "stability": float(random.uniform(0, 0.1)),
+        "virtual_seconds": {"devices": 1.5 * rounds * clients},
+        "missing_replies": {"failed": 0, "late": rounds, "away": seed},
         "gradient_steps": {"clients": 7 * clients * rounds, "server": 2 * rounds},
         "uplink_bytes": {"raw": rounds * upload * clients, "wire": rounds * wire * clients},
         "downlink_bytes": {"raw": 3 * rounds * upload * clients, "wire": 2 * rounds * wire * clients},

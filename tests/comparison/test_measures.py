@@ -73,6 +73,8 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
     found["uplink_ratio"] = found["uplink"] / found["uplink_wire"] if found["uplink_wire"] else math.nan
     for side in ("clients", "server"):
         found[f"steps_{side}"] = sum(line["steps"][side] for line in metrics)
+    found["virtual_seconds"] = metrics[-1]["virtual_seconds"]["devices"]
+    found["missing"] = len(metrics) - 1 + seed
     found["flops"] = 1000.0 * (len(metrics) - 1)
     found["seconds"] = sum(line["seconds"]["calls"] for line in metrics)
     points = [line for line in metrics if "accuracy" in line]
@@ -84,6 +86,9 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
             size = min((line[way][form] for line in there), default=math.nan)
             found[f"{key}_to_{accuracy:g}"] = size
             found[f"{key}_to_{accuracy:g}_per_client"] = size / clients
+        for name in ("devices", "1 Mbit/s", "10 Mbit/s", "100 Mbit/s"):
+            seconds = there[0]["virtual_seconds"].get(name, math.nan) if there else math.nan
+            found[f"virtual_{name}_to_{accuracy:g}"] = seconds
     limits = {str(uplink): (uplink, 1) for uplink in UPLINKS} | {"anchor": (anchor_bytes, anchor_clients)}
     for limit, (size, parties) in limits.items():
         for rule in ("", "_per_client"):

@@ -26,7 +26,7 @@ COMPARISONS = [
 def test_the_experiments_of_ifl_are_here() -> None:
     wanted = (
         "paper homogeneous noniid width tau cut architectures controls staleness joint domains har "
-        "codecs scaling label-privacy"
+        "codecs scaling label-privacy stragglers late-joiner"
     )
     assert {f"ifl-{name}" for name in wanted.split()} <= set(COMPARISONS)
 

@@ -74,7 +74,7 @@ def test_every_table_of_markdown_has_as_many_cells_in_each_line(
     made = tables(plan, found, anchor)
     text = to_markdown(HOSTILE, made, notes(found))
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) == len(made) == 4
+    assert len(blocks) == len(made) == 5
     for block, table in zip(blocks, made, strict=True):
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in block} == {len(table.heads) + 1}
         assert len(block) == 2 + len(table.lines)
@@ -96,7 +96,7 @@ def test_latex_has_balanced_environments_and_equal_columns(compared: tuple[Plan,
     plan, found, anchor = compared
     text = to_latex(HOSTILE, tables(plan, found, anchor), notes(found))
     for name in ("table", "tabular"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 4
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 5
     for columns, body in re.findall(r"\\begin\{tabular\}\{(l?r*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}

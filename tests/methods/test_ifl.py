@@ -29,6 +29,7 @@ from worlds import (
     wide,
 )
 
+from interfuse.clock import Devices
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
@@ -311,3 +312,38 @@ def test_the_control_with_shuffled_pairs_keeps_all_but_who_belongs_to_whom() -> 
             assert torch.equal(pair.y.sort().values, own.y.sort().values)
             moved += not torch.equal(pair.y, own.y)
     assert moved > len(down)
+
+
+def test_those_who_are_drawn_share_and_learn_and_the_others_rest() -> None:
+    f = federation(make(participation=0.5), clients=6, wrap=Recorder)
+    recorder = f.engine
+    assert isinstance(recorder, Recorder)
+    drawn = set()
+    for round in (1, 2, 3, 4):
+        before = {client: weights_of(f, client) for client in f.clients}
+        f.run_round()
+        sent = [client for r, client, _ in recorder.up if r.round == round]
+        taught = {client: m for r, client, m in recorder.down if r.round == round}
+        assert len(sent) == 3
+        assert sorted(taught) == sent
+        assert all(len(m.pairs) == 3 for m in taught.values())  # type: ignore[attr-defined]
+        for client in f.clients:
+            assert same_bits(before[client], weights_of(f, client)) == (client not in sent)
+        drawn |= set(sent)
+    assert len(drawn) > 3
+    # Local beside it: the same clients, as many steps on either block
+    alone = federation(make(participation=0.5).alone(), clients=6, rounds=4)
+    assert alone.exchange.steps == f.exchange.steps
+
+
+@pytest.mark.parametrize("pairs", ["all", "own"])
+def test_who_misses_the_deadline_is_as_if_never_asked(pairs: Any) -> None:
+    devices = Devices(step_seconds=1.0, slow=0.5, slowdown=10.0)
+    f = federation(make(deadline=4.0, pairs=pairs), clients=4, rounds=3, devices=devices)
+    untrained = federation(make(), clients=4)
+    slow = [client for client, device in enumerate(f.exchange.clock.devices) if device.step_seconds == 10]
+    assert len(slow) == 2
+    for client in f.clients:
+        assert same_bits(weights_of(f, client), weights_of(untrained, client)) == (client in slow)
+    assert [(failure.client, failure.kind) for failure in f.exchange.failures] == [(c, "late") for c in slow] * 3
+    assert f.exchange.clock.now == pytest.approx(3 * (4 + 2), abs=0.1)  # two pairs are two modular steps

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,10 @@ class Fused:
             yield answer
             if number == len(messages) or (number == 1 and request.heading != "evaluation"):
                 self.fuse.step(f"{request.heading} {request.round} {request.handler} {number}")
+
+    def undo(self, clients: Sequence[ClientId]) -> None:
+        self.inner.undo(clients)
+        self.fuse.step("undo")
 
     def end_round(self) -> None:
         self.inner.end_round()

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from interfuse.cli.configuration import configure, devices_table
+from interfuse.clock import NAMED
 from interfuse.data import IID, Dirichlet, Natural, Pathological
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.methods import built_in
@@ -25,6 +27,7 @@ FULL: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5}, "client": {2: {"lr": 0.25}},
     "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
     "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
+    "devices": {"slow": 0.5, "uplink": 1.0},
 }  # fmt: skip
 
 
@@ -211,3 +214,15 @@ def test_a_partition_that_is_no_partition_is_refused_without_a_call(tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(ConfigError, match="partition: .*unexpected keyword argument 'begin'"):
         parse_config({"partition": {"name": "test_config:EverySecond", "begin": 1}}).make_partition()
+
+
+def test_devices_are_known_by_key_and_by_name() -> None:
+    assert parse_config({"devices": {"slow": 0.5, "away": 0.2}}).devices == NAMED["stragglers"]
+    assert parse_config({}).devices == NAMED["uniform"]
+    with pytest.raises(ConfigError, match=r"\[devices\]: unknown key 'slwo': did you mean 'slow'"):
+        parse_config({"devices": {"slwo": 0.5}})
+    with pytest.raises(ConfigError, match="devices.away = 1.0 is impossible"):
+        parse_config({"devices": {"away": 1.0}})
+    asked = configure("ifl", {"devices": devices_table("stragglers")})
+    assert asked.devices == NAMED["stragglers"]
+    assert configure("ifl", {"devices": devices_table(None)}).devices == NAMED["uniform"]

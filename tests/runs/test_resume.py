@@ -57,6 +57,14 @@ STATEFUL: dict[str, dict[str, Any]] = {
         "rounds": 2,
     },
     "splitfed-local": {"settings": {"optimizer": "adam", "local_steps": 2}, "rounds": 2},
+    "ifl-async": {
+        "settings": {"optimizer": "adam", "local_steps": 2, "replies": 2},
+        "devices": {"slow": 0.4, "away": 0.34, "away_seconds": 0.05, "spread": 0.5},
+    },
+    "fedbuff": {"settings": {"local_steps": 2, "replies": 2}, "devices": {"slow": 0.4}, "models": ["mlp", "logistic"]},
+    "ifl-late-replay": {"settings": {"local_steps": 1, "joins_at": 2, "passes": 1}},
+    "ifl-late-answers": {"settings": {"local_steps": 1, "joins_at": 2}, "rounds": 2},
+    "ifl-late-published": {"settings": {"local_steps": 1, "joins_at": 2}},
     "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},
 }
 BUFFERS = {
@@ -67,6 +75,17 @@ CASES: list[Any] = [pytest.param(name, STATEFUL.get(name, {}), GIVEN, id=name) f
 CASES += [
     pytest.param("fedavg", BUFFERS, IMAGES, id="fedavg-buffers"),
     pytest.param("ifl", {"beside": ["local"], "rounds": 1}, GIVEN, id="ifl-beside"),
+    pytest.param(
+        "ifl",
+        {
+            "settings": {"deadline": 0.15, "local_steps": 2, "participation": 0.9},
+            "rounds": 4,
+            "clients": 4,
+            "devices": {"slow": 0.3, "away": 0.3, "away_seconds": 0.2},
+        },
+        GIVEN,
+        id="ifl-deadline",
+    ),
     pytest.param("ifl", {"settings": {"one_round_late": True, "local_steps": 1}, "rounds": 2}, GIVEN, id="ifl-late"),
 ]
 

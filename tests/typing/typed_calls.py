@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interfuse import Client, Clients, Disclosure, Features, Labels, Message, Method, Replies, Server, State, on_client
+from interfuse import (
+    Arrival,
+    Client,
+    Clients,
+    Disclosure,
+    Features,
+    Labels,
+    Message,
+    Method,
+    Replies,
+    Server,
+    State,
+    on_client,
+)
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs
 
 
@@ -34,6 +47,14 @@ class Mine(Method):
         clients.call(self.by_itself)
         done: Replies[None] = clients.call(self.learn, replies[0])
         print(done)
+        clients.call(self.answer, self.ask(), deadline=1.5)
+        for arrival in clients.stream(self.answer, lambda client: self.ask()):
+            told: Arrival[Tell] = arrival
+            print(told.reply.y, arrival.reply.z)  # refused
+        clients.stream(self.by_itself)
+        clients.stream(self.answer, self.ask())
+        clients.stream(self.answer, lambda client: replies[client])  # refused
+        clients.stream(self.answer)  # refused
         clients.call(self.answer, replies[0])  # refused
         clients.call(self.answer, {0: replies[0]})  # refused
         clients.call(self.answer)  # refused

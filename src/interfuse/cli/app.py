@@ -17,7 +17,15 @@ from typer.core import TyperGroup
 
 from interfuse import api, report
 from interfuse.cli import comparing, listings, seeds
-from interfuse.cli.configuration import codecs, configure, listed, none_or_listed, numbers, one_or_listed
+from interfuse.cli.configuration import (
+    codecs,
+    configure,
+    devices_table,
+    listed,
+    none_or_listed,
+    numbers,
+    one_or_listed,
+)
 from interfuse.cli.options import (
     AFTER,
     DEFAULT,
@@ -29,6 +37,7 @@ from interfuse.cli.options import (
     CodecTexts,
     DataSets,
     Device,
+    Devices,
     EvalEvery,
     Json,
     ModelNames,
@@ -135,6 +144,7 @@ def run(
     width: Width = None,
     codec: CodecTexts = None,
     device: Device = None,
+    devices: Devices = None,
     layout: Annotated[
         str | None,
         typer.Option(
@@ -192,7 +202,7 @@ def run(
         {
             "rounds": rounds, "seed": seed, "data": one_or_listed(data), "clients": clients, "models": listed(models),
             "fusion_width": width, "device": device, "eval_every": eval_every,
-            "codecs": codecs(codec),
+            "codecs": codecs(codec), "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
             "execution": {"workers": workers, "commit_rounds": commit_every},

@@ -16,6 +16,7 @@ from interfuse.cli.configuration import (
     assign,
     changed_partition,
     codecs,
+    devices_table,
     given,
     listed,
     method_names,
@@ -34,6 +35,7 @@ from interfuse.cli.options import (
     CodecTexts,
     DataSets,
     Device,
+    Devices,
     EvalEvery,
     Json,
     ModelNames,
@@ -88,6 +90,7 @@ def compare(
     width: Width = None,
     codec: CodecTexts = None,
     device: Device = None,
+    devices: Devices = None,
     jobs: Annotated[
         int | None,
         typer.Option(metavar="N", help="Runs side by side (default: one a core, on a GPU one).", rich_help_panel=HOW),
@@ -117,7 +120,7 @@ def compare(
         given({
             "rounds": rounds, "data": one_or_listed(data), "clients": clients, "models": listed(models),
             "fusion_width": width, "device": device, "eval_every": eval_every,
-            "codecs": codecs(codec),
+            "codecs": codecs(codec), "devices": devices_table(devices),
         }),
         Path.cwd(),
     )  # fmt: skip

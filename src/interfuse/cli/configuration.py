@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from interfuse import recipes
+from interfuse.clock import named
 from interfuse.errors import ConfigError, nearest
 from interfuse.methods import built_in
 from interfuse.references import is_reference
@@ -145,6 +147,11 @@ def numbers(text: str) -> list[int]:
     if not found or len(set(found)) < len(found):
         raise ConfigError(f"--seeds {text}: name at least one seed, and each once")
     return found
+
+
+def devices_table(name: str | None) -> dict[str, Any] | None:
+    """The table of the devices of that name; None stays None."""
+    return None if name is None else asdict(named(name))
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from interfuse.clock import NAMED
 from interfuse.data import PARTITIONS
 from interfuse.runs import RunConfig
 
@@ -105,6 +106,14 @@ Width = Annotated[
 Device = Annotated[
     str | None,
     typer.Option(metavar="NAME", help=f"cpu, cuda, cuda:1 (default {DEFAULT.device}).", rich_help_panel=HOW),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"What the virtual clock goes by: {', '.join(NAMED)} (default uniform); a recipe's [devices] says more.",
+        rich_help_panel=HOW,
+    ),
 ]
 EvalEvery = Annotated[
     int | None,

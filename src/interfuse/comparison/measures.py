@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from interfuse.clock import LINKS, OWN
 from interfuse.comparison.execution import Finished
 from interfuse.comparison.plan import Plan
 from interfuse.report.summary import (
@@ -41,6 +42,7 @@ class SeedRun:
 
     Attributes:
         steps: Gradient steps up to each point of the curve, clients and server together.
+        virtual: Virtual seconds up to each point, on the clients' devices and with links of one rate each.
     """
 
     seed: int
@@ -49,6 +51,7 @@ class SeedRun:
     downlink: NDArray[np.int64]
     uplink_wire: NDArray[np.int64]
     steps: NDArray[np.int64]
+    virtual: Mapping[str, NDArray[np.float64]]
 
     @property
     def clients(self) -> int:
@@ -123,6 +126,10 @@ def read_run(path: Path, seed: int) -> SeedRun:
         uplink_wire=np.array([row["uplink"]["wire"] for row in evaluated], dtype=np.int64),
         downlink=np.array([row["downlink"]["raw"] for row in evaluated], dtype=np.int64),
         steps=made[places].astype(np.int64),
+        virtual={
+            name: np.array([number((row.get("virtual_seconds") or {}).get(name)) for row in evaluated])
+            for name in (OWN, *LINKS)
+        },
     )
 
 
@@ -140,6 +147,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
                 **beside_local(run.summary, local[run.seed].summary if run.seed in local else {}),
                 **bytes_and_work(run.summary, f.flops),
                 **bytes_to(run, plan.asked.accuracies),
+                **seconds_to(run, plan.asked.accuracies),
                 **accuracies_at(run, plan.asked.uplinks, anchor),
                 # the last, for it is all that differs between two equal runs
                 "seconds": number(run.summary.get("seconds")),
@@ -202,10 +210,16 @@ def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
         "uplink_ratio": up / up_wire if up_wire else math.nan,
         "downlink_wire": down_wire,
         "downlink_wire_per_client": down_wire / clients,
+        "virtual_seconds": number((summary.get("virtual_seconds") or {}).get(OWN)),
+        "missing": _sum(summary.get("missing_replies")),
         "steps_clients": number(steps.get("clients")),
         "steps_server": number(steps.get("server")),
         "flops": flops_of_a_round * number(summary.get("rounds")),
     }
+
+
+def _sum(counts: Json | None) -> float:
+    return math.nan if counts is None else float(sum(counts.values()))
 
 
 def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
@@ -218,6 +232,19 @@ def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
         wire = float(run.uplink_wire[reached[0]]) if len(reached) else math.nan
         for way, size in (("uplink", up), ("downlink", down), ("uplink_wire", wire)):
             found |= {f"{way}_to_{accuracy:g}": size, f"{way}_to_{accuracy:g}_per_client": size / run.clients}
+    return found
+
+
+def seconds_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
+    """Virtual seconds until the mean global accuracy on the curve is there for the first time; NaN where it never is.
+
+    With links of one rate they are NaN where time has decided who takes part: another rate would have been another run.
+    """
+    found: Values = {}
+    for accuracy in accuracies:
+        reached = np.flatnonzero(run.curve.common >= accuracy)
+        for name, seconds in run.virtual.items():
+            found[f"virtual_{name}_to_{accuracy:g}"] = float(seconds[reached[0]]) if len(reached) else math.nan
     return found
 
 

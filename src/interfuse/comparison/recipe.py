@@ -20,7 +20,7 @@ SIZES = ("smallest", "largest")
 NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
 """Keys of a run that a comparison sets itself."""
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
-LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1}
+LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1}
 """Tables to which another table adds, and how deep; any other value is replaced."""
 
 Grid = dict[str, list[Any]]

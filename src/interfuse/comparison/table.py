@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from interfuse.clock import LINKS, OWN
 from interfuse.comparison.measures import Anchor, Row
 from interfuse.comparison.plan import Plan
 from interfuse.report.text import UNKNOWN, bare_percent, megabytes
@@ -52,6 +53,10 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     if asked.accuracies:
         text = "Raw MB until the mean global accuracy on the curve is there for the first time; – is never."
         found.append(_table("Bytes until an accuracy", text, _until(asked.accuracies, coded), rows))
+        text = (
+            "Virtual seconds until then, on the clients' devices, and if all links had one rate; – is never or unknown."
+        )
+        found.append(_table("Virtual time until an accuracy", text, _until_when(asked.accuracies), rows))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each."
@@ -106,6 +111,8 @@ _SPREAD = (
     Column("uplink of a client, MB", "uplink_per_client", megabytes),
     Column("downlink, MB", "downlink", megabytes),
     Column("server steps", "steps_server", _count),
+    Column("virtual seconds", "virtual_seconds", _seconds),
+    Column("missing replies", "missing", _count),
 )
 
 
@@ -130,6 +137,14 @@ def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
             *[("on the wire, uplink", "uplink_wire", "")] * coded,
         )
     ]  # fmt: skip
+
+
+def _until_when(accuracies: Sequence[float]) -> list[Column]:
+    return [
+        Column(f"to {100 * accuracy:g} %, {name}", f"virtual_{name}_to_{accuracy:g}", _seconds)
+        for accuracy in accuracies
+        for name in (OWN, *LINKS)
+    ]
 
 
 def _within(limits: Sequence[str], anchor: str | None, sizes_differ: bool) -> list[Column]:

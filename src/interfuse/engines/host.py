@@ -132,6 +132,7 @@ class Host:
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
         self._in_round: set[ClientId] = set()
+        self._before: dict[ClientId, dict[str, Tensor]] = {}
         self._round = 0
 
     @contextmanager
@@ -160,6 +161,8 @@ class Host:
             if before is not None:
                 self._roll_back(client, before)
             return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
+        if request.undoable and before is not None:
+            self._before[client] = before
         return Answer(client, reply, time.perf_counter() - began, resident.client.steps)
 
     def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
@@ -187,6 +190,11 @@ class Host:
             return sent
         noise = generator(setup.seed, "codec", "up", *request.place(client.id))
         return rounded(sent, codecs, noise, None if request.heading == "evaluation" else resident.feedback)
+
+    def undo(self, clients: Sequence[ClientId]) -> None:
+        """Put clients back to where they were before their last call. See :class:`interfuse.clients.Engine`."""
+        for client in clients:
+            self._roll_back(client, self._before.pop(client))
 
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""
@@ -258,10 +266,12 @@ class Host:
                     resident.kept_buffers = {k: t.clone() for k, t in model.state_dict().items() if k in buffers}
                 self._give_back(resident)
         self._in_round.clear()
+        self._before.clear()
 
     def release(self, client: ClientId) -> dict[str, Tensor]:
         """Give a client away: all that another host needs to carry it on. Nothing, where it was never called."""
         self._clients.remove(client)
+        self._before.pop(client, None)
         resident = self._residents.pop(client, None)
         return {} if resident is None else resident.owned() | {"changed": torch.tensor(resident.changed)}
 

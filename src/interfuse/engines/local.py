@@ -43,6 +43,9 @@ class InProcess:
         """A copy of a client's model as it is now. Scratch lasts until the end of the round."""
         return self._host.model(client)
 
+    def undo(self, clients: Sequence[ClientId]) -> None:
+        self._host.undo(clients)
+
     def end_round(self) -> None:
         self._host.end_round()
 
@@ -114,6 +117,14 @@ class Workers:
         for target, arrivals in coming.items():
             self._workers[target].send({"do": "adopt", "clients": arrivals})
         for _ in self._collect(coming):
+            pass
+
+    def undo(self, clients: Sequence[ClientId]) -> None:
+        homes = {self._placement.home[client] for client in clients}
+        for home in homes:
+            own = [client for client in clients if self._placement.home[client] == home]
+            self._workers[home].send({"do": "undo", "clients": own})
+        for _ in self._collect(homes):
             pass
 
     def end_round(self) -> None:
@@ -231,6 +242,9 @@ def _obey(
         return _call(host, setup, worker, down, Request(**order["request"]), order["tasks"])
     if order["do"] == "end_round":
         return host.end_round()
+    if order["do"] == "undo":
+        with host.working():
+            return host.undo(order["clients"])
     if order["do"] == "release":
         worker.up.clear()
         return [[client, worker.up.write(host.release(client))] for client in order["clients"]]

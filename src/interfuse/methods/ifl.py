@@ -9,10 +9,11 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.errors import ConfigError
 from interfuse.fusion import FusionOutputs, FusionPairs, FusionSharing, Mixtures, shuffled
 from interfuse.handler import on_client
 from interfuse.message import Disclosure, State
-from interfuse.method import Count, Method, Steps
+from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, Objective, OptimizerName, cross_entropy, modular_cross_entropy
@@ -21,9 +22,20 @@ __all__ = ["IFL", "FusionOutputs", "FusionPairs"]
 
 
 class Late(State):
-    """Pairs that wait for the next round, where they are used one round late; otherwise none."""
+    """Pairs that wait for a later round, where a method uses them late; otherwise none."""
 
     pairs: FusionPairs
+
+
+def check_plain(method: IFL) -> None:
+    """Check that a method that shares pairs in its own way is not asked to do so in one of IFL's.
+
+    Raises:
+        ConfigError: it is; says by which settings.
+    """
+    plain = {"participation": 1.0, "deadline": 0.0, "one_round_late": False, "pairs": "all", "downlink": "all"}
+    if set_ := [name for name, value in plain.items() if getattr(method, name) != value]:
+        raise ConfigError(f"{type(method).__name__} shares pairs in its own way; {', '.join(set_)}: only for ifl")
 
 
 @dataclass(frozen=True)
@@ -46,14 +58,18 @@ class IFL(FusionSharing, Method):
     keep_optimizer: bool = True  # blocks and optimizer both stay with the client; False starts anew each round
     pairs: Literal["all", "own", "shuffled"] = "all"  # controls: each client its own alone; labels of another row
     one_round_late: bool = False  # modular blocks learn from the pairs of the round before
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round
+    deadline: NonNegative = 0.0  # virtual seconds that either half of a round waits for clients; 0 waits for all
 
     def start(self, server: Server[Late], clients: Clients) -> Late:
         return Late(FusionPairs(()))
 
     def round(self, server: Server[Late], clients: Clients) -> None:
-        outputs = clients.call(self.train_base)
+        outputs = clients.sample(self.participation).call(self.train_base, deadline=self.deadline or None)
+        clients = clients.only(outputs)  # the others are away, or still at their base blocks
         if self.pairs == "own":
-            clients.call(self.train_modular, {c: FusionPairs((own,) * len(outputs)) for c, own in outputs.items()})
+            clients.call(self.train_modular, {c: FusionPairs((own,) * len(outputs)) for c, own in outputs.items()},
+                         deadline=self.deadline or None)  # fmt: skip
             return
         given = FusionPairs(tuple(outputs.values()))
         if self.pairs == "shuffled":
@@ -61,16 +77,20 @@ class IFL(FusionSharing, Method):
         if self.one_round_late:
             given, server.state = server.state.pairs, Late(given)
         if given.pairs and self.downlink == "mixed":
-            clients.call(self.train_on_mixtures, self.mixtures(given, server))
+            clients.call(self.train_on_mixtures, self.mixtures(given, server), deadline=self.deadline or None)
         elif given.pairs:
-            clients.call(self.train_modular, self.part(given, server, self.batch_size))
+            clients.call(self.train_modular, self.part(given, server, self.batch_size), deadline=self.deadline or None)
 
-    @on_client
-    def train_base(self, client: Client) -> FusionOutputs:
+    def fit_base(self, client: Client) -> None:
+        """The base phase: tau steps on the base block, the modular block frozen."""
         client.fit(
             cross_entropy, train="base", steps=self.local_steps, batch_size=self.batch_size, lr=self.base_lr,
             optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
         )  # fmt: skip
+
+    @on_client
+    def train_base(self, client: Client) -> FusionOutputs:
+        self.fit_base(client)
         positions = client.order.take(self.batch_size)
         batch = client.data.train(positions)
         with client.model.evaluating():
@@ -81,16 +101,16 @@ class IFL(FusionSharing, Method):
         batches = [Batch(pair.z, pair.y.long()) for pair in fused.pairs]
         if self.modular_update == "joint":
             batches = [Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
-        self.learn(client, batches, modular_cross_entropy if self.label_epsilon is None else self.likelihood)
+        self.fit_modular(client, batches, modular_cross_entropy if self.label_epsilon is None else self.likelihood)
 
     @on_client
     def train_on_mixtures(self, client: Client, mixtures: Mixtures) -> None:
         rows = torch.arange(len(mixtures.z), device=mixtures.z.device)
         size = len(rows) if self.modular_update == "joint" else self.batch_size
         batches = [Batch(mixtures.z[part], part) for part in torch.split(rows, size)]
-        self.learn(client, batches, self.mixed_likelihood(mixtures.y))
+        self.fit_modular(client, batches, self.mixed_likelihood(mixtures.y))
 
-    def learn(self, client: Client, batches: list[Batch], loss: Objective) -> None:
+    def fit_modular(self, client: Client, batches: list[Batch], loss: Objective) -> None:
         client.fit(
             loss, train="modular", batches=batches, lr=self.modular_lr,
             optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
@@ -103,5 +123,5 @@ class IFL(FusionSharing, Method):
         return Local(
             local_steps=self.local_steps, modular_steps=1 if self.modular_update == "joint" else steps,
             batch_size=self.batch_size, lr=self.base_lr, modular_lr=self.modular_lr, optimizer=self.optimizer,
-            keep_optimizer=self.keep_optimizer,
+            keep_optimizer=self.keep_optimizer, participation=self.participation,
         )  # fmt: skip

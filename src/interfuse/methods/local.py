@@ -19,7 +19,7 @@ class OwnSteps:
 
     local_steps: Steps = 10  # steps a round on the base block, or on the whole model
     local_epochs: Steps = 0  # epochs a round on the whole model instead of local_steps, where above 0
-    modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as there are clients
+    modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as clients take part
     batch_size: Count = 32  # samples of a step
     lr: LearningRate = 0.01  # learning rate
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
@@ -46,7 +46,8 @@ class Local(OwnSteps, Method):
 
     @on_client
     def train(self, client: Client) -> None:
-        turns = client.dims["clients"] if self.modular_steps == "clients" else self.modular_steps
+        everybody = max(1, round(self.participation * client.dims["clients"]))
+        turns = everybody if self.modular_steps == "clients" else self.modular_steps
         client.fit(
             cross_entropy, train="base" if turns else "all", lr=self.lr, batch_size=self.batch_size,
             steps=None if self.local_epochs else self.local_steps, epochs=self.local_epochs or None,

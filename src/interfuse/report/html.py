@@ -146,6 +146,14 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
         "followed by the modular block of another. A row is a base block, a column a modular block; colour runs from "
         "0 to 100 %, and a client’s own pair is framed.</p>\n"
         f'<div class="{layout}">{"".join(panels)}</div>'
+        + plot_pair(
+            svgs,
+            {
+                f"similarity-{when}": "Linear CKA between the outputs of all base blocks on the common test set, "
+                f"{when} training: 100 % for features that are equal up to rotation and scale."
+                for when in ("before", "after")
+            },
+        )
     )
 
 
@@ -361,6 +369,7 @@ def _again(run: Run) -> str:
         "disclosed to the server": "" if disclosed is None else ", ".join(map(str, disclosed)) or "nothing",
         "data": " ".join(str(part) for part in (summary.get("data"), summary.get("note")) if part),
         "missing replies": _failures(run.metrics),
+        "virtual seconds": _virtual(summary.get("virtual_seconds") or {}),
         "seconds": f"{number(summary.get('seconds')):,.1f}" if "seconds" in summary else "",
     }
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>\n" for name, text in facts.items() if text)
@@ -369,6 +378,10 @@ def _again(run: Run) -> str:
         f"<pre>{escape(chr(10).join(commands))}</pre>\n<dl>\n{lines}</dl>\n{_clients(summary)}\n"
         f"<details><summary>Configuration</summary><pre>{escape(run.config_text)}</pre></details>"
     )
+
+
+def _virtual(times: Json) -> str:
+    return ", ".join(f"{number(seconds):,.1f} ({name})" for name, seconds in times.items())
 
 
 def _failures(metrics: Sequence[Json]) -> str:

@@ -93,6 +93,9 @@ def figures(run: Run) -> dict[str, Figure]:
         matrix = scores(values).composition
         if matrix is not None:
             found[name] = composition_figure(matrix, title)
+    for when, values in (summary.get("similarity") or {}).items():
+        if values is not None:
+            found[f"similarity-{when}"] = similarity_figure(np.array(values, dtype=float), f"{when} training")
     if len(points.rounds):
         curves = {name: curve(metrics) for name, metrics in run.beside.items()}
         found["accuracy-rounds"] = accuracy_over_rounds(points, curves)
@@ -141,6 +144,14 @@ def composition_figure(matrix: Matrix, title: str) -> Figure:
     """Accuracies of all pairs: a row for each base block, a column for each modular block."""
     figure, axes = _shares(matrix)
     axes.set(title=drawable(title, "this run"), xlabel="modular block of client", ylabel="base block of client")
+    return figure
+
+
+@style()
+def similarity_figure(matrix: Matrix, title: str) -> Figure:
+    """Linear CKA between the fusion-layer outputs of all clients."""
+    figure, axes = _shares(matrix)
+    axes.set(title=title, xlabel="base block of client", ylabel="base block of client")
     return figure
 
 

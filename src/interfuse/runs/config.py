@@ -15,6 +15,7 @@ import torch
 from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from interfuse.clock import Devices
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
 from interfuse.evaluation import METRICS
@@ -53,6 +54,7 @@ class RunConfig(BaseModel):
         metrics: What is measured beyond accuracy at the last and the best round: names of
             :data:`interfuse.evaluation.METRICS`.
         validation, test: Fractions of each client's share.
+        devices: What the virtual clock goes by.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,6 +78,7 @@ class RunConfig(BaseModel):
     client: dict[int, dict[str, Any]] = Field(default_factory=dict)
     codecs: dict[str, str] = Field(default_factory=dict)
     numerics: Numerics = Numerics()
+    devices: Devices = Devices()
     execution: Execution = Execution()
     environment: dict[str, str] = Field(default_factory=dict)
 
@@ -123,6 +126,7 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     for table, keys in (
         ("execution", list(Execution.model_fields)),
         ("numerics", [f.name for f in fields(Numerics)]),
+        ("devices", [f.name for f in fields(Devices)]),
     ):
         if isinstance(values.get(table), Mapping):
             _known(values[table], keys, f"{source}, [{table}]")

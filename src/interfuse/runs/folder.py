@@ -260,4 +260,6 @@ def _read_commit(path: Path) -> Commit:
 
 
 def _saved(raw: Mapping[str, Any]) -> Saved:
-    return Saved({name: FileRecord(**record) for name, record in raw["files"].items()}, raw["architectures"])
+    files = {name: FileRecord(**record) for name, record in raw["files"].items()}
+    outstanding = {client: tuple(kept) for client, kept in raw.get("outstanding", {}).items()}
+    return Saved(files, raw["architectures"], raw.get("times", {}), outstanding)

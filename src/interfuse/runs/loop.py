@@ -12,7 +12,7 @@ from interfuse.clients import Engine
 from interfuse.data import Dataset, class_counts, deal, load
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
-from interfuse.evaluation import Accuracies, evaluate, evaluation, measure
+from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
 from interfuse.federation import Federation, Saved, check
 from interfuse.message import Disclosure
 from interfuse.method import Method, disclosures
@@ -96,7 +96,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        overrides=config.client, extra_programs=evaluation(datasets), codecs=Codecs.parse(config.codecs),
+        devices=config.devices, overrides=config.client, extra_programs=evaluation(datasets),
+        codecs=Codecs.parse(config.codecs),
     )  # fmt: skip
     check(setup)
     return setup
@@ -302,13 +303,17 @@ class _Run:
         seconds = {"server": worked - exchange.seconds["calls"], **exchange.seconds}
         row: dict[str, Any] = {"round": self.federation.round, **self._bytes()}
         row["steps"] = {"clients": exchange.steps, "server": self.federation.server.steps}
-        row["failures"] = [{"client": f.client, "reason": f.reason} for f in exchange.failures]
+        row["failures"] = [{"client": f.client, "kind": f.kind, "reason": f.reason} for f in exchange.failures]
+        row["outstanding"] = len(exchange.outstanding)
+        row["virtual_seconds"] = dict(exchange.clock.times)
         evaluated = time.perf_counter()
         improved = False
         if first or self.federation.round % self.config.eval_every == 0 or self.federation.round == self.config.rounds:
             accuracies = evaluate(self.federation, full=False)
             row["accuracy"] = plain(accuracies)
             improved = not first and self._improves(accuracies)
+        if first or self.federation.round == self.config.rounds:
+            row["similarity"] = similarity(self.federation)
         written = time.perf_counter()
         if improved:
             assert self.best is not None
@@ -334,7 +339,7 @@ class _Run:
 
     def _save(self) -> Saved:
         written = self.federation.save(self.folder.commits)
-        self.files = Saved(dict(self.files.files) | dict(written.files), written.architectures)
+        self.files = replace(written, files=dict(self.files.files) | dict(written.files))
         return self.files
 
     def _commit_is_due(self) -> bool:

@@ -63,8 +63,14 @@ def summarise(
             "round": best[0].round, "validation_accuracy": best[0].validation_accuracy,
             **_measured(config, setup, best[1]),
         },
+        "similarity": {"before": metrics[0].get("similarity"), "after": metrics[-1].get("similarity")},
         "stability": _stability(metrics),
         "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
+        "virtual_seconds": metrics[-1].get("virtual_seconds"),
+        "missing_replies": {
+            kind: sum(failure.get("kind", "failed") == kind for row in metrics for failure in row["failures"])
+            for kind in ("failed", "late", "away")
+        },
         "uplink_bytes": plain(training.uplink),
         "downlink_bytes": plain(training.downlink) | {
             "raw_broadcast": training.downlink_broadcast.raw, "wire_broadcast": training.downlink_broadcast.wire,

@@ -1,0 +1,82 @@
+"""IFL with a late joiner whose features an incumbent's modular block answers with gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.late_joining import LateJoining
+from interfuse.message import Disclosure, FeatureGradients, Features, Labels, Message
+from interfuse.method import Steps
+from interfuse.methods.ifl import IFL, Late
+from interfuse.server import Server
+from interfuse.training import Batch, cross_entropy, gradient_of_features, lacks_variance, pull_back
+
+
+class Question(Message):
+    """A newcomer's minibatch at the fusion layer, and its labels."""
+
+    z: Features
+    y: Labels
+
+
+class Reply(Message):
+    """∂loss/∂z, of the incumbent's modular block."""
+
+    gradient: FeatureGradients
+
+
+@dataclass(frozen=True)
+class IFLLateAnswers(LateJoining, IFL):
+    """IFL whose newcomers train their base blocks behind the incumbents' modular blocks. Not from the paper.
+
+    Each step costs an exchange: features and labels up, the gradient of the loss back, by way of the server. The
+    modular blocks stay with their vendors and do not change. A newcomer's own learns from its own outputs.
+    """
+
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.GRADIENTS})
+
+    teacher: Steps | Literal["turns"] = "turns"  # whose modular block answers: a client's, or the incumbents' in turn
+
+    def round(self, server: Server[Late], clients: Clients) -> None:
+        incumbents, newcomers = self.parted(clients)
+        if server.round < self.joins_at:
+            super().round(server, incumbents)
+            return
+        for step in range(self.local_steps):
+            turn = (server.round - self.joins_at) * self.local_steps + step
+            teacher = incumbents.ids[turn % len(incumbents)] if self.teacher == "turns" else self.teacher
+            questions, asked = newcomers.call(self.ask), incumbents.only([teacher])
+            newcomers.call(self.learn, {c: asked.call(self.answer, q)[teacher] for c, q in questions.items()})
+        newcomers.call(self.follow)
+
+    @on_client
+    def ask(self, client: Client) -> Question:
+        batch = client.batch(self.batch_size)
+        with client.model.training_parts("base"):
+            if lacks_variance(client.model, batch):  # `fit` will skip it
+                client.model.eval()
+            client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
+        return Question(client.scratch["batch"].x, batch.y)
+
+    @on_client
+    def answer(self, client: Client, question: Question) -> Reply:
+        return Reply(gradient_of_features(client.model, Batch(question.z, question.y.long())))
+
+    @on_client
+    def learn(self, client: Client, reply: Reply) -> None:
+        batch = client.scratch["batch"]
+        client.fit(
+            pull_back(batch.x, reply.gradient), batches=[batch], train="base", lr=self.base_lr,
+            optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
+        )  # fmt: skip
+
+    @on_client
+    def follow(self, client: Client) -> None:
+        client.fit(
+            cross_entropy, train="modular", steps=self.local_steps, batch_size=self.batch_size, lr=self.modular_lr,
+            optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
+        )  # fmt: skip

@@ -1,0 +1,69 @@
+"""IFL with a late joiner who is given an incumbent's modular block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.errors import ModelError
+from interfuse.handler import on_client
+from interfuse.late_joining import LateJoining
+from interfuse.message import Disclosure, Message, Parameters
+from interfuse.method import Steps
+from interfuse.methods.ifl import IFL, Late
+from interfuse.server import Server
+
+
+class Published(Message):
+    """The tensors of a modular block."""
+
+    tensors: Parameters
+
+
+@dataclass(frozen=True)
+class IFLLatePublished(LateJoining, IFL):
+    """IFL in which a vendor publishes its modular block, and newcomers train their base blocks behind it.
+
+    It discloses parameters, once, by the vendor's own decision. The newcomer's modular block must be of the same
+    architecture. Not from the paper.
+    """
+
+    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
+
+    teacher: Steps = 0  # the client whose modular block is published
+
+    def start(self, server: Server[Late], clients: Clients) -> Late:
+        incumbents, newcomers = self.parted(clients)
+        (vendor,) = incumbents.only([self.teacher]).profiles.values()
+        published = server.new_model(vendor.architecture).tensors("modular")
+        shapes = {key: tuple(tensor.shape) for key, tensor in published.items()}
+        for profile in newcomers.profiles.values():
+            own = server.new_model(profile.architecture).tensors("modular")
+            if {key: tuple(tensor.shape) for key, tensor in own.items()} != shapes:
+                raise ModelError(
+                    f"client {profile.id} ({profile.architecture}) cannot use the modular block of client {vendor.id} "
+                    f"({vendor.architecture}): another architecture. Give both one head, such as cnn and mlp-linear"
+                )
+        return super().start(server, clients)
+
+    def round(self, server: Server[Late], clients: Clients) -> None:
+        incumbents, newcomers = self.parted(clients)
+        if server.round < self.joins_at:
+            super().round(server, incumbents)
+            return
+        if server.round == self.joins_at:
+            newcomers.call(self.adopt, incumbents.only([self.teacher]).call(self.publish)[self.teacher])
+        newcomers.call(self.catch_up)
+
+    @on_client
+    def publish(self, client: Client) -> Published:
+        return Published(client.tensors("modular"))
+
+    @on_client
+    def adopt(self, client: Client, published: Published) -> None:
+        client.model.load(published.tensors)
+
+    @on_client
+    def catch_up(self, client: Client) -> None:
+        self.fit_base(client)

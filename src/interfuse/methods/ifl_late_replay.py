@@ -1,0 +1,56 @@
+"""IFL with a late joiner who learns from pairs that the server kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.late_joining import LateJoining
+from interfuse.message import Message
+from interfuse.method import Count
+from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
+from interfuse.server import Server
+
+
+class Replay(Message):
+    """Pairs of the incumbents that the server kept, the oldest first."""
+
+    pairs: tuple[FusionOutputs, ...]
+
+
+@dataclass(frozen=True)
+class IFLLateReplay(LateJoining, IFL):
+    """IFL whose server keeps the pairs of the last R rounds and replays them to newcomers. Not from the paper.
+
+    A newcomer trains its modular block on them, as the incumbents did, and then its base block alone, through that
+    modular block: its outputs come to lie where any modular block expects them.
+    """
+
+    retention: Count = 10  # R: rounds whose pairs the server keeps
+    passes: Count = 10  # times that a newcomer goes through them
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_plain(self)
+
+    def round(self, server: Server[Late], clients: Clients) -> None:
+        incumbents, newcomers = self.parted(clients)
+        kept = server.state.pairs.pairs
+        if server.round < self.joins_at:
+            pairs = tuple(incumbents.call(self.train_base).values())
+            incumbents.call(self.train_modular, FusionPairs(pairs))
+            server.state = Late(FusionPairs((*kept, *pairs)[-self.retention * len(incumbents) :]))
+            return
+        if server.round == self.joins_at:
+            newcomers.call(self.rehearse, Replay(kept))
+        newcomers.call(self.catch_up)
+
+    @on_client
+    def rehearse(self, client: Client, replay: Replay) -> None:
+        self.train_modular(client, FusionPairs(replay.pairs * self.passes))
+
+    @on_client
+    def catch_up(self, client: Client) -> None:
+        self.fit_base(client)
