@@ -114,6 +114,10 @@ def test_execution_and_environment_do_not_matter() -> None:
         ({"client": {"x": {}}}, "here: client.x"),
         ({"settings": 3}, "here: settings = 3 is impossible"),
         ({"execution": 3}, "here: execution = 3 is impossible"),
+        (
+            {"partition": {"cuts": [None]}},
+            "here: a value cannot be written to a config.toml: Object of type 'NoneType'",
+        ),
     ],
 )
 def test_what_is_unknown_or_impossible_is_named(values: dict[str, Any], told: str) -> None:

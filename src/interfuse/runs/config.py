@@ -156,7 +156,12 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     for client in config.client:
         if client not in range(config.clients):
             raise ConfigError(f"{source}: [client.{client}], but clients are 0 to {config.clients - 1}")
-    return config.model_copy(update={"codecs": texts})
+    config = config.model_copy(update={"codecs": texts})
+    try:
+        to_toml(config)
+    except TypeError as error:
+        raise ConfigError(f"{source}: a value cannot be written to a config.toml: {error}") from None
+    return config
 
 
 def codec_rules(given: Any) -> Any:
