@@ -48,6 +48,10 @@ def tiny(name: str) -> Method:
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
+OTHERWISE: dict[str, list[dict[str, Any]]] = {"ifl": [{"downlink": "mixed", "downlink_rows": 6}]}
+"""Settings with which a method sends what it otherwise does not."""
+
+
 def uneven() -> dict[str, Any]:
     """Clients of 9, 17 and 34 rows."""
     return {"models": [wide], "shares": shares_of(range(0, 9), range(9, 26), range(26, 60))}
@@ -112,23 +116,25 @@ def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
 
 @every_method
 def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> None:
-    f = federation(tiny(name), wrap=Recorder, rounds=2, **uneven())
-    evaluate(f, full=True)
-    measure(f)
-    compose(f, 0, 1, f.setup.dataset.x_test)
-    recorder = f.engine
-    assert isinstance(recorder, Recorder)
-    for direction, messages in (("down", recorder.down), ("up", recorder.up)):
-        counted = [entry for entry in entries(f) if entry.direction == direction]
-        assert len(counted) == len(messages)
-        for entry, (request, client, message) in zip(counted, messages, strict=True):
-            assert (entry.client, entry.handler, entry.kind) == (client, request.handler, type(message).__name__)
-            data = encode(message)
-            assert entry.wire == len(data)
-            assert entry.raw == sum(t.numel() * t.element_size() for t in flatten(message).values())
-            again = decode(data, type(message), f.setup.dims, f.clients.profiles[client].keys)
-            assert same_bits(flatten(message), flatten(again))
-    travelled = {type(m) for _, _, m in recorder.down + recorder.up}
+    travelled: set[type[Message]] = set()
+    for method in (tiny(name), *(replace(tiny(name), **other) for other in OTHERWISE.get(name, ()))):
+        f = federation(method, wrap=Recorder, rounds=2, **uneven())
+        evaluate(f, full=True)
+        measure(f)
+        compose(f, 0, 1, f.setup.dataset.x_test)
+        recorder = f.engine
+        assert isinstance(recorder, Recorder)
+        for direction, messages in (("down", recorder.down), ("up", recorder.up)):
+            counted = [entry for entry in entries(f) if entry.direction == direction]
+            assert len(counted) == len(messages)
+            for entry, (request, client, message) in zip(counted, messages, strict=True):
+                assert (entry.client, entry.handler, entry.kind) == (client, request.handler, type(message).__name__)
+                data = encode(message)
+                assert entry.wire == len(data)
+                assert entry.raw == sum(t.numel() * t.element_size() for t in flatten(message).values())
+                again = decode(data, type(message), f.setup.dims, f.clients.profiles[client].keys)
+                assert same_bits(flatten(message), flatten(again))
+        travelled |= {type(m) for _, _, m in recorder.down + recorder.up}
     declared = {
         kind
         for program in f.exchange.programs.values()

@@ -28,6 +28,7 @@ FULL: dict[str, Any] = {
     "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
     "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0},
+    "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},
 }  # fmt: skip
 
 
@@ -63,7 +64,7 @@ def test_a_complete_configuration_names_every_setting_and_survives_the_file(meth
     again = read_config(tmp_path / "config.toml")
     assert again == config
     assert again.make_method() == made
-    assert set(again.settings) == {f.name for f in fields(made)}
+    assert {*again.settings, *again.unset} == {f.name for f in fields(made)}
 
 
 @pytest.mark.parametrize("rate", [Exponential(0.1, 0.9), Cosine(0.1, rounds=20, end=0.001)])
@@ -86,7 +87,10 @@ def test_execution_and_environment_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"round": 3}, "here: unknown key 'round': did you mean 'rounds'? valid: beside, client, clients, data"),
+        (
+            {"round": 3},
+            "here: unknown key 'round': did you mean 'rounds'? valid: beside, client, clients, codecs, data",
+        ),
         ({"fusion_wdth": 3}, "did you mean 'fusion_width'?"),
         ({"execution": {"worker": 2}}, "here, [execution]: unknown key 'worker': did you mean 'workers'?"),
         ({"numerics": {"layot": "x"}}, "here, [numerics]: unknown key 'layot': did you mean 'layout'?"),
