@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +33,7 @@ from interfuse import (
 from interfuse.api import new_folder
 from interfuse.errors import ConfigError, DataError, ModelError, RunError
 from interfuse.methods import built_in
+from interfuse.methods.ifl import IFL
 from interfuse.numerics import Numerics
 from interfuse.runs import Result, parse_config
 from interfuse.runs.folder import RunFolder
@@ -80,9 +81,7 @@ def test_the_folder_says_what_ran(result: Result) -> None:
     assert config.partition == {"name": "dirichlet", "alpha": 0.5, "minimum": 8}
     assert config.models == ("in-memory:worlds:wide", "logistic", "in-memory:test_api:blocks")
     assert config.settings["optimizer"] == "adam"
-    assert set(config.settings) == {"base_lr", "modular_lr", "local_steps", "batch_size", "modular_update", "optimizer",
-                                    "keep_optimizer", "pairs", "one_round_late", "participation",
-                                    "deadline"}  # fmt: skip
+    assert {*config.settings, *config.unset} == {field.name for field in fields(IFL)}
     assert {"torch", "python", "interfuse", "machine"} <= set(config.environment)
     assert {"config.toml", "metrics.jsonl", "ledger.jsonl", "summary.json", "report.html", "commits", "beside"} <= {
         entry.name for entry in result.path.iterdir()
