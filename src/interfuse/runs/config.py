@@ -13,14 +13,14 @@ from typing import Annotated, Any, cast
 import tomli_w
 import torch
 from annotated_types import Ge, Lt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
 from interfuse.evaluation import METRICS
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
-from interfuse.models import DEFAULT_MODELS
+from interfuse.models import DEFAULT_MODELS, expanded
 from interfuse.numerics import Numerics
 from interfuse.references import IN_MEMORY, is_reference, load_reference
 
@@ -40,7 +40,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         data: Name of the data set, or names of several, dealt to the clients in turn.
-        models: Names of models, dealt to the clients in turn.
+        models: Names of models, dealt to the clients in turn; that of a federation becomes those of its models.
         fusion_width: Width d of the fusion layer.
         settings: Hyperparameters of the method.
         unset: Hyperparameters that are None, which TOML cannot say.
@@ -73,6 +73,11 @@ class RunConfig(BaseModel):
     numerics: Numerics = Numerics()
     execution: Execution = Execution()
     environment: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("models")
+    @classmethod
+    def _expanded(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(expanded(models))
 
     @property
     def data_names(self) -> tuple[str, ...]:
