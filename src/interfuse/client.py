@@ -52,6 +52,11 @@ class Profile:
     stages: tuple[str, ...] = ()
     buffers: frozenset[str] = frozenset()
 
+    @property
+    def size(self) -> int:
+        """Number of values in the model, statistics included."""
+        return sum(math.prod(shape) for shape in self.keys.values())
+
 
 @dataclass
 class SampleOrder:
