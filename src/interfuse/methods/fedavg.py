@@ -62,9 +62,9 @@ class Averaging(Program):
     def keeps(self) -> frozenset[str]:
         return frozenset({BUFFERS}) if self.buffers is BufferPolicy.LOCAL else NOTHING
 
-    def initial(self, server: Server[Any], clients: Clients, buffers: BufferPolicy) -> NamedTensors:
-        """The server's model before the first round, with or without the statistics that a policy lets travel."""
-        return merged({prefix: initial_weights(server, some, buffers) for prefix, some in self.groups(clients)})
+    def initial(self, server: Server[Any], clients: Clients) -> NamedTensors:
+        """The server's model before the first round."""
+        return merged({prefix: initial_weights(server, some, self.buffers) for prefix, some in self.groups(clients)})
 
     def groups(self, clients: Clients) -> Iterator[tuple[str, Clients]]:
         """Clients that average with each other, and what the server puts before the keys of their tensors."""
@@ -143,7 +143,7 @@ class FedAvg(Averaging, Method):
     discloses = frozenset({Disclosure.PARAMETERS})
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
-        return Global(self.initial(server, clients, self.buffers))
+        return Global(self.initial(server, clients))
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, weights = clients.sample(self.participation), server.state.weights

@@ -101,7 +101,7 @@ class FedIN(Averaging, Method):
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         check_cuts(clients.profiles)
-        return Global(self.initial(server, clients, self.buffers), {})
+        return Global(self.initial(server, clients), {})
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state

@@ -42,7 +42,7 @@ class FedNova(Averaging, Method):
     discloses = frozenset({Disclosure.PARAMETERS, Disclosure.STATISTICS})
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
-        return Global(self.initial(server, clients, self.buffers))
+        return Global(self.initial(server, clients))
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state.weights

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -62,9 +62,9 @@ class SCAFFOLD(Averaging, Method):
     server_lr: Rate = 1.0  # eta_g: learning rate of the server
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
-        trainable = self.initial(server, clients, BufferPolicy.LOCAL)
+        trainable = replace(self, buffers=BufferPolicy.LOCAL).initial(server, clients)
         control = {key: torch.zeros_like(tensor) for key, tensor in trainable.items()}
-        return Global(self.initial(server, clients, self.buffers), control)
+        return Global(self.initial(server, clients), control)
 
     def new_client(self, client: Client[Own]) -> Own:
         return Own({key: torch.zeros_like(p) for key, p in client.model.parameters_of().items()})
