@@ -416,7 +416,7 @@ def test_as_many_features_down_as_up() -> None:
     ("models", "error"),
     [
         (["resnet10-narrow", "resnet10"], "(?s)resnet10.*shape"),
-        (["cnn"], "client 0 .cnn. has the parts .*; FedIN needs extractor, intermediate, classifier"),
+        (["cnn"], "client 0 .cnn. has the parts .*; needed are extractor, intermediate, classifier"),
     ],
 )
 def test_models_that_cannot_share_features_are_refused(models: Any, error: str) -> None:

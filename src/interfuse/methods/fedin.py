@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.aggregation import use_batch_statistics
-from interfuse.client import Client, ClientId, Profile
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.errors import ModelError
 from interfuse.handler import on_client
+from interfuse.heads import check_same_cuts
 from interfuse.message import Disclosure, Message, NamedTensors, Parameters, State
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
@@ -64,8 +64,7 @@ def alleviated(local: Gradients, foreign: Gradients, rule: Rule, lam: float) -> 
         min=torch.finfo(a.dtype).tiny
     )  # no local gradient: nothing to be in conflict with
     factors: dict[Rule, float | Tensor] = {"simplified": lam / 2, "exact": half, "sum": 1.0, "projected": 1 + half}
-    factor = factors[rule]
-    return {key: g + factor * local[key] for key, g in foreign.items()}
+    return {key: g + factors[rule] * local[key] for key, g in foreign.items()}
 
 
 @dataclass(frozen=True)
@@ -92,15 +91,13 @@ class FedIN(Averaging, Method):
     per_tensor: bool = False  # apply the rule to each tensor by itself, not to the intermediate layers as a whole
     in_weight: NonNegative = 1.0  # factor before the IN loss
     in_order: Literal["interleaved", "after", "before"] = "interleaved"  # with local steps; or E steps apart, no rule
-    in_normalisation: Literal["eval", "batch", "train"] = (
-        "eval"  # IN training by running statistics, or the batch's own
-    )
+    in_normalisation: Literal["eval", "batch", "train"] = "eval"  # IN training by running, or the batch's statistics
     received_batches: Count = 1  # batches of features that a client receives for a round
     noise: NonNegative = 0.0  # standard deviation of noise on features, in units of theirs; FedIN (+Noise) has 0.8
     noise_where: Literal["upload", "forward", "both"] = "upload"  # on features sent, in local training, or on both
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
-        check_cuts(clients.profiles)
+        check_same_cuts(clients, PARTS)
         return Global(self.initial(server, clients), {})
 
     def round(self, server: Server[Global], clients: Clients) -> None:
@@ -186,25 +183,3 @@ class FedIN(Averaging, Method):
         if not self.noise or self.noise_where not in (where, "both"):
             return s
         return s + self.noise * s.detach().std(correction=0) * torch.randn_like(s)
-
-
-def check_cuts(profiles: Mapping[ClientId, Profile]) -> None:
-    """Check that all models have FedIN's parts and features of one shape between them.
-
-    Raises:
-        ModelError: naming a client without the parts, or two clients that differ.
-    """
-    first = next(iter(profiles.values()))
-    for profile in profiles.values():
-        if tuple(profile.cuts) != PARTS:
-            raise ModelError(
-                f"client {profile.id} ({profile.architecture}) has the parts {', '.join(profile.cuts)}; FedIN needs "
-                f"{', '.join(PARTS)}: take models such as resnet10 and resnet18, or group the stages with regrouped"
-            )
-        for part in PARTS[:2]:
-            if profile.cuts[part] != first.cuts[part]:
-                raise ModelError(
-                    f"features behind the {part}: client {first.id} ({first.architecture}) has shape "
-                    f"{first.cuts[part]}, client {profile.id} ({profile.architecture}) {profile.cuts[part]}; FedIN "
-                    "needs one shape for all. Give clients models of one width, or project to a common one"
-                )
