@@ -26,8 +26,9 @@ from worlds import (
 from worlds import federation as any_federation
 
 from interfuse.client import ClientId
-from interfuse.clients import Answer, Request
+from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
+from interfuse.errors import ClientError
 from interfuse.evaluation import compose, evaluate, measure
 from interfuse.federation import Federation
 from interfuse.handler import handlers
@@ -242,6 +243,26 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
     owned = everything_owned(f)
     assert any(key.endswith("weight") for key in owned)
     assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
+
+
+class Lost(Recorder):
+    """An engine that no client answers in a round."""
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        if request.heading != "training":
+            yield from super().call(request, messages)
+            return
+        for client in messages:
+            yield Answer(client, Failure(client, "no reply in time"), 0.0)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "pooled"])  # whose rounds need no client
+def test_a_round_without_any_client_says_so_and_changes_nothing(name: str) -> None:
+    f = federation(tiny(name), wrap=Lost)
+    state = f.server.state
+    with pytest.raises(ClientError, match="client 0 failed in .*, round 1: no reply in time"):
+        f.run_round()
+    assert f.server.state is state
 
 
 @every_method

@@ -48,6 +48,10 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     if asked.accuracies:
         text = "Raw MB until the mean global accuracy on the curve is there for the first time; – is never."
         found.append(_table("Bytes until an accuracy", text, _until(asked.accuracies), rows))
+    if asked.accuracies and asked.baseline is not None:
+        text = "The first evaluated round where the mean global accuracy is there; – is never. "
+        text += f"Speed is that of {asked.baseline} with the same seed divided by it."
+        found.append(_table("Rounds until an accuracy", text, _rounds(asked.accuracies), rows))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each."
@@ -109,6 +113,18 @@ def _until(accuracies: Sequence[float]) -> list[Column]:
             ("uplink", "uplink", ""), ("of a client", "uplink", "_per_client"), ("downlink", "downlink", ""),
         )
     ]  # fmt: skip
+
+
+def _rounds(accuracies: Sequence[float]) -> list[Column]:
+    return [
+        Column(f"{key} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}", form)
+        for accuracy in accuracies
+        for key, form in (("rounds", _count), ("speed", _times))
+    ]
+
+
+def _times(value: float) -> str:
+    return UNKNOWN if math.isnan(value) else f"×{value:.1f}"
 
 
 def _within(limits: Sequence[str], anchor: str | None, sizes_differ: bool) -> list[Column]:

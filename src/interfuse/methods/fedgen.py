@@ -78,7 +78,7 @@ class FedGen(Averaging, Method):
     local_steps: Steps = 20  # steps of a client in a round, instead of local_epochs where above 0
     alpha: NonNegative = 10.0  # weight of generated features, for labels drawn as they are there over all
     beta: NonNegative = 10.0  # weight of the head's answer to a generated feature of the sample's own label
-    decay: NonNegative = 0.98  # of both weights in a round, which stay above 0.0001
+    decay: NonNegative = 0.98  # of both weights in a round, down to 0.0001
     generator_steps: Steps = 50  # steps of the generator in a round
     generator_lr: LearningRate = GENERATOR_LR  # learning rate of the generator, by Adam
     generator_weight_decay: NonNegative = 1e-2  # of the generator
@@ -151,7 +151,8 @@ class FedGen(Averaging, Method):
     def loss(self, client: Client, received: ModelAndGenerator) -> Objective:
         """CE(f(x), y) + α_t CE(h(G(ỹ)), ỹ) + β_t KL(h(G(y)) ‖ f(x)), with the client's head h as it is now."""
         generator = self.generator(client.dims, received.counts.device).frozen(received.generator)
-        alpha, beta = (max(1e-4, weight * self.decay ** (client.round - 1)) for weight in (self.alpha, self.beta))
+        decayed = ((weight, weight * self.decay ** (client.round - 1)) for weight in (self.alpha, self.beta))
+        alpha, beta = (min(weight, max(1e-4, now)) for weight, now in decayed)
 
         def loss(model: SplitModel, batch: Batch) -> Tensor:
             logits = model(batch.x)
