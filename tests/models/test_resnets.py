@@ -163,6 +163,17 @@ def test_static_normalisation_is_that_of_the_batch_in_either_mode() -> None:
     assert static.tensors().keys() == dict(static.named_parameters()).keys()
 
 
+@pytest.mark.parametrize("rate", ["", "@0.5", "@0.25"])
+def test_groups_of_channels_are_large_enough_for_maps_of_one_point(rate: str) -> None:
+    """Normalised one by one, channels would say nothing about a small image."""
+    torch.manual_seed(0)
+    model = resolve(f"resnet10-narrow-group{rate}")((1, 8, 8), 3, 0)
+    x = torch.randn(6, 1, 8, 8)
+    assert model.base(x).detach().std(0).max() > 0.1
+    assert torch.equal(model.train()(x), model.eval()(x))
+    torch.testing.assert_close(model(x)[:1], model(x[:1]))  # a sample does not depend on the others
+
+
 def test_exits_are_heads_of_what_the_groups_hand_on() -> None:
     torch.manual_seed(0)
     full, x = resolve("resnet14-narrow-exits4")((1, 16, 16), 3, 0), torch.randn(5, 1, 16, 16)

@@ -179,10 +179,21 @@ class _StaticNorm(nn.Module):
         )  # fmt: skip
 
 
+class _TwoGroups(nn.GroupNorm):
+    """Group normalisation that takes one value alone too, which becomes 0.
+
+    Two groups, or one where channels are odd in number, so that they are large: at the end of the network, where a map
+    has shrunk to a point, a group of one channel would be normalised to nothing.
+    """
+
+    def forward(self, input: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch channels *sides"]:
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
 def _norm(name: NormName, sides: int) -> Norm:
     kinds: dict[str, Norm] = {
         "batch": _NORMS[sides],
-        "group": lambda channels: nn.GroupNorm(math.gcd(channels, 8), channels),
+        "group": lambda channels: _TwoGroups(math.gcd(channels, 2), channels),
         "static": _StaticNorm,
     }
     assert set(kinds) == set(get_args(NormName))
