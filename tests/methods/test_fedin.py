@@ -38,6 +38,7 @@ from interfuse.training import Gradients
 
 UNEVEN = shares_of(range(0, 16), range(16, 36), range(36, 60))
 IMAGES = tiny_dataset(shape=(1, 4, 4))
+NO_BATCH: Any = None
 SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.05, "batch_size": 8}
 
 
@@ -217,7 +218,7 @@ def test_a_clients_own_features_teach_it_nothing() -> None:  # FedIN-6
         pair = FeaturePair(s_in, model.run(s_in, "intermediate"))
     method = FedIN()
     with model.training_parts():
-        loss = method.imitating((pair,))(model, None)  # type: ignore[arg-type]
+        loss = method.imitating((pair,))(model, NO_BATCH)
         local = functional.cross_entropy(model(x), y)
     parameters = model.parameters_of("intermediate")
     g_in = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
@@ -296,6 +297,16 @@ def test_clients_receive_as_many_batches_as_asked_for_and_not_their_own(count: i
     assert all(not m.features for m in messages(f, 1, "down").values())
 
 
+def test_a_step_takes_one_of_the_batches_received() -> None:
+    model = _parted(1, (1, 4, 4), 3, 8)
+    pairs = tuple(FeaturePair(torch.randn(6, 6), torch.full((6, 8), float(level))) for level in range(3))
+    with model.evaluating():
+        one_by_one = {float(FedIN().imitating((pair,))(model, NO_BATCH)) for pair in pairs}
+        loss = FedIN().imitating(pairs)
+        assert {float(loss(model, NO_BATCH)) for _ in range(60)} == one_by_one
+    assert len(one_by_one) == 3
+
+
 def test_who_trains_alone_gets_its_own_features() -> None:
     f = federation(FedIN(**SGD, local_steps=1), models=[parted1], clients=1, dataset=IMAGES, wrap=Recorder, rounds=2)
     assert torch.equal(messages(f, 2, "down")[0].features[0].s_in, messages(f, 1)[0].features[0].s_in)
@@ -332,7 +343,7 @@ def test_whose_statistics_others_features_move(mode: Any) -> None:
     pair = FeaturePair(5 + torch.randn(6, 6), torch.zeros(6, 8))
     before = {key: t.clone() for key, t in model.state_dict().items()}
     with model.training_parts():
-        loss = FedIN(in_normalisation=mode).imitating((pair,))(model, None)  # type: ignore[arg-type]
+        loss = FedIN(in_normalisation=mode).imitating((pair,))(model, NO_BATCH)
         assert norm.training
     assert same_bits(before, model.state_dict()) == (mode != "train")
     model.load({key: t for key, t in before.items() if "num_batches" not in key})

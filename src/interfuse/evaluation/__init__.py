@@ -12,6 +12,7 @@ from interfuse.evaluation.accuracy import (
     measure,
 )
 from interfuse.evaluation.metrics import METRICS, Statistics, metric_values, no_statistics
+from interfuse.evaluation.similarity import features_by_group, groups_of_stages, linear_cka, similarity
 
 __all__ = [
     "METRICS",
@@ -22,7 +23,11 @@ __all__ = [
     "compose",
     "evaluate",
     "evaluation",
+    "features_by_group",
+    "groups_of_stages",
+    "linear_cka",
     "measure",
     "metric_values",
     "no_statistics",
+    "similarity",
 ]

@@ -92,7 +92,7 @@ class FedIN(Averaging, Method):
     in_weight: NonNegative = 1.0  # factor before the IN loss
     in_order: Literal["interleaved", "after", "before"] = "interleaved"  # with local steps; or E steps apart, no rule
     in_normalisation: Literal["eval", "batch", "train"] = "eval"  # IN training by running, or the batch's statistics
-    received_batches: Count = 1  # batches of features that a client receives for a round
+    received_batches: Count = 1  # batches of features that a client receives for a round; a step takes one of them
     noise: NonNegative = 0.0  # standard deviation of noise on features, in units of theirs; FedIN (+Noise) has 0.8
     noise_where: Literal["upload", "forward", "both"] = "upload"  # on features sent, in local training, or on both
 
@@ -138,12 +138,12 @@ class FedIN(Averaging, Method):
         return functional.cross_entropy(model.run(s_out, "classifier"), batch.y)
 
     def imitating(self, features: tuple[FeaturePair, ...]) -> Objective:
-        """The IN loss on all rows received (eq. 7); it does not look at the batch."""
-        s_in, s_out = (torch.cat(rows) for rows in zip(*((pair.s_in, pair.s_out) for pair in features), strict=True))
+        """The IN loss (eq. 7) on one of the batches received, drawn for each step; the own batch plays no part."""
 
         def loss(model: SplitModel, batch: Batch) -> Tensor:
+            pair = features[int(torch.randint(len(features), ()))]
             with self.normalised(model):
-                return self.in_weight * functional.mse_loss(model.run(s_in, "intermediate"), s_out)
+                return self.in_weight * functional.mse_loss(model.run(pair.s_in, "intermediate"), pair.s_out)
 
         return loss
 
@@ -164,10 +164,10 @@ class FedIN(Averaging, Method):
 
     def train_apart(self, client: Client, features: tuple[FeaturePair, ...]) -> None:
         """IN training by itself, as many times over the features as the local training goes over the data."""
-        rows = torch.cat([pair.s_in for pair in features])
-        again = [Batch(rows, torch.zeros(len(rows), dtype=torch.int64))] * (self.local_steps or self.local_epochs)
+        steps = len(features) * (self.local_steps or self.local_epochs)
+        some = Batch(features[0].s_in, torch.zeros(len(features[0].s_in), dtype=torch.int64))  # only counted
         client.fit(
-            self.imitating(features), batches=again, train="intermediate", lr=self.lr, optimizer=self.stepper()
+            self.imitating(features), batches=[some] * steps, train="intermediate", lr=self.lr, optimizer=self.stepper()
         )  # fmt: skip
 
     def features(self, client: Client) -> FeaturePair:
