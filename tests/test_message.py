@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import Float, Float32, Int, Int64, Num, UInt
+from jaxtyping import Bool, Float, Float32, Int, Int64, Num, UInt
 from torch import Tensor
 from worlds import same_bits
 
@@ -429,12 +429,13 @@ class Spoken(Message):
     front: Annotated[Float32[Tensor, "... d"], Disclosure.FEATURES]
     middle: Annotated[Float32[Tensor, "batch *sample d"], Disclosure.FEATURES]
     any_width: Annotated[Float32[Tensor, "batch _"], Disclosure.FEATURES]
+    truth: Annotated[Bool[Tensor, "batch"], Disclosure.STATISTICS]
 
 
 def spoken(**changes: Tensor) -> Spoken:
     given = {
         "wide": torch.ones(2, 4), "whole": torch.ones(2, dtype=torch.int64), "front": torch.ones(5, 6, 4),
-        "middle": torch.ones(2, 7, 8, 4), "any_width": torch.ones(2, 9),
+        "middle": torch.ones(2, 7, 8, 4), "any_width": torch.ones(2, 9), "truth": torch.tensor([True, False]),
     }  # fmt: skip
     return Spoken(**{**given, **changes})
 
@@ -443,8 +444,11 @@ def test_a_family_of_types_means_its_usual_member() -> None:
     check(spoken(), DIMS)
     sent = narrow(spoken(wide=torch.ones(2, 4, dtype=torch.float64), whole=torch.ones(2, dtype=torch.int32)), DIMS)
     assert (sent.wide.dtype, sent.whole.dtype) == (torch.float32, torch.int64)
-    for name, dtype in (("wide", torch.float64), ("wide", torch.float16), ("whole", torch.int32)):
-        shape = (2,) if name == "whole" else (2, 4)
+    assert sent.truth.tolist() == [True, False]
+    for name, dtype in (
+        ("wide", torch.float64), ("wide", torch.float16), ("whole", torch.int32), ("truth", torch.uint8)
+    ):  # fmt: skip
+        shape = (2, 4) if name == "wide" else (2,)
         assert refused(spoken(**{name: torch.ones(shape, dtype=dtype)})).field == name
 
 

@@ -13,7 +13,7 @@ from interfuse.data import Dataset, Partition, load
 from interfuse.errors import ConfigError
 from interfuse.method import Method
 from interfuse.methods import find, name_of
-from interfuse.models import DEFAULT_MODELS, Builder, resolve
+from interfuse.models import DEFAULT_MODELS, Builder, expanded, resolve
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.references import IN_MEMORY
 from interfuse.report.progress import following
@@ -183,7 +183,7 @@ def _given(method: Method | None, data: DataSets | None, models: Sequence[str | 
     return Given(
         method=method,
         dataset=[load(one) for one in several] if objects else None,
-        builders=None if named else [resolve(model) for model in models or ()],
+        builders=None if named else [resolve(model) for model in expanded(models or ())],
     )
 
 

@@ -38,6 +38,9 @@ class Profile:
         keys: Shape of every tensor of the model by key, buffers included.
         samples: Number of training samples.
         fusion_width: Width d of the fusion layer, or None where the cut is no vector.
+        cuts: Shape of one sample behind each part of the model, from input to output.
+        stages: Names of the model's stages, from input to output.
+        buffers: Those of the keys that are normalisation statistics, not parameters.
     """
 
     id: ClientId
@@ -45,6 +48,14 @@ class Profile:
     keys: Mapping[str, tuple[int, ...]]
     samples: int
     fusion_width: int | None
+    cuts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    stages: tuple[str, ...] = ()
+    buffers: frozenset[str] = frozenset()
+
+    @property
+    def size(self) -> int:
+        """Number of values in the model, statistics included."""
+        return sum(math.prod(shape) for shape in self.keys.values())
 
 
 @dataclass

@@ -1,8 +1,11 @@
-"""A global head: one modular block, trained at the server on what clients send, that every client takes over."""
+"""A global head: one modular block, trained at the server on what clients send, that every client takes over.
+
+Beside it, what blocks of different clients must have in common before features can go from one to another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +77,28 @@ def check_common_head(server: Server[Any], clients: Clients) -> None:
             f"modular blocks differ: {found}. The server trains one head for all, so all clients need models with the "
             f"same modular block, for instance --models {ONE_HEAD}"
         )
+
+
+def check_same_cuts(clients: Clients, parts: Sequence[str]) -> None:
+    """Check that all models have just these parts, and features of one shape between them.
+
+    Raises:
+        ModelError: naming a client with other parts, or two clients whose features differ.
+    """
+    first, *_ = different = one_of_each_architecture(clients)
+    for profile in different:
+        if tuple(profile.cuts) != tuple(parts):
+            raise ModelError(
+                f"client {profile.id} ({profile.architecture}) has the parts {', '.join(profile.cuts)}; needed are "
+                f"{', '.join(parts)}: take models such as resnet10 and resnet18, or group the stages with regrouped"
+            )
+        for part in parts[:-1]:
+            if profile.cuts[part] != first.cuts[part]:
+                raise ModelError(
+                    f"features behind the {part}: client {first.id} ({first.architecture}) has shape "
+                    f"{first.cuts[part]}, client {profile.id} ({profile.architecture}) {profile.cuts[part]}; all must "
+                    "agree. Give clients models of one width, or project features to a common shape"
+                )
 
 
 def _shuffled(rows: Batch, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:

@@ -34,7 +34,7 @@ from typing import (
 )
 
 import torch
-from jaxtyping import AbstractArray, Float, Float32, Int, Shaped, UInt
+from jaxtyping import AbstractArray, Bool, Float, Float32, Int, Shaped, UInt
 from torch import Tensor
 
 from interfuse import wire
@@ -111,6 +111,7 @@ _UNSIGNED = tuple(UInt[Tensor, ""].dtypes)  # type: ignore[attr-defined]
 _FAMILIES = {
     tuple(Float[Tensor, ""].dtypes): "float32",  # type: ignore[attr-defined]
     tuple(Int[Tensor, ""].dtypes): "int64",  # type: ignore[attr-defined]
+    tuple(Bool[Tensor, ""].dtypes): "bool",  # type: ignore[attr-defined]
 }
 _EMPTY = "#"
 """Stands for an item of a tuple or mapping that holds no tensor: it would otherwise leave no trace."""
@@ -221,7 +222,7 @@ def _marked(node: _Node, precision: Precision | None) -> _Node:
 def _dtypes(annotation: Any, path: str, disclosure: Disclosure | None) -> tuple[str, ...] | None:
     """The dtypes of a jaxtyping annotation: one, the unsigned family for labels, or None for any.
 
-    ``Float`` means float32 and ``Int`` int64.
+    ``Float`` means float32, ``Int`` int64, and ``Bool`` truth values.
 
     Raises:
         TypeError: another family, which leaves open how a tensor travels.

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan, travels
+from interfuse.aggregation import BufferPolicy, Plan, counted_mean, extract, keys_plan, travels
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ModelError, Notice
 from interfuse.message import Message, NamedTensors, Parameters
+from interfuse.models.plans import width_plan
 from interfuse.server import Server
 
 M = TypeVar("M", bound=Message)
 
 WeightRule = Literal["samples", "uniform"]
 """How clients count in a mean: by their training samples, or all alike."""
+
+Holding = Callable[[Mapping[str, Tensor], Profile], Plan]
+"""From the server's tensors and a client's profile to what the client holds of them."""
 
 ONE_HEAD = "cnn,mlp-linear,mixed-linear,deep-linear"
 """Models of the zoo with different base blocks and one modular block: what to try where that is needed."""
@@ -68,6 +73,27 @@ def initial_weights(
     return weights
 
 
+def largest_weights(
+    server: Server[Any], clients: Clients, buffers: BufferPolicy = BufferPolicy.AGGREGATE
+) -> NamedTensors:
+    """Initial values of the tensors of the largest client's model, of which all others must be slices.
+
+    Raises:
+        ModelError: a client's model is no part of the largest; names both.
+    """
+    different = one_of_each_architecture(clients)
+    whole = max(different, key=lambda profile: profile.size)
+    for profile in different:
+        try:
+            width_plan(whole.keys, profile.keys)
+        except ModelError as error:
+            raise ModelError(
+                f"the model of client {profile.id} ({profile.architecture}) should be a part of the largest, that of "
+                f"client {whole.id} ({whole.architecture}): {error}. These fit: resnet18, resnet18@0.5, resnet10@0.25"
+            ) from None
+    return initial_weights(server, clients.only([whole.id]), buffers)
+
+
 def one_of_each_architecture(clients: Clients) -> list[Profile]:
     """The profile of the first client of every architecture, in the order of clients."""
     found: dict[str, Profile] = {}
@@ -102,14 +128,30 @@ def by_architecture(clients: Clients, make: Callable[[Profile], M]) -> dict[Clie
     return {client: made[profile.architecture] for client, profile in clients.profiles.items()}
 
 
-def part_of(weights: Mapping[str, Tensor], profile: Profile) -> NamedTensors:
+def by_key(weights: Mapping[str, Tensor], profile: Profile) -> Plan:
+    """Whole tensors, those that the client's model has."""
+    return keys_plan(key for key in weights if key in profile.keys)
+
+
+def by_width(weights: Mapping[str, Tensor], profile: Profile, shift: int = 0) -> Plan:
+    """Slices, of the shapes that the client's model has: :func:`.width_plan`."""
+    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
+    return width_plan(shapes, {key: shape for key, shape in profile.keys.items() if key in weights}, shift)
+
+
+def rolling(shift: int) -> Holding:
+    """:func:`by_width` with the windows moved by ``shift``."""
+    return partial(by_width, shift=shift)
+
+
+def part_of(weights: Mapping[str, Tensor], profile: Profile, holding: Holding = by_key) -> NamedTensors:
     """What a client holds of the server's tensors."""
-    return extract(weights, keys_plan(key for key in weights if key in profile.keys))
+    return extract(weights, holding(weights, profile))
 
 
-def held(weights: Mapping[str, Tensor], clients: Clients) -> dict[ClientId, Weights]:
+def held(weights: Mapping[str, Tensor], clients: Clients, holding: Holding = by_key) -> dict[ClientId, Weights]:
     """A message for each client with what it holds of the server's tensors."""
-    return by_architecture(clients, lambda profile: Weights(part_of(weights, profile)))
+    return by_architecture(clients, lambda profile: Weights(part_of(weights, profile, holding)))
 
 
 def averaged(
@@ -117,8 +159,9 @@ def averaged(
     replies: Mapping[ClientId, Mapping[str, Tensor]],
     profiles: Mapping[ClientId, Profile],
     rule: WeightRule,
+    holding: Holding = by_key,
 ) -> NamedTensors:
-    """The mean of what came back, key by key over those who hold it; keys that none of them holds keep their value.
+    """The mean of what came back, element by element over those who hold it; what none of them holds keeps its value.
 
     Raises:
         ModelError: a client did not send just what it holds.
@@ -126,11 +169,7 @@ def averaged(
     return counted_mean(
         weights,
         [
-            (
-                keys_plan(key for key in weights if key in profiles[client].keys),
-                tensors,
-                float(profiles[client].samples) if rule == "samples" else 1.0,
-            )
+            (holding(weights, profiles[client]), tensors, float(profiles[client].samples) if rule == "samples" else 1.0)
             for client, tensors in replies.items()
         ],
     )

@@ -87,9 +87,10 @@ class Setup:
                     f"but {dataset.name} has {dataset.classes} classes"
                 )
             keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
-            facts[architecture] = (keys, measured.fusion_width)
+            buffers = frozenset(keys.keys() - model.tensors(buffers=False).keys())
+            facts[architecture] = (keys, measured.fusion_width, measured.cut_shapes, model.stage_names, buffers)
         return {
-            client: Profile(client, name, facts[name][0], len(self.shares[client].train), facts[name][1])
+            client: Profile(client, name, facts[name][0], len(self.shares[client].train), *facts[name][1:])
             for client, name in enumerate(self.architectures)
         }
 

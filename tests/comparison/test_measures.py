@@ -12,6 +12,7 @@ import pytest
 from hand_made import finished, plan_of, write_run
 
 from interfuse.comparison.measures import Anchor, Row, accuracies_at, anchor_of, read_run, rows
+from interfuse.comparison.table import tables
 
 ACCURACIES, UPLINKS = [0.3, 0.6, 0.99], [9000, 20_000]
 
@@ -170,3 +171,28 @@ def test_without_compositions_they_are_unknown(tmp_path: Path) -> None:
 
 def test_an_entry_without_runs_is_no_anchor() -> None:
     assert anchor_of([]) is None
+
+
+def test_rounds_until_an_accuracy_and_speed_beside_the_baseline(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg", "local", accuracies=ACCURACIES, baseline="fedavg")
+    done = [finished(e, tmp_path, rise=rise) for e, rise in zip(plan.entries, (0.9, 0.7, 0.2), strict=True)]
+    found, _ = rows(plan, done)
+
+    def first(name: str, seed: int, accuracy: float) -> float:
+        _, metrics = files(tmp_path, name, seed)
+        lines = (m for m in metrics if "accuracy" in m and average(m["accuracy"]["common"]) >= accuracy)
+        return next((m["round"] for m in lines), math.nan)
+
+    for row in found:
+        for seed, values in enumerate(row.values):
+            for accuracy in ACCURACIES:
+                own, unit = first(row.name, seed, accuracy), first("fedavg", seed, accuracy)
+                expected = [own, unit / own]
+                keys = [f"{key}_to_{accuracy:g}" for key in ("rounds", "speed")]
+                assert [values[key] for key in keys] == pytest.approx(expected, nan_ok=True)
+    ifl, fedavg, local = found
+    assert fedavg.mean["speed_to_0.6"] == 1 < ifl.mean["speed_to_0.6"]
+    assert math.isnan(local.mean["rounds_to_0.6"])
+    shown = next(table for table in tables(plan, found, None) if table.title == "Rounds until an accuracy")
+    assert shown.lines[1][shown.heads.index("speed to 60 %")] == "1.0"
+    assert shown.lines[2][shown.heads.index("rounds to 60 %")] == "–"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interfuse import recipes
-from interfuse.comparison import Plan, Recipe, override, parse, read, resolve, smoke
+from interfuse.comparison import Plan, Recipe, override, parse, quicker, read, resolve, smoke
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.methods import find
 from interfuse.models import resolve as builder
@@ -207,6 +207,21 @@ def test_a_quick_try_changes_what_it_names() -> None:
     assert (plan.name, plan.asked.seeds) == ("test-smoke", (7,))
     assert [entry.config.rounds for entry in plan.entries] == [2, 2]
     assert {k: plan.entries[0].config.settings[k] for k in ("lr", "momentum")} == {"lr": 0.5, "momentum": 0.5}
+
+
+def test_an_entry_may_say_itself_what_a_size_changes() -> None:
+    own = {**FEDAVG, "models": ["mlp"], "small": {"models": ["cnn"], "settings": {"lr": 0.7}}, "smoke": {"rounds": 1}}
+    asked = {"small": {"rounds": 5, "settings": {"lr": 0.5}}, "smoke": {"rounds": 2}}
+    recipe = recipe_of(own, IFL, comparison=asked)
+    mine, ifl = resolve(quicker(recipe, "small")).entries
+    assert (mine.config.rounds, mine.config.models, mine.config.settings["lr"]) == (5, ("cnn",), 0.7)
+    assert ifl.config.rounds == 5
+    assert [entry.config.rounds for entry in resolve(smoke(recipe)).entries] == [1, 2]
+    assert resolve(recipe).entries[0].config.models == ("mlp",)
+    with pytest.raises(ConfigError, match="small: unknown key 'round'"):
+        recipe_of({**FEDAVG, "small": {"round": 1}})
+    with pytest.raises(ConfigError, match="baseline = 'fedavgg' is no entry"):
+        resolve(recipe_of(FEDAVG, comparison={"baseline": "fedavgg"}))
 
 
 def test_a_quick_try_that_the_recipe_does_not_have() -> None:

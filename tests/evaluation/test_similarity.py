@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import Recorder, everything_owned, federation, live_model, same_bits, tiny_dataset, wide
 
-from interfuse.evaluation import linear_cka, similarity
+from interfuse.evaluation import features_by_group, groups_of_stages, linear_cka, similarity, similarity_by_group
+from interfuse.models import resolve
 
 
 def random(rows: int, width: int, seed: int) -> Tensor:
@@ -65,3 +66,24 @@ def test_it_is_of_the_base_blocks_on_the_common_test_set_and_changes_nothing() -
 def test_there_is_none_without_common_test_rows_or_for_too_many() -> None:
     assert similarity(federation("ifl", dataset=tiny_dataset(test_rows=0))) is None
     assert similarity(federation("local", clients=33)) is None
+
+
+def test_models_of_two_depths_group_by_group() -> None:
+    shallow, deep = (resolve(name)((3, 32, 32), 10, 128) for name in ("resnet10-narrow", "resnet26-narrow"))
+    x = random(6, 3 * 32 * 32, 0).view(6, 3, 32, 32)
+    assert groups_of_stages(deep)["layer3"] == "layer3.2"
+    found = features_by_group(deep, x)
+    assert {group: tuple(t.shape) for group, t in found.items()} == {
+        "stem": (6, 16 * 64), "layer1": (6, 16 * 64), "layer2": (6, 32 * 16), "layer3": (6, 64 * 4),
+        "layer4": (6, 128), "pool": (6, 128), "fc": (6, 10),
+    }  # fmt: skip
+    with deep.evaluating():
+        assert torch.equal(found["fc"], deep(x))
+        assert torch.equal(found["pool"], deep.base(x))
+    matrices = similarity_by_group([shallow, deep, shallow], x)
+    assert list(matrices) == ["stem", "layer1", "layer2", "layer3", "layer4", "pool", "fc"]
+    for matrix in matrices.values():
+        assert torch.allclose(matrix, matrix.T)
+        assert torch.allclose(matrix.diagonal(), torch.ones(3, dtype=torch.float64))
+        assert float(matrix[0, 2]) == pytest.approx(1)
+        assert float(matrix[0, 1]) < 0.9999

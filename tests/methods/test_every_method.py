@@ -16,7 +16,6 @@ from worlds import (
     dataset_of,
     entries,
     everything_owned,
-    federation,
     in_process,
     resident,
     same_bits,
@@ -24,19 +23,23 @@ from worlds import (
     tiny_dataset,
     wide,
 )
+from worlds import federation as any_federation
 
 from interfuse.client import ClientId
-from interfuse.clients import Answer, Request
+from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
+from interfuse.errors import ClientError
 from interfuse.evaluation import compose, evaluate, measure
 from interfuse.federation import Federation
 from interfuse.handler import handlers
 from interfuse.message import Disclosure, Message, decode, disclosed, encode, flatten
 from interfuse.method import Method, check_declaration, settings
 from interfuse.methods import built_in
-from interfuse.models import SplitModel, pair
+from interfuse.methods.fedin import PARTS, FedIN
+from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.wire import Entry, Volume
 
+BLOCKS = ("base", "modular")
 EVERY = sorted(built_in())
 every_method = pytest.mark.parametrize("name", EVERY)
 
@@ -50,6 +53,28 @@ def tiny(name: str) -> Method:
 
 OTHERWISE: dict[str, list[dict[str, Any]]] = {"ifl": [{"downlink": "mixed", "downlink_rows": 6}]}
 """Settings with which a method sends what it otherwise does not."""
+
+
+def federation(method: Method, **settings: Any) -> Federation:
+    """A federation whose models have the parts that the method asks for."""
+    if isinstance(method, FedIN):
+        settings["models"] = [in_three_parts(model) for model in settings.get("models", ["logistic"])]
+    return any_federation(method, **settings)
+
+
+def in_three_parts(model: str | Builder) -> Builder:
+    """The model with a layer between its two blocks."""
+
+    def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+        both = (resolve(model) if isinstance(model, str) else model)(sample_shape, classes, width)
+        names = [both.only(part).stage_names for part in BLOCKS]
+        blocks: list[dict[str, nn.Module]] = [{f"of.{n}": both.get_submodule(n) for n in some} for some in names]
+        blocks.insert(1, {"between": nn.Sequential(nn.Linear(width, width), nn.Tanh())})
+        stages = {name: stage for block in blocks for name, stage in block.items()}
+        return SplitModel(stages, {part: list(block) for part, block in zip(PARTS, blocks, strict=True)})
+
+    build.__qualname__ = f"three-{model if isinstance(model, str) else model.__qualname__}"
+    return build
 
 
 def uneven() -> dict[str, Any]:
@@ -110,8 +135,8 @@ def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
     traffic = b"|".join(encode(m) for _, _, m in watcher.up)
     sent = [row for row in watcher.parameters if row in traffic]
     assert len(watcher.parameters) > 50 or name == "pooled"
-    # a change of parameters tells as much as they do, but is none
-    assert bool(sent) == (Disclosure.PARAMETERS in built_in()[name].discloses and name != "fedbuff")
+    # changes tell the parameters to whoever knows where they began, but are not these
+    assert bool(sent) == (Disclosure.PARAMETERS in built_in()[name].discloses and name not in ("fednova", "fedbuff"))
 
 
 @every_method
@@ -224,6 +249,26 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
     owned = everything_owned(f)
     assert any(key.endswith("weight") for key in owned)
     assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
+
+
+class Lost(Recorder):
+    """An engine that no client answers in a round."""
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        if request.heading != "training":
+            yield from super().call(request, messages)
+            return
+        for client in messages:
+            yield Answer(client, Failure(client, "no reply in time"), 0.0)
+
+
+@pytest.mark.parametrize("name", [name for name in EVERY if name != "pooled"])  # whose rounds need no client
+def test_a_round_without_any_client_says_so_and_changes_nothing(name: str) -> None:
+    f = federation(tiny(name), wrap=Lost)
+    state = f.server.state
+    with pytest.raises(ClientError, match="client 0 failed in .*, round 1: no reply in time"):
+        f.run_round()
+    assert f.server.state is state
 
 
 @every_method

@@ -14,7 +14,8 @@ from interfuse.models import DEFAULT_MODELS, SplitModel, available, measure, pai
 from interfuse.models.zoo import cnn
 
 IMAGE = (1, 28, 28)
-NAMES = [info.name for info in available()]
+# ResNets have a width of their own: see test_resnets.py
+NAMES = [info.name for info in available() if not info.name.startswith("resnet")]
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,12 @@ def compare(
     smoke: Annotated[
         bool, typer.Option("--smoke", help="A quick try of a recipe, as it says itself.", rich_help_panel=HOW)
     ] = False,
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small", help="A recipe for one machine and some hours, as it says itself.", rich_help_panel=HOW
+        ),
+    ] = False,
     eval_every: EvalEvery = None,
     out: Annotated[
         Path | None,
@@ -114,8 +120,10 @@ def compare(
     The same command again goes on with what is not finished.
     """
     recipe = named(what)
-    if smoke:
-        recipe = comparison.smoke(recipe)
+    if smoke and small:
+        raise ConfigError("--smoke and --small: choose one")
+    if smoke or small:
+        recipe = comparison.quicker(recipe, "smoke" if smoke else "small")
     run = absolute_paths(
         given({
             "rounds": rounds, "data": one_or_listed(data), "clients": clients, "models": listed(models),

@@ -58,7 +58,12 @@ def zoo() -> RenderableType:
     """The models of the zoo."""
     rows = [(info.name, info.summary) for info in models.available()]
     default = f"Without --models the clients get, in turn: {', '.join(models.DEFAULT_MODELS)}."
-    return Group(table(("model", "what it is"), rows), default)
+    several = [f"{name} stands for {', '.join(members)}." for name, members in models.FEDERATIONS.items()]
+    variants = (
+        "Behind the name of a ResNet may follow -group or -static (its normalisation), -exits1 to -exits4 (an exit "
+        "behind each of the first groups) and @0.5 (the rate at which channels are kept)."
+    )
+    return Group(table(("model", "what it is"), rows), default, *several, variants)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:

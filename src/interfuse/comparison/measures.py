@@ -138,6 +138,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
     runs = {f.entry.name: [read_run(path, seed) for seed, path in sorted(f.runs.items())] for f in finished}
     anchor = anchor_of(runs.get(plan.asked.anchor or "", []))
     local = {run.seed: run for run in runs.get("local", [])}
+    baseline = {run.seed: run for run in runs.get(plan.asked.baseline or "", [])}
     made = []
     for f in finished:
         found = runs[f.entry.name]
@@ -148,6 +149,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
                 **bytes_and_work(run.summary, f.flops),
                 **bytes_to(run, plan.asked.accuracies),
                 **seconds_to(run, plan.asked.accuracies),
+                **(rounds_to(run, baseline.get(run.seed), plan.asked.accuracies) if plan.asked.baseline else {}),
                 **accuracies_at(run, plan.asked.uplinks, anchor),
                 # the last, for it is all that differs between two equal runs
                 "seconds": number(run.summary.get("seconds")),
@@ -246,6 +248,22 @@ def seconds_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
         for name, seconds in run.virtual.items():
             found[f"virtual_{name}_to_{accuracy:g}"] = float(seconds[reached[0]]) if len(reached) else math.nan
     return found
+
+
+def rounds_to(run: SeedRun, baseline: SeedRun | None, accuracies: Sequence[float]) -> Values:
+    """Rounds until the mean global accuracy on the curve is there for the first time, NaN where it never is; and those
+    of the baseline with the same seed divided by these."""
+    found: Values = {}
+    for accuracy in accuracies:
+        own, unit = (math.nan if r is None else first_round(r.curve, accuracy) for r in (run, baseline))
+        found |= {f"rounds_to_{accuracy:g}": own, f"speed_to_{accuracy:g}": unit / own if own else math.nan}
+    return found
+
+
+def first_round(curve: Curve, accuracy: float) -> float:
+    """The first evaluated round with such a mean global accuracy; NaN where there is none."""
+    reached = np.flatnonzero(curve.common >= accuracy)
+    return float(curve.rounds[reached[0]]) if len(reached) else math.nan
 
 
 def accuracies_at(run: SeedRun, uplinks: Sequence[float], anchor: Anchor | None) -> Values:

@@ -15,6 +15,7 @@ import tomli_w
 from interfuse.comparison.recipe import (
     CODECS,
     NOT_SHARED,
+    QUICKER,
     SIZES,
     Asked,
     EntryTable,
@@ -95,7 +96,7 @@ class Plan:
             }
             for entry in self.entries
         ]  # fmt: skip
-        asked = {k: v for k, v in plain(self.asked.model_dump(exclude={"smoke"})).items() if v is not None}
+        asked = {k: v for k, v in plain(self.asked.model_dump(exclude=set(QUICKER))).items() if v is not None}
         return {"comparison": asked, "entry": entries}
 
     def to_toml(self) -> str:
@@ -163,12 +164,15 @@ def resolve(recipe: Recipe) -> Plan:
         with _naming(entry.name):
             entries.append(_entry(recipe, entry, known[entry.name]))
     asked, names = recipe.asked, [entry.name for entry in entries]
-    if asked.anchor is not None and asked.anchor not in names:
-        raise ConfigError(f"{recipe.name}: anchor = {asked.anchor!r} is no entry: {nearest(asked.anchor, names)}")
+    for key, name in (("anchor", asked.anchor), ("baseline", asked.baseline)):
+        if name is not None and name not in names:
+            raise ConfigError(f"{recipe.name}: {key} = {name!r} is no entry: {nearest(name, names)}")
     if asked.anchor is None and "ifl" in names:
         asked = asked.model_copy(update={"anchor": "ifl"})
     title = asked.title or f"{', '.join(names)} on {', '.join(dict.fromkeys(_data(e) for e in entries))}"
-    return Plan(recipe.name, asked.model_copy(update={"title": title, "smoke": {}}), tuple(entries))
+    return Plan(
+        recipe.name, asked.model_copy(update={"title": title, **{size: {} for size in QUICKER}}), tuple(entries)
+    )
 
 
 def _data(entry: Entry) -> str:

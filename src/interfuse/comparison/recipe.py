@@ -20,6 +20,8 @@ SIZES = ("smallest", "largest")
 NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
 """Keys of a run that a comparison sets itself."""
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
+QUICKER = ("smoke", "small")
+"""What a recipe may be besides what it says: a quick try, and what one machine does in some hours."""
 LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1}
 """Tables to which another table adds, and how deep; any other value is replaced."""
 
@@ -48,7 +50,9 @@ class Asked(BaseModel):
         accuracies: Mean global accuracies between 0 and 1: how many bytes until then?
         uplinks: Bytes: which accuracy with these?
         anchor: The entry at whose uplink all are compared: where it first has 95 % of its final global accuracy.
+        baseline: The entry whose rounds until an accuracy are the unit of speed.
         smoke: Keys of a run, and ``seeds``, that a quick try changes.
+        small: Keys of a run, and ``seeds``, for one machine and some hours.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -58,12 +62,14 @@ class Asked(BaseModel):
     accuracies: tuple[Annotated[float, Gt(0), Le(1)], ...] = (0.8, 0.9)
     uplinks: tuple[Annotated[float, Gt(0)], ...] = ()
     anchor: str | None = None
+    baseline: str | None = None
     tuning: Tuning = Tuning()
     smoke: dict[str, Any] = Field(default_factory=dict)
+    small: dict[str, Any] = Field(default_factory=dict)
 
 
 class EntryTable(BaseModel):
-    """A table ``[[entry]]``; ``run`` holds the keys of a run that it says itself."""
+    """A table ``[[entry]]``; ``run`` holds the keys of a run that it says itself, ``quicker`` those of other sizes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -71,6 +77,7 @@ class EntryTable(BaseModel):
     method: str
     run: dict[str, Any] = Field(default_factory=dict)
     grid: Grid = Field(default_factory=dict)
+    quicker: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class Recipe(BaseModel):
@@ -119,7 +126,9 @@ def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Re
     asked = _table(Asked, values.get("comparison", {}), f"{source}, [comparison]")
     if len(set(asked.seeds)) < len(asked.seeds):
         raise ConfigError(f"{source}: seeds = {list(asked.seeds)}: name each once")
-    _run({key: value for key, value in asked.smoke.items() if key != "seeds"}, f"{source}, [comparison.smoke]")
+    for size in QUICKER:
+        changed = {key: value for key, value in getattr(asked, size).items() if key != "seeds"}
+        _run(changed, f"{source}, [comparison.{size}]")
     run = _run(values.get("run", {}), f"{source}, [run]")
     tables = values.get("entry", [])
     if not isinstance(tables, Sequence) or not tables or isinstance(tables, str):
@@ -153,14 +162,16 @@ def _entry(values: object, source: str, folder: Path) -> EntryTable:
     for key in ("name", "method"):
         if key not in table:
             raise ConfigError(f"{source} has no {key}; it needs name and method")
-    _known(table, ("name", "method", "grid", *RUN_KEYS), source)
+    _known(table, ("name", "method", "grid", *QUICKER, *RUN_KEYS), source)
     run = _run({key: value for key, value in table.items() if key in RUN_KEYS}, source)
     both = absolute_paths(run | {"method": table["method"]}, folder)
     grid = _grid(table.get("grid", {}), f"{source}, grid")
     for key in (key for axis in grid for key in keys_of(axis)):
         if key in run.get("settings", {}):
             raise ConfigError(f"{source}: {key} is a setting and in the grid; say it once")
-    return _table(EntryTable, {"name": table["name"], "method": both.pop("method"), "run": both, "grid": grid}, source)
+    values = {"name": table["name"], "method": both.pop("method"), "run": both, "grid": grid}
+    quicker = {size: _run(table[size], f"{source}, {size}") for size in QUICKER if size in table}
+    return _table(EntryTable, values | {"quicker": quicker}, source)
 
 
 def _grid(values: object, source: str) -> Grid:
@@ -197,12 +208,24 @@ def smoke(recipe: Recipe) -> Recipe:
     Raises:
         ConfigError: the recipe says of none.
     """
-    if not recipe.asked.smoke:
-        raise ConfigError(f"{recipe.name} says nothing of a quick try; add [comparison.smoke] with, say, rounds = 4")
-    overrides = dict(recipe.asked.smoke)
+    return quicker(recipe, "smoke")
+
+
+def quicker(recipe: Recipe, size: str) -> Recipe:
+    """A recipe in one of the sizes of ``QUICKER``: what it says of this for all, then what an entry says itself.
+
+    Raises:
+        ConfigError: the recipe says nothing of it.
+    """
+    overrides = dict(getattr(recipe.asked, size))
+    if not overrides:
+        kind = {"smoke": "a quick try", "small": "a small size"}[size]
+        raise ConfigError(f"{recipe.name} says nothing of {kind}; add [comparison.{size}] with, say, rounds = 4")
     seeds = overrides.pop("seeds", recipe.asked.seeds)
-    asked = _table(Asked, recipe.asked.model_dump() | {"seeds": seeds}, f"{recipe.name}, [comparison.smoke]")
-    return override(recipe.model_copy(update={"name": f"{recipe.name}-smoke", "asked": asked}), overrides, {})
+    asked = _table(Asked, recipe.asked.model_dump() | {"seeds": seeds}, f"{recipe.name}, [comparison.{size}]")
+    changed = override(recipe.model_copy(update={"name": f"{recipe.name}-{size}", "asked": asked}), overrides, {})
+    entries = (e.model_copy(update={"run": merged(e.run, e.quicker.get(size, {}))}) for e in changed.entries)
+    return changed.model_copy(update={"entries": tuple(entries)})
 
 
 def override(recipe: Recipe, run: Mapping[str, Any], grid: Grid) -> Recipe:

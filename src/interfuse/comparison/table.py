@@ -57,6 +57,10 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
             "Virtual seconds until then, on the clients' devices, and if all links had one rate; – is never or unknown."
         )
         found.append(_table("Virtual time until an accuracy", text, _until_when(asked.accuracies), rows))
+    if asked.accuracies and asked.baseline is not None:
+        text = "The first evaluated round where the mean global accuracy is there; – is never. "
+        text += f"Speed is that of {asked.baseline} with the same seed divided by it."
+        found.append(_table("Rounds until an accuracy", text, _rounds(asked.accuracies), rows))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each."
@@ -144,6 +148,14 @@ def _until_when(accuracies: Sequence[float]) -> list[Column]:
         Column(f"to {100 * accuracy:g} %, {name}", f"virtual_{name}_to_{accuracy:g}", _seconds)
         for accuracy in accuracies
         for name in (OWN, *LINKS)
+    ]
+
+
+def _rounds(accuracies: Sequence[float]) -> list[Column]:
+    return [
+        Column(f"{key} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}", form)
+        for accuracy in accuracies
+        for key, form in (("rounds", _count), ("speed", _times))
     ]
 
 

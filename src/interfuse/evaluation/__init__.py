@@ -12,7 +12,13 @@ from interfuse.evaluation.accuracy import (
     measure,
 )
 from interfuse.evaluation.metrics import METRICS, Statistics, metric_values, no_statistics
-from interfuse.evaluation.similarity import linear_cka, similarity
+from interfuse.evaluation.similarity import (
+    features_by_group,
+    groups_of_stages,
+    linear_cka,
+    similarity,
+    similarity_by_group,
+)
 
 __all__ = [
     "METRICS",
@@ -23,9 +29,12 @@ __all__ = [
     "compose",
     "evaluate",
     "evaluation",
+    "features_by_group",
+    "groups_of_stages",
     "linear_cka",
     "measure",
     "metric_values",
     "no_statistics",
     "similarity",
+    "similarity_by_group",
 ]

@@ -1,7 +1,8 @@
-"""How alike the base blocks of clients see the same samples: linear centred kernel alignment (CKA)."""
+"""How alike models see the same samples: linear centred kernel alignment (CKA)."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from interfuse.evaluation.accuracy import Evaluation, Scope
 from interfuse.federation import Federation
+from interfuse.models import SplitModel
+
+_BLOCK = re.compile(r"(?P<group>layer\d+)\.\d+")
 
 MOST_COMPARED = 32
 """Federations up to this size have a matrix of similarities: each client's Gram matrix takes 8 MB."""
@@ -44,3 +48,29 @@ def similarity(federation: Federation) -> list[list[float]] | None:
     with federation.evaluating(calls=SIMILARITY_CALLS) as clients:
         outputs = clients.call(program.fused, Scope(False, True))
     return linear_cka([reply.z.cpu() for reply in outputs.values()]).tolist()
+
+
+def groups_of_stages(model: SplitModel) -> dict[str, str]:
+    """The last stage of every group: of a ResNet's blocks ``layer1.0``, ``layer1.1`` the latter is ``layer1``."""
+    return {(found["group"] if (found := _BLOCK.fullmatch(name)) else name): name for name in model.stage_names}
+
+
+def features_by_group(model: SplitModel, x: Float[Tensor, "rows ..."]) -> dict[str, Float[Tensor, "rows a"]]:
+    """What a model in evaluation mode makes of samples behind each of its groups of stages, flattened."""
+    ends = {stage: group for group, stage in groups_of_stages(model).items()}
+    found: dict[str, Tensor] = {}
+    with model.evaluating():
+        for name in model.stage_names:
+            x = model.get_submodule(name)(x)
+            if name in ends:
+                found[ends[name]] = x.flatten(1)
+    return found
+
+
+def similarity_by_group(
+    models: Sequence[SplitModel], x: Float[Tensor, "rows ..."]
+) -> dict[str, Float64[Tensor, "k k"]]:
+    """Linear CKA between all pairs of models on the same samples, for each group of stages that all of them have."""
+    features = [features_by_group(model, x) for model in models]
+    shared = [group for group in features[0] if all(group in own for own in features)]
+    return {group: linear_cka([own[group] for own in features]) for group in shared}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
 from torch import Tensor
@@ -14,21 +14,23 @@ from interfuse.aggregation import BufferPolicy, use_batch_statistics
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
-from interfuse.handler import on_client
+from interfuse.handler import Program, on_client
 from interfuse.message import Disclosure, NamedTensors, State
 from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.parameters import (
+    Holding,
     WeightRule,
     Weights,
     averaged,
+    by_key,
     held,
     initial_weights,
     nothing_in_common,
     one_of_each_architecture,
 )
 from interfuse.server import Server
-from interfuse.training import LearningRate, Optimizer, OptimizerName, cross_entropy
+from interfuse.training import Fitted, LearningRate, Objective, Optimizer, OptimizerName, cross_entropy
 
 
 class Global(State):
@@ -38,15 +40,12 @@ class Global(State):
 
 
 @dataclass(frozen=True)
-class FedAvg(Method):
-    """Federated averaging (McMahan et al., AISTATS 2017), layer-wise where clients hold different depths of one model.
+class Averaging(Program):
+    """The part that methods with an averaged model have in common: who averages with whom, what travels, evaluation.
 
-    With one architecture this is the published method. With nested depths every tensor is averaged over the clients
-    that hold its key (FedIN, arXiv:2304.00759, eq. 19), or the clients of each architecture are a federation of their
-    own (eq. 20 and 21).
+    With nested depths every tensor is averaged over the clients that hold its key (FedIN, arXiv:2304.00759, eq. 19), or
+    the clients of each architecture are a federation of their own (eq. 20 and 21).
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     participation: Fraction = 1.0  # fraction of the clients drawn for a round
     local_epochs: Steps = 1  # E: epochs of a client in a round
@@ -55,6 +54,7 @@ class FedAvg(Method):
     lr: LearningRate = 0.01  # learning rate
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw; starts anew each round
     momentum: NonNegative = 0.0  # of sgd
+    weight_decay: NonNegative = 0.0  # of the optimizer
     weights: WeightRule = "samples"  # clients count by their samples, or uniform
     aggregation: Literal["layerwise", "group"] = "layerwise"  # over all who hold a key, or in each architecture apart
     buffers: BufferPolicy = BufferPolicy.AGGREGATE  # aggregate, local, batch-statistics or recalibrate
@@ -62,19 +62,9 @@ class FedAvg(Method):
     def keeps(self) -> frozenset[str]:
         return frozenset({BUFFERS}) if self.buffers is BufferPolicy.LOCAL else NOTHING
 
-    def start(self, server: Server[Global], clients: Clients) -> Global:
-        groups = self.groups(clients)
-        return Global(merged({prefix: initial_weights(server, some, self.buffers) for prefix, some in groups}))
-
-    def round(self, server: Server[Global], clients: Clients) -> None:
-        chosen, weights = clients.sample(self.participation), server.state.weights
-        replies = chosen.call(self.train, self.models(weights, chosen))
-        sent = {client: reply.tensors for client, reply in replies.items()}
-        means = {
-            prefix: averaged(under(prefix, weights), {c: sent[c] for c in some}, some.profiles, self.weights)
-            for prefix, some in self.groups(chosen)
-        }
-        server.state = Global(weights | merged(means))
+    def initial(self, server: Server[Any], clients: Clients) -> NamedTensors:
+        """The server's model before the first round."""
+        return merged({prefix: initial_weights(server, some, self.buffers) for prefix, some in self.groups(clients)})
 
     def groups(self, clients: Clients) -> Iterator[tuple[str, Clients]]:
         """Clients that average with each other, and what the server puts before the keys of their tensors."""
@@ -85,34 +75,52 @@ class FedAvg(Method):
             alike = (client for client, p in clients.profiles.items() if p.architecture == one.architecture)
             yield f"{quote(one.architecture, safe='')}:", clients.only(alike)
 
-    def models(self, weights: NamedTensors, clients: Clients) -> dict[ClientId, Weights]:
-        """A message for each client with the model of its group."""
+    def models(self, weights: NamedTensors, clients: Clients, holding: Holding = by_key) -> dict[ClientId, Weights]:
+        """A message for each client with what it holds of the model of its group."""
         found: dict[ClientId, Weights] = {}
         for prefix, some in self.groups(clients):
-            found |= held(under(prefix, weights), some)
+            found |= held(under(prefix, weights), some, holding)
         return found
 
-    @on_client
-    def train(self, client: Client, received: Weights) -> Weights:
-        client.model.load(received.tensors)
-        client.fit(
-            cross_entropy, lr=self.lr, batch_size=self.batch_size, optimizer=Optimizer(self.optimizer, self.momentum),
-            steps=self.local_steps or None, epochs=None if self.local_steps else self.local_epochs,
-        )  # fmt: skip
-        return Weights(client.tensors(buffers=self.buffers))
+    def mean(
+        self,
+        weights: NamedTensors,
+        sent: Mapping[ClientId, Mapping[str, Tensor]],
+        clients: Clients,
+        holding: Holding = by_key,
+    ) -> NamedTensors:
+        """The server's model after the clients sent theirs; what nobody sent stays as it is in ``weights``."""
+        means = {
+            prefix: averaged(
+                under(prefix, weights), {c: sent[c] for c in some if c in sent}, some.profiles, self.weights, holding
+            )
+            for prefix, some in self.groups(clients)
+        }
+        return weights | merged(means)
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
+    def fit(self, client: Client[Any], losses: Objective | Mapping[str, Objective], **options: Any) -> Fitted:
+        """A client's training of a round. ``options`` are those of :meth:`.Client.fit`."""
+        return client.fit(
+            losses, lr=self.lr, batch_size=self.batch_size, optimizer=self.stepper(),
+            steps=self.local_steps or None, epochs=None if self.local_steps else self.local_epochs, **options,
+        )  # fmt: skip
+
+    def stepper(self) -> Optimizer:
+        return Optimizer(self.optimizer, self.momentum, self.weight_decay)
+
+    def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
         clients.call(self.receive, self.models(server.state.weights, clients))
 
     @on_client
-    def receive(self, client: Client, received: Weights) -> None:
+    def receive(self, client: Client[Any], received: Weights) -> None:
         client.model.load(received.tensors)
         if self.buffers is BufferPolicy.RECALIBRATE:
             client.recalibrate(self.batch_size)
 
-    def predict(self, client: Client, x: Tensor) -> Tensor:
+    def predict(self, client: Client[Any], x: Tensor) -> Tensor:
         with use_batch_statistics(client.model) if self.buffers is BufferPolicy.BATCH_STATISTICS else nullcontext():
-            return super().predict(client, x)
+            scores: Tensor = client.model(x)
+            return scores
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return nothing_in_common(profiles, apart=self.aggregation == "group")
@@ -121,8 +129,32 @@ class FedAvg(Method):
         return Local(
             local_steps=self.local_steps, local_epochs=0 if self.local_steps else self.local_epochs,
             batch_size=self.batch_size, lr=self.lr, optimizer=self.optimizer, keep_optimizer=False,
-            participation=self.participation, momentum=self.momentum,
+            participation=self.participation, momentum=self.momentum, weight_decay=self.weight_decay,
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FedAvg(Averaging, Method):
+    """Federated averaging (McMahan et al., AISTATS 2017), layer-wise where clients hold different depths of one model.
+
+    With one architecture this is the published method.
+    """
+
+    discloses = frozenset({Disclosure.PARAMETERS})
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        return Global(self.initial(server, clients))
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        chosen, weights = clients.sample(self.participation), server.state.weights
+        replies = chosen.call(self.train, self.models(weights, chosen))
+        server.state = Global(self.mean(weights, {c: reply.tensors for c, reply in replies.items()}, chosen))
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Weights:
+        client.model.load(received.tensors)
+        self.fit(client, cross_entropy)
+        return Weights(client.tensors(buffers=self.buffers))
 
 
 def merged(groups: Mapping[str, NamedTensors]) -> NamedTensors:

@@ -25,10 +25,11 @@ class OwnSteps:
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
     optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
     momentum: NonNegative = 0.0  # of sgd
+    weight_decay: NonNegative = 0.0  # of the optimizer
     keep_optimizer: bool = True  # False starts the optimizer anew each round
 
     def stepper(self) -> Optimizer:
-        return Optimizer(self.optimizer, self.momentum)
+        return Optimizer(self.optimizer, self.momentum, self.weight_decay)
 
 
 @dataclass(frozen=True)

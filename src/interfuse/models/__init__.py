@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair
 from interfuse.models.splitting import split_at
-from interfuse.models.zoo import DEFAULT_MODELS, Builder, ModelInfo, available, resolve
+from interfuse.models.zoo import DEFAULT_MODELS, FEDERATIONS, Builder, ModelInfo, available, expanded, resolve
 
 __all__ = [
     "DEFAULT_MODELS",
+    "FEDERATIONS",
     "Builder",
     "ModelFacts",
     "ModelInfo",
     "Parts",
     "SplitModel",
     "available",
+    "expanded",
     "measure",
     "pair",
     "resolve",

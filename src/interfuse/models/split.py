@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,6 +90,16 @@ class SplitModel(nn.Module):
         """The same stage modules (shared, not copied) with other cuts."""
         return SplitModel({name: self.get_submodule(name) for name in self._stages}, parts)
 
+    def only(self, parts: Parts) -> SplitModel:
+        """A model of the stages of these parts alone, the same modules (shared, not copied)."""
+        return SplitModel({name: self.get_submodule(name) for name in self._expand(parts)})
+
+    def frozen(self, tensors: Mapping[str, Tensor]) -> SplitModel:
+        """A copy with these values in place of its own, in evaluation mode, whose parameters ask for no gradient."""
+        copied = copy.deepcopy(self)
+        copied.load(tensors)
+        return copied.eval().requires_grad_(False)
+
     def part_of(self, key: str) -> str:
         """The part that holds the parameter or buffer ``key``.
 
@@ -158,7 +169,13 @@ class SplitModel(nn.Module):
     @contextmanager
     def evaluating(self) -> Iterator[None]:
         """Evaluation mode and no gradients inside the block; every module's mode is put back after it."""
-        with self._modes_kept(), torch.no_grad():
+        with self.in_evaluation_mode(), torch.no_grad():
+            yield
+
+    @contextmanager
+    def in_evaluation_mode(self) -> Iterator[None]:
+        """Evaluation mode inside the block, with gradients; every module's mode is put back after it."""
+        with self._modes_kept():
             self.eval()
             yield
 

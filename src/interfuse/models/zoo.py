@@ -1,28 +1,33 @@
-"""Small reference models. Each ends its base block in a vector of the agreed width, after a ReLU.
+"""Models by name. Each of the small ones ends its base block in a vector of the agreed width, after a ReLU.
 
 A builder takes the shape of one sample, an image ``(channels, height, width)`` or a signal ``(channels, time)``, the
 number of classes and the fusion width d. Two models that share a key give it the same shape (same three arguments);
 what only one block has lies under the name of its first owner, so the four default models share nothing, while every
-model with a linear modular block has it as ``classifier``.
+model with a linear modular block has it as ``classifier``. ResNets share keys among themselves only; a narrower one has
+slices of the tensors of a wider one.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import nn
 
 from interfuse.errors import ConfigError, ModelError, nearest
 from interfuse.models.contrasts import cut_after, deep, residual, shallow, transformer
 from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
+from interfuse.models.resnets import DEPTHS, WIDTHS, named, resnet
 from interfuse.models.split import SplitModel, pair
 from interfuse.references import is_reference, load_reference
 
 Builder = Callable[[tuple[int, ...], int, int], SplitModel]
 """Sample shape, classes, width -> model."""
+
+M = TypeVar("M")
 
 DEFAULT_MODELS = ("cnn", "mlp", "mixed", "deep-head")
 
@@ -98,7 +103,15 @@ _ZOO: Mapping[str, Builder] = {
     "shallow": shallow,
     "deep": deep,
     **{f"cut-{layers}": cut_after(layers) for layers in range(1, 5)},
+    **{
+        f"resnet{depth}{width}": resnet(depth, width=channels) for width, channels in WIDTHS.items() for depth in DEPTHS
+    },
 }
+
+FEDERATIONS: Mapping[str, tuple[str, ...]] = {
+    f"resnets{width}": tuple(f"resnet{depth}{width}" for depth in DEPTHS) for width in WIDTHS
+}
+"""Several models under one name, dealt to the clients in turn."""
 
 
 def available() -> list[ModelInfo]:
@@ -106,22 +119,32 @@ def available() -> list[ModelInfo]:
     return [ModelInfo(name, (builder.__doc__ or "").splitlines()[0]) for name, builder in _ZOO.items()]
 
 
-def resolve(reference: str | Callable[..., object]) -> Builder:
-    """The builder for a name of the zoo, for ``package.module:function`` or ``path/file.py:function``, or a function.
+def expanded(models: Iterable[M]) -> list[M | str]:
+    """The same models with those of a federation in the place of its name."""
+    found: list[M | str] = []
+    for model in models:
+        found.extend(FEDERATIONS.get(model, (model,)) if isinstance(model, str) else (model,))
+    return found
 
-    The function gets those of the keywords ``sample_shape``, ``classes`` and ``width`` that it names, and returns a
-    :class:`SplitModel` or a pair (base block, modular block).
+
+def resolve(reference: str | Callable[..., object]) -> Builder:
+    """The builder for a name, for ``package.module:function`` or ``path/file.py:function``, or a function.
+
+    A name is one of the zoo or a variant of a ResNet (:func:`interfuse.models.resnets.named`). A function gets those of
+    the keywords ``sample_shape``, ``classes`` and ``width`` that it names, and returns a :class:`SplitModel` or a pair
+    (base block, modular block).
 
     Raises:
         ConfigError: the name is unknown, the reference cannot be loaded or is no such function.
     """
     if isinstance(reference, str) and not is_reference(reference):
-        if reference not in _ZOO:
+        builder = _ZOO.get(reference) or named(reference)
+        if builder is None:
             raise ConfigError(
                 f"unknown model {reference!r}: {nearest(reference, _ZOO)}; "
                 "or name your own as 'package.module:function' or 'path/file.py:function'"
             )
-        return _ZOO[reference]
+        return builder
     found = load_reference(reference) if isinstance(reference, str) else reference
     if not callable(found):
         raise ConfigError(f"model {reference!r} must be a function that builds a model, not {type(found).__name__}")

@@ -21,7 +21,7 @@ from interfuse.errors import ConfigError, nearest
 from interfuse.evaluation import METRICS
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
-from interfuse.models import DEFAULT_MODELS
+from interfuse.models import DEFAULT_MODELS, expanded
 from interfuse.numerics import Numerics
 from interfuse.references import IN_MEMORY, is_reference, load_reference
 from interfuse.wire import Codecs
@@ -43,7 +43,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         data: Name of the data set, or names of several, dealt to the clients in turn.
-        models: Names of models, dealt to the clients in turn.
+        models: Names of models, dealt to the clients in turn; that of a federation becomes those of its models.
         fusion_width: Width d of the fusion layer.
         settings: Hyperparameters of the method.
         unset: Hyperparameters that are None, which TOML cannot say.
@@ -86,6 +86,11 @@ class RunConfig(BaseModel):
     @classmethod
     def _by_name(cls, given: Any) -> Any:
         return codec_rules(given)
+
+    @field_validator("models")
+    @classmethod
+    def _expanded(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(expanded(models))
 
     @property
     def data_names(self) -> tuple[str, ...]:

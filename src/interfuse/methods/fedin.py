@@ -1,0 +1,185 @@
+"""FedIN: intermediate layers learn from one batch of another client's features."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.aggregation import use_batch_statistics
+from interfuse.client import Client, ClientId
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.heads import check_same_cuts
+from interfuse.message import Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.method import Count, Method, NonNegative, Steps
+from interfuse.methods.fedavg import Averaging
+from interfuse.models import SplitModel
+from interfuse.parameters import WeightRule
+from interfuse.server import Server
+from interfuse.training import Batch, Gradients, LearningRate, Objective, OptimizerName, proximal, total
+
+PARTS = ("extractor", "intermediate", "classifier")
+
+Rule = Literal["simplified", "exact", "sum", "projected"]
+
+
+class FeaturePair(Message):
+    """One batch of a client in front of its intermediate layers (s_in) and behind them (s_out)."""
+
+    s_in: Annotated[Float32[Tensor, "batch ..."], Disclosure.FEATURES]
+    s_out: Annotated[Float32[Tensor, "batch ..."], Disclosure.FEATURES]
+
+
+class ModelAndFeatures(Message):
+    """A client's part of the model: up with a batch of its own features, down with those of others."""
+
+    weights: Parameters
+    features: tuple[FeaturePair, ...]
+
+
+class Global(State):
+    """The server's model, and the features that the clients of the last round sent."""
+
+    weights: NamedTensors
+    pool: dict[int, FeaturePair]
+
+
+def alleviated(local: Gradients, foreign: Gradients, rule: Rule, lam: float) -> Gradients:
+    """Z = G_IN + f · G_local, the gradient of the intermediate layers, from gradients of the same tensors.
+
+    The factor f is λ/2 for ``simplified`` (eq. 13), and for ``exact`` (eq. 12) λ*/2 with the λ* that minimises
+    ‖G_IN − Z‖ under ⟨Z, G_local⟩ ≥ 0: max(0, −2b/a), with a = ⟨G_local, G_local⟩ and b = ⟨G_local, G_IN⟩. It is 1 for
+    ``sum``, which leaves the conflict as it is, and 1 + λ*/2 for ``projected``, which adds the exact Z to G_local.
+    """
+    a = torch.stack([g.square().sum() for g in local.values()]).sum()
+    b = torch.stack([(g * foreign[key]).sum() for key, g in local.items()]).sum()
+    half = (-b).clamp(min=0) / a.clamp(
+        min=torch.finfo(a.dtype).tiny
+    )  # no local gradient: nothing to be in conflict with
+    factors: dict[Rule, float | Tensor] = {"simplified": lam / 2, "exact": half, "sum": 1.0, "projected": 1 + half}
+    return {key: g + factors[rule] * local[key] for key, g in foreign.items()}
+
+
+@dataclass(frozen=True)
+class FedIN(Averaging, Method):
+    """Intermediate layers learning (Chan et al., arXiv:2304.00759), with its experiments' settings.
+
+    Models have three parts, ``extractor``, ``intermediate`` and ``classifier``, and features of one shape between them.
+    Clients train on their data with a proximal term, and their intermediate layers also on imitating what another
+    client's made of its features: the mean squared error over a batch S received with the model. They send their
+    models and one new batch of features each, drawn at random and taken in evaluation mode; labels never travel.
+    """
+
+    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.FEATURES})
+
+    local_epochs: Steps = 5  # E: epochs of a client in a round
+    batch_size: Count = 16  # B: samples of a step, and of the features that a client sends
+    lr: LearningRate = 0.001  # learning rate
+    optimizer: OptimizerName = "adam"  # sgd, adam or adamw; starts anew each round
+    weights: WeightRule = "uniform"  # eq. 19 and 20; by samples in eq. 21
+    mu: NonNegative = 0.1  # weight of the proximal term to the received model; 0 is without
+    imitation: bool = True  # IN training; False leaves the proximal term alone, and sends the same
+    gradient: Rule = "simplified"  # eq. 13, exact (eq. 12), sum (without alleviation), or projected (local plus exact)
+    lam: NonNegative = 1.0  # lambda of the simplified rule
+    per_tensor: bool = False  # apply the rule to each tensor by itself, not to the intermediate layers as a whole
+    in_weight: NonNegative = 1.0  # factor before the IN loss
+    in_order: Literal["interleaved", "after", "before"] = "interleaved"  # with local steps; or E steps apart, no rule
+    in_normalisation: Literal["eval", "batch", "train"] = "eval"  # IN training by running, or the batch's statistics
+    received_batches: Count = 1  # batches of features that a client receives for a round; a step takes one of them
+    noise: NonNegative = 0.0  # standard deviation of noise on features, in units of theirs; FedIN (+Noise) has 0.8
+    noise_where: Literal["upload", "forward", "both"] = "upload"  # on features sent, in local training, or on both
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        check_same_cuts(clients, PARTS)
+        return Global(self.initial(server, clients), {})
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        chosen, old = clients.sample(self.participation), server.state
+        models = self.models(old.weights, chosen)
+        given = {c: ModelAndFeatures(models[c].tensors, self.draw(old.pool, c, server.generator)) for c in chosen}
+        replies = chosen.call(self.train, given)
+        weights = self.mean(old.weights, {c: reply.weights for c, reply in replies.items()}, chosen)
+        server.state = Global(weights, {c: reply.features[0] for c, reply in replies.items()})
+
+    def draw(
+        self, pool: Mapping[ClientId, FeaturePair], client: ClientId, generator: torch.Generator
+    ) -> tuple[FeaturePair, ...]:
+        """Batches of others for a client, without repetition; its own only where there is no other."""
+        others = [pair for owner, pair in pool.items() if owner != client] or list(pool.values())
+        order = torch.randperm(len(others), generator=generator).tolist()
+        return tuple(others[place] for place in order[: self.received_batches])
+
+    @on_client
+    def train(self, client: Client, received: ModelAndFeatures) -> ModelAndFeatures:
+        client.model.load(received.weights)
+        local = total(self.cross_entropy, proximal(received.weights, self.mu))
+        features = received.features if self.imitation else ()
+        if features and self.in_order == "before":
+            self.train_apart(client, features)
+        if features and self.in_order == "interleaved":
+            self.fit(client, {"local": local, "in": self.imitating(features)}, combine=self.combine)
+        else:
+            self.fit(client, local)
+        if features and self.in_order == "after":
+            self.train_apart(client, features)
+        return ModelAndFeatures(client.tensors(buffers=self.buffers), (self.features(client),))
+
+    def cross_entropy(self, model: SplitModel, batch: Batch) -> Tensor:
+        """Of the whole model; where the noise is in the forward pass, with noise at both cuts."""
+        s_in = self.noisy(model.run(batch.x, "extractor"), "forward")
+        s_out = self.noisy(model.run(s_in, "intermediate"), "forward")
+        return functional.cross_entropy(model.run(s_out, "classifier"), batch.y)
+
+    def imitating(self, features: tuple[FeaturePair, ...]) -> Objective:
+        """The IN loss (eq. 7) on one of the batches received, drawn for each step; the own batch plays no part."""
+
+        def loss(model: SplitModel, batch: Batch) -> Tensor:
+            pair = features[int(torch.randint(len(features), ()))]
+            with self.normalised(model):
+                return self.in_weight * functional.mse_loss(model.run(pair.s_in, "intermediate"), pair.s_out)
+
+        return loss
+
+    def normalised(self, model: SplitModel) -> AbstractContextManager[None]:
+        """Which statistics normalise others' features; only ``train`` lets these move the running ones."""
+        if self.in_normalisation == "eval":
+            return model.in_evaluation_mode()
+        return use_batch_statistics(model) if self.in_normalisation == "batch" else nullcontext()
+
+    def combine(self, gradients: Mapping[str, Gradients], parameters: Mapping[str, Tensor]) -> Gradients:
+        """The local gradient on extractor and classifier, Z on the intermediate layers."""
+        local, foreign = gradients["local"], gradients["in"]
+        z: Gradients = {}
+        for keys in ([key] for key in foreign) if self.per_tensor else [list(foreign)]:
+            own, others = ({key: g[key] for key in keys} for g in (local, foreign))
+            z |= alleviated(own, others, self.gradient, self.lam)
+        return local | z
+
+    def train_apart(self, client: Client, features: tuple[FeaturePair, ...]) -> None:
+        """IN training by itself, as many times over the features as the local training goes over the data."""
+        steps = len(features) * (self.local_steps or self.local_epochs)
+        some = Batch(features[0].s_in, torch.zeros(len(features[0].s_in), dtype=torch.int64))  # only counted
+        client.fit(
+            self.imitating(features), batches=[some] * steps, train="intermediate", lr=self.lr, optimizer=self.stepper()
+        )  # fmt: skip
+
+    def features(self, client: Client) -> FeaturePair:
+        """One batch of the client's features under its model as it is now."""
+        batch = client.batch(self.batch_size)
+        with client.model.evaluating():
+            s_in = client.model.run(batch.x, "extractor")
+            s_out = client.model.run(s_in, "intermediate")
+        return FeaturePair(self.noisy(s_in, "upload"), self.noisy(s_out, "upload"))
+
+    def noisy(self, s: Tensor, where: Literal["upload", "forward"]) -> Tensor:
+        """Features with Gaussian noise of ``noise`` times their standard deviation, where there is any."""
+        if not self.noise or self.noise_where not in (where, "both"):
+            return s
+        return s + self.noise * s.detach().std(correction=0) * torch.randn_like(s)

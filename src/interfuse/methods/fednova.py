@@ -1,0 +1,68 @@
+"""FedNova: average the clients' steps, not how far they came with however many of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.handler import on_client
+from interfuse.message import Disclosure, Message, Parameters
+from interfuse.method import Method
+from interfuse.methods.fedavg import Averaging, Global
+from interfuse.parameters import Weights
+from interfuse.server import Server
+from interfuse.training import cross_entropy
+
+
+class Normalised(Message):
+    """How a client changed its parameters in a step, d_k; its normalisation statistics as they are; and a_k."""
+
+    change: Parameters
+    statistics: Parameters
+    steps: float
+
+
+def accumulated(steps: int, momentum: float) -> float:
+    """a_k: how many gradients' worth of way SGD with momentum makes in so many steps; without momentum as many."""
+    return float(sum((steps - i) * momentum**i for i in range(steps)))
+
+
+@dataclass(frozen=True)
+class FedNova(Averaging, Method):
+    """Normalised averaging (Wang et al., NeurIPS 2020): w ← w − τ_eff Σ p_k d_k, with d_k = (w − w_k) / a_k and
+    τ_eff = Σ p_k a_k.
+
+    Clients that make more steps do not pull the model to themselves. Layer-wise as FedAvg: sums over k are over those
+    who hold a tensor. The theory is for SGD; with Adam, whose way is not known from its steps, a_k is their number.
+    """
+
+    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.STATISTICS})
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        return Global(self.initial(server, clients))
+
+    def round(self, server: Server[Global], clients: Clients) -> None:
+        chosen, old = clients.sample(self.participation), server.state.weights
+        replies = chosen.call(self.train, self.models(old, chosen))
+        none = {key: torch.zeros(()) for key in old}
+        steps = {c: {key: torch.tensor(r.steps) for key in (*r.change, *r.statistics)} for c, r in replies.items()}
+        # each client as if it had made tau_eff steps: the mean of these is the rule above, key by key
+        tau_eff, w = self.models(self.mean(none, steps, chosen), chosen), self.models(old, chosen)
+        levelled = {
+            c: {**r.statistics, **{k: w[c].tensors[k] - tau_eff[c].tensors[k] * d for k, d in r.change.items()}}
+            for c, r in replies.items()
+        }
+        server.state = Global(self.mean(old, levelled, chosen))
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Normalised:
+        client.model.load(received.tensors)
+        done = self.fit(client, cross_entropy)
+        a = accumulated(done.steps, self.momentum if self.optimizer == "sgd" else 0)
+        trained, trainable = client.tensors(buffers=self.buffers), client.model.parameters_of()
+        # without a step there is no change, whatever it is divided by
+        change = {key: (received.tensors[key] - t) / (a or 1) for key, t in trained.items() if key in trainable}
+        return Normalised(change, {key: t for key, t in trained.items() if key not in trainable}, a)

@@ -1,0 +1,79 @@
+"""MOON: features drawn to those of the server's model, and away from those of the client's own last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.client import Client
+from interfuse.handler import on_client
+from interfuse.message import NamedTensors, State
+from interfuse.method import Count, NonNegative, Steps
+from interfuse.methods.fedavg import FedAvg
+from interfuse.models import SplitModel
+from interfuse.parameters import Weights
+from interfuse.training import Batch, LearningRate, Objective, Rate
+
+
+class Previous(State):
+    """The model with which a client last ended a round; nothing before its first."""
+
+    weights: NamedTensors
+
+
+def contrast(
+    z: Float[Tensor, "batch d"],
+    z_global: Float[Tensor, "batch d"],
+    z_previous: Sequence[Float[Tensor, "batch d"]],
+    temperature: float,
+) -> Float[Tensor, ""]:
+    """ℓ_con, mean over the batch (MOON, eq. 3): how hard z_global is to tell from z_previous by the cosine with z."""
+    cosines = [functional.cosine_similarity(z, other) for other in (z_global, *z_previous)]
+    return -functional.log_softmax(torch.stack(cosines, 1) / temperature, dim=1)[:, 0].mean()
+
+
+@dataclass(frozen=True)
+class MOON(FedAvg):
+    """Model-contrastive learning (Li et al., CVPR 2021), with the authors' defaults.
+
+    Features z are those of the fusion layer: a projection head, as the paper has it there, is a matter of the model.
+    Both other models stay as they are and are run in evaluation mode. Clients that never took part have no previous
+    model, so nothing to be drawn away from: they train on cross entropy alone.
+    """
+
+    local_epochs: Steps = 5  # E: epochs of a client in a round
+    batch_size: Count = 64  # B: samples of a step
+    lr: LearningRate = 0.1  # learning rate
+    momentum: NonNegative = 0.9  # of sgd
+    weight_decay: NonNegative = 1e-5  # of the optimizer
+    mu: NonNegative = 1.0  # weight of the contrast
+    temperature: Rate = 0.5  # tau of the contrast
+
+    def new_client(self, client: Client[Previous]) -> Previous:
+        return Previous({})
+
+    @on_client
+    def train(self, client: Client[Previous], received: Weights) -> Weights:
+        client.model.load(received.tensors)
+        self.fit(client, self.loss(client))
+        client.state = Previous({key: tensor.clone() for key, tensor in client.model.tensors().items()})
+        return Weights(client.tensors(buffers=self.buffers))
+
+    def loss(self, client: Client[Previous]) -> Objective:
+        """Cross entropy plus μ ℓ_con between the model in training, the one received, and the client's previous one."""
+        received = client.model.frozen({})
+        previous = [client.model.frozen(client.state.weights)] if client.state.weights else []
+
+        def loss(model: SplitModel, batch: Batch) -> Tensor:
+            with torch.no_grad():
+                z_global, z_previous = received.base(batch.x), [own.base(batch.x) for own in previous]
+            z = model.base(batch.x)
+            entropy = functional.cross_entropy(model.modular(z), batch.y)
+            return entropy + self.mu * contrast(z, z_global, z_previous, self.temperature)
+
+        return loss
