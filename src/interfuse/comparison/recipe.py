@@ -224,8 +224,19 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
     seeds = overrides.pop("seeds", recipe.asked.seeds)
     asked = _table(Asked, recipe.asked.model_dump() | {"seeds": seeds}, f"{recipe.name}, [comparison.{size}]")
     changed = override(recipe.model_copy(update={"name": f"{recipe.name}-{size}", "asked": asked}), overrides, {})
-    entries = (e.model_copy(update={"run": merged(e.run, e.quicker.get(size, {}))}) for e in changed.entries)
-    return changed.model_copy(update={"entries": tuple(entries)})
+    least = size == "smoke"
+    entries = tuple(
+        entry.model_copy(
+            update={"run": merged(entry.run, entry.quicker.get(size, {})), "grid": _tried(entry.grid, least)}
+        )
+        for entry in changed.entries
+    )
+    return changed.model_copy(update={"entries": entries, "grid": _tried(changed.grid, least)})
+
+
+def _tried(grid: Grid, least: bool) -> Grid:
+    """The grid, or two choices of each axis: enough to see that there is one."""
+    return {axis: choices[:2] for axis, choices in grid.items()} if least else grid
 
 
 def override(recipe: Recipe, run: Mapping[str, Any], grid: Grid) -> Recipe:
