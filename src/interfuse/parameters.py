@@ -60,6 +60,7 @@ def initial_weights(
                     f"clients {first.id} ({first.architecture}) and {profile.id} ({profile.architecture}) differ in "
                     f"the shape of {key}: {tuple(weights[key].shape)} and {tuple(tensor.shape)}. A method that "
                     "averages parameters needs clients that agree on the tensors they share, for instance --models cnn"
+                    "; of one model in several widths, heterofl and fedrolex average slices"
                 )
             if key not in weights and travels(buffers, key not in trainable, tensor.dtype):
                 weights[key], owner[key] = tensor.clone(), profile

@@ -24,6 +24,7 @@ from worlds import (
     wide,
 )
 
+from interfuse.aggregation import BufferPolicy
 from interfuse.federation import Federation
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.scaffold import SCAFFOLD, ModelAndControl
@@ -165,3 +166,24 @@ def test_a_client_that_made_no_step_changes_no_control() -> None:
     assert all(max(float(t.abs().max()) for t in control.values()) > 1e-3 for control in own[1:])
     mean = {key: torch.stack([c[key].double() for c in own]).mean(0) for key in own[0]}
     assert largest_difference(mean, f.server.state.control) < 1e-6
+
+
+def test_groups_have_controls_of_their_own() -> None:
+    method = SCAFFOLD(local_steps=2, batch_size=6, lr=0.1, aggregation="group")
+    f = federation(method, models=[depth1, depth2], clients=4, rounds=3)
+    own = own_controls(f)
+    for name, members in (("depth1", (0, 2)), ("depth2", (1, 3))):
+        control = {k.removeprefix(f"{name}:"): t for k, t in f.server.state.control.items() if k.startswith(f"{name}:")}
+        mean = {key: torch.stack([own[c][key] for c in members]).mean(0) for key in own[members[0]]}
+        assert largest_difference(mean, control) < 1e-6
+        assert max(float(t.abs().max()) for t in control.values()) > 1e-3
+    assert largest_difference(own[0], {key: own[1][key] for key in own[0]}) > 1e-4
+
+
+def test_statistics_that_stay_with_clients_do_not_travel() -> None:
+    images = tiny_dataset(rows=50, shape=(1, 4, 4))
+    f = federation(
+        SCAFFOLD(local_steps=1, batch_size=8, buffers=BufferPolicy.LOCAL), models=["cnn-bn"], shares=UNEVEN,
+        dataset=images, rounds=1,
+    )  # fmt: skip
+    assert f.server.state.weights.keys() == f.server.state.control.keys()

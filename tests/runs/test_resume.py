@@ -65,13 +65,20 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "ifl-late-replay": {"settings": {"local_steps": 1, "joins_at": 2, "passes": 1}},
     "ifl-late-answers": {"settings": {"local_steps": 1, "joins_at": 2}, "rounds": 2},
     "ifl-late-published": {"settings": {"local_steps": 1, "joins_at": 2}},
+    "moon": {"settings": {"participation": 0.67, "local_steps": 1}},
+    "fedin": {"settings": {"local_steps": 1, "batch_size": 8}, "models": ["resnet10-narrow@0.1"], "clients": 2},
+    "fedgen": {"settings": {"local_steps": 1, "generator_steps": 2}},
+    "fedet": {"settings": {"local_steps": 1, "server_steps": 2}, "rounds": 2},
     "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},
 }
 BUFFERS = {
     "settings": {"buffers": "local", "participation": 0.67, "optimizer": "sgd", "momentum": 0.9},
     "models": ["cnn-bn"], "commit_rounds": 2,
 }  # fmt: skip
-CASES: list[Any] = [pytest.param(name, STATEFUL.get(name, {}), GIVEN, id=name) for name in sorted(built_in())]
+CASES: list[Any] = [
+    pytest.param(name, STATEFUL.get(name, {}), IMAGES if name == "fedin" else GIVEN, id=name)
+    for name in sorted(built_in())
+]
 CASES += [
     pytest.param("fedavg", BUFFERS, IMAGES, id="fedavg-buffers"),
     pytest.param("ifl", {"beside": ["local"], "rounds": 1}, GIVEN, id="ifl-beside"),
