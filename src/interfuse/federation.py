@@ -17,7 +17,7 @@ from interfuse.message import flatten, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
-from interfuse.setup import Setup, check_fusion, check_setup
+from interfuse.setup import Serving, Setup, check_fusion, check_setup
 from interfuse.wire import FileRecord, Heading, Ledger, load_tensors, save_tensors
 
 
@@ -36,21 +36,30 @@ def check(setup: Setup) -> None:
         InterfuseError: naming the client and the field.
     """
     check_setup(setup)
+    if carries_features(setup.method):
+        check_fusion(setup.profiles)
+
+
+def carries_features(method: Method) -> bool:
+    """Whether a message of the method, whose declarations are checked, has a dimension d: that of the fusion layer.
+
+    Raises:
+        InterfuseError: the method, a handler or a message is not declared completely.
+    """
     fused = False
-    for program in programs(setup.method, "method").values():
+    for program in programs(method, "method").values():
         if isinstance(program, Method):
             check_declaration(type(program))
         for handler in handlers(type(program)).values():
             for message in (handler.message_type, handler.reply_type):
                 fused = fused or (message is not None and any("d" in (leaf.dims or ()) for leaf in leaves(message)))
-    if fused:
-        check_fusion(setup)
+    return fused
 
 
 class Federation:
     """Runs a method on an engine. Owned state of both sides can be saved between rounds and put back."""
 
-    def __init__(self, setup: Setup, engine: Engine, ledger: Ledger | None = None) -> None:
+    def __init__(self, setup: Serving, engine: Engine, ledger: Ledger | None = None) -> None:
         self.setup, self.engine, self.method = setup, engine, setup.method
         self.exchange = Exchange(
             engine, ledger or Ledger(), setup.dims, setup.seed,

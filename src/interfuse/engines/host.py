@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from interfuse.client import Client, ClientData, ClientId, SampleOrder
+from interfuse.client import Client, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
@@ -21,14 +21,14 @@ from interfuse.message import Message, check, flatten, kind_of, narrow, private,
 from interfuse.method import ALL, BUFFERS, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import reseed, seeded
-from interfuse.setup import Setup
+from interfuse.setup import Hosting
 from interfuse.wire import FileRecord, load_tensors, save_tensors
 
 
 class Resident:
     """One client of a host and what it owns between rounds."""
 
-    def __init__(self, setup: Setup, client: ClientId, model: SplitModel) -> None:
+    def __init__(self, setup: Hosting, client: ClientId, model: SplitModel) -> None:
         self.method = setup.method_of(client)
         self.device = setup.device
         self.programs = setup.programs_of(client)
@@ -36,8 +36,8 @@ class Resident:
         self.changed = False
         self.created = False
         self.kept_buffers: dict[str, Tensor] | None = None
-        data = ClientData(setup.datasets[client], setup.shares[client], setup.inputs_of(client))
-        order = SampleOrder(setup.seed, client, len(setup.shares[client].train))
+        data = setup.data_of(client)
+        order = SampleOrder(setup.seed, client, len(data.share.train))
         self.client: Client[Any] = Client(
             setup.profiles[client], model, data, order, setup.dims, setup.numerics.autocast
         )
@@ -113,7 +113,7 @@ def pooled(keeps: frozenset[str]) -> bool:
 class Host:
     """Some clients of a federation in this process, made when they are first called."""
 
-    def __init__(self, setup: Setup, clients: Sequence[ClientId]) -> None:
+    def __init__(self, setup: Hosting, clients: Sequence[ClientId]) -> None:
         self._setup, self._clients = setup, set(clients)
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
@@ -195,7 +195,7 @@ class Host:
 
     def _settle(self, client: ClientId) -> Resident:
         setup = self._setup
-        architecture = setup.architectures[client]
+        architecture = setup.profiles[client].architecture
         model = (
             self._borrow(architecture) if pooled(setup.method_of(client).keeps()) else setup.build(architecture, client)
         )

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
-from interfuse.evaluation import METRICS
+from interfuse.evaluation import METRICS, Mode
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS
@@ -49,6 +49,8 @@ class RunConfig(BaseModel):
         metrics: What is measured beyond accuracy at the last and the best round: names of
             :data:`interfuse.evaluation.METRICS`.
         validation, test: Fractions of each client's share.
+        evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
+        test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +68,8 @@ class RunConfig(BaseModel):
     metrics: tuple[str, ...] = ()
     validation: Annotated[float, Ge(0), Lt(1)] = 0.1
     test: Annotated[float, Ge(0), Lt(1)] = 0.1
+    evaluation: Mode = "shared"
+    test_rows: Annotated[int, Ge(1)] | None = None
     partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
     settings: dict[str, Any] = Field(default_factory=dict)
     unset: tuple[str, ...] = ()
@@ -132,6 +136,8 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(
             f"{source}: validation + test = {config.validation + config.test}: nothing is left to train on"
         )
+    if config.metrics and config.evaluation != "shared":
+        raise ConfigError(f"{source}: metrics are measured with evaluation = 'shared', not {config.evaluation!r}")
     for metric in config.metrics:
         if metric not in METRICS:
             raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")

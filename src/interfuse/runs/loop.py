@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from interfuse.clients import Engine
-from interfuse.data import Dataset, class_counts, deal, load
+from interfuse.data import Dataset, deal, load
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation, measure
@@ -31,7 +31,7 @@ from interfuse.runs.config import (
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import Final, summarise
-from interfuse.setup import Setup, check_device
+from interfuse.setup import Serving, Setup, check_device
 
 
 class Progress(Protocol):
@@ -81,7 +81,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     method = given.method or config.make_method()
     references = _references(config, method)
     check_device(config.device)
-    found = [dataset.to(config.device) for dataset in _datasets(config, given)]
+    found = [dataset.with_test_rows(config.test_rows).to(config.device) for dataset in _datasets(config, given)]
     if len(found) > 1:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
@@ -95,7 +95,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        overrides=config.client, extra_programs=evaluation(datasets),
+        overrides=config.client, extra_programs=evaluation(datasets, config.evaluation),
     )  # fmt: skip
     check(setup)
     return setup
@@ -244,7 +244,7 @@ class _Run:
     """A run under way."""
 
     config: RunConfig
-    setup: Setup
+    setup: Serving
     folder: RunFolder
     progress: Progress
     engine: Engine
@@ -277,7 +277,7 @@ class _Run:
         self.folder.append_entries(ledger.drain())
         return summarise(
             self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
-            None if self.best is None else (self.best, best), class_counts(self.setup.datasets, self.setup.shares),
+            None if self.best is None else (self.best, best),
         )  # fmt: skip
 
     def _check_data(self, commit: Commit) -> None:
