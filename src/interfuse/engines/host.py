@@ -113,8 +113,10 @@ def pooled(keeps: frozenset[str]) -> bool:
 class Host:
     """Some clients of a federation in this process, made when they are first called."""
 
-    def __init__(self, setup: Hosting, clients: Sequence[ClientId]) -> None:
-        self._setup, self._clients = setup, set(clients)
+    def __init__(self, setup: Hosting, clients: Sequence[ClientId], *, undoable: bool = False) -> None:
+        """``undoable``: the last recoverable call of a client can be undone although it went well."""
+        self._setup, self._clients, self._undoable = setup, set(clients), undoable
+        self._before: dict[ClientId, dict[str, Tensor]] = {}
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
         self._in_round: set[ClientId] = set()
@@ -133,6 +135,7 @@ class Host:
         place = (request.heading, request.program, request.handler, client, request.round, request.index)
         given = None if message is None else private(message, copy=request.recoverable)
         untouched = unmodified(given)
+        self._before.pop(client, None)
         before: dict[str, Tensor] | None = None
         try:
             resident = self._enter(client, request.round)
@@ -146,6 +149,8 @@ class Host:
             if before is not None:
                 self._roll_back(client, before)
             return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
+        if self._undoable and before is not None:
+            self._before[client] = before
         return Answer(client, reply, time.perf_counter() - began, resident.client.steps)
 
     def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
@@ -167,6 +172,11 @@ class Host:
         if reply is None:
             return None
         return check(narrow(reply, self._setup.dims), self._setup.dims, resident.client.profile.keys)
+
+    def undo(self, client: ClientId) -> None:
+        """Put a client back to where it was before its last call, if that was recoverable; it came too late."""
+        if (before := self._before.pop(client, None)) is not None:
+            self._roll_back(client, before)
 
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""

@@ -98,6 +98,9 @@ class IFL(Method):
             optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
         )  # fmt: skip
 
+    def retains(self) -> frozenset[Disclosure]:
+        return super().retains() if self.one_round_late else frozenset()
+
     def alone(self) -> Method:
         return Local(
             local_steps=self.local_steps, modular_steps="clients" if self.modular_update == "sequential" else 1,
