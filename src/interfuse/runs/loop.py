@@ -66,6 +66,8 @@ class Given:
     builders: Sequence[Builder] | None = None
 
 
+NETWORK_FILE = "network.json"
+"""Lies in the folder of a run between parties."""
 REFERENCES = ("local", "pooled")
 """What can run beside a method."""
 
@@ -165,6 +167,8 @@ def resume(
     if not (path / "config.toml").exists():
         raise RunError(f"{path} holds no run: there is no config.toml in it")
     folder, config = RunFolder(path), read_config(path / "config.toml")
+    if (path / NETWORK_FILE).exists():
+        raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
     if workers is not None:
         config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
     finished = folder.summary()
@@ -196,6 +200,18 @@ def _finish(
             name: begin_or_resume(folder.path / "beside" / name, reference, alone, progress, engine)
             for name, reference in _references(config, setup.method).items()
         }
+        folder.write_summary(summary)
+    return summary
+
+
+def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> dict[str, Any]:
+    """Carry out a run whose clients live elsewhere, or go on with it from its last commit. Returns the summary.
+
+    No references run beside it.
+    """
+    with folder.locked():
+        summary = _Run(config, setup, folder, progress, engine).carry_out()
+        summary["beside"] = {}
         folder.write_summary(summary)
     return summary
 

@@ -89,10 +89,13 @@ class Remote:
         self._numbers = dict.fromkeys(members, 0)
         self._seen = dict.fromkeys(members, 0)
         self._cancelled: dict[ClientId, int] = {}
-        self._begin()
 
-    def _begin(self) -> None:
-        """Have all nodes begin the attempt, and wait until they stand there."""
+    def begin(self) -> None:
+        """Have all nodes begin the attempt, and wait until they stand there.
+
+        Raises:
+            InterruptedRoundError: one of them does not; :attr:`faults` says why.
+        """
         awaited = set(self._members)
         for member in self._members.values():
             self._hub.begin(member, self.attempt, len(self._setup.facts), self._setup.dims.get("d"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +53,7 @@ from interfuse.setup import check_device
 from interfuse.wire import FileRecord, Limits, sync_folder
 
 Outgoing = tuple[Envelope, Payload]
+Tap = Callable[[Envelope, Payload], None]
 EVALUATION = {"none": set[str](), "own": {"hits"}, "shared": {"hits", "fused", "composed"}}
 """Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
 
@@ -79,15 +80,14 @@ class Node:
     What leaves passes :meth:`answer` and is in the audit log before.
     """
 
-    def __init__(self, vendor: Vendor, events: Events) -> None:
-        """Load data and model of a vendor.
+    def __init__(self, vendor: Vendor, events: Events, tap: Tap = lambda envelope, payload: None) -> None:
+        """Load data and model of a vendor. ``tap`` sees everything that leaves.
 
         Raises:
             InterfuseError: something of the vendor's file cannot work, or another process is this node already.
         """
         check_device(vendor.device)
-        self.vendor, self.events = vendor, events
-        self.finished = False
+        self.vendor, self.events, self._tap = vendor, events, tap
         vendor.state_folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(vendor.state_folder / ".lock")
         try:
@@ -139,6 +139,7 @@ class Node:
         except OSError as error:
             self.events.add("the audit log cannot be written; nothing leaves", reason=error.strerror)
             raise RunError(f"the audit log cannot be written: {error.strerror}; nothing may leave") from error
+        self._tap(envelope, payload)
         return envelope, payload
 
     def _offered(self, contract: Contract) -> Iterator[Outgoing]:
