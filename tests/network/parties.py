@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ import tomli_w
 from torch import Tensor
 from worlds import same_bits
 
-import interfuse
+from interfuse.cli import main
 from interfuse.engines.grpc.keys import make_keys
+from interfuse.engines.processes import fork
 from interfuse.runs import RunConfig, execute, parse_config
 from interfuse.runs.config import to_toml
 from interfuse.runs.folder import RunFolder
@@ -29,7 +31,6 @@ from interfuse.wire import load_tensors
 
 NAMES = ("ant", "bee", "cat", "dog")
 CLASSES = 3
-SOURCE = Path(interfuse.__file__).parent.parent
 
 
 def rows(folder: Path, name: str, seed: int, count: int = 60, shape: tuple[int, ...] = (1, 4, 4)) -> Path:
@@ -53,16 +54,25 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def environment() -> dict[str, str]:
-    """Of every process: this source tree, one thread."""
-    return os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def _command(arguments: Sequence[str], folder: Path, log: Path, largest_file: int | None) -> None:
+    """Be a process that carries out a command of interfuse."""
+    os.chdir(folder)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
+    if largest_file is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    sys.argv = ["interfuse", *arguments]
+    main()
 
 
 @dataclass
 class Process:
-    """A started process and the file that holds what it says."""
+    """A process of its own, forked where everything is imported already, and the file that holds what it says."""
 
-    popen: subprocess.Popen[bytes]
+    process: BaseProcess
     log: Path
 
     def text(self) -> str:
@@ -70,16 +80,18 @@ class Process:
 
     def wait(self, seconds: float = 60) -> int:
         """Its exit code."""
-        return self.popen.wait(seconds)
+        self.process.join(seconds)
+        assert self.process.exitcode is not None, f"still running after {seconds} seconds\n{self.text()}"
+        return self.process.exitcode
 
     def kill(self) -> None:
         """Kill it as with -9."""
-        self.popen.send_signal(signal.SIGKILL)
-        self.popen.wait(10)
+        self.process.kill()
+        self.process.join(10)
 
     def says(self, text: str, seconds: float = 30) -> None:
         """Wait until it says so."""
-        until(lambda: text in self.text() or self.popen.poll() is not None, seconds, self.text)
+        until(lambda: text in self.text() or not self.process.is_alive(), seconds, self.text)
         assert text in self.text(), self.text()
 
 
@@ -154,29 +166,30 @@ class Parties:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def start(self, *command: str, log: str, **options: Any) -> Process:
-        """Start a command of interfuse."""
+    def start(self, *command: str, log: str, largest_file: int | None = None) -> Process:
+        """Start a command of interfuse.
+
+        Args:
+            largest_file: Bytes that the process can write to a file: a disk that is full beyond it.
+        """
         path = self.folder / f"{log}.log"
-        with open(path, "ab") as file:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", "interfuse.cli", *command], stdout=file, stderr=file, env=environment(),
-                cwd=self.folder, **options,
-            )  # fmt: skip
-        self.processes.append(Process(popen, path))
+        path.touch()
+        process = fork(_command, command, self.folder, path, largest_file, name=log)
+        self.processes.append(Process(process, path))
         return self.processes[-1]
 
-    def coordinate(self, *options: str, **more: Any) -> Process:
+    def coordinate(self, *options: str, largest_file: int | None = None) -> Process:
         """Start the coordinator of the recipe."""
         keys = ["--keys", "keys/coordinator"] if self.secure else ["--insecure"]
         return self.start(
             "coordinate", "recipe.toml", "--nodes", str(len(self.names)), "--listen", f"127.0.0.1:{self.port}",
-            "--out", "run", *keys, *options, log="coordinator", **more,
+            "--out", "run", *keys, *options, log="coordinator", largest_file=largest_file,
         )  # fmt: skip
 
-    def node(self, name: str, *options: str, **more: Any) -> Process:
+    def node(self, name: str, *options: str, largest_file: int | None = None) -> Process:
         """Start a node."""
         insecure = [] if self.secure else ["--insecure"]
-        return self.start("node", f"{name}/vendor.toml", *insecure, *options, log=name, **more)
+        return self.start("node", f"{name}/vendor.toml", *insecure, *options, log=name, largest_file=largest_file)
 
     def all_nodes(self) -> list[Process]:
         """Start all nodes."""
@@ -204,9 +217,8 @@ def parties(folder: Path, names: Sequence[str] = NAMES, *, secure: bool = True) 
         yield made
     finally:
         for process in made.processes:
-            if process.popen.poll() is None:
-                process.popen.kill()
-                process.popen.wait(10)
+            if process.process.is_alive():
+                process.kill()
 
 
 def timeless(value: Any) -> Any:
