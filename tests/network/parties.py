@@ -22,6 +22,7 @@ from torch import Tensor
 from worlds import same_bits
 
 from interfuse.cli import main
+from interfuse.coordination import driver
 from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.processes import fork
 from interfuse.runs import RunConfig, execute, parse_config
@@ -54,8 +55,10 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _command(arguments: Sequence[str], folder: Path, log: Path, largest_file: int | None) -> None:
-    """Be a process that carries out a command of interfuse."""
+def _command(
+    arguments: Sequence[str], folder: Path, log: Path, largest_file: int | None, lie: Callable[[], None] | None
+) -> None:
+    """Be a process that carries out a command of interfuse, but for the report, which takes longer than a run."""
     os.chdir(folder)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with open(log, "ab", buffering=0) as file:
@@ -64,6 +67,9 @@ def _command(arguments: Sequence[str], folder: Path, log: Path, largest_file: in
     sys.stdout, sys.stderr = open(1, "w", buffering=1), open(2, "w", buffering=1)  # noqa: SIM115
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    driver.report.write = lambda path: path  # type: ignore[assignment]
+    if lie is not None:
+        lie()
     sys.argv = ["interfuse", *arguments]
     main()
 
@@ -134,12 +140,12 @@ class Parties:
     def _dealt(self, models: Sequence[str]) -> list[str]:
         return [models[i % len(models)] for i in range(len(self.names))]
 
-    def vendor(self, name: str, data: Path, model: str, **tables: Mapping[str, Any]) -> Path:
+    def vendor(self, name: str, file: Path, model: str, **tables: Mapping[str, Any]) -> Path:
         """A vendor's file in a folder of its own. Tables replace keys of those here; ``top`` those outside tables."""
         values: dict[str, Any] = {
             "name": name, "coordinator": f"127.0.0.1:{self.port}",
             "model": {"build": model, "architecture": model, "public": True},
-            "data": {"source": str(data), "test": str(data)},
+            "data": {"source": str(file), "test": str(file)},
             "allow": {
                 "methods": ["ifl", "fedavg", "scaffold", "splitfed-v1"],
                 "disclosures": ["features", "labels", "parameters", "gradients", "statistics"],
@@ -166,15 +172,18 @@ class Parties:
     def run(self) -> Path:
         return self.folder / "run"
 
-    def start(self, *command: str, log: str, largest_file: int | None = None) -> Process:
+    def start(
+        self, *command: str, log: str, largest_file: int | None = None, lie: Callable[[], None] | None = None
+    ) -> Process:
         """Start a command of interfuse.
 
         Args:
+            lie: What makes the process another than an honest one, called in it.
             largest_file: Bytes that the process can write to a file: a disk that is full beyond it.
         """
         path = self.folder / f"{log}.log"
         path.touch()
-        process = fork(_command, command, self.folder, path, largest_file, name=log)
+        process = fork(_command, command, self.folder, path, largest_file, lie, name=log)
         self.processes.append(Process(process, path))
         return self.processes[-1]
 
@@ -186,10 +195,14 @@ class Parties:
             "--out", "run", *keys, *options, log="coordinator", largest_file=largest_file,
         )  # fmt: skip
 
-    def node(self, name: str, *options: str, largest_file: int | None = None) -> Process:
+    def node(
+        self, name: str, *options: str, largest_file: int | None = None, lie: Callable[[], None] | None = None
+    ) -> Process:
         """Start a node."""
         insecure = [] if self.secure else ["--insecure"]
-        return self.start("node", f"{name}/vendor.toml", *insecure, *options, log=name, largest_file=largest_file)
+        return self.start(
+            "node", f"{name}/vendor.toml", *insecure, *options, log=name, largest_file=largest_file, lie=lie
+        )
 
     def all_nodes(self) -> list[Process]:
         """Start all nodes."""

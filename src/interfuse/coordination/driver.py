@@ -190,6 +190,7 @@ class _Coordinator:
             while not self._attempt(members):
                 members = self._gather(self._terms.patience.back)
             reason, finished = "the run is finished", True
+            self._events.add("finished", rounds=self._config.rounds, attempts=self._record.attempt)
         except RunError as error:
             reason = "the coordinator stopped; its log says why"
             self._events.add("stops", reason=error)

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 import grpc
 
-from interfuse.engines.grpc.frames import LARGEST_FRAME, Assembler, End, FrameError, frames
+from interfuse.engines.grpc.frames import LARGEST_FRAME, Assembler, Begin, Call, End, FrameError, Order, frames
 from interfuse.engines.grpc.node import Node, RefusedError
 from interfuse.engines.grpc.vendor import Vendor
 from interfuse.errors import ConfigError, RunError
@@ -91,7 +91,7 @@ class _Stream:
         self._incoming = join(iter(self._outgoing.get, None))
 
     def serve(self, node: Node) -> Iterator[End | None]:
-        """Answer until the stream ends. Yields None for what was answered, and the end if there is one."""
+        """Answer until the stream ends. Yields None for every piece of a run's work, and the end if there is one."""
         assembler = Assembler(node.vendor.limits.message_bytes)
         try:
             self._send(frames(*node.hello()))
@@ -104,7 +104,8 @@ class _Stream:
                     return
                 for answer in node.answer(*whole):
                     self._send(frames(*answer))
-                yield None
+                if isinstance(whole[0], Begin | Call | Order):
+                    yield None
         finally:
             self._outgoing.put(None)
 
