@@ -1,4 +1,4 @@
-"""Folders for four vendors: rows of their own, the public test rows, and a vendor.toml each. Usage: prepare.py FOLDER PORT"""
+"""Folders for four vendors: rows of their own and a vendor.toml each. Usage: prepare.py FOLDER PORT"""
 
 from __future__ import annotations
 
