@@ -86,6 +86,7 @@ class Remote:
         self.waited: dict[ClientId, float] = dict.fromkeys(members, 0.0)
         self._hub, self._setup, self._members, self.attempt = hub, setup, dict(members), attempt
         self._patience, self._limits, self._watch = patience, Limits(max_bytes=message_bytes), watch
+        self._programs = setup.programs_with(setup.method)
         self._numbers = dict.fromkeys(members, 0)
         self._seen = dict.fromkeys(members, 0)
         self._cancelled: dict[ClientId, int] = {}
@@ -139,9 +140,7 @@ class Remote:
                 index=request.index, recoverable=request.recoverable, message=message is not None,
             )  # fmt: skip
             waiting[client] = self._ask(client, call, payload)
-        reply_type = handlers(type(self._setup.programs_with(self._setup.method)[request.program]))[
-            request.handler
-        ].reply_type
+        reply_type = handlers(type(self._programs[request.program]))[request.handler].reply_type
         for client, reply in self._collect(waiting, request.recoverable).items():
             if isinstance(reply, Fault):
                 self.faults[client] = reply
