@@ -106,7 +106,8 @@ def timed(call: Callable[[], object], seconds: float = 2.0) -> float:
     """The median of many calls, after a few to warm up."""
     for _ in range(3):
         call()
-    found, end = [], time.perf_counter() + seconds
+    found: list[float] = []
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(found) < 5:
         began = time.perf_counter()
         call()

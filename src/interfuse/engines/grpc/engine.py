@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -141,7 +141,7 @@ class Remote:
             )  # fmt: skip
             waiting[client] = self._ask(client, call, payload)
         reply_type = handlers(type(self._programs[request.program]))[request.handler].reply_type
-        for client, reply in self._collect(waiting, request.recoverable).items():
+        for client, reply in self._collect(waiting):  # one is decoded while others are under way
             if isinstance(reply, Fault):
                 self.faults[client] = reply
                 answers.append(self._failed(client, reply.reason))
@@ -192,9 +192,8 @@ class Remote:
         until = now + (self._patience.answer if there else self._patience.back)
         return _Waiting(member, asked, payload, until, now)
 
-    def _collect(self, waiting: dict[ClientId, _Waiting], recoverable: bool = False) -> dict[ClientId, Arrived | Fault]:
-        """What comes back from each, in time or not."""
-        found: dict[ClientId, Arrived | Fault] = {}
+    def _collect(self, waiting: dict[ClientId, _Waiting]) -> Iterator[tuple[ClientId, Arrived | Fault]]:
+        """What comes back from each, in time or not, as it comes."""
         while waiting:
             event = self._next(min(one.until for one in waiting.values()))
             if event is None:
@@ -202,8 +201,8 @@ class Remote:
                 for client in [client for client, one in waiting.items() if one.until <= now]:
                     one = waiting.pop(client)
                     there = one.member.link is not None
-                    found[client] = Fault("lost", "no answer in time" if there else "gone, and not back in time")
                     self._cancelled[client] = one.asked.number
+                    yield client, Fault("lost", "no answer in time" if there else "gone, and not back in time")
                 continue
             who = self._client(event)
             if who is None:
@@ -214,15 +213,14 @@ class Remote:
                 continue
             one = waiting[who]
             outcome = self._outcome(event, one)
-            if outcome is not None:
-                del waiting[who]
-                found[who] = outcome
             if isinstance(outcome, Arrived):
                 self._seen[who] = one.asked.number
                 work = outcome.envelope.seconds if isinstance(outcome.envelope, Reply) else 0.0
                 self.waited[who] += time.monotonic() - one.sent - work
+            if outcome is not None:
+                del waiting[who]
+                yield who, outcome
             self._watch()
-        return found
 
     def _outcome(self, event: Event, one: _Waiting) -> Arrived | Fault | None:
         """What an event says of a member that is waited for."""
@@ -280,7 +278,7 @@ class Remote:
             for client in self._members
         }  # fmt: skip
         done: dict[ClientId, Done] = {}
-        for client, outcome in self._collect(waiting).items():
+        for client, outcome in self._collect(waiting):
             if isinstance(outcome, Fault):
                 self.faults[client] = outcome
             elif isinstance(outcome.envelope, Done) and outcome.envelope.failure is None:

@@ -16,6 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from interfuse.client import ClientId
+from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.grpc.contract import LIBRARY, WIRE, Contract, Facts, JoinError, check_facts, same
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
 from interfuse.engines.grpc.frames import (
@@ -173,6 +174,7 @@ class Hub:
         message_bytes: int = MESSAGE,
         known: Mapping[str, Facts] | None = None,
     ) -> None:
+        keep_freed_memory()
         self.arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.members: dict[str, Member] = {}
         self.lock = threading.RLock()

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from interfuse.engines.grpc.frames import Envelope, Payload, Reply
-from interfuse.errors import MessageError, RunError
-from interfuse.wire import Limits, decode
+from interfuse.engines.grpc.frames import Envelope, Payload
+from interfuse.errors import RunError
+from interfuse.message import Message, flatten, kind_of
 
 START = "0" * 64
 """What the first line of an audit log names as the line before it."""
@@ -74,10 +74,11 @@ class Audit:
         """Bytes of messages that left for a run, over all processes that wrote this log."""
         return self._sent.get(run, 0)
 
-    def add(self, run: str, envelope: Envelope, payload: Payload, repeated: bool) -> None:
+    def add(self, run: str, envelope: Envelope, payload: Payload, content: Mapping[str, Any], repeated: bool) -> None:
         """Write what is about to leave.
 
         Args:
+            content: The payload in words (:func:`described`).
             repeated: The same left before; it is written again, but counts once.
 
         Raises:
@@ -86,10 +87,8 @@ class Audit:
         facts = envelope.model_dump(mode="json", exclude={"size"}, exclude_none=True)
         line: dict[str, Any] = {
             "time": now(), "run": run, "what": envelope.kind, "facts": facts, "bytes": len(payload),
-            "digest": hashlib.sha256(payload).hexdigest(), "repeated": repeated,
+            "digest": hashlib.sha256(payload).hexdigest(), "repeated": repeated, **content,
         }  # fmt: skip
-        if isinstance(envelope, Reply) and envelope.message:
-            line |= described(payload)
         text = json.dumps(line | {"before": self._last})
         self._file.write(text + "\n")
         self._file.flush()  # a killed process loses nothing; the disk is waited for when state is saved
@@ -105,14 +104,12 @@ class Audit:
         self._file.close()
 
 
-def described(payload: Payload) -> dict[str, Any]:
+def described(message: Message) -> dict[str, Any]:
     """A message in words: its kind, and names, types and shapes of its tensors."""
-    try:
-        kind, tensors = decode(memoryview(payload), None, Limits(max_bytes=2**40))
-    except MessageError:  # a value that is not finite: the receiver will say so
-        return {"message": "(not finite)"}
-    shapes = {name: [str(tensor.dtype).removeprefix("torch."), *tensor.shape] for name, tensor in tensors.items()}
-    return {"message": kind, "tensors": shapes}
+    shapes = {
+        name: [str(tensor.dtype).removeprefix("torch."), *tensor.shape] for name, tensor in flatten(message).items()
+    }
+    return {"message": kind_of(message), "tensors": shapes}
 
 
 def verify(path: Path) -> int:

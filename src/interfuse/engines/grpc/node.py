@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
@@ -13,6 +14,7 @@ from pydantic import BaseModel
 
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
+from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.grpc.contract import (
     LIBRARY,
     WIRE,
@@ -41,7 +43,7 @@ from interfuse.engines.grpc.frames import (
     Refusal,
     Reply,
 )
-from interfuse.engines.grpc.logs import Audit, Events
+from interfuse.engines.grpc.logs import Audit, Events, described
 from interfuse.engines.grpc.setups import NodeSetup, dims_of, facts_of, own_share
 from interfuse.engines.grpc.vendor import Vendor
 from interfuse.engines.host import Host
@@ -52,7 +54,15 @@ from interfuse.message import Message, decode, disturbed, encode
 from interfuse.setup import check_device
 from interfuse.wire import FileRecord, Limits, sync_folder
 
-Outgoing = tuple[Envelope, Payload]
+
+class Outgoing(NamedTuple):
+    """What leaves: an envelope, its payload, and the payload in words."""
+
+    envelope: Envelope
+    payload: Payload = b""
+    content: Mapping[str, Any] = {}
+
+
 Tap = Callable[[Envelope, Payload], None]
 EVALUATION = {"none": set[str](), "own": {"hits"}, "shared": {"hits", "fused", "composed"}}
 """Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
@@ -87,6 +97,7 @@ class Node:
             InterfuseError: something of the vendor's file cannot work, or another process is this node already.
         """
         check_device(vendor.device)
+        keep_freed_memory()
         self.vendor, self.events, self._tap = vendor, events, tap
         vendor.state_folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(vendor.state_folder / ".lock")
@@ -102,14 +113,14 @@ class Node:
         self._facts: Facts | None = None
         self._session: Session | None = None
 
-    def hello(self) -> Outgoing:
+    def hello(self) -> tuple[Envelope, Payload]:
         """What a stream begins with."""
         hello = Hello(
             protocol=PROTOCOL, library=LIBRARY, wire=WIRE, name=self.vendor.name, incarnation=self._incarnation
         )
-        return self._leaving(hello, b"", False)
+        return self._leaving(Outgoing(hello))
 
-    def answer(self, envelope: Envelope, payload: Payload) -> Iterator[Outgoing]:
+    def answer(self, envelope: Envelope, payload: Payload) -> Iterator[tuple[Envelope, Payload]]:
         """What is answered to an envelope: at most one.
 
         Raises:
@@ -123,7 +134,7 @@ class Node:
         elif isinstance(envelope, Call | Order) and self._session is not None:
             session = self._session
             repeated = envelope.attempt == session.attempt and envelope.number in session.kept
-            yield self._leaving(*session.carry_out(envelope, payload), repeated)
+            yield self._leaving(session.carry_out(envelope, payload), repeated)
         elif isinstance(envelope, Cancel) and self._session is not None:
             self._session.cancel(envelope)
         elif isinstance(envelope, Refusal):
@@ -132,30 +143,30 @@ class Node:
         else:
             raise RefusedError(f"the coordinator sent {envelope.kind!r} where it makes no sense", retry=True)
 
-    def _leaving(self, envelope: Envelope, payload: Payload, repeated: bool) -> Outgoing:
+    def _leaving(self, outgoing: Outgoing, repeated: bool = False) -> tuple[Envelope, Payload]:
         run = "" if self._contract is None else self._contract.run
         try:
-            self.audit.add(run, envelope, payload, repeated)
+            self.audit.add(run, *outgoing, repeated)
         except OSError as error:
             self.events.add("the audit log cannot be written; nothing leaves", reason=error.strerror)
             raise RunError(f"the audit log cannot be written: {error.strerror}; nothing may leave") from error
-        self._tap(envelope, payload)
-        return envelope, payload
+        self._tap(outgoing.envelope, outgoing.payload)
+        return outgoing.envelope, outgoing.payload
 
-    def _offered(self, contract: Contract) -> Iterator[Outgoing]:
+    def _offered(self, contract: Contract) -> Iterator[tuple[Envelope, Payload]]:
         try:
             facts = self._agree(contract)
         except JoinError as error:
             self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
-            yield self._leaving(Refusal(field=error.field, expected=error.expected, found=error.found), b"", False)
+            yield self._leaving(Outgoing(Refusal(field=error.field, expected=error.expected, found=error.found)))
             raise RefusedError(f"this node refused: {error}") from error
         except InterfuseError as error:  # its text may speak of what is the vendor's own
             self.events.add("refused", field="configuration", reason=error)
             words = "a node that can take part", "a fault on its side; its log says which"
-            yield self._leaving(Refusal(field="configuration", expected=words[0], found=words[1]), b"", False)
+            yield self._leaving(Outgoing(Refusal(field="configuration", expected=words[0], found=words[1])))
             raise RefusedError(f"this node cannot take part: {error}") from error
         self.events.add("agreed", run=contract.run, method=contract.method, rounds=contract.rounds)
-        yield self._leaving(Accept(facts=facts), b"", False)
+        yield self._leaving(Outgoing(Accept(facts=facts)))
 
     def _agree(self, contract: Contract) -> Facts:
         same("library version", contract.library, LIBRARY)
@@ -178,7 +189,7 @@ class Node:
         self._contract, self._facts, self._session = contract, facts, None
         return facts
 
-    def _begin(self, begin: Begin) -> Iterator[Outgoing]:
+    def _begin(self, begin: Begin) -> Iterator[tuple[Envelope, Payload]]:
         contract = self._contract
         if contract is None:
             raise RefusedError("the coordinator began before it offered a contract", retry=True)
@@ -189,7 +200,7 @@ class Node:
                 _remember(folder, RunFile(attempt=begin.attempt, client=begin.client, data=self._dataset.digest))
             except JoinError as error:
                 self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
-                yield self._leaving(Refusal(field=error.field, expected=error.expected, found=error.found), b"", False)
+                yield self._leaving(Outgoing(Refusal(field=error.field, expected=error.expected, found=error.found)))
                 raise RefusedError(f"this node refused: {error}") from error
             setup = NodeSetup(
                 contract, self._method, self._used, self._share, self._builder, self.vendor.device,
@@ -197,7 +208,7 @@ class Node:
             )  # fmt: skip
             self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events)
             self.events.add("begins", run=contract.run, attempt=begin.attempt, client=begin.client)
-        yield self._leaving(Ready(attempt=begin.attempt), b"", False)
+        yield self._leaving(Outgoing(Ready(attempt=begin.attempt)))
 
     def close(self) -> None:
         """Give the files back."""
@@ -250,11 +261,11 @@ class Session:
             return self.kept[asked.number]
         if asked.attempt != self.attempt or asked.number != self._done + 1:
             self._events.add("refused", what=asked.kind, attempt=asked.attempt, number=asked.number, reason="stale")
-            return failed(attempt=asked.attempt, number=asked.number, failure="stale"), b""
+            return Outgoing(failed(attempt=asked.attempt, number=asked.number, failure="stale"))
         self._done = asked.number
         for number in [number for number in self.kept if number <= asked.acknowledged]:
             del self.kept[number]
-        answer = self._call(asked, payload) if isinstance(asked, Call) else (self._order(asked), b"")
+        answer = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
         self.kept[asked.number] = answer
         return answer
 
@@ -308,26 +319,24 @@ class Session:
         return decode(memoryview(payload), expected, setup.dims, setup.profile.keys, limits)
 
     def _reply(self, call: Call, answer: Answer, reply: Message | None) -> Outgoing:
-        payload = b""
+        payload, content = b"", {}
         if reply is not None:
             limits = self._vendor.limits
             if limits.noise and call.heading != "evaluation":
                 reply = disturbed(reply, limits.noise, self._noise)
-            payload = encode(reply)
+            payload, content = encode(reply), described(reply)
             sent = self._audit.sent(self._setup.contract.run)
             if limits.bytes is not None and sent + len(payload) > limits.bytes:
                 return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
-        return (
-            Reply(
-                attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
-                message=reply is not None,
-            ),
-            payload,
+        done = Reply(
+            attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
+            message=reply is not None,
         )  # fmt: skip
+        return Outgoing(done, payload, content)
 
     def _failed(self, call: Call, code: Code, reason: str) -> Outgoing:
         self._events.add("failed", code=code, handler=call.handler, round=call.round, reason=reason)
-        return Reply(attempt=call.attempt, number=call.number, failure=code), b""
+        return Outgoing(Reply(attempt=call.attempt, number=call.number, failure=code))
 
     def _order(self, order: Order) -> Done:
         done = Done(attempt=order.attempt, number=order.number)
