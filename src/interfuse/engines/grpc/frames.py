@@ -173,7 +173,7 @@ class End(_Envelope):
 Envelope = Hello | Offer | Accept | Refusal | Begin | Ready | Call | Reply | Order | Done | Cancel | End
 _ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Annotated[Envelope, Field(discriminator="kind")])
 _LENGTH = struct.Struct("<I")
-Payload = bytes | bytearray | memoryview
+Payload = bytes | memoryview
 
 
 def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
@@ -197,7 +197,8 @@ class Assembler:
     def __init__(self, limit: int = MESSAGE) -> None:
         self.limit = limit
         self._envelope: Envelope | None = None
-        self._payload = bytearray()
+        self._pieces: list[memoryview] = []
+        self._held = 0
 
     def feed(self, frame: bytes) -> tuple[Envelope, Payload] | None:
         """The message that this frame completes, or None.
@@ -227,12 +228,14 @@ class Assembler:
         envelope = self._envelope
         if envelope is None or not piece:
             raise FrameError("a piece of payload that belongs to no message")
-        if len(self._payload) + len(piece) > envelope.size:
+        if self._held + len(piece) > envelope.size:
             raise FrameError(f"{envelope.kind}: more payload than the {envelope.size} bytes announced")
-        self._payload += piece
-        if len(self._payload) < envelope.size:
+        self._pieces.append(piece)
+        self._held += len(piece)
+        if self._held < envelope.size:
             return None
-        payload, self._envelope, self._payload = self._payload, None, bytearray()
+        payload = b"".join(self._pieces)
+        self._envelope, self._pieces, self._held = None, [], 0
         return envelope, payload
 
 
