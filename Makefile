@@ -2,7 +2,7 @@
 # name, spaces too.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench venv clean
+.PHONY: help demo federation test check bench venv clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -13,6 +13,9 @@ help: ## this list
 
 demo: venv ## run a small federation and write its report
 	@.venv/bin/interfuse run demo
+
+federation: venv ## a coordinator and four nodes as separate processes, with TLS and keys (ROUNDS=20)
+	@sh scripts/federation.sh
 
 test: venv ## run the tests
 	@.venv/bin/python -m pytest

@@ -18,7 +18,7 @@ from interfuse.message import Message, Precision, flatten, kind_of, leaves, sett
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
-from interfuse.setup import Setup, check_fusion, check_setup
+from interfuse.setup import Serving, Setup, check_fusion, check_setup
 from interfuse.wire import NO_CODEC, Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
 from interfuse.wire.codecs.rules import DEFAULT
 
@@ -43,15 +43,30 @@ def check(setup: Setup) -> None:
         InterfuseError: naming the client and the field.
     """
     check_setup(setup)
+    messages = messages_of(setup.method)
+    if carries_features(messages):
+        check_fusion(setup.profiles)
+    check_codecs(setup.codecs, messages)
+
+
+def messages_of(method: Method) -> list[type[Message]]:
+    """All messages of a method and its parts, with the declarations checked.
+
+    Raises:
+        InterfuseError: the method, a handler or a message is not declared completely.
+    """
     messages: list[type[Message]] = []
-    for program in programs(setup.method, "method").values():
+    for program in programs(method, "method").values():
         if isinstance(program, Method):
             check_declaration(type(program))
         for handler in handlers(type(program)).values():
             messages += [kind for kind in (handler.message_type, handler.reply_type) if kind is not None]
-    if any("d" in (leaf.dims or ()) for message in messages for leaf in leaves(message)):
-        check_fusion(setup)
-    check_codecs(setup.codecs, messages)
+    return messages
+
+
+def carries_features(messages: Sequence[type[Message]]) -> bool:
+    """Whether a message has a dimension d: that of the fusion layer."""
+    return any("d" in (leaf.dims or ()) for message in messages for leaf in leaves(message))
 
 
 def check_codecs(codecs: Codecs, messages: Sequence[type[Message]]) -> None:
@@ -86,11 +101,11 @@ def check_codecs(codecs: Codecs, messages: Sequence[type[Message]]) -> None:
 class Federation:
     """Runs a method on an engine. Owned state of both sides can be saved between rounds and put back."""
 
-    def __init__(self, setup: Setup, engine: Engine, ledger: Ledger | None = None) -> None:
+    def __init__(self, setup: Serving, engine: Engine, ledger: Ledger | None = None) -> None:
         self.setup, self.engine, self.method = setup, engine, setup.method
         self.exchange = Exchange(
             engine, ledger or Ledger(), setup.dims, setup.seed,
-            setup.programs_with(setup.method), Clock(setup.devices, setup.seed, len(setup.shares)),
+            setup.programs_with(setup.method), Clock(setup.devices, setup.seed, len(setup.profiles)),
             codecs=setup.codecs,
         )  # fmt: skip
         self.clients = Clients(self.exchange, engine.profiles)

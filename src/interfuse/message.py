@@ -671,3 +671,16 @@ def unmodified(message: Message | None) -> Callable[[], str | None]:
         return lambda: None
     before = [(path, tensor, tensor._version) for path, tensor in flatten(message).items()]
     return lambda: next((path for path, tensor, version in before if tensor._version != version), None)
+
+
+def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: torch.Generator) -> M:
+    """A message with Gaussian noise on its floating-point tensors, of a standard deviation by what they disclose."""
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        deviation = 0.0 if leaf.disclosure is None else deviations.get(leaf.disclosure, 0.0)
+        if not deviation or not tensor.dtype.is_floating_point:
+            return tensor
+        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
+        return tensor + deviation * noise.to(tensor.device)
+
+    return _mapped(message, change)

@@ -17,7 +17,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError, Notice, nearest
 from interfuse.handler import Program, handlers, programs
-from interfuse.message import Disclosure, State, disclosed
+from interfuse.message import Disclosure, State, disclosed, leaves
 from interfuse.server import Server
 
 Count = Annotated[int, Ge(1)]
@@ -31,6 +31,8 @@ NOTHING: frozenset[str] = frozenset()
 """A client's model is scratch: loaded from messages, gone after the round."""
 BUFFERS = "buffers"
 """The name under which :meth:`Method.keeps` speaks of normalisation statistics."""
+RETAINABLE = (Disclosure.DATA, Disclosure.FEATURES, Disclosure.LABELS)
+"""What speaks of single samples: parties agree whether it may be kept beyond its round."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Method(Program):
 
     def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
         """Put the models in place that :meth:`predict` uses, where clients do not keep them."""
+
+    def retains(self) -> frozenset[Disclosure]:
+        """What of the clients' messages the server's state still holds when a round is over; commits hold it too."""
+        state = state_type(self.start)
+        held = () if state is None else leaves(state)
+        return frozenset(leaf.disclosure for leaf in held if leaf.disclosure in RETAINABLE)
 
     def predict(self, client: Client[Any], x: Tensor) -> Tensor:
         """What accuracy means for this method: inputs ``[batch, ...]`` to scores ``[batch, classes]``."""
@@ -170,6 +178,12 @@ def disclosures(method: Method) -> frozenset[Disclosure]:
     """What a method discloses, with those that it wraps."""
     found = [program.discloses for program in programs(method, "method").values() if isinstance(program, Method)]
     return frozenset(disclosure for declared in found for disclosure in declared)
+
+
+def retained(method: Method) -> frozenset[Disclosure]:
+    """What a method and those that it wraps retain."""
+    found = [program.retains() for program in programs(method, "method").values() if isinstance(program, Method)]
+    return frozenset(disclosure for held in found for disclosure in held)
 
 
 def _names(disclosures: Collection[Disclosure]) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from interfuse.client import ClientId, Profile
+from interfuse.client import ClientData, ClientId, Profile
 from interfuse.clock import UNIFORM, Devices
-from interfuse.data import Dataset, Share
+from interfuse.data import Dataset, Share, class_counts
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.message import Dims
@@ -21,6 +21,90 @@ from interfuse.models import Builder, SplitModel, measure
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import seeded
 from interfuse.wire import NO_CODECS, Codecs
+
+
+class Hosting(Protocol):
+    """What a host has to know of the clients that it carries. :class:`Setup` knows it of all clients."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def numerics(self) -> Numerics: ...
+
+    @property
+    def dims(self) -> Dims: ...
+
+    @property
+    def profiles(self) -> Mapping[ClientId, Profile]: ...
+
+    @property
+    def codecs(self) -> Codecs: ...
+
+    def build(self, architecture: str, *key: str | int) -> SplitModel: ...
+
+    def method_of(self, client: ClientId) -> Method: ...
+
+    def programs_of(self, client: ClientId) -> Mapping[str, Program]: ...
+
+    def data_of(self, client: ClientId) -> ClientData: ...
+
+
+class Serving(Protocol):
+    """What the server's side has to know of a federation; it need not have anybody's data or build anybody's model."""
+
+    @property
+    def method(self) -> Method: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def numerics(self) -> Numerics: ...
+
+    @property
+    def dims(self) -> Dims: ...
+
+    @property
+    def profiles(self) -> Mapping[ClientId, Profile]: ...
+
+    @property
+    def codecs(self) -> Codecs: ...
+
+    @property
+    def devices(self) -> Devices: ...
+
+    @property
+    def digest(self) -> str:
+        """A hash of all data that is known here: a run cannot go on with other data."""
+
+    @property
+    def note(self) -> str:
+        """What a reader of results must know of the data."""
+
+    @property
+    def class_names(self) -> list[str]: ...
+
+    @property
+    def class_counts(self) -> list[list[int]] | None:
+        """Rows of each class by client, or None where clients keep that to themselves."""
+
+    def build(self, architecture: str, *key: str | int) -> SplitModel: ...
+
+    def inputs(self, x: Tensor) -> Tensor: ...
+
+    def programs_with(self, method: Method) -> Mapping[str, Program]: ...
+
+    def parameters_of(self, architecture: str) -> dict[str, int] | None:
+        """Parameters of base and modular block, or None where clients keep that to themselves."""
+
+    def data_name(self, client: ClientId) -> str: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,13 +140,17 @@ class Setup:
         if architecture not in self.architectures:
             raise ModelError(f"no client has the architecture {architecture!r}")
         client = self.architectures.index(architecture)
-        builder, dataset = self.builders[client], self.datasets[client]
-        with seeded(self.seed, "model", *key):
-            model = builder(dataset.shape, dataset.classes, self.width)
-        model.to(self.device)
-        if self.numerics.layout == "channels_last":
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
-        return model
+        dataset = self.datasets[client]
+        return make_model(
+            self.builders[client],
+            dataset.shape,
+            dataset.classes,
+            self.width,
+            self.seed,
+            key,
+            self.device,
+            self.numerics,
+        )
 
     @cached_property
     def profiles(self) -> dict[ClientId, Profile]:
@@ -124,6 +212,40 @@ class Setup:
         """A hash of all samples and labels of each data set."""
         return ",".join(dataset.digest for dataset in self.domains)
 
+    @property
+    def note(self) -> str:
+        """What a reader of results must know of the data sets."""
+        notes = [dataset.note for dataset in self.domains if dataset.note]
+        if len(self.domains) > 1:
+            notes.append(
+                "the common test set of a client is that of its own data set, for compositions the base block's"
+            )
+        return "; ".join(notes)
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of classes, or their numbers where data sets name them differently."""
+        first, *others = (dataset.class_names for dataset in self.domains)
+        return list(first) if all(names == first for names in others) else [str(label) for label in range(len(first))]
+
+    @property
+    def class_counts(self) -> list[list[int]]:
+        """Rows of each class by client."""
+        counts: list[list[int]] = class_counts(self.datasets, self.shares).tolist()
+        return counts
+
+    def parameters_of(self, architecture: str) -> dict[str, int]:
+        """Parameters of base and modular block."""
+        return block_sizes(self.build(architecture, "measure"))
+
+    def data_name(self, client: ClientId) -> str:
+        """The name of a client's data set."""
+        return self.datasets[client].name
+
+    def data_of(self, client: ClientId) -> ClientData:
+        """A client's share of its data set."""
+        return ClientData(self.datasets[client], self.shares[client], self.inputs_of(client))
+
     def inputs(self, x: Tensor) -> Tensor:
         """What :meth:`inputs_of` gives where all clients have one data set."""
         return self._inputs(self.dataset, x)
@@ -133,16 +255,11 @@ class Setup:
         return partial(self._inputs, self.datasets[client])
 
     def _inputs(self, dataset: Dataset, x: Tensor) -> Tensor:
-        normal = dataset.normalise(x)
-        return normal.contiguous(memory_format=self.numerics.memory_format) if normal.ndim == 4 else normal
+        return as_inputs(dataset, self.numerics, x)
 
     def method_of(self, client: ClientId) -> Method:
         """The method with this client's overrides."""
-        own = self.overrides.get(client)
-        if not own:
-            return self.method
-        everybody = {f.name: getattr(self.method, f.name) for f in fields(self.method)}
-        return type(self.method).configure(everybody | dict(own))
+        return with_settings(self.method, self.overrides.get(client, {}))
 
     def programs_of(self, client: ClientId) -> dict[str, Program]:
         """All programs by path as this client runs them."""
@@ -153,22 +270,60 @@ class Setup:
         return programs(method, "method") | dict(self.extra_programs(method))
 
 
-def check_fusion(setup: Setup) -> None:
+def make_model(
+    builder: Builder,
+    shape: tuple[int, ...],
+    classes: int,
+    width: int,
+    seed: int,
+    key: Sequence[str | int],
+    device: str,
+    numerics: Numerics,
+) -> SplitModel:
+    """A new model for samples of a shape; its initial values are a function of seed and key."""
+    with seeded(seed, "model", *key):
+        model = builder(shape, classes, width)
+    model.to(device)
+    if numerics.layout == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
+    return model
+
+
+def as_inputs(dataset: Dataset, numerics: Numerics, x: Tensor) -> Tensor:
+    """From samples as a data set stores them to normalised inputs in the memory layout of the run."""
+    normal = dataset.normalise(x)
+    return normal.contiguous(memory_format=numerics.memory_format) if normal.ndim == 4 else normal
+
+
+def with_settings(method: Method, own: Mapping[str, Any]) -> Method:
+    """The method with some hyperparameters of a client's own."""
+    if not own:
+        return method
+    everybody = {f.name: getattr(method, f.name) for f in fields(method)}
+    return type(method).configure(everybody | dict(own))
+
+
+def block_sizes(model: SplitModel) -> dict[str, int]:
+    """Parameters of base and modular block."""
+    return {block: sum(p.numel() for p in model.parameters_of(block).values()) for block in ("base", "modular")}
+
+
+def check_fusion(profiles: Mapping[ClientId, Profile]) -> None:
     """Check that all fusion layers have one width, for methods whose messages carry features of it.
 
     Raises:
         ModelError: naming two clients that differ.
     """
-    first = setup.profiles[0]
-    for profile in setup.profiles.values():
+    first = next(iter(profiles.values()))
+    for profile in profiles.values():
         if profile.fusion_width is None:
             raise ModelError(
                 f"client {profile.id} ({profile.architecture}): its fusion layer is no vector; give it a width"
             )
         if profile.fusion_width != first.fusion_width:
             raise ModelError(
-                f"fusion width d: client 0 ({first.architecture}) has {first.fusion_width}, client {profile.id} "
-                f"({profile.architecture}) has {profile.fusion_width}; all must agree"
+                f"fusion width d: client {first.id} ({first.architecture}) has {first.fusion_width}, client "
+                f"{profile.id} ({profile.architecture}) has {profile.fusion_width}; all must agree"
             )
 
 

@@ -16,7 +16,7 @@ from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 from interfuse import api, report
-from interfuse.cli import comparing, listings, seeds
+from interfuse.cli import comparing, listings, network, seeds
 from interfuse.cli.configuration import (
     codecs,
     configure,
@@ -26,6 +26,7 @@ from interfuse.cli.configuration import (
     numbers,
     one_or_listed,
 )
+from interfuse.cli.listings import show_result
 from interfuse.cli.options import (
     AFTER,
     DEFAULT,
@@ -54,7 +55,7 @@ from interfuse.cli.options import (
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
 from interfuse.report.progress import shown
-from interfuse.runs import Result, RunConfig
+from interfuse.runs import RunConfig
 from interfuse.training import DivergedError
 
 USAGE_ERROR = 2
@@ -216,7 +217,7 @@ def run(
     path = out or api.new_folder(config)
     with _resumable(path), shown(quiet) as progress:
         result = api.carry_out(config, path, progress=progress)
-    _show(result, as_json=as_json)
+    show_result(result, as_json=as_json)
 
 
 def _run_seeds(config: RunConfig, several: list[int], out: Path | None, *, as_json: bool, quiet: bool) -> None:
@@ -238,6 +239,8 @@ def _run_seeds(config: RunConfig, several: list[int], out: Path | None, *, as_js
 
 
 app.command(no_args_is_help=True)(comparing.compare)
+for command in (network.keys, network.node, network.coordinate, network.status, network.audit):
+    app.command(no_args_is_help=True)(command)
 
 
 @app.command()
@@ -245,7 +248,7 @@ def resume(folder: RunArgument, workers: Processes = None, as_json: Json = False
     """Go on with the run in the folder RUN where its last commit left it."""
     with _resumable(folder), shown(quiet) as progress:
         result = api.resume(folder, workers=workers, progress=progress)
-    _show(result, as_json=as_json)
+    show_result(result, as_json=as_json)
 
 
 @app.command("report")
@@ -318,13 +321,6 @@ def _resumable(path: Path) -> Iterator[None]:
     except (ClientError, DivergedError, MessageError) as error:
         error.add_note(f"hint: once the cause is removed, `{command}` goes on from the last commit")
         raise
-
-
-def _show(result: Result, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(result.summary))
-    else:
-        _print(report.console_summary(result.summary))
 
 
 def _print(content: RenderableType) -> None:

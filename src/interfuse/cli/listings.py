@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Iterable, Sequence
 
+import typer
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
-from interfuse import data, models
+from interfuse import data, models, report
 from interfuse.cli.configuration import method_names
 from interfuse.handler import handlers
 from interfuse.message import Leaf, leaves
 from interfuse.method import Method, settings
 from interfuse.methods import find
+from interfuse.runs import Result
 
 
 def methods() -> RenderableType:
@@ -92,3 +95,11 @@ def _carried(leaf: Leaf) -> str:
     if leaf.named:
         return f"{leaf.path}: tensors of the client's model"
     return f"{leaf.path} [{', '.join(leaf.dims or ('...',))}]"
+
+
+def show_result(result: Result, *, as_json: bool) -> None:
+    """Print what a run gave, as text or as one JSON object."""
+    if as_json:
+        typer.echo(json.dumps(result.summary))
+    else:
+        Console(markup=False, emoji=False, highlight=False).print(report.console_summary(result.summary))

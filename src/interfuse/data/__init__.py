@@ -2,6 +2,7 @@
 
 from interfuse.data.dataset import Dataset, stratified_subset
 from interfuse.data.loading import available, load
+from interfuse.data.own import TABLES, load_folder, load_table
 from interfuse.data.partitions import (
     IID,
     PARTITIONS,
@@ -21,6 +22,7 @@ from interfuse.data.sources import DatasetInfo
 __all__ = [
     "IID",
     "PARTITIONS",
+    "TABLES",
     "Dataset",
     "DatasetInfo",
     "Dirichlet",
@@ -33,6 +35,8 @@ __all__ = [
     "class_counts",
     "deal",
     "load",
+    "load_folder",
+    "load_table",
     "make_shares",
     "parse_partition",
     "stratified_subset",

@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from interfuse.errors import ConfigError, DataError
+from interfuse.randomness import numpy_generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +125,13 @@ class Dataset:
             return self
         names = ("x_train", "y_train", "x_test", "y_test")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+    def with_test_rows(self, rows: int | None) -> Dataset:
+        """The same with so many fixed rows of its test set, every class in its proportion; None: with all."""
+        if rows is None or rows >= len(self.y_test):
+            return self
+        chosen = stratified_subset(self.y_test.numpy(), rows, numpy_generator(0, "test rows"))
+        return replace(self, x_test=self.x_test[chosen], y_test=self.y_test[chosen])
 
     def normalise(self, x: Shaped[Tensor, "batch *sample"]) -> Float[Tensor, "batch *sample"]:
         """``(x / scale - mean) / std`` per channel as float32, a new tensor on the device of ``x``."""

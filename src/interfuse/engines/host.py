@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from interfuse.client import Client, ClientData, ClientId, SampleOrder
+from interfuse.client import Client, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
@@ -32,14 +32,14 @@ from interfuse.message import (
 from interfuse.method import ALL, BUFFERS, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import generator, reseed, seeded
-from interfuse.setup import Setup
+from interfuse.setup import Hosting
 from interfuse.wire import FileRecord, load_tensors, save_tensors
 
 
 class Resident:
     """One client of a host and what it owns between rounds."""
 
-    def __init__(self, setup: Setup, client: ClientId, model: SplitModel) -> None:
+    def __init__(self, setup: Hosting, client: ClientId, model: SplitModel) -> None:
         self.method = setup.method_of(client)
         self.device = setup.device
         self.programs = setup.programs_of(client)
@@ -48,8 +48,8 @@ class Resident:
         self.created = False
         self.kept_buffers: dict[str, Tensor] | None = None
         self.feedback: dict[str, Tensor] = {}
-        data = ClientData(setup.datasets[client], setup.shares[client], setup.inputs_of(client))
-        order = SampleOrder(setup.seed, client, len(setup.shares[client].train))
+        data = setup.data_of(client)
+        order = SampleOrder(setup.seed, client, len(data.share.train))
         self.client: Client[Any] = Client(
             setup.profiles[client], model, data, order, setup.dims, setup.numerics.autocast
         )
@@ -127,7 +127,7 @@ def pooled(keeps: frozenset[str]) -> bool:
 class Host:
     """Some clients of a federation in this process, made when they are first called."""
 
-    def __init__(self, setup: Setup, clients: Sequence[ClientId]) -> None:
+    def __init__(self, setup: Hosting, clients: Sequence[ClientId]) -> None:
         self._setup, self._clients = setup, set(clients)
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
@@ -148,6 +148,7 @@ class Host:
         place = request.place(client)
         given = None if message is None else private(message, copy=request.recoverable)
         untouched = unmodified(given)
+        self._before.pop(client, None)
         before: dict[str, Tensor] | None = None
         try:
             resident = self._enter(client, request.round)
@@ -194,7 +195,8 @@ class Host:
     def undo(self, clients: Sequence[ClientId]) -> None:
         """Put clients back to where they were before their last call. See :class:`interfuse.clients.Engine`."""
         for client in clients:
-            self._roll_back(client, self._before.pop(client))
+            if (before := self._before.pop(client, None)) is not None:
+                self._roll_back(client, before)
 
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""
@@ -223,7 +225,7 @@ class Host:
 
     def _settle(self, client: ClientId) -> Resident:
         setup = self._setup
-        architecture = setup.architectures[client]
+        architecture = setup.profiles[client].architecture
         model = (
             self._borrow(architecture) if pooled(setup.method_of(client).keeps()) else setup.build(architecture, client)
         )

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from interfuse.evaluation.accuracy import (
     Accuracies,
+    CommonTest,
     Evaluation,
     Measurements,
+    Mode,
+    common_test,
     compose,
     evaluate,
     evaluation,
+    evaluation_on,
     measure,
 )
 from interfuse.evaluation.metrics import METRICS, Statistics, metric_values, no_statistics
@@ -23,12 +27,16 @@ from interfuse.evaluation.similarity import (
 __all__ = [
     "METRICS",
     "Accuracies",
+    "CommonTest",
     "Evaluation",
     "Measurements",
+    "Mode",
     "Statistics",
+    "common_test",
     "compose",
     "evaluate",
     "evaluation",
+    "evaluation_on",
     "features_by_group",
     "groups_of_stages",
     "linear_cka",

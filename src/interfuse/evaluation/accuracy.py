@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float32, Int64
@@ -22,6 +22,9 @@ from interfuse.message import Disclosure, Features, Message
 from interfuse.method import Method
 from interfuse.randomness import numpy_generator
 from interfuse.training import Batch
+
+Mode = Literal["shared", "own", "none"]
+"""What is measured: everything, on a test set that all clients have; clients' own counts alone; nothing."""
 
 CURVE_ROWS = 1000
 """Images of the common test set behind each point of a curve."""
@@ -64,9 +67,9 @@ class FusedTest(Message):
 
 
 class FusedTests(Message):
-    """The outputs of all base blocks, in the order of clients."""
+    """The outputs of all base blocks, by client."""
 
-    outputs: tuple[FusedTest, ...]
+    outputs: dict[int, FusedTest]
     full: bool
 
 
@@ -112,11 +115,12 @@ class Evaluation(Program):
     """The handlers behind every accuracy.
 
     Attributes:
-        tests: The common test set of each client, that of its data set.
+        tests: The common test set of each client, that of its data set; none where there is none in common.
     """
 
     method: Method
-    tests: Sequence[CommonTest]
+    tests: Mapping[ClientId, CommonTest]
+    mode: Mode = "shared"
 
     @on_client
     def hits(self, client: Client, scope: Scope) -> Hits:
@@ -162,11 +166,10 @@ class Evaluation(Program):
     @on_client
     def composed(self, client: Client, tests: FusedTests) -> CompositionHits:
         """Count right answers of the modular block behind every base block."""
-        labels = [test.labels(full=tests.full) for test in self.tests]
         with client.model.evaluating():
             right = [
-                int((answers(client.model.modular(test.z)) == y).sum())
-                for test, y in zip(tests.outputs, labels, strict=True)
+                int((answers(client.model.modular(test.z)) == self.tests[base].labels(full=tests.full)).sum())
+                for base, test in sorted(tests.outputs.items())
             ]
         return CompositionHits(torch.tensor(right))
 
@@ -183,18 +186,23 @@ class Evaluation(Program):
             return Prediction(client.model.modular(request.x))
 
 
-def evaluation(datasets: Sequence[Dataset]) -> Callable[[Method], dict[str, Program]]:
+def evaluation(datasets: Sequence[Dataset], mode: Mode = "shared") -> Callable[[Method], dict[str, Program]]:
     """The evaluation on the data sets of the clients, for the method with the hyperparameters that a client has."""
-    tests = {id(dataset): _common_test(dataset) for dataset in {id(d): d for d in datasets}.values()}
-    of_clients = tuple(tests[id(dataset)] for dataset in datasets)
-    return lambda method: {"evaluation": Evaluation(method, of_clients)}
+    tests = {
+        id(dataset): common_test(dataset.y_test, dataset.name) for dataset in {id(d): d for d in datasets}.values()
+    }
+    return evaluation_on({client: tests[id(dataset)] for client, dataset in enumerate(datasets)}, mode)
 
 
-def _common_test(dataset: Dataset) -> CommonTest:
-    """The test set with a fixed, stratified choice of rows for the curve."""
-    labels = dataset.y_test.cpu().numpy()
-    rows = stratified_subset(labels, CURVE_ROWS, numpy_generator(0, "curve", dataset.name))
-    return CommonTest(dataset.y_test, torch.from_numpy(rows))
+def evaluation_on(tests: Mapping[ClientId, CommonTest], mode: Mode) -> Callable[[Method], dict[str, Program]]:
+    """The same on given common test sets."""
+    return lambda method: {"evaluation": Evaluation(method, tests, mode)}
+
+
+def common_test(labels: Int64[Tensor, "n"], name: str) -> CommonTest:
+    """A test set with a fixed, stratified choice of rows for the curve; the choice depends on labels and name."""
+    rows = stratified_subset(labels.cpu().numpy(), CURVE_ROWS, numpy_generator(0, "curve", name))
+    return CommonTest(labels, torch.from_numpy(rows))
 
 
 @dataclass(frozen=True)
@@ -216,14 +224,16 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     """Evaluate all clients as the method predicts, and all compositions of their blocks."""
     program = federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
-    composed = _composable(federation, full=full)
+    if program.mode == "none":
+        return Accuracies(_of_all(federation, {}), _of_all(federation, {}), _of_all(federation, {}), None)
+    composed = _composable(federation, program, full=full)
     # the diagonal is every client's own composition: where the method predicts with it, there is nothing to add
     apart = composed is not Composed.AS_ASKED or type(federation.method).predict is not Method.predict
     with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
-        hits = clients.call(program.hits, Scope(full, apart))
+        hits = clients.call(program.hits, Scope(full, apart and program.mode == "shared"))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
-            matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
+            matrix = _composition(program, clients, full and composed is Composed.AS_ASKED)
     common = {client: share(h.common, h.common_total) for client, h in hits.items()}
     if matrix is not None and not apart:
         common = {client: matrix[client][client] for client in hits}
@@ -231,7 +241,7 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
         own=_of_all(federation, {client: share(h.own, h.own_total) for client, h in hits.items()}),
         validation=_of_all(federation, {c: share(h.validation, h.validation_total) for c, h in hits.items()}),
         common=_of_all(federation, common),
-        composition=matrix,
+        composition=None if matrix is None else [_of_all(federation, row) for row in _rows_of_all(federation, matrix)],
     )
 
 
@@ -244,7 +254,13 @@ def measure(federation: Federation) -> Mapping[ClientId, Measurements]:
 
 
 def _of_all(federation: Federation, found: Mapping[ClientId, float]) -> list[float]:
-    return [found.get(client, math.nan) for client in federation.clients]
+    return [found.get(client, math.nan) for client in federation.setup.profiles]
+
+
+def _rows_of_all(
+    federation: Federation, matrix: Mapping[ClientId, Mapping[ClientId, float]]
+) -> Iterable[Mapping[ClientId, float]]:
+    return (matrix.get(client, {}) for client in federation.setup.profiles)
 
 
 class Composed(Enum):
@@ -255,20 +271,23 @@ class Composed(Enum):
     AS_ASKED = 2
 
 
-def _composable(federation: Federation, *, full: bool) -> Composed:
-    dims, rows = federation.setup.dims, [len(dataset.y_test) for dataset in federation.setup.datasets]
-    if "d" not in dims or not all(rows) or dims["clients"] > MOST_COMPOSED:
+def _composable(federation: Federation, program: Evaluation, *, full: bool) -> Composed:
+    dims, rows = federation.setup.dims, [len(test.y) for test in program.tests.values()]
+    if program.mode != "shared" or "d" not in dims or not all(rows) or dims["clients"] > MOST_COMPOSED:
         return Composed.NOT_AT_ALL
     small = not full or sum(rows) * dims["d"] * 4 <= LARGEST_COMPOSITION
     return Composed.AS_ASKED if small else Composed.ON_CURVE_ROWS
 
 
-def _composition(federation: Federation, program: Evaluation, clients: Clients, full: bool) -> list[list[float]]:
+def _composition(program: Evaluation, clients: Clients, full: bool) -> dict[ClientId, dict[ClientId, float]]:
+    """Accuracy by base block and modular block."""
     outputs = clients.call(program.fused, Scope(full, True))
-    columns = clients.call(program.composed, FusedTests(tuple(outputs.values()), full))
-    totals = [len(test.labels(full=full)) for test in program.tests]
-    right = torch.stack([column.right for column in columns.values()], dim=1)
-    return [[int(count) / total for count in row] for row, total in zip(right, totals, strict=True)]
+    columns = clients.call(program.composed, FusedTests(dict(outputs), full))
+    totals = {base: len(program.tests[base].labels(full=full)) for base in outputs}
+    return {
+        base: {modular: int(column.right[row]) / totals[base] for modular, column in columns.items()}
+        for row, base in enumerate(outputs)
+    }
 
 
 def compose(federation: Federation, base: ClientId, modular: ClientId, x: Tensor) -> Tensor:

@@ -36,14 +36,15 @@ def linear_cka(outputs: Sequence[Float[Tensor, "n _"]]) -> Float64[Tensor, "clie
 def similarity(federation: Federation) -> list[list[float]] | None:
     """Linear CKA between all clients' fusion-layer outputs on the curve's rows of the common test set.
 
-    None where the clients have several data sets or no common test set, fusion layers of several widths, or are too
-    many.
+    None where the clients have several data sets or no common test set, fusion layers of several widths, are too many,
+    or are not all there any more.
     """
-    setup, program = federation.setup, federation.exchange.programs["evaluation"]
+    dims, program = federation.setup.dims, federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
-    if "d" not in setup.dims or setup.dims["clients"] > MOST_COMPARED:
+    tests = {id(test): len(test.y) for test in program.tests.values()}
+    if program.mode != "shared" or len(tests) > 1 or not all(tests.values()):
         return None
-    if len(setup.domains) > 1 or not len(setup.dataset.y_test):
+    if "d" not in dims or dims["clients"] > MOST_COMPARED or len(federation.clients) < dims["clients"]:
         return None
     with federation.evaluating(calls=SIMILARITY_CALLS) as clients:
         outputs = clients.call(program.fused, Scope(False, True))

@@ -79,6 +79,9 @@ class FedProto(LocalTraining, Method):
     def receive(self, client: Client, prototypes: ClassMeans) -> None:
         client.scratch["prototypes"] = prototypes
 
+    def retains(self) -> frozenset[Disclosure]:
+        return frozenset()  # its labels are the numbers of classes, not of samples
+
     def predict(self, client: Client[Any], x: Tensor) -> Tensor:
         prototypes: ClassMeans = client.scratch["prototypes"]
         if self.predict_by == "model" or not len(prototypes.y):  # before the first round there are none

@@ -116,6 +116,9 @@ class IFL(FusionSharing, Method):
             optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
         )  # fmt: skip
 
+    def retains(self) -> frozenset[Disclosure]:
+        return super().retains() if self.one_round_late else frozenset()
+
     def alone(self) -> Method:
         steps: int | Literal["clients"] = "clients"
         if self.downlink != "all":

@@ -74,6 +74,9 @@ class Pooled(OwnSteps, Method):
             optimizer=self.stepper(), keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
         )  # fmt: skip
 
+    def retains(self) -> frozenset[Disclosure]:
+        return frozenset({Disclosure.DATA, Disclosure.LABELS})
+
     def prepare_evaluation(self, server: Server[Pool], clients: Clients) -> None:
         def weights(profile: Profile) -> Weights:
             return Weights(server.model(profile.architecture, profile.architecture).tensors())

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from interfuse.runs.config import Execution, RunConfig, parse_config, read_config
-from interfuse.runs.loop import Given, Progress, Silent, execute, resume
+from interfuse.runs.loop import NETWORK_FILE, Given, Progress, Silent, conduct, execute, resume
 from interfuse.runs.result import Result
 
 __all__ = [
+    "NETWORK_FILE",
     "Execution",
     "Given",
     "Progress",
     "Result",
     "RunConfig",
     "Silent",
+    "conduct",
     "execute",
     "parse_config",
     "read_config",

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from interfuse.clock import Devices
 from interfuse.data import PARTITIONS, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
-from interfuse.evaluation import METRICS
+from interfuse.evaluation import METRICS, Mode
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS, expanded
@@ -55,6 +55,8 @@ class RunConfig(BaseModel):
             :data:`interfuse.evaluation.METRICS`.
         validation, test: Fractions of each client's share.
         devices: What the virtual clock goes by.
+        evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
+        test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -72,6 +74,8 @@ class RunConfig(BaseModel):
     metrics: tuple[str, ...] = ()
     validation: Annotated[float, Ge(0), Lt(1)] = 0.1
     test: Annotated[float, Ge(0), Lt(1)] = 0.1
+    evaluation: Mode = "shared"
+    test_rows: Annotated[int, Ge(1)] | None = None
     partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
     settings: dict[str, Any] = Field(default_factory=dict)
     unset: tuple[str, ...] = ()
@@ -155,6 +159,8 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         texts = Codecs.parse(config.codecs).texts
     except ConfigError as error:
         raise ConfigError(f"{source}: codecs: {error}") from None
+    if config.metrics and config.evaluation != "shared":
+        raise ConfigError(f"{source}: metrics are measured with evaluation = 'shared', not {config.evaluation!r}")
     for metric in config.metrics:
         if metric not in METRICS:
             raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")

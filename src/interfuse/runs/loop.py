@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from interfuse.clients import Engine
-from interfuse.data import Dataset, class_counts, deal, load
+from interfuse.data import Dataset, deal, load
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
@@ -31,7 +31,7 @@ from interfuse.runs.config import (
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import Final, summarise
-from interfuse.setup import Setup, check_device
+from interfuse.setup import Serving, Setup, check_device
 from interfuse.wire import Codecs
 
 
@@ -67,6 +67,8 @@ class Given:
     builders: Sequence[Builder] | None = None
 
 
+NETWORK_FILE = "network.json"
+"""Lies in the folder of a run between parties."""
 REFERENCES = ("local", "pooled")
 """What can run beside a method."""
 
@@ -82,7 +84,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     method = given.method or config.make_method()
     references = _references(config, method)
     check_device(config.device)
-    found = [dataset.to(config.device) for dataset in _datasets(config, given)]
+    found = [dataset.with_test_rows(config.test_rows).to(config.device) for dataset in _datasets(config, given)]
     if len(found) > 1:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
@@ -96,7 +98,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        devices=config.devices, overrides=config.client, extra_programs=evaluation(datasets),
+        devices=config.devices, overrides=config.client, extra_programs=evaluation(datasets, config.evaluation),
         codecs=Codecs.parse(config.codecs),
     )  # fmt: skip
     check(setup)
@@ -167,6 +169,8 @@ def resume(
     if not (path / "config.toml").exists():
         raise RunError(f"{path} holds no run: there is no config.toml in it")
     folder, config = RunFolder(path), read_config(path / "config.toml")
+    if (path / NETWORK_FILE).exists():
+        raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
     if workers is not None:
         config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
     finished = folder.summary()
@@ -198,6 +202,18 @@ def _finish(
             name: begin_or_resume(folder.path / "beside" / name, reference, alone, progress, engine)
             for name, reference in _references(config, setup.method).items()
         }
+        folder.write_summary(summary)
+    return summary
+
+
+def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> dict[str, Any]:
+    """Carry out a run whose clients live elsewhere, or go on with it from its last commit. Returns the summary.
+
+    No references run beside it.
+    """
+    with folder.locked():
+        summary = _Run(config, setup, folder, progress, engine).carry_out()
+        summary["beside"] = {}
         folder.write_summary(summary)
     return summary
 
@@ -246,7 +262,7 @@ class _Run:
     """A run under way."""
 
     config: RunConfig
-    setup: Setup
+    setup: Serving
     folder: RunFolder
     progress: Progress
     engine: Engine
@@ -279,7 +295,7 @@ class _Run:
         self.folder.append_entries(ledger.drain())
         return summarise(
             self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
-            None if self.best is None else (self.best, best), class_counts(self.setup.datasets, self.setup.shares),
+            None if self.best is None else (self.best, best),
         )  # fmt: skip
 
     def _check_data(self, commit: Commit) -> None:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
 
 from interfuse.client import ClientId
 from interfuse.evaluation import Accuracies, Measurements, metric_values, no_statistics
 from interfuse.method import disclosures
 from interfuse.runs.config import RunConfig, plain
 from interfuse.runs.folder import Best
-from interfuse.setup import Setup
+from interfuse.setup import Serving
 from interfuse.wire import Ledger, Volume
 
 
@@ -32,13 +31,12 @@ class Final:
 
 def summarise(
     config: RunConfig,
-    setup: Setup,
+    setup: Serving,
     path: Path,
     metrics: Sequence[Mapping[str, Any]],
     ledger: Ledger,
     last: Final,
     best: tuple[Best, Final] | None,
-    counts: Int64[np.ndarray, "clients classes"],
 ) -> dict[str, Any]:
     """What ``summary.json`` says; docs/run-folder.md describes it."""
     training, start, evaluated = (ledger.totals(heading) for heading in ("training", "start", "evaluation"))
@@ -54,7 +52,7 @@ def summarise(
         "rounds": config.rounds,
         "seconds": round(sum(s for phase, s in phases.items() if phase != "local work, all clients"), 3),
         "run": str(path),
-        "note": _note(setup),
+        "note": setup.note,
         "codecs": config.codecs,
         "discloses": sorted(disclosures(setup.method)),
         "notice": plain(setup.method.notice(setup.profiles)),
@@ -83,8 +81,8 @@ def summarise(
         },
         "seconds_by_phase": {phase: round(seconds, 3) for phase, seconds in phases.items()},
         "clients": _clients(setup),
-        "class_names": _class_names(setup),
-        "class_counts": counts.tolist(),
+        "class_names": setup.class_names,
+        "class_counts": setup.class_counts,
     }  # fmt: skip
 
 
@@ -92,7 +90,7 @@ def _both(uplink: Volume, downlink: Volume) -> dict[str, Any]:
     return {"uplink": plain(uplink), "downlink": plain(downlink)}
 
 
-def _measured(config: RunConfig, setup: Setup, final: Final) -> dict[str, Any]:
+def _measured(config: RunConfig, setup: Serving, final: Final) -> dict[str, Any]:
     """Accuracies, and the metrics that were asked for with the confusion matrices behind them."""
     if not config.metrics:
         return _accuracies(final.accuracies)
@@ -130,36 +128,19 @@ def _spread(values: Sequence[float | None]) -> dict[str, Any]:
     }
 
 
-def _note(setup: Setup) -> str:
-    notes = [dataset.note for dataset in setup.domains if dataset.note]
-    if len(setup.domains) > 1:
-        notes.append("the common test set of a client is that of its own data set, for compositions the base block's")
-    return "; ".join(notes)
-
-
-def _class_names(setup: Setup) -> list[str]:
-    """The names of classes, or their numbers where data sets name them differently."""
-    first, *others = (dataset.class_names for dataset in setup.domains)
-    return list(first) if all(names == first for names in others) else [str(label) for label in range(len(first))]
-
-
 def _stability(metrics: Sequence[Mapping[str, Any]], points: int = 10) -> float:
     """Standard deviation of the mean global accuracy over the last points of the curve."""
     curve = [_spread(row["accuracy"]["common"])["mean"] for row in metrics if row.get("accuracy")]
     return float(np.std(curve[-points:])) if curve else math.nan
 
 
-def _clients(setup: Setup) -> list[dict[str, Any]]:
-    parameters: dict[str, dict[str, int]] = {}
-    for name in dict.fromkeys(setup.architectures):
-        model = setup.build(name, "measure")
-        parameters[name] = {
-            block: sum(p.numel() for p in model.parameters_of(block).values()) for block in ("base", "modular")
-        }
+def _clients(setup: Serving) -> list[dict[str, Any]]:
+    architectures = dict.fromkeys(profile.architecture for profile in setup.profiles.values())
+    parameters = {name: setup.parameters_of(name) for name in architectures}
     return [
         {
             "id": c, "architecture": p.architecture, "parameters": parameters[p.architecture],
-            "data": setup.datasets[c].name, "samples": p.samples,
+            "data": setup.data_name(c), "samples": p.samples,
         }
         for c, p in setup.profiles.items()
     ]  # fmt: skip

@@ -1,0 +1,281 @@
+"""Seconds a call to nodes over mutual TLS on this machine, beside a bare grpcio echo of the same bytes.
+
+Nodes are processes of their own that answer at once, so what is measured is the engine: encoding, checks, envelopes,
+the audit log, gRPC. The bare echo keeps one stream a client and moves bytes in frames of the same size.
+
+    python benchmarks/network.py [--smoke]
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Annotated
+
+import grpc
+import numpy as np
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from interfuse import Client, Clients, Disclosure, Message, Method, Server, on_client
+from interfuse.client import ClientId
+from interfuse.clients import Exchange
+from interfuse.clock import UNIFORM, Clock
+from interfuse.coordination.driver import Public, make_contract
+from interfuse.engines.grpc.dialling import METHOD, OPTIONS, take_part
+from interfuse.engines.grpc.engine import Patience, Remote
+from interfuse.engines.grpc.frames import CHUNK, MESSAGE
+from interfuse.engines.grpc.hub import Hub, Member, Security
+from interfuse.engines.grpc.keys import Admission, KeyFiles, make_keys
+from interfuse.engines.grpc.logs import Events
+from interfuse.engines.grpc.node import Node
+from interfuse.engines.grpc.setups import RemoteSetup, no_labels
+from interfuse.engines.grpc.vendor import Vendor
+from interfuse.engines.processes import fork
+from interfuse.handler import programs
+from interfuse.message import Dims
+from interfuse.runs import parse_config
+from interfuse.wire import Ledger
+
+SIZES = {"trivial": 0, "5 MB": 5_000_000, "50 MB": 50_000_000}
+
+
+class Load(Message):
+    """So many bytes."""
+
+    x: Annotated[Float32[Tensor, "numbers"], Disclosure.STATISTICS]
+
+
+@dataclass(frozen=True)
+class Echo(Method):
+    """Sends a message down, or up, or none."""
+
+    discloses = frozenset({Disclosure.STATISTICS})
+
+    def round(self, server: Server, clients: Clients) -> None: ...
+
+    @on_client
+    def ping(self, client: Client) -> None: ...
+
+    @on_client
+    def down(self, client: Client, load: Load) -> None: ...
+
+    @on_client
+    def up(self, client: Client, load: Load) -> Load:
+        return Load(torch.zeros(int(load.x[0])))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="few and small, to see that it works")
+    smoke = parser.parse_args().smoke
+    torch.set_num_threads(1)
+    print("nodes  call      interfuse, ms   bare grpcio, ms   ratio")
+    for nodes in (2,) if smoke else (4, 16, 64):
+        sizes = {"trivial": 0, "5 MB": 500_000} if smoke else SIZES if nodes == 4 else dict(list(SIZES.items())[:2])
+        ours = fork_measured(ours_of, nodes, sizes)
+        bare = fork_measured(bare_of, nodes, sizes)
+        for name in ours:
+            print(
+                f"{nodes:5}  {name:12} {1e3 * ours[name]:9.2f} {1e3 * bare[name]:15.2f} {ours[name] / bare[name]:11.2f}"
+            )
+
+
+def fork_measured(
+    work: Callable[[Path, int, dict[str, int]], None], nodes: int, sizes: dict[str, int]
+) -> dict[str, float]:
+    """Seconds by name, as a process of its own measures them: gRPC must not be in use where processes are forked."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_keys(Path(folder) / "keys", [f"node-{i:02d}" for i in range(nodes)], ["127.0.0.1"])
+        work(Path(folder), nodes, sizes)
+        lines = (Path(folder) / "result").read_text().splitlines()
+    return {name: float(value) for name, value in (line.split("\t") for line in lines)}
+
+
+def timed(call: Callable[[], object], seconds: float = 2.0) -> float:
+    """The median of many calls, after a few to warm up."""
+    for _ in range(3):
+        call()
+    found: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(found) < 5:
+        began = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - began)
+    return statistics.median(found)
+
+
+def write(folder: Path, found: dict[str, float]) -> None:
+    (folder / "result").write_text("\n".join(f"{name}\t{value}" for name, value in found.items()))
+
+
+def joined(processes: list[BaseProcess]) -> None:
+    for process in processes:
+        process.join(20)
+        process.kill()
+
+
+# --- interfuse
+
+
+def ours_of(folder: Path, nodes: int, sizes: dict[str, int]) -> None:
+    port = free_port()
+    names = [f"node-{i:02d}" for i in range(nodes)]
+    np.savez(folder / "rows.npz", x=np.zeros((20, 1, 4, 4), np.float32), y=np.arange(20) % 2)
+    processes = [fork(_node, folder, name, port, name=name) for name in names]
+    processes.append(fork(_coordinator, folder, names, port, sizes, name="coordinator"))
+    processes[-1].join()
+    joined(processes)
+
+
+def _node(folder: Path, name: str, port: int) -> None:
+    keys = folder / "keys" / name
+    vendor = Vendor.model_validate(
+        {
+            "name": name, "coordinator": f"127.0.0.1:{port}", "folder": folder, "state": f"state-{name}",
+            "model": {"build": "logistic"}, "data": {"source": "rows.npz"},
+            "allow": {"methods": [f"{__name__}:Echo"], "disclosures": ["statistics"]},
+            "keys": {"key": keys / f"{name}.key", "certificate": keys / f"{name}.crt", "authority": keys / "ca.crt"},
+        }
+    )  # fmt: skip
+    take_part(Node(vendor, Events(None, lambda text: None)), vendor, insecure=False, patience=60)
+
+
+def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int]) -> None:
+    place = folder / "keys" / "coordinator"
+    security = Security(KeyFiles.in_folder(place, "coordinator"), Admission(place))
+    config = parse_config({"method": f"{__name__}:Echo", "evaluation": "none", "rounds": 1, "fusion_width": 8})
+    method = Echo()
+    public = Public(2, ["0", "1"], no_labels())
+    contract = make_contract(config, method, "benchmark", public)
+    hub = Hub(contract, method, len(names), f"127.0.0.1:{port}", security, Events(None, lambda text: None))
+    while len(hub.connected()) < len(names):
+        time.sleep(0.05)
+    members: dict[ClientId, Member] = {client: hub.members[name] for client, name in enumerate(names)}
+    for client, member in members.items():
+        member.client = client
+    setup = RemoteSetup(contract, method, {c: m.facts for c, m in members.items()}, public.labels, {}, ["0", "1"])
+    engine = Remote(hub, setup, members, 1, Patience(), message_bytes=MESSAGE)
+    engine.begin()
+    dims: Dims = setup.dims
+    clock = Clock(UNIFORM, 0, len(names))
+    exchange = Exchange(engine, Ledger(), dims, 0, programs(method, "method"), clock, round=1, heading="training")
+    clients = Clients(exchange, engine.profiles)
+    found = {}
+    for name, size in sizes.items():
+        if not size:
+            found[name] = timed(lambda: clients.call(method.ping))
+            continue
+        load, asked = Load(torch.zeros(size // 4)), Load(torch.tensor([float(size // 4)]))
+        found[f"{name} down"] = timed(lambda load=load: clients.call(method.down, load))  # type: ignore[misc]
+        found[f"{name} up"] = timed(lambda asked=asked: clients.call(method.up, asked))  # type: ignore[misc]
+    write(folder, found)
+    hub.close("done", finished=True)
+
+
+# --- bare grpcio
+
+
+def bare_of(folder: Path, nodes: int, sizes: dict[str, int]) -> None:
+    port = free_port()
+    processes = [fork(_bare_node, folder, f"node-{i:02d}", port, name=f"bare-{i}") for i in range(nodes)]
+    processes.append(fork(_bare_server, folder, nodes, port, sizes, name="bare"))
+    processes[-1].join()
+    joined(processes)
+
+
+def _pieces(size: int) -> Iterator[bytes]:
+    block = bytes(CHUNK)
+    while size > CHUNK:
+        yield block
+        size -= CHUNK
+    yield block[:size]
+
+
+def _bare_node(folder: Path, name: str, port: int) -> None:
+    keys = folder / "keys" / name
+    credentials = KeyFiles(keys / f"{name}.key", keys / f"{name}.crt", keys / "ca.crt").of_node()
+    outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, OPTIONS)
+    grpc.channel_ready_future(channel).result(timeout=60)
+    join = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
+    held = 0
+    for frame in join(iter(outgoing.get, None)):
+        if frame[:4] == b"want":  # the head: bytes that come down, bytes that go up
+            down, up = (int(word) for word in frame[5:].split())
+            held = 0
+        else:
+            held += len(frame)
+        if held >= down:
+            for piece in _pieces(up):
+                outgoing.put(piece or b"ok")
+            down = 1 << 62
+
+
+def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int]) -> None:
+    place = folder / "keys" / "coordinator"
+    arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
+    links: list[queue.SimpleQueue[bytes | None]] = []
+
+    def stream(incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        link: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+
+        def read() -> None:
+            for frame in incoming:
+                arrived.put(len(frame))
+
+        threading.Thread(target=read, daemon=True).start()
+        links.append(link)
+        yield from iter(link.get, None)
+
+    server = grpc.server(futures.ThreadPoolExecutor(nodes + 4), options=OPTIONS)
+    service, name = METHOD.strip("/").split("/")
+    handler = grpc.stream_stream_rpc_method_handler(stream)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: handler})])
+    server.add_secure_port(f"127.0.0.1:{port}", KeyFiles.in_folder(place, "coordinator").of_server())
+    server.start()
+    while len(links) < nodes:
+        time.sleep(0.05)
+
+    def call(down: int, up: int) -> None:
+        for link in links:
+            link.put(f"want {down} {up}".encode())
+            for piece in _pieces(down) if down else ():
+                link.put(piece)
+        left = nodes * max(up, 2)
+        while left > 0:
+            left -= arrived.get(timeout=60)
+
+    found = {}
+    for label, size in sizes.items():
+        if not size:
+            found[label] = timed(lambda: call(0, 0))
+            continue
+        found[f"{label} down"] = timed(lambda size=size: call(size, 0))  # type: ignore[misc]
+        found[f"{label} up"] = timed(lambda size=size: call(0, size))  # type: ignore[misc]
+    write(folder, found)
+    for link in links:
+        link.put(None)
+    server.stop(1).wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,303 @@
+"""The coordinator: waits for nodes, has a run carried out, and goes on from the last commit after whatever happens."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from interfuse import report
+from interfuse.coordination.record import Participant, Record, read_record
+from interfuse.coordination.watching import Watch
+from interfuse.data import load
+from interfuse.engines.grpc.contract import LIBRARY, WIRE, Contract, interface, labels_digest, weight_rule
+from interfuse.engines.grpc.engine import Fault, InterruptedRoundError, Patience, Remote
+from interfuse.engines.grpc.frames import MESSAGE
+from interfuse.engines.grpc.hub import Hub, Member, Security
+from interfuse.engines.grpc.logs import Events
+from interfuse.engines.grpc.setups import RemoteSetup, no_labels
+from interfuse.errors import ClientError, ConfigError, RunError
+from interfuse.federation import carries_features, messages_of
+from interfuse.message import Disclosure
+from interfuse.method import Method, disclosures, retained
+from interfuse.models import resolve
+from interfuse.runs import Progress, Result, RunConfig, conduct
+from interfuse.runs.config import changed_in, complete, settings_of, to_toml
+from interfuse.runs.folder import RunFolder
+from interfuse.setup import check_fusion
+
+TEST_ROWS = 1000
+"""Rows of a public test set between parties, unless the recipe says otherwise."""
+MOST_RESTARTS = 3
+"""A node that is started anew more often than this in one round, is taken for one that cannot do it."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """How a run between parties is carried out. Results do not depend on it, unless nodes are lost.
+
+    Attributes:
+        nodes: How many nodes begin.
+        minimum: How many must remain; a node that fails is sent away while so many do. None: all.
+        classes: Where no public test set says how many there are.
+        security: Keys; None: without TLS.
+        metrics: ``HOST:PORT`` for Prometheus.
+    """
+
+    address: str
+    nodes: int
+    security: Security | None
+    minimum: int | None = None
+    classes: int | None = None
+    patience: Patience = field(default_factory=Patience)
+    message_bytes: int = MESSAGE
+    metrics: str | None = None
+
+    @property
+    def least(self) -> int:
+        """How many nodes must remain."""
+        return self.nodes if self.minimum is None else self.minimum
+
+
+def between_parties(config: RunConfig, nodes: int) -> RunConfig:
+    """A recipe as it is carried out between parties: their number, no references beside it, a small public test set.
+
+    Raises:
+        ConfigError: the recipe asks for what parties do not do.
+    """
+    if nodes < 1:
+        raise ConfigError(f"--nodes {nodes}: at least one is needed")
+    if config.metrics:
+        raise ConfigError("metrics beyond accuracy need statistics of the parties' own data: use metrics = []")
+    if config.client and max(config.client) >= nodes:
+        raise ConfigError(f"settings for client {max(config.client)}, but clients are 0 to {nodes - 1}")
+    rows = config.test_rows or TEST_ROWS
+    return config.model_copy(
+        update={"clients": nodes, "beside": (), "test_rows": rows if config.evaluation == "shared" else None}
+    )
+
+
+def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) -> Result:
+    """Carry out a recipe with nodes, or go on with it in its folder, and write the report.
+
+    Raises:
+        InterfuseError: the recipe cannot work, the folder holds another run, or too few nodes remain.
+    """
+    config = between_parties(recipe, terms.nodes)
+    method = config.make_method()
+    if Disclosure.DATA in disclosures(method):
+        raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
+    if not 1 <= terms.least <= terms.nodes:
+        raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")
+    folder = RunFolder(path)
+    if changed := changed_in(path, config):
+        raise ConfigError(f"{path} holds another run: " + "; ".join(changed))
+    if folder.summary() is None:
+        public = Public.of(config, terms.classes)
+        record = read_record(path)
+        if record is None:
+            if not (path / "config.toml").exists():
+                folder.create(to_toml(complete(config, method)))
+            record = Record(run=secrets.token_hex(8), classes=public.classes)
+            record.write(path)
+        _Coordinator(complete(config, method), method, folder, record, public, terms, progress).carry_out()
+        report.write(path)
+    return Result(path)
+
+
+@dataclass(frozen=True)
+class Public:
+    """What everybody knows: the classes, and the labels of the public test set where there is one."""
+
+    classes: int
+    class_names: list[str]
+    labels: Tensor
+
+    @classmethod
+    def of(cls, config: RunConfig, classes: int | None) -> Public:
+        """What a recipe and ``--classes`` say.
+
+        Raises:
+            ConfigError: neither says how many classes there are, or they contradict each other.
+        """
+        if config.evaluation != "shared":
+            if classes is None:
+                raise ConfigError("--classes: how many are there? Without a public test set nothing else says it")
+            return cls(classes, [str(label) for label in range(classes)], no_labels())
+        if len(config.data_names) != 1:
+            raise ConfigError("data: name one public test set, or set evaluation = 'own' or 'none'")
+        dataset = load(config.data_names[0]).with_test_rows(config.test_rows)
+        if not len(dataset.y_test):
+            raise ConfigError(f"data: {dataset.name} has no test rows; set evaluation = 'own' or 'none'")
+        if classes not in (None, dataset.classes):
+            raise ConfigError(f"--classes {classes}, but {dataset.name} has {dataset.classes}")
+        return cls(dataset.classes, list(dataset.class_names), dataset.y_test)
+
+
+def make_contract(config: RunConfig, method: Method, run: str, public: Public) -> Contract:
+    """What nodes are offered."""
+    settings = settings_of(method)
+    shared = config.evaluation == "shared"
+    return Contract(
+        run=run, library=LIBRARY, wire=WIRE, method=config.method,
+        settings={name: value for name, value in settings.items() if value is not None},
+        unset=tuple(name for name, value in settings.items() if value is None), client_settings=config.client,
+        codecs=config.codecs, interface=interface(method), discloses=tuple(sorted(disclosures(method))),
+        retains=tuple(sorted(retained(method))), weights=weight_rule(settings), rounds=config.rounds,
+        fusion_width=config.fusion_width, classes=public.classes, seed=config.seed, numerics=config.numerics,
+        validation=config.validation, test=config.test, evaluation=config.evaluation,
+        public_test=config.data_names[0] if shared else "", test_rows=config.test_rows,
+        test_labels=labels_digest(public.labels) if shared else "",
+    )  # fmt: skip
+
+
+class _Coordinator:
+    """A run under way."""
+
+    def __init__(
+        self, config: RunConfig, method: Method, folder: RunFolder, record: Record, public: Public, terms: Terms,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self._config, self._method, self._folder = config, method, folder
+        self._record, self._public, self._terms = record, public, terms
+        self._contract = make_contract(config, method, record.run, public)
+        self._events = Events(folder.path / "coordinator.jsonl", progress.note)
+        known = {name: node.facts for name, node in record.nodes.items()}
+        self._hub = Hub(
+            self._contract, method, terms.nodes, terms.address, terms.security, self._events,
+            message_bytes=terms.message_bytes, known=known,
+        )  # fmt: skip
+        self._watch = Watch(config, folder.path, record, self._hub, progress)
+        self._restarts: Counter[tuple[int, int]] = Counter()
+
+    def carry_out(self) -> None:
+        """Attempt after attempt, until the run is finished or cannot be."""
+        reason, finished = "the coordinator stopped", False
+        try:
+            if self._terms.metrics is not None:
+                self._watch.serve(self._terms.metrics)
+            for name, node in self._record.nodes.items():
+                if node.gone is not None:
+                    self._hub.ban(name, node.gone)
+            self._events.add("listens", port=self._hub.port, run=self._record.run)
+            members = self._gather(None)
+            while not self._attempt(members):
+                members = self._gather(self._terms.patience.back)
+            reason, finished = "the run is finished", True
+            self._events.add("finished", rounds=self._config.rounds, attempts=self._record.attempt)
+        except RunError as error:
+            reason = "the coordinator stopped; its log says why"
+            self._events.add("stops", reason=error)
+            raise
+        finally:
+            self._watch.enter("finished" if finished else "stopped")
+            self._hub.close(reason, finished=finished)
+            self._events.close()
+
+    def _gather(self, seconds: float | None) -> dict[int, Member]:
+        """Wait until everybody who takes part is there, or has been away for so long."""
+        began = time.monotonic()
+        shown: list[str] = []
+        self._watch.enter("waiting for nodes")
+        while True:
+            there = self._hub.connected()
+            wanted = sorted(self._record.there()) or None
+            if there != shown:
+                shown = there
+                missing = [] if wanted is None else sorted(set(wanted) - set(there))
+                self._events.add(
+                    "nodes", there=f"{len(there)}/{self._terms.nodes if wanted is None else len(wanted)}",
+                    names=", ".join(there), missing=", ".join(missing),
+                )  # fmt: skip
+                self._watch.update(at_once=True)
+            if wanted is None and len(there) >= self._terms.nodes:
+                self._admit(there)
+                continue
+            if wanted is not None and set(wanted) <= set(there):
+                return self._members(wanted)
+            if wanted is not None and seconds is not None and time.monotonic() - began > seconds:
+                for name in sorted(set(wanted) - set(there)):
+                    self._send_away(name, "lost", f"not back within {seconds:g} seconds")
+                continue
+            time.sleep(0.02)
+
+    def _admit(self, names: list[str]) -> None:
+        """Give clients their numbers, in the order of their names; from now on nobody else joins."""
+        with self._hub.lock:
+            facts = {name: self._hub.members[name].facts for name in names}
+        for client, name in enumerate(sorted(facts)):
+            self._record.nodes[name] = Participant(client=client, facts=facts[name])
+        self._record.write(self._folder.path)
+        self._hub.began(facts)
+
+    def _members(self, names: list[str]) -> dict[int, Member]:
+        with self._hub.lock:
+            members = {self._record.nodes[name].client: self._hub.members[name] for name in names}
+        for client, member in members.items():
+            member.client = client
+        return members
+
+    def _attempt(self, members: Mapping[int, Member]) -> bool:
+        """Carry the run on from its last commit; whether it is finished."""
+        self._record.attempt += 1
+        self._record.write(self._folder.path)
+        setup = self._setup()
+        if carries_features(messages_of(self._method)):
+            check_fusion(setup.profiles)
+        engine = Remote(
+            self._hub, setup, members, self._record.attempt, self._terms.patience,
+            message_bytes=self._terms.message_bytes, watch=self._watch.update,
+        )  # fmt: skip
+        self._watch.engine = engine
+        try:
+            engine.begin()
+            conduct(self._config, setup, self._folder, engine, self._watch)
+            return True
+        except (InterruptedRoundError, ClientError) as error:
+            if not engine.faults:
+                raise
+            self._events.add("interrupted", round=self._watch.round, reason=error)
+            for client, fault in sorted(engine.faults.items()):
+                self._judge(client, members[client].name, fault)
+            return False
+
+    def _judge(self, client: int, name: str, fault: Fault) -> None:
+        """What becomes of a node that failed: one that was started anew goes back with everybody, others go."""
+        self._watch.failed(name, fault.kind)
+        if fault.kind == "restarted":
+            self._restarts[client, self._watch.round] += 1
+            if self._restarts[client, self._watch.round] <= MOST_RESTARTS:
+                self._events.add("goes back", node=name, reason=fault.reason)
+                return
+        self._send_away(name, fault.kind, fault.reason)
+
+    def _send_away(self, name: str, kind: str, reason: str) -> None:
+        """Go on without a node.
+
+        Raises:
+            RunError: too few would remain.
+        """
+        remaining = len(self._record.there()) - 1
+        if remaining < self._terms.least:
+            raise RunError(
+                f"node {name}: {reason}. {remaining} nodes remain, at least {self._terms.least} are needed "
+                "(--minimum). Nothing that was committed is lost: once this is mended, the same command goes on"
+            )
+        self._record.nodes[name].gone = f"{kind}: {reason}"
+        self._record.write(self._folder.path)
+        self._events.add("goes on without", node=name, kind=kind, reason=reason)
+        self._hub.ban(name, reason)
+
+    def _setup(self) -> RemoteSetup:
+        facts = {node.client: node.facts for node in self._record.nodes.values()}
+        builders = {name: partial(resolve, name) for name in self._config.models}
+        return RemoteSetup(
+            self._contract, self._method, facts, self._public.labels, builders, self._public.class_names,
+            self._config.device,
+        )  # fmt: skip

@@ -1,0 +1,111 @@
+"""What a node would send: a whole round against a coordinator in the same process, written down message by message."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from interfuse.coordination.driver import Public, make_contract
+from interfuse.engines.grpc.dialling import take_part
+from interfuse.engines.grpc.engine import Patience, Remote
+from interfuse.engines.grpc.frames import MESSAGE, Envelope, Payload, Reply
+from interfuse.engines.grpc.hub import Hub, Joined
+from interfuse.engines.grpc.logs import Events
+from interfuse.engines.grpc.node import Node
+from interfuse.engines.grpc.setups import RemoteSetup
+from interfuse.engines.grpc.vendor import MODES, Vendor
+from interfuse.errors import InterfuseError, RunError
+from interfuse.evaluation import evaluate
+from interfuse.federation import Federation
+from interfuse.models import resolve
+from interfuse.runs import RunConfig
+from interfuse.wire import Limits, decode
+
+VALUES = 8
+"""Values of each tensor that are written down."""
+
+
+def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], None]) -> list[Path]:
+    """Play one round of a recipe with the vendor's node alone, and write everything it would send to ``out``.
+
+    The vendor's limits hold; its state, logs and byte counts are left alone. No network but this machine's own is used.
+
+    Returns: the files, in the order of sending.
+    Raises:
+        InterfuseError: the vendor's file does not allow the recipe, or something cannot work.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files: list[Path] = []
+
+    def tap(envelope: Envelope, payload: Payload) -> None:
+        files.append(out / f"{len(files):03d}-{envelope.kind}.json")
+        files[-1].write_text(json.dumps(_readable(envelope, payload), indent=1), encoding="utf-8")
+
+    with tempfile.TemporaryDirectory() as state:
+        trial = vendor.model_copy(update={"state": Path(state)})
+        dataset = vendor.data.load(vendor.folder)
+        mode = MODES[min(MODES.index(vendor.allow.evaluation), MODES.index(recipe.evaluation))]
+        config = recipe.model_copy(update={"rounds": 1, "clients": 1, "evaluation": mode, "client": {}})
+        public = Public(dataset.classes, list(dataset.class_names), dataset.with_test_rows(config.test_rows).y_test)
+        method = config.make_method()
+        contract = make_contract(config, method, "dry-run", public)
+        events = Events(None, show)
+        hub = Hub(contract, method, 1, "127.0.0.1:0", None, events)
+        node = Node(trial.model_copy(update={"coordinator": f"127.0.0.1:{hub.port}", "proxy": None}), events, tap)
+        failed: list[InterfuseError] = []
+        thread = threading.Thread(target=_serve, args=(node, failed), daemon=True)
+        thread.start()
+        try:
+            while not isinstance(event := _event(hub, thread), Joined):
+                pass
+            event.member.client = 0
+            builders = {name: lambda name=name: resolve(name) for name in config.models}
+            setup = RemoteSetup(contract, method, {0: event.member.facts}, public.labels, builders, public.class_names)
+            engine = Remote(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
+            engine.begin()
+            federation = Federation(setup, engine)
+            federation.start()
+            federation.run_round()
+            evaluate(federation, full=True)
+        except RunError as error:
+            raise failed[0] if failed else error from error
+        finally:
+            hub.close("the dry run is over", finished=True)
+            thread.join()
+            node.close()
+    return files
+
+
+def _serve(node: Node, failed: list[InterfuseError]) -> None:
+    try:
+        take_part(node, node.vendor, insecure=True, patience=5.0)
+    except InterfuseError as error:
+        failed.append(error)
+
+
+def _event(hub: Hub, thread: threading.Thread) -> object:
+    while hub.arrivals.empty():
+        thread.join(timeout=0.01)
+        if not thread.is_alive() and hub.arrivals.empty():
+            raise RunError("the node took no part")
+    return hub.arrivals.get()
+
+
+def _readable(envelope: Envelope, payload: Payload) -> dict[str, object]:
+    found: dict[str, object] = {"envelope": envelope.model_dump(mode="json", exclude_none=True), "bytes": len(payload)}
+    if isinstance(envelope, Reply) and envelope.message:
+        kind, tensors = decode(memoryview(payload), None, Limits(max_bytes=MESSAGE))
+        found |= {
+            "message": kind,
+            "tensors": {
+                name: {
+                    "type": str(tensor.dtype), "shape": list(tensor.shape),
+                    "first values": tensor.flatten()[:VALUES].tolist(),
+                }
+                for name, tensor in tensors.items()
+            },
+        }  # fmt: skip
+    return found

@@ -1,0 +1,99 @@
+"""What a run between parties leaves in its folder beside the files of any run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from interfuse.engines.grpc.contract import Facts
+from interfuse.errors import RunError
+from interfuse.runs import NETWORK_FILE
+from interfuse.runs.folder import write_whole
+
+STATUS_FILE = "status.json"
+
+
+class Participant(BaseModel):
+    """A node that began the run; ``gone`` says why it no longer takes part."""
+
+    client: int
+    facts: Facts
+    gone: str | None = None
+
+
+class Record(BaseModel):
+    """``network.json``: what has to be known to go on with a run. ``run`` keys what nodes keep on their disks."""
+
+    run: str
+    attempt: int = 0
+    classes: int
+    nodes: dict[str, Participant] = {}
+
+    def write(self, folder: Path) -> None:
+        """Write it so that it is there whole or not at all.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        try:
+            write_whole(folder / NETWORK_FILE, self.model_dump_json(indent=1))
+        except OSError as error:
+            raise RunError(f"cannot write {folder / NETWORK_FILE}: {error.strerror}") from error
+
+    def there(self) -> dict[str, Participant]:
+        """Nodes that take part."""
+        return {name: node for name, node in self.nodes.items() if node.gone is None}
+
+
+def read_record(folder: Path) -> Record | None:
+    """The record of a run, or None where there is none yet.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    path = folder / NETWORK_FILE
+    if not path.exists():
+        return None
+    try:
+        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise RunError(f"cannot read {path}: {error}") from error
+
+
+class NodeStatus(BaseModel):
+    """A node as an operator sees it; bytes and seconds are of this process of the coordinator."""
+
+    name: str
+    client: int | None
+    connected: bool
+    gone: str | None = None
+    payload_up: int = 0
+    payload_down: int = 0
+    frames_up: int = 0
+    frames_down: int = 0
+    waited: float = 0.0
+
+
+class Status(BaseModel):
+    """``status.json``: how a run between parties stands."""
+
+    time: str
+    state: str
+    round: int
+    rounds: int
+    attempt: int
+    address: str
+    nodes: list[NodeStatus]
+
+
+def read_status(folder: Path) -> Status:
+    """How a run stands, as its coordinator wrote last.
+
+    Raises:
+        RunError: there is nothing to read.
+    """
+    try:
+        return Status.model_validate_json((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise RunError(f"{folder} holds no status of a run between parties: {error}") from error

@@ -1,0 +1,176 @@
+"""What both sides agree on when a node joins, and who refuses what by name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from importlib.metadata import version
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le, Lt, MaxLen
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from interfuse.client import ClientId, Profile
+from interfuse.errors import InterfuseError
+from interfuse.evaluation import Mode
+from interfuse.federation import carries_features, messages_of
+from interfuse.handler import handlers, programs
+from interfuse.message import Disclosure, Leaf, Message, leaves
+from interfuse.method import Method, disclosures, retained
+from interfuse.methods import find
+from interfuse.numerics import Numerics
+from interfuse.wire.frame import VERSION
+
+LIBRARY = version("interfuse")
+WIRE = VERSION
+
+Name = Annotated[str, MaxLen(200)]
+Size = Annotated[int, Ge(0), Le(2**53)]
+
+
+class Contract(BaseModel):
+    """What a run asks of every node. The run's own name keys what a node keeps on its disk.
+
+    Attributes:
+        method, settings, unset, client_settings, codecs: As in a run's configuration.
+        interface: Digest of the method's handlers and messages: equal where both sides have the same method.
+        discloses: All that the messages of a client disclose.
+        retains: What of it the coordinator keeps after its round, in memory and in commits.
+        weights: How clients count in a mean, where there is one.
+        seed: From which nodes derive initial values, orders and divisions.
+        public_test: Name of the public test set; with it ``test_labels``, the digest of its labels.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Name
+    library: Name
+    wire: int
+    method: Name
+    settings: dict[str, Any]
+    unset: tuple[Name, ...]
+    client_settings: dict[int, dict[str, Any]]
+    codecs: dict[Name, Name]
+    interface: Name
+    discloses: tuple[Disclosure, ...]
+    retains: tuple[Disclosure, ...]
+    weights: Name | None
+    rounds: Size
+    fusion_width: Annotated[int, Ge(1), Le(2**31)]
+    classes: Annotated[int, Ge(1), Le(2**31)]
+    seed: int
+    numerics: Numerics
+    validation: Annotated[float, Ge(0), Lt(1)]
+    test: Annotated[float, Ge(0), Lt(1)]
+    evaluation: Mode
+    public_test: Name
+    test_rows: int | None
+    test_labels: Name
+
+
+class Facts(BaseModel):
+    """What the coordinator knows of a node: :class:`interfuse.client.Profile`, and what both must agree on.
+
+    ``keys`` and ``sample_shape`` are there where the vendor calls its model public.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    architecture: Name
+    classes: Size
+    fusion_width: Size | None
+    samples: Size
+    test_labels: Name
+    keys: dict[Name, tuple[Size, ...]] | None = None
+    sample_shape: tuple[Size, ...] | None = None
+
+    def profile(self, client: ClientId) -> Profile:
+        """As methods see it."""
+        return Profile(client, self.architecture, self.keys or {}, self.samples, self.fusion_width)
+
+
+class JoinError(InterfuseError):
+    """The two sides do not agree; nothing in it is more than the contract and the facts say anyway.
+
+    ``retry``: the same may work later.
+    """
+
+    def __init__(self, field: str, expected: str, found: str, retry: bool = False) -> None:
+        super().__init__(f"{field}: expected {expected}, found {found}")
+        self.field, self.expected, self.found, self.retry = field, expected, found, retry
+
+
+def same(field: str, expected: object, found: object) -> None:
+    """Refuse what differs.
+
+    Raises:
+        JoinError: naming the field.
+    """
+    if expected != found:
+        raise JoinError(field, str(expected)[:300], str(found)[:300])
+
+
+def interface(method: Method) -> str:
+    """A digest of all that two sides must have in common to understand each other: handlers and their messages."""
+    lines = []
+    for path, program in sorted(programs(method, "method").items()):
+        for name, handler in sorted(handlers(type(program)).items()):
+            lines.append(f"{path}.{name}({_described(handler.message_type)}) -> {_described(handler.reply_type)}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
+
+
+def _described(message: type[Message] | None) -> str:
+    return "" if message is None else f"{message.__name__}: {'; '.join(map(_leaf, leaves(message)))}"
+
+
+def _leaf(leaf: Leaf) -> str:
+    scalar = "" if leaf.scalar is None else leaf.scalar.__name__
+    return f"{leaf.path} {scalar} {leaf.dtypes} {leaf.dims} {leaf.disclosure}"
+
+
+def method_of(contract: Contract) -> Method:
+    """The method of a contract as this side has it.
+
+    Raises:
+        JoinError: it is another than the coordinator's.
+        ConfigError: it is not there, or its settings are impossible.
+    """
+    method = find(contract.method).configure(contract.settings | dict.fromkeys(contract.unset))
+    same("method's handlers and messages", contract.interface, interface(method))
+    same("discloses", sorted(contract.discloses), sorted(disclosures(method)))
+    same("retains", sorted(contract.retains), sorted(retained(method)))
+    return method
+
+
+def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
+    """What a node says of itself against the contract; both sides look.
+
+    Raises:
+        JoinError: naming the field.
+    """
+    same("classes", contract.classes, facts.classes)
+    if carries_features(messages_of(method)):
+        same("fusion width", contract.fusion_width, facts.fusion_width)
+    if contract.evaluation == "shared":
+        same("labels of the public test set", contract.test_labels, facts.test_labels)
+    if Disclosure.PARAMETERS in contract.discloses and facts.keys is None:
+        raise JoinError("model", "a public one, since the method shares parameters", "one that is not")
+    if facts.samples < 1:
+        raise JoinError("samples", "at least 1", str(facts.samples))
+
+
+def labels_digest(labels: Tensor) -> str:
+    """A digest of the labels of a public test set, in order."""
+    return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()[:32]
+
+
+def names(disclosed: Iterable[Disclosure]) -> str:
+    """Disclosures in words."""
+    return ", ".join(sorted(disclosed)) or "nothing"
+
+
+def weight_rule(settings: Mapping[str, Any]) -> str | None:
+    """How clients count in a mean, where the method has a setting for it."""
+    rule = settings.get("weights")
+    return None if rule is None else str(rule)

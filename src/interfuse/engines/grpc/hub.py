@@ -1,0 +1,386 @@
+"""The coordinator's end of all streams: who joined, who is there, and what arrives.
+
+Streams live in threads of gRPC. All that a run has to hear of is put into one queue of events, which only the thread of
+the run reads; members are changed under one lock.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
+from dataclasses import dataclass, field
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from interfuse.client import ClientId
+from interfuse.engines.allocator import keep_freed_memory
+from interfuse.engines.grpc.contract import LIBRARY, WIRE, Contract, Facts, JoinError, check_facts, same
+from interfuse.engines.grpc.dialling import METHOD, OPTIONS
+from interfuse.engines.grpc.frames import (
+    MESSAGE,
+    PROTOCOL,
+    Accept,
+    Assembler,
+    Begin,
+    Done,
+    End,
+    Envelope,
+    FrameError,
+    Hello,
+    Offer,
+    Payload,
+    Ready,
+    Refusal,
+    Reply,
+    frames,
+)
+from interfuse.engines.grpc.keys import Admission, KeyFiles, name_in
+from interfuse.engines.grpc.logs import Events
+from interfuse.errors import ConfigError
+from interfuse.method import Method
+
+JOIN_SECONDS = 20.0
+"""From the begin of a stream to the facts of its node: one that says nothing is sent away."""
+SPARE_STREAMS = 16
+"""Streams beside those of the nodes: joins that are refused, health checks."""
+
+
+@dataclass(frozen=True)
+class Security:
+    """Keys of the coordinator and whom it lets in."""
+
+    keys: KeyFiles
+    admission: Admission
+
+
+@dataclass
+class Counters:
+    """What went over a member's streams, in bytes: frames with everything, and the payloads in them."""
+
+    frames_up: int = 0
+    frames_down: int = 0
+    payload_up: int = 0
+    payload_down: int = 0
+
+
+@dataclass
+class Member:
+    """A node that has joined. ``link`` is None while it is not connected."""
+
+    name: str
+    fingerprint: str
+    incarnation: str
+    facts: Facts
+    link: Link | None
+    client: ClientId | None = None
+    counters: Counters = field(default_factory=Counters)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A reply, an answer to an order, or the word that a node stands at the beginning."""
+
+    member: Member
+    envelope: Reply | Done | Ready
+    payload: Payload
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A node is connected (again). ``restarted``: its process is another one, and what it held in memory is gone."""
+
+    member: Member
+    restarted: bool
+
+
+@dataclass(frozen=True)
+class Left:
+    """A node's connection ended."""
+
+    member: Member
+    reason: str
+
+
+@dataclass(frozen=True)
+class Broke:
+    """A node sent what no honest node sends."""
+
+    member: Member
+    reason: str
+
+
+Event = Arrived | Joined | Left | Broke
+
+
+class _NodeRefusedError(Exception):
+    """A node does not agree."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(f"it refused: {refusal.field}: expected {refusal.expected}, found {refusal.found}"[:500])
+
+
+class Link:
+    """One stream of a node: frames wait here until gRPC takes them."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self._queue: queue.SimpleQueue[tuple[Envelope, Payload] | None] = queue.SimpleQueue()
+        self._close = close
+        self.counters = Counters()
+
+    def send(self, envelope: Envelope, payload: Payload = b"") -> None:
+        """Queue an envelope with its payload."""
+        self._queue.put((envelope, payload))
+
+    def end(self) -> None:
+        """End the stream once everything has gone."""
+        self._queue.put(None)
+
+    def abort(self) -> None:
+        """End the stream now."""
+        self._close()
+        self._queue.put(None)
+
+    def outgoing(self) -> Iterator[bytes]:
+        """What gRPC sends."""
+        while (message := self._queue.get()) is not None:
+            self.counters.payload_down += len(message[1])
+            for frame in frames(*message):
+                self.counters.frames_down += len(frame)
+                yield frame
+
+
+class Hub:
+    """A listening coordinator.
+
+    Args:
+        contract: What joining nodes are offered.
+        restore: Facts that nodes had when the run began, by name: they must come back with the same.
+        most: At most so many nodes.
+        security: Keys; None: without TLS, whoever comes is who it says it is.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        method: Method,
+        most: int,
+        address: str,
+        security: Security | None,
+        events: Events,
+        *,
+        message_bytes: int = MESSAGE,
+        known: Mapping[str, Facts] | None = None,
+    ) -> None:
+        keep_freed_memory()
+        self.arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self.members: dict[str, Member] = {}
+        self.lock = threading.RLock()
+        self._contract, self._method, self._most, self._security = contract, method, most, security
+        self._events, self._message_bytes = events, message_bytes
+        self._known = dict(known or {})
+        self._banned: dict[str, str] = {}
+        self._closing = False
+        streams = most + SPARE_STREAMS
+        self._server = grpc.server(
+            futures.ThreadPoolExecutor(streams), options=OPTIONS, maximum_concurrent_rpcs=streams
+        )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        service, name = METHOD.strip("/").split("/")
+        join = grpc.stream_stream_rpc_method_handler(self._stream)
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: join})])
+        try:
+            if security is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, security.keys.of_server())
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen at {address}: is the port taken?") from error
+        self._server.start()
+        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+
+    def connected(self) -> list[str]:
+        """Names of the nodes that are there now."""
+        with self.lock:
+            return sorted(name for name, member in self.members.items() if member.link is not None)
+
+    def ban(self, name: str, reason: str) -> None:
+        """Send a node away for the rest of the run."""
+        with self.lock:
+            self._banned[name] = reason[:300]
+            member = self.members.get(name)
+            link = None if member is None else member.link
+            if member is not None:
+                member.link = None
+        if link is not None:
+            link.send(End(reason=reason[:300], finished=False))
+            link.end()
+
+    def check_keys(self) -> None:
+        """Drop members whose key was revoked since they joined."""
+        if self._security is None:
+            return
+        with self.lock:
+            present = [member for member in self.members.values() if member.link is not None]
+        revoked = self._security.admission.revoked()
+        for member in present:
+            if member.fingerprint in revoked:
+                self.ban(member.name, "its key was revoked")
+                self.arrivals.put(Broke(member, "its key was revoked"))
+
+    def close(self, reason: str, *, finished: bool) -> None:
+        """Tell everybody that it is over, and stop listening."""
+        with self.lock:
+            self._closing = True
+            links = [member.link for member in self.members.values() if member.link is not None]
+        for link in links:
+            if finished:
+                link.send(End(reason=reason, finished=True))
+            link.end()
+        self._server.stop(grace=2.0).wait()
+
+    # --- one stream, in two threads of its own: this one sends, the other one reads
+
+    def _stream(self, incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        link = Link(context.cancel)
+        pem = b"".join(context.auth_context().get("x509_pem_cert", []))
+        peer = context.peer()
+        context.add_callback(link.end)
+        threading.Thread(target=self._read, args=(link, incoming, pem, peer), name="join", daemon=True).start()
+        yield from link.outgoing()
+
+    def _read(self, link: Link, incoming: Iterator[bytes], pem: bytes, peer: str) -> None:
+        """Read a stream to its end; whatever goes wrong concerns this one alone."""
+        assembler = Assembler(self._message_bytes)
+        impatience = threading.Timer(JOIN_SECONDS, link.abort)
+        impatience.daemon = True
+        impatience.start()
+        name, member = "", None
+        try:
+            messages = self._messages(link, incoming, assembler)
+            hello, _ = next(messages)
+            if not isinstance(hello, Hello):
+                raise FrameError(f"{hello.kind!r} before a hello")
+            name = hello.name
+            fingerprint = self._check(hello, pem)
+            link.send(Offer(contract=self._contract))
+            answer, _ = next(messages)
+            if isinstance(answer, Refusal):
+                raise _NodeRefusedError(answer)
+            if not isinstance(answer, Accept):
+                raise FrameError(f"{answer.kind!r} where the contract is to be accepted")
+            check_facts(self._contract, self._method, answer.facts)
+            member = self._enter(hello, fingerprint, answer.facts, link)
+            impatience.cancel()
+            self._listen(member, messages)
+            reason = "the stream ended"
+        except StopIteration:
+            reason = "the stream ended"
+        except JoinError as error:
+            reason = str(error)
+            self._events.add("refused", node=name, peer=peer, field=error.field, reason=error)
+            link.send(Refusal(field=error.field, expected=error.expected, found=error.found, retry=error.retry))
+            link.end()
+        except _NodeRefusedError as error:
+            reason = str(error)
+            self._events.add("refused by the node", node=name, peer=peer, reason=reason)
+            if member is not None:
+                self.arrivals.put(Broke(member, reason))
+            link.end()
+        except FrameError as error:
+            reason = str(error)
+            self._events.add("malformed", node=name, peer=peer, reason=reason)
+            if member is not None:
+                self.arrivals.put(Broke(member, reason))
+            link.abort()
+        except grpc.RpcError as error:
+            reason = f"the connection broke: {type(error).__name__}"
+        except Exception as error:  # gRPC's request iterator raises a bare Exception when its call has ended
+            reason = f"the connection broke: {error}"
+        finally:
+            impatience.cancel()
+            if member is not None:
+                self._leave(member, link, reason)
+
+    def _messages(
+        self, link: Link, incoming: Iterator[bytes], assembler: Assembler
+    ) -> Iterator[tuple[Envelope, Payload]]:
+        for frame in incoming:
+            link.counters.frames_up += len(frame)
+            whole = assembler.feed(frame)
+            if whole is not None:
+                link.counters.payload_up += len(whole[1])
+                yield whole
+
+    def _check(self, hello: Hello, pem: bytes) -> str:
+        """Whether a node may join; returns its key's fingerprint."""
+        same("protocol version", PROTOCOL, hello.protocol)
+        same("library version", LIBRARY, hello.library)
+        same("wire version", WIRE, hello.wire)
+        if hello.name in self._banned:
+            raise JoinError("node", "one that was not sent away", f"{hello.name}: {self._banned[hello.name]}")
+        if self._security is None:
+            return f"(insecure) {hello.name}"
+        if name_in(pem) != hello.name:
+            raise JoinError("name", f"that of the certificate, {name_in(pem)!r}", repr(hello.name))
+        return self._security.admission.check(hello.name, pem)
+
+    def _enter(self, hello: Hello, fingerprint: str, facts: Facts, link: Link) -> Member:
+        """Make the node a member, or connect the member again."""
+        with self.lock:
+            member = self.members.get(hello.name)
+            before = self._known.get(hello.name)
+            if before is not None and before != facts:
+                raise JoinError("facts", "those with which the node began", "others: its model or data changed")
+            if self._known and before is None:
+                raise JoinError("node", f"one of {', '.join(sorted(self._known))}, who began the run", hello.name)
+            if member is None and len(self.members) >= self._most:
+                raise JoinError("node", f"at most {self._most} nodes", f"{hello.name} beside them")
+            alike = [m for m in self.members.values() if m.fingerprint == fingerprint and m.link is not None]
+            if alike and alike[0].incarnation != hello.incarnation:
+                raise JoinError("key", "a key that is not in use", f"that of {alike[0].name}, who is here", retry=True)
+            restarted = member is not None and member.incarnation != hello.incarnation
+            if member is None:
+                member = Member(hello.name, fingerprint, hello.incarnation, facts, link)
+                self.members[hello.name] = member
+            elif member.link is not None:
+                member.link.end()  # a connection that broke without our noticing
+            link.counters = member.counters
+            member.link, member.incarnation = link, hello.incarnation
+        self._events.add("joined", node=hello.name, samples=facts.samples, architecture=facts.architecture)
+        self.arrivals.put(Joined(member, restarted))
+        return member
+
+    def _listen(self, member: Member, messages: Iterator[tuple[Envelope, Payload]]) -> None:
+        for envelope, payload in messages:
+            if isinstance(envelope, Refusal):
+                raise _NodeRefusedError(envelope)
+            if not isinstance(envelope, Reply | Done | Ready):
+                raise FrameError(f"{envelope.kind!r} from a member")
+            self.arrivals.put(Arrived(member, envelope, payload))
+
+    def _leave(self, member: Member, link: Link, reason: str) -> None:
+        with self.lock:
+            current = member.link is link
+            if current:
+                member.link = None
+        link.end()
+        if current and not self._closing:
+            self._events.add("left", node=member.name, reason=reason)
+            self.arrivals.put(Left(member, reason))
+
+    def began(self, facts: Mapping[str, Facts]) -> None:
+        """From now on only these nodes may join, with these facts."""
+        with self.lock:
+            self._known = dict(facts)
+
+    def begin(self, member: Member, attempt: int, clients: int, d: int | None) -> None:
+        """Have a node begin an attempt."""
+        assert member.client is not None
+        with self.lock:
+            if member.link is not None:
+                member.link.send(Begin(attempt=attempt, client=member.client, clients=clients, d=d))

@@ -1,0 +1,209 @@
+"""Keys and certificates: who is who, and who may join.
+
+A node is known by the name in its certificate and by the certificate's SHA-256. The coordinator's folder holds a file a
+node, ``nodes/NAME.crt``; a certificate that lies in ``revoked/`` is refused, whatever signed it. Both are read anew for
+every join and every call, so that a revocation works at once.
+"""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from interfuse.engines.grpc.contract import JoinError
+from interfuse.errors import ConfigError
+
+DAYS = 365
+"""For which trial certificates are valid."""
+NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True)
+class KeyFiles:
+    """The three files of one side: its key, its certificate, and the authority it trusts."""
+
+    key: Path
+    certificate: Path
+    authority: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path, name: str) -> KeyFiles:
+        """The files as :func:`make_keys` names them."""
+        return cls(folder / f"{name}.key", folder / f"{name}.crt", folder / "ca.crt")
+
+    def read(self) -> tuple[bytes, bytes, bytes]:
+        """Key, certificate and authority as PEM.
+
+        Raises:
+            ConfigError: a file cannot be read; names it.
+        """
+        try:
+            return self.key.read_bytes(), self.certificate.read_bytes(), self.authority.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"cannot read {error.filename}: {error.strerror}; `interfuse keys` makes some") from error
+
+    def of_server(self) -> grpc.ServerCredentials:
+        """For a coordinator: nodes must show a certificate of the authority."""
+        key, certificate, authority = self.read()
+        return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+
+    def of_node(self) -> grpc.ChannelCredentials:
+        """For a node: the coordinator must show one for its host's name."""
+        key, certificate, authority = self.read()
+        return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+@dataclass(frozen=True)
+class Admission:
+    """Whom a coordinator lets in: the certificates in its folder, but those that were revoked."""
+
+    folder: Path
+
+    def check(self, name: str, pem: bytes) -> str:
+        """The fingerprint of a certificate that may join under a name.
+
+        Raises:
+            JoinError: it may not, and why.
+        """
+        shown = fingerprint(x509.load_pem_x509_certificate(pem))
+        if shown in self.revoked():
+            raise JoinError("key", "one that was not revoked", f"revoked key {shown[:16]} of {name}")
+        if not NODE_NAME.fullmatch(name) or shown not in self._fingerprints("nodes", f"{name}.crt"):
+            raise JoinError("key", f"a known key of {name}", f"unknown key {shown[:16]}")
+        return shown
+
+    def revoked(self) -> set[str]:
+        """Fingerprints of the keys that were revoked."""
+        return self._fingerprints("revoked")
+
+    def _fingerprints(self, folder: str, pattern: str = "*.crt") -> set[str]:
+        found = set()
+        for path in (self.folder / folder).glob(pattern):
+            try:
+                found.add(fingerprint(x509.load_pem_x509_certificate(path.read_bytes())))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"{path} is no certificate: {error}") from error
+        return found
+
+
+def fingerprint(certificate: x509.Certificate) -> str:
+    """SHA-256 of a certificate, in hexadecimal."""
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def name_in(pem: bytes) -> str:
+    """The common name of a certificate."""
+    found = x509.load_pem_x509_certificate(pem).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    return str(found[0].value) if found else ""
+
+
+def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[Path]:
+    """An authority, a coordinator's key and a key for each node, for a trial. What exists already stays.
+
+    ``folder/ca.key`` signs more nodes later, and belongs nowhere else; ``folder/coordinator`` goes to the coordinator,
+    ``folder/NAME`` to the node of that name.
+
+    Args:
+        hosts: Names and addresses under which nodes reach the coordinator.
+
+    Returns: the folders that were made.
+    Raises:
+        ConfigError: a name cannot be used, or a file cannot be written.
+    """
+    for name in nodes:
+        if not NODE_NAME.fullmatch(name) or name in ("coordinator", "ca"):
+            raise ConfigError(f"{name!r} cannot be the name of a node: letters, digits, dots and hyphens, and not ca")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        authority = _authority(folder)
+        made = []
+        for name in ("coordinator", *nodes):
+            place = folder / name
+            if not (place / f"{name}.crt").exists():
+                _issue(place, name, authority, hosts if name == "coordinator" else ())
+                made.append(place)
+            (place / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
+        known = folder / "coordinator" / "nodes"
+        known.mkdir(exist_ok=True)
+        (folder / "coordinator" / "revoked").mkdir(exist_ok=True)
+        for name in nodes:
+            (known / f"{name}.crt").write_bytes((folder / name / f"{name}.crt").read_bytes())
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename}: {error.strerror}") from error
+    return made
+
+
+_Authority = tuple[ec.EllipticCurvePrivateKey, x509.Certificate]
+
+
+def _authority(folder: Path) -> _Authority:
+    if (folder / "ca.key").exists():
+        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+        if not isinstance(key, ec.EllipticCurvePrivateKey):
+            raise ConfigError(
+                f"{folder / 'ca.key'} is no elliptic curve key; `interfuse keys` goes on only with its own"
+            )
+        return key, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "interfuse trial authority")])
+    certificate = (
+        _builder(name, name, key.public_key())
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    _write(folder, "ca", key, certificate)
+    return key, certificate
+
+
+def _issue(folder: Path, name: str, authority: _Authority, hosts: Sequence[str]) -> None:
+    """A key, and a certificate that is good for a server with ``hosts`` or, without, for a node only."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
+    builder = _builder(subject, authority[1].subject, key.public_key()).add_extension(
+        x509.ExtendedKeyUsage([purpose]), critical=False
+    )
+    if hosts:
+        builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
+    folder.mkdir(exist_ok=True)
+    _write(folder, name, key, builder.sign(authority[0], hashes.SHA256()))
+
+
+def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(minutes=5))
+        .not_valid_after(now + datetime.timedelta(days=DAYS))
+    )
+
+
+def _host(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def _write(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    with open(os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secret)
+    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -1,0 +1,387 @@
+"""A node: one client beside its own data and model, and what it answers to a coordinator."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from filelock import FileLock, Timeout
+from pydantic import BaseModel
+
+from interfuse.clients import Answer, Failure, Request
+from interfuse.data import Dataset
+from interfuse.engines.allocator import keep_freed_memory
+from interfuse.engines.grpc.contract import (
+    LIBRARY,
+    WIRE,
+    Contract,
+    Facts,
+    JoinError,
+    check_facts,
+    labels_digest,
+    method_of,
+    same,
+)
+from interfuse.engines.grpc.frames import (
+    PROTOCOL,
+    Accept,
+    Begin,
+    Call,
+    Cancel,
+    Code,
+    Done,
+    Envelope,
+    Hello,
+    Offer,
+    Order,
+    Payload,
+    Ready,
+    Refusal,
+    Reply,
+)
+from interfuse.engines.grpc.logs import Audit, Events, described
+from interfuse.engines.grpc.setups import NodeSetup, dims_of, facts_of, own_share
+from interfuse.engines.grpc.vendor import Vendor
+from interfuse.engines.host import Host
+from interfuse.errors import InterfuseError, MessageError, RunError
+from interfuse.evaluation import Evaluation
+from interfuse.handler import Handler, handlers
+from interfuse.message import Message, decode, disturbed, encode, rounded
+from interfuse.setup import check_device
+from interfuse.wire import FileRecord, Limits, sync_folder
+
+
+class Outgoing(NamedTuple):
+    """What leaves: an envelope, its payload, and the payload in words."""
+
+    envelope: Envelope
+    payload: Payload = b""
+    content: Mapping[str, Any] = {}
+
+
+Tap = Callable[[Envelope, Payload], None]
+EVALUATION = {"none": set[str](), "own": {"hits"}, "shared": {"hits", "fused", "composed"}}
+"""Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
+
+
+class RunFile(BaseModel):
+    """What a node remembers of a run: how far the coordinator was, and with which data it began."""
+
+    attempt: int
+    client: int
+    data: str
+
+
+class RefusedError(InterfuseError):
+    """Either side refused to go on; ``retry`` says whether it may work later."""
+
+    def __init__(self, text: str, retry: bool = False) -> None:
+        super().__init__(text)
+        self.retry = retry
+
+
+class Node:
+    """Answers a coordinator's envelopes one after the other, and lets nothing leave that its vendor does not allow.
+
+    What leaves passes :meth:`answer` and is in the audit log before.
+    """
+
+    def __init__(self, vendor: Vendor, events: Events, tap: Tap = lambda envelope, payload: None) -> None:
+        """Load data and model of a vendor. ``tap`` sees everything that leaves.
+
+        Raises:
+            InterfuseError: something of the vendor's file cannot work, or another process is this node already.
+        """
+        check_device(vendor.device)
+        keep_freed_memory()
+        self.vendor, self.events, self._tap = vendor, events, tap
+        vendor.state_folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(vendor.state_folder / ".lock")
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{vendor.state_folder} is in use: another process is node {vendor.name}") from None
+        self.audit = Audit(vendor.state_folder / "audit.jsonl")
+        self._dataset: Dataset = vendor.data.load(vendor.folder).to(vendor.device)
+        self._builder = vendor.model.builder(vendor.folder)
+        self._incarnation = secrets.token_hex(8)
+        self._contract: Contract | None = None
+        self._facts: Facts | None = None
+        self._session: Session | None = None
+
+    def hello(self) -> tuple[Envelope, Payload]:
+        """What a stream begins with."""
+        hello = Hello(
+            protocol=PROTOCOL, library=LIBRARY, wire=WIRE, name=self.vendor.name, incarnation=self._incarnation
+        )
+        return self._leaving(Outgoing(hello))
+
+    def answer(self, envelope: Envelope, payload: Payload) -> Iterator[tuple[Envelope, Payload]]:
+        """What is answered to an envelope: at most one.
+
+        Raises:
+            RefusedError: one of the sides does not agree; to be raised after the answer has left.
+            RunError: the audit log cannot be written, so nothing may leave.
+        """
+        if isinstance(envelope, Offer):
+            yield from self._offered(envelope.contract)
+        elif isinstance(envelope, Begin):
+            yield from self._begin(envelope)
+        elif isinstance(envelope, Call | Order) and self._session is not None:
+            session = self._session
+            repeated = envelope.attempt == session.attempt and envelope.number in session.kept
+            yield self._leaving(session.carry_out(envelope, payload), repeated)
+        elif isinstance(envelope, Cancel) and self._session is not None:
+            self._session.cancel(envelope)
+        elif isinstance(envelope, Refusal):
+            text = f"the coordinator refused: {envelope.field}: expected {envelope.expected}, found {envelope.found}"
+            raise RefusedError(text, envelope.retry)
+        else:
+            raise RefusedError(f"the coordinator sent {envelope.kind!r} where it makes no sense", retry=True)
+
+    def _leaving(self, outgoing: Outgoing, repeated: bool = False) -> tuple[Envelope, Payload]:
+        run = "" if self._contract is None else self._contract.run
+        try:
+            self.audit.add(run, *outgoing, repeated)
+        except OSError as error:
+            self.events.add("the audit log cannot be written; nothing leaves", reason=error.strerror)
+            raise RunError(f"the audit log cannot be written: {error.strerror}; nothing may leave") from error
+        self._tap(outgoing.envelope, outgoing.payload)
+        return outgoing.envelope, outgoing.payload
+
+    def _offered(self, contract: Contract) -> Iterator[tuple[Envelope, Payload]]:
+        try:
+            facts = self._agree(contract)
+        except JoinError as error:
+            self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
+            yield self._leaving(Outgoing(Refusal(field=error.field, expected=error.expected, found=error.found)))
+            raise RefusedError(f"this node refused: {error}") from error
+        except InterfuseError as error:  # its text may speak of what is the vendor's own
+            self.events.add("refused", field="configuration", reason=error)
+            words = "a node that can take part", "a fault on its side; its log says which"
+            yield self._leaving(Outgoing(Refusal(field="configuration", expected=words[0], found=words[1])))
+            raise RefusedError(f"this node cannot take part: {error}") from error
+        self.events.add("agreed", run=contract.run, method=contract.method, rounds=contract.rounds)
+        yield self._leaving(Outgoing(Accept(facts=facts)))
+
+    def _agree(self, contract: Contract) -> Facts:
+        same("library version", contract.library, LIBRARY)
+        same("wire version", contract.wire, WIRE)
+        self.vendor.check(contract)
+        self._method = method_of(contract)
+        if contract == self._contract and self._facts is not None:
+            return self._facts
+        vendor, table = self.vendor, self.vendor.model
+        dataset = self._dataset.with_test_rows(contract.test_rows) if contract.evaluation == "shared" else self._dataset
+        same("classes", contract.classes, dataset.classes)
+        self._used = dataset
+        self._share = own_share(contract, dataset)
+        label = table.architecture or (table.build if table.public and table.build else vendor.name)
+        test = labels_digest(dataset.y_test) if contract.evaluation == "shared" else ""
+        facts, self._profile = facts_of(
+            contract, dataset, self._share, self._builder, vendor.device, label, test, table.public
+        )
+        check_facts(contract, self._method, facts)
+        self._contract, self._facts, self._session = contract, facts, None
+        return facts
+
+    def _begin(self, begin: Begin) -> Iterator[tuple[Envelope, Payload]]:
+        contract = self._contract
+        if contract is None:
+            raise RefusedError("the coordinator began before it offered a contract", retry=True)
+        session = self._session
+        if session is None or session.attempt != begin.attempt:
+            folder = self.vendor.state_folder / contract.run
+            try:
+                _remember(folder, RunFile(attempt=begin.attempt, client=begin.client, data=self._dataset.digest))
+            except JoinError as error:
+                self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
+                yield self._leaving(Outgoing(Refusal(field=error.field, expected=error.expected, found=error.found)))
+                raise RefusedError(f"this node refused: {error}") from error
+            setup = NodeSetup(
+                contract, self._method, self._used, self._share, self._builder, self.vendor.device,
+                replace(self._profile, id=begin.client), dims_of(contract, begin.clients, begin.d),
+            )  # fmt: skip
+            self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events)
+            self.events.add("begins", run=contract.run, attempt=begin.attempt, client=begin.client)
+        yield self._leaving(Outgoing(Ready(attempt=begin.attempt)))
+
+    def close(self) -> None:
+        """Give the files back."""
+        self.audit.close()
+        self._lock.release()
+
+
+def _remember(folder: Path, now: RunFile) -> None:
+    """Write down how far the coordinator is.
+
+    Raises:
+        JoinError: it was further already, or the run began with other data; or the disk is full.
+    """
+    path = folder / "run.json"
+    if path.exists():
+        before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+        if now.attempt < before.attempt:
+            raise JoinError("attempt", f"{before.attempt} or later", f"stale attempt {now.attempt}")
+        same("client number", before.client, now.client)
+        if now.data != before.data:
+            raise JoinError("data", "those that the run began with", "others")
+    temporary = folder / ".run.json.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(now.model_dump_json(), encoding="utf-8")
+        temporary.replace(path)
+        sync_folder(folder)
+    except (OSError, RunError):
+        raise JoinError("disk", "room for the node's state", "none; its log says more") from None
+
+
+class Session:
+    """An attempt of a run at a node: carries out each call once, keeps what was not acknowledged, saves and loads."""
+
+    def __init__(
+        self, vendor: Vendor, setup: NodeSetup, begin: Begin, folder: Path, audit: Audit, events: Events
+    ) -> None:
+        self.attempt, self.client = begin.attempt, begin.client
+        self.kept: dict[int, Outgoing] = {}
+        self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
+        self._host = Host(setup, [self.client])
+        self._done = 0
+        self._saved: str | None = None
+        self._noise = torch.Generator().manual_seed(secrets.randbits(63))  # nobody else can derive it
+
+    def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
+        """Do what is asked, or send again what was answered before."""
+        failed = Reply if isinstance(asked, Call) else Done
+        if asked.attempt == self.attempt and asked.number in self.kept:
+            return self.kept[asked.number]
+        if asked.attempt != self.attempt or asked.number != self._done + 1:
+            self._events.add("refused", what=asked.kind, attempt=asked.attempt, number=asked.number, reason="stale")
+            return Outgoing(failed(attempt=asked.attempt, number=asked.number, failure="stale"))
+        self._done = asked.number
+        for number in [number for number in self.kept if number <= asked.acknowledged]:
+            del self.kept[number]
+        answer = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
+        self.kept[asked.number] = answer
+        return answer
+
+    def cancel(self, asked: Cancel) -> None:
+        """Undo the last call; one that never came is not to be carried out any more."""
+        if asked.attempt == self.attempt and asked.number == self._done + 1:
+            self._done = asked.number
+        elif asked.attempt == self.attempt and asked.number == self._done:
+            self._events.add("undone", number=asked.number, reason="its reply came too late")
+            self._host.undo([self.client])
+
+    def _call(self, call: Call, payload: Payload) -> Outgoing:
+        handler = self._allowed(call)
+        if handler is None:
+            return self._failed(
+                call, "not-allowed", f"{call.program}.{call.handler} is none of the contract's handlers"
+            )
+        limits, contract = self._vendor.limits, self._setup.contract
+        if call.round > min(contract.rounds, limits.rounds or contract.rounds):
+            return self._failed(call, "limit-rounds", f"round {call.round} is beyond what was agreed")
+        try:
+            message = self._read(handler, call, payload)
+        except MessageError as error:
+            return self._failed(call, "bad-message", str(error))
+        with self._host.working():
+            answer = self._host.run(_request(call), self.client, message)
+        if isinstance(answer.reply, Failure):
+            return self._failed(call, "handler-error", answer.reply.reason)
+        return self._reply(call, answer, answer.reply)
+
+    def _allowed(self, call: Call) -> Handler[Message | None, Message | None] | None:
+        programs = self._setup.programs_of(self.client)
+        program = programs.get(call.program)
+        if program is None or call.handler not in handlers(type(program)):
+            return None
+        if isinstance(program, Evaluation):
+            known = EVALUATION[self._setup.contract.evaluation]
+            if call.heading != "evaluation" or call.handler not in known:
+                return None
+        found: Handler[Message | None, Message | None] = getattr(program, call.handler)
+        return found
+
+    def _read(self, handler: Handler[Message | None, Message | None], call: Call, payload: Payload) -> Message | None:
+        expected, setup = handler.declaration.message_type, self._setup
+        if (expected is not None) != call.message:
+            raise MessageError(call.handler, "(whole)", str(expected), "a message" if call.message else "none")
+        if expected is None:
+            return None
+        limits = Limits(max_bytes=self._vendor.limits.message_bytes)
+        codecs = _request(call).codecs(setup.codecs)
+        return decode(memoryview(payload), expected, setup.dims, setup.profile.keys, limits, codecs)
+
+    def _reply(self, call: Call, answer: Answer, reply: Message | None) -> Outgoing:
+        payload, content = b"", {}
+        if reply is not None:
+            limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
+            if limits.noise and call.heading != "evaluation":
+                reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._noise)
+            payload, content = encode(reply, codecs), described(reply)
+            sent = self._audit.sent(self._setup.contract.run)
+            if limits.bytes is not None and sent + len(payload) > limits.bytes:
+                return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
+        done = Reply(
+            attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
+            message=reply is not None,
+        )  # fmt: skip
+        return Outgoing(done, payload, content)
+
+    def _failed(self, call: Call, code: Code, reason: str) -> Outgoing:
+        self._events.add("failed", code=code, handler=call.handler, round=call.round, reason=reason)
+        return Outgoing(Reply(attempt=call.attempt, number=call.number, failure=code))
+
+    def _order(self, order: Order) -> Done:
+        done = Done(attempt=order.attempt, number=order.number)
+        try:
+            if order.do == "end_round":
+                self._host.end_round()
+                return done
+            if order.do == "save":
+                record = self._save(order)
+                return done.model_copy(update={"digest": record.sha256, "bytes": record.bytes}) if record else done
+            self._load(order)
+            return done
+        except (RunError, OSError) as error:
+            self._events.add("failed", order=order.do, reason=error)
+            code: Code = "disk" if order.do == "save" else "wrong-state"
+            return done.model_copy(update={"failure": code})
+
+    def _save(self, order: Order) -> FileRecord | None:
+        """Write the owned state under its digest, if it changed; forget those that nobody can ask for again."""
+        written = self._host.save(self._folder, "saving")
+        self._audit.sync()
+        for record in written.values():
+            path = self._folder / f"{record.sha256}.safetensors"
+            (self._folder / record.name).replace(path)
+            self._saved = record.sha256
+        sync_folder(self._folder)
+        for file in self._folder.glob("*.safetensors"):
+            if file.stem not in order.keep and file.stem != self._saved:
+                file.unlink()
+        return next(iter(written.values()), None)
+
+    def _load(self, order: Order) -> None:
+        files = {}
+        self._saved = order.digest
+        if order.digest is not None:
+            path = self._folder / f"{order.digest}.safetensors"
+            if not path.is_file():
+                raise RunError(f"there is no saved state {order.digest[:16]}")
+            record = FileRecord(path.name, path.stat().st_size, order.digest)
+            files = {f"client-{self.client:05d}": record}
+        self._host.load(self._folder, files)
+        self._events.add("goes back", digest=order.digest or "beginning")
+
+
+def _request(call: Call) -> Request:
+    return Request(
+        call.program, call.handler, call.heading, call.round, call.index, call.recoverable, undoable=call.recoverable
+    )

@@ -1,0 +1,238 @@
+"""A federation as each side knows it: a node knows itself, the coordinator what nodes say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from interfuse.client import ClientData, ClientId, Profile
+from interfuse.clock import UNIFORM, Devices
+from interfuse.data import IID, Dataset, Share, make_shares
+from interfuse.engines.grpc.contract import Contract, Facts
+from interfuse.errors import ConfigError, ModelError
+from interfuse.evaluation import CommonTest, common_test, evaluation_on
+from interfuse.handler import Program, programs
+from interfuse.message import Dims
+from interfuse.method import Method
+from interfuse.models import Builder, SplitModel, measure
+from interfuse.numerics import Numerics
+from interfuse.setup import as_inputs, block_sizes, make_model, with_settings
+from interfuse.wire import Codecs
+
+
+def dims_of(contract: Contract, clients: int, d: int | None) -> Dims:
+    """Sizes bound for the run, as :attr:`interfuse.setup.Setup.dims` has them."""
+    sizes = {"classes": contract.classes, "clients": clients}
+    return sizes if d is None else sizes | {"d": d}
+
+
+def tests_of(contract: Contract, labels: Tensor, clients: int) -> dict[ClientId, CommonTest]:
+    """The public test set as every client's common one."""
+    return dict.fromkeys(range(clients), common_test(labels, contract.public_test))
+
+
+def own_share(contract: Contract, dataset: Dataset) -> Share:
+    """A vendor's rows as training, validation and test share: what a simulation with one data set a client makes."""
+    key = ("data set", dataset.name)
+    return make_shares(dataset, IID(), 1, contract.seed, contract.validation, contract.test, key)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSetup:
+    """One client, on its own machine. See :class:`interfuse.setup.Hosting`."""
+
+    contract: Contract
+    method: Method
+    dataset: Dataset
+    share: Share
+    builder: Builder
+    device: str
+    profile: Profile
+    dims: Dims
+
+    @property
+    def seed(self) -> int:
+        return self.contract.seed
+
+    @property
+    def numerics(self) -> Numerics:
+        return self.contract.numerics
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        return Codecs.parse(self.contract.codecs)
+
+    @property
+    def profiles(self) -> dict[ClientId, Profile]:
+        return {self.profile.id: self.profile}
+
+    def build(self, architecture: str, *key: str | int) -> SplitModel:
+        """The vendor's model; its initial values are a function of seed and key."""
+        contract = self.contract
+        return make_model(
+            self.builder, self.dataset.shape, contract.classes, contract.fusion_width, contract.seed, key,
+            self.device, contract.numerics,
+        )  # fmt: skip
+
+    def method_of(self, client: ClientId) -> Method:
+        """The method with this client's own settings."""
+        return with_settings(self.method, self.contract.client_settings.get(client, {}))
+
+    @cached_property
+    def _programs(self) -> dict[str, Program]:
+        method = self.method_of(self.profile.id)
+        tests = tests_of(self.contract, self.dataset.y_test, self.dims["clients"])
+        return programs(method, "method") | evaluation_on(tests, self.contract.evaluation)(method)
+
+    def programs_of(self, client: ClientId) -> Mapping[str, Program]:
+        """All programs by path."""
+        return self._programs
+
+    def data_of(self, client: ClientId) -> ClientData:
+        """The vendor's share."""
+        return ClientData(self.dataset, self.share, lambda x: as_inputs(self.dataset, self.numerics, x))
+
+
+def facts_of(
+    contract: Contract,
+    dataset: Dataset,
+    share: Share,
+    builder: Builder,
+    device: str,
+    label: str,
+    test: str,
+    public: bool,
+) -> tuple[Facts, Profile]:
+    """What the coordinator may know of a node, and the profile that the node's own handlers see.
+
+    Args:
+        label: The name of the architecture.
+        test: Digest of the labels of the public test set.
+        public: Whether the coordinator may know shapes.
+
+    Raises:
+        ModelError: the model does not fit the data.
+    """
+    model = make_model(
+        builder, dataset.shape, contract.classes, contract.fusion_width, contract.seed, ("measure",), device,
+        contract.numerics,
+    )  # fmt: skip
+    measured = measure(model, dataset.shape)
+    keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
+    facts = Facts(
+        architecture=label, classes=measured.classes, fusion_width=measured.fusion_width, samples=len(share.train),
+        test_labels=test, keys=keys if public else None, sample_shape=dataset.shape if public else None,
+    )  # fmt: skip
+    return facts, Profile(0, label, keys, len(share.train), measured.fusion_width)
+
+
+@dataclass(frozen=True, eq=False)
+class RemoteSetup:
+    """All clients as the coordinator knows them. See :class:`interfuse.setup.Serving`.
+
+    Attributes:
+        facts: Of every node, by its number.
+        labels: Of the public test set; none where there is none.
+        builders: What the coordinator can build, by the name of the architecture.
+    """
+
+    contract: Contract
+    method: Method
+    facts: Mapping[ClientId, Facts]
+    labels: Tensor
+    builders: Mapping[str, Callable[[], Builder]]
+    class_names: list[str]
+    device: str = "cpu"
+    devices: Devices = UNIFORM
+
+    note = "every client has data of its own; the common test set is public"
+    class_counts = None
+
+    @property
+    def seed(self) -> int:
+        return self.contract.seed
+
+    @property
+    def numerics(self) -> Numerics:
+        return self.contract.numerics
+
+    @cached_property
+    def codecs(self) -> Codecs:
+        return Codecs.parse(self.contract.codecs)
+
+    @property
+    def digest(self) -> str:
+        """Of the public test set: the coordinator has no other data."""
+        return self.contract.test_labels
+
+    @cached_property
+    def profiles(self) -> dict[ClientId, Profile]:
+        """Profiles of all clients. Those of one architecture share one mapping of keys."""
+        found: dict[ClientId, Profile] = {}
+        for client, facts in sorted(self.facts.items()):
+            mine = facts.profile(client)
+            alike = next((p for p in found.values() if p.architecture == mine.architecture), None)
+            if alike is not None and alike.keys != mine.keys:
+                raise ModelError(
+                    f"clients {alike.id} and {client} call their architecture {mine.architecture!r}, but their tensors "
+                    "differ; give one of them another name"
+                )
+            keys = mine.keys if alike is None else alike.keys
+            found[client] = Profile(client, mine.architecture, keys, mine.samples, mine.fusion_width)
+        return found
+
+    @cached_property
+    def dims(self) -> Dims:
+        """Sizes bound for the run."""
+        widths = {facts.fusion_width for facts in self.facts.values()}
+        return dims_of(self.contract, len(self.facts), widths.pop() if len(widths) == 1 else None)
+
+    def build(self, architecture: str, *key: str | int) -> SplitModel:
+        """A model of the server.
+
+        Raises:
+            ModelError: no node has the architecture, it is not public, or the recipe does not name it.
+        """
+        owner = next((facts for facts in self.facts.values() if facts.architecture == architecture), None)
+        if owner is None or owner.sample_shape is None or architecture not in self.builders:
+            raise ModelError(
+                f"the method has the server build {architecture!r}: the recipe must name it under models, and the "
+                "vendor's file must have the same name and `public = true` under [model]"
+            )
+        return make_model(
+            self.builders[architecture](), owner.sample_shape, owner.classes, self.contract.fusion_width, self.seed,
+            key, self.device, self.numerics,
+        )  # fmt: skip
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """Raw samples stay with their vendors.
+
+        Raises:
+            ConfigError: always.
+        """
+        raise ConfigError("a method that brings raw samples to the server cannot run between parties")
+
+    def programs_with(self, method: Method) -> dict[str, Program]:
+        """All programs by path, for a method with these hyperparameters."""
+        tests = tests_of(self.contract, self.labels, len(self.facts))
+        return programs(method, "method") | evaluation_on(tests, self.contract.evaluation)(method)
+
+    def parameters_of(self, architecture: str) -> dict[str, int] | None:
+        """Parameters of base and modular block, where the server can build the architecture."""
+        try:
+            return block_sizes(self.build(architecture, "measure"))
+        except ModelError:
+            return None
+
+    def data_name(self, client: ClientId) -> str:
+        """Nothing: what a vendor calls its data is its own affair."""
+        return ""
+
+
+def no_labels() -> Tensor:
+    """The labels where there is no public test set."""
+    return torch.zeros(0, dtype=torch.int64)

@@ -1,0 +1,199 @@
+"""``vendor.toml``: what a vendor brings to a federation, and what it allows the federation to ask."""
+
+from __future__ import annotations
+
+import copy
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import nn
+
+from interfuse.data import TABLES, Dataset, load, load_folder, load_table
+from interfuse.engines.grpc.contract import Contract, JoinError, Name, names
+from interfuse.engines.grpc.frames import MESSAGE
+from interfuse.engines.grpc.keys import KeyFiles
+from interfuse.errors import ConfigError
+from interfuse.evaluation import Mode
+from interfuse.message import Disclosure
+from interfuse.models import Builder, resolve, split_at
+from interfuse.references import is_reference, load_reference
+
+MODES: tuple[Mode, ...] = ("none", "own", "shared")
+"""What evaluations ask for, in ascending order."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelTable(_Table):
+    """``[model]``: a builder (``build``), or anybody's module and where to cut it (``module``, ``split_at``).
+
+    ``public`` tells the coordinator the name ``architecture``, the shapes of all tensors, and that of a sample.
+    """
+
+    build: Name | None = None
+    module: Name | None = None
+    split_at: Name | None = None
+    architecture: Name | None = None
+    public: bool = False
+
+    def builder(self, folder: Path) -> Builder:
+        """What makes the model.
+
+        Raises:
+            ConfigError: not exactly one of ``build`` and ``module`` is given, or it cannot be found.
+        """
+        if self.build is not None and self.module is None and self.split_at is None:
+            return resolve(_located(self.build, folder))
+        if self.module is None or self.split_at is None or self.build is not None:
+            raise ConfigError("[model] needs either build, or module and split_at")
+        given, cut = load_reference(_located(self.module, folder)), self.split_at
+
+        def build(sample_shape: tuple[int, ...], classes: int, width: int) -> object:
+            module = copy.deepcopy(given) if isinstance(given, nn.Module) else given() if callable(given) else given
+            if not isinstance(module, nn.Module):
+                raise ConfigError(f"[model] module: {self.module} is neither a module nor makes one")
+            return split_at(module, cut, width, sample_shape)
+
+        return resolve(build)
+
+
+class DataTable(_Table):
+    """``[data]``: where the vendor's own rows are, and the public test set, if it has one.
+
+    Attributes:
+        source: A name of ``interfuse datasets``, an ``.npz``, ``file.py:function``, a folder of images by class, or a
+            CSV or Parquet file. Rows that the source sets aside for testing are not used.
+        label: The column of labels of a table.
+        classes: Names of the classes in the order of their numbers, for folders and tables.
+        test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
+    """
+
+    source: Name
+    label: Name | None = None
+    classes: tuple[str, ...] | None = None
+    test: Name | None = None
+
+    def load(self, folder: Path) -> Dataset:
+        """The vendor's rows as training rows, with the public test set as test rows (none where there is none)."""
+        own = self._read(_located(self.source, folder))
+        if self.test is None:
+            return replace(own, x_test=own.x_train[:0], y_test=own.y_train[:0])
+        public = own if self.test == self.source else self._read(_located(self.test, folder))
+        if not len(public.y_test):
+            return replace(own, x_test=public.x_train, y_test=public.y_train)
+        return replace(own, x_test=public.x_test, y_test=public.y_test)
+
+    def _read(self, source: str) -> Dataset:
+        path = Path(source)
+        if path.suffix in TABLES:
+            if self.label is None:
+                raise ConfigError(f"[data] label: which column of {path.name} holds the labels?")
+            return load_table(path, self.label, self.classes)
+        return load_folder(path, self.classes) if path.is_dir() else load(source)
+
+
+class KeysTable(_Table):
+    """``[keys]``: PEM files."""
+
+    key: Path
+    certificate: Path
+    authority: Path
+
+
+class AllowTable(_Table):
+    """``[allow]``: what the coordinator may ask. Methods by the names that the contract uses."""
+
+    methods: tuple[Name, ...]
+    disclosures: tuple[Disclosure, ...]
+    evaluation: Mode = "none"
+    retention: bool = False
+
+
+class LimitsTable(_Table):
+    """``[limits]``: how much at most. Bytes of messages that leave count over the whole run, whatever restarts.
+
+    ``noise`` is the standard deviation of Gaussian noise that is added to floating-point tensors of a disclosure.
+    """
+
+    rounds: Annotated[int, Ge(1)] | None = None
+    bytes: Annotated[int, Ge(0)] | None = None
+    message_bytes: Annotated[int, Ge(1)] = MESSAGE
+    noise: dict[Disclosure, Annotated[float, Gt(0)]] = Field(default_factory=dict)
+
+
+class Vendor(_Table):
+    """A vendor's whole file. Paths are relative to it."""
+
+    name: Name
+    coordinator: Name = "127.0.0.1:8443"
+    device: Name = "cpu"
+    state: Path = Path("state")
+    proxy: Name | None = None
+    model: ModelTable
+    data: DataTable
+    allow: AllowTable
+    limits: LimitsTable = LimitsTable()
+    keys: KeysTable | None = None
+    folder: Path = Field(default=Path(), exclude=True)
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the node keeps what must outlive it: saved states, logs, the audit log."""
+        return self.folder / self.state
+
+    def key_files(self) -> KeyFiles | None:
+        """Key, certificate and authority, or None."""
+        if self.keys is None:
+            return None
+        return KeyFiles(*(self.folder / path for path in (self.keys.key, self.keys.certificate, self.keys.authority)))
+
+    def check(self, contract: Contract) -> None:
+        """Refuse what the vendor does not allow.
+
+        Raises:
+            JoinError: naming the field.
+        """
+        allow, limits = self.allow, self.limits
+        if contract.method not in allow.methods:
+            raise JoinError("method", f"one of {', '.join(allow.methods)}", contract.method)
+        if too_much := set(contract.discloses) - set(allow.disclosures):
+            raise JoinError("discloses", f"at most {names(allow.disclosures)}", names(too_much))
+        if contract.retains and not allow.retention:
+            raise JoinError("retention", "nothing kept beyond its round", names(contract.retains))
+        if MODES.index(contract.evaluation) > MODES.index(allow.evaluation):
+            raise JoinError("evaluation", f"at most {allow.evaluation}", contract.evaluation)
+        if limits.rounds is not None and contract.rounds > limits.rounds:
+            raise JoinError("rounds", f"at most {limits.rounds}", str(contract.rounds))
+
+
+def read_vendor(path: Path) -> Vendor:
+    """Read a vendor's file.
+
+    Raises:
+        ConfigError: it is missing, no TOML, or says something unknown or impossible; names the key.
+    """
+    try:
+        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    try:
+        return Vendor.model_validate(values | {"folder": path.parent.resolve()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def _located(name: str, folder: Path) -> str:
+    """A name, or the whole path of what lies in the vendor's folder: ``model.py:build``, ``rows.npz``, ``images``."""
+    place, _, rest = name.partition(":")
+    if is_reference(name) and not place.endswith(".py"):
+        return name
+    return str(folder / place) + (f":{rest}" if rest else "") if (folder / place).exists() else name

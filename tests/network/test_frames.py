@@ -1,0 +1,80 @@
+"""Frames: what was cut is put together again, and nothing else gets through."""
+
+from __future__ import annotations
+
+import random
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interfuse.engines.grpc import frames as module
+from interfuse.engines.grpc.frames import CHUNK, Assembler, Call, Cancel, FrameError, Reply, frames
+
+REPLY = Reply(attempt=1, number=2, message=True)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_a_message_comes_back_whole_whatever_its_size(size: int) -> None:
+    payload = random.Random(0).randbytes(size)
+    assembler, found = Assembler(), None
+    for frame in frames(REPLY, payload):
+        assert len(frame) <= module.LARGEST_FRAME
+        assert found is None
+        found = assembler.feed(frame)
+    assert found is not None
+    envelope, back = found
+    assert envelope == REPLY.model_copy(update={"size": size})
+    assert bytes(back) == payload
+
+
+def refused(*given: bytes, limit: int = 1000) -> str:
+    assembler = Assembler(limit)
+    with pytest.raises(FrameError) as error:
+        for frame in given:
+            assembler.feed(frame)
+    return str(error.value)
+
+
+def test_what_is_no_frame_is_refused_by_name() -> None:
+    (whole,) = frames(REPLY, b"x" * 10)
+    first, second = frames(REPLY, b"x" * (CHUNK + 10))
+    header = whole[4 : 4 + int.from_bytes(whole[:4], "little")]
+    assert "a frame of 2 bytes" in refused(whole[:2])
+    assert "header of" in refused(b"\xff\xff\xff\xff")
+    assert "belongs to no message" in refused(second)
+    assert "a new message inside another" in refused(first, first, limit=1 << 30)
+    assert "at most 1000" in refused(first)
+    assert "more payload" in refused(first, second + b"x", limit=1 << 30)
+    assert "more payload" in refused(whole + b"x")
+    assert "none of ours" in refused(whole.replace(b'"reply"', b'"rumour"').replace(b"\x00", b"\x00"))
+    assert "none of ours" in refused(whole[:4] + header.replace(b"2", b'"') + whole[4 + len(header) :])
+    assert "none of ours" in refused(b"\x05\x00\x00\x00" + b"[" * 5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=400), st.integers(0, 50), st.integers(0, 255))
+def test_no_bytes_do_more_than_be_refused(noise: bytes, place: int, value: int) -> None:
+    (frame,) = frames(Call(
+        attempt=1, number=1, acknowledged=0, program="method", handler="train", heading="training", round=1, index=0,
+        recoverable=False, message=True,
+    ), b"abc")  # fmt: skip
+    changed = bytearray(frame)
+    changed[place] = value
+    for given_frame in (noise, bytes(changed), frame[: len(noise)], frame + noise):
+        assembler = Assembler(1000)
+        try:
+            found = assembler.feed(given_frame)
+        except FrameError:
+            continue
+        assert found is None or found[0].size == len(found[1])
+
+
+def test_an_announced_size_alone_takes_no_memory() -> None:
+    (frame,) = frames(Cancel(attempt=1, number=1))
+    announced = frame[4:].replace(b'"size":0', b'"size":1000000000')
+    tracemalloc.start()
+    assert Assembler().feed(len(announced).to_bytes(4, "little") + announced + b"x") is None
+    assert tracemalloc.get_traced_memory()[1] < 100_000
+    tracemalloc.stop()
