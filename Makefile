@@ -18,7 +18,7 @@ federation: venv ## a coordinator and four nodes as separate processes, with TLS
 	@sh scripts/federation.sh
 
 test: venv ## run the tests
-	@.venv/bin/python -m pytest
+	@.venv/bin/python -m pytest -n auto --dist worksteal
 
 check: venv ## lint, format, types, and the direction of imports
 	.venv/bin/python -m ruff check

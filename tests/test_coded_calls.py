@@ -16,6 +16,7 @@ from worlds import (
     entries,
     everything_owned,
     federation,
+    fitting,
     resident,
     same_bits,
     setup_of,
@@ -64,7 +65,8 @@ def small(name: str) -> Method:
 @pytest.mark.parametrize("codecs", CODECS, ids=str)
 @pytest.mark.parametrize("name", sorted(built_in()))
 def test_every_message_is_what_its_bytes_bring_and_the_ledger_counts_those(name: str, codecs: dict[str, str]) -> None:
-    f = federation(small(name), rounds=2, wrap=Recorder, codecs=codecs, **SETTINGS)
+    method = small(name)
+    f = federation(method, rounds=2, wrap=Recorder, codecs=codecs, clients=3, models=fitting(method, [wide]))
     assert isinstance(f.engine, Recorder)
     rules, counted = Codecs.parse(codecs), {}
     for request, client, message in (*f.engine.down, *f.engine.up):

@@ -28,6 +28,7 @@ from interfuse.handler import Handler
 from interfuse.message import Message, flatten
 from interfuse.method import Method
 from interfuse.methods import find
+from interfuse.methods.fedin import PARTS, FedIN
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
 from interfuse.wire import Codecs, Entry, FileRecord, load_tensors
@@ -130,6 +131,27 @@ def depth2(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitMode
 def depth3(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
     """``depth1`` and two blocks more."""
     return _nested(3, sample_shape, classes, width)
+
+
+def fitting(method: Method | type[Method], models: Sequence[str | Builder]) -> Sequence[str | Builder]:
+    """Models of two blocks with the parts that the method asks for."""
+    kind = method if isinstance(method, type) else type(method)
+    return [in_three_parts(model) for model in models] if issubclass(kind, FedIN) else models
+
+
+def in_three_parts(model: str | Builder) -> Builder:
+    """The model with a layer between its two blocks."""
+
+    def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+        both = (resolve(model) if isinstance(model, str) else model)(sample_shape, classes, width)
+        names = [both.only(part).stage_names for part in ("base", "modular")]
+        blocks: list[dict[str, nn.Module]] = [{f"of.{n}": both.get_submodule(n) for n in some} for some in names]
+        blocks.insert(1, {"between": nn.Sequential(nn.Linear(width, width), nn.Tanh())})
+        stages = {name: stage for block in blocks for name, stage in block.items()}
+        return SplitModel(stages, {part: list(block) for part, block in zip(PARTS, blocks, strict=True)})
+
+    build.__qualname__ = f"three-{model if isinstance(model, str) else model.__qualname__}"
+    return build
 
 
 def federation(

@@ -57,5 +57,6 @@ def test_a_quick_try_ends_in_a_table_of_all_entries(name: str, tmp_path: Path, m
     assert result.exit_code == 0, result.output
     table = json.loads((tmp_path / "comparison.json").read_text())
     assert [entry["name"] for entry in table["entries"]] == [entry.name for entry in recipe.entries]
-    assert all(0 < entry["mean"]["own_last"] <= 1 for entry in table["entries"])
+    means = [entry["mean"] for entry in table["entries"]]  # with a few rows a client, there is no test share
+    assert all(0 < (mean["own_last"] or mean["global_last"]) <= 1 for mean in means)
     assert not any(entry["failures"] for entry in table["entries"])

@@ -19,7 +19,7 @@ import pytest
 import torch
 from jaxtyping import Float32
 from torch import Tensor
-from worlds import Recorder, everything_owned, federation, same_bits, setup_of, tiny_dataset
+from worlds import Recorder, everything_owned, federation, fitting, same_bits, setup_of, tiny_dataset
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Clients, Engine, Request
@@ -136,7 +136,7 @@ def alive(made: Federation) -> list[bool]:
 @pytest.mark.parametrize("method", sorted(built_in()))
 def test_equal_bits_for_any_number_of_workers_and_any_order(method: str) -> None:
     kind = built_in()[method].configure(SETTINGS.get(method, {}))
-    models = MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"])
+    models = fitting(kind, MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"]))
     dataset = tiny_dataset(rows=90, shape=(1, 4, 4))
     reference: tuple[Any, ...] | None = None
     for workers, wrap in ((1, None), (1, Backwards), (2, None), (2, Backwards), (3, None)):
@@ -175,7 +175,7 @@ def test_clients_that_move_from_worker_to_worker_lose_nothing(
     method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kind = built_in()[method].configure(SETTINGS.get(method, {}))
-    models = MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"])
+    models = fitting(kind, MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"]))
     dataset = tiny_dataset(rows=90, shape=(1, 4, 4))
     found = []
     for workers in (1, 3):

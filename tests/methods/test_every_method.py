@@ -16,6 +16,7 @@ from worlds import (
     dataset_of,
     entries,
     everything_owned,
+    fitting,
     in_process,
     resident,
     same_bits,
@@ -35,8 +36,7 @@ from interfuse.handler import handlers
 from interfuse.message import Disclosure, Message, decode, disclosed, encode, flatten
 from interfuse.method import Method, check_declaration, settings
 from interfuse.methods import built_in
-from interfuse.methods.fedin import PARTS, FedIN
-from interfuse.models import Builder, SplitModel, pair, resolve
+from interfuse.models import SplitModel, pair
 from interfuse.wire import Entry, Volume
 
 BLOCKS = ("base", "modular")
@@ -51,30 +51,16 @@ def tiny(name: str) -> Method:
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
-OTHERWISE: dict[str, list[dict[str, Any]]] = {"ifl": [{"downlink": "mixed", "downlink_rows": 6}]}
+OTHERWISE: dict[str, list[dict[str, Any]]] = {
+    name: [{"downlink": "mixed", "downlink_rows": 6}]
+    for name in ("ifl", "ifl-async", "ifl-late-answers", "ifl-late-published", "ifl-late-replay")
+}
 """Settings with which a method sends what it otherwise does not."""
 
 
 def federation(method: Method, **settings: Any) -> Federation:
     """A federation whose models have the parts that the method asks for."""
-    if isinstance(method, FedIN):
-        settings["models"] = [in_three_parts(model) for model in settings.get("models", ["logistic"])]
-    return any_federation(method, **settings)
-
-
-def in_three_parts(model: str | Builder) -> Builder:
-    """The model with a layer between its two blocks."""
-
-    def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-        both = (resolve(model) if isinstance(model, str) else model)(sample_shape, classes, width)
-        names = [both.only(part).stage_names for part in BLOCKS]
-        blocks: list[dict[str, nn.Module]] = [{f"of.{n}": both.get_submodule(n) for n in some} for some in names]
-        blocks.insert(1, {"between": nn.Sequential(nn.Linear(width, width), nn.Tanh())})
-        stages = {name: stage for block in blocks for name, stage in block.items()}
-        return SplitModel(stages, {part: list(block) for part, block in zip(PARTS, blocks, strict=True)})
-
-    build.__qualname__ = f"three-{model if isinstance(model, str) else model.__qualname__}"
-    return build
+    return any_federation(method, models=fitting(method, settings.pop("models", ["logistic"])), **settings)
 
 
 def uneven() -> dict[str, Any]:

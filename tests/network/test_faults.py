@@ -42,7 +42,9 @@ def in_messages(change: Callable[[FusionOutputs], FusionOutputs]) -> Callable[[]
 
     def lie() -> None:
         honest = node.encode
-        node.encode = lambda m: honest(change(m) if isinstance(m, FusionOutputs) else m)  # type: ignore[assignment]
+        node.encode = lambda m, *rest: honest(  # type: ignore[assignment]
+            change(m) if isinstance(m, FusionOutputs) else m, *rest
+        )
 
     return lie
 
@@ -99,7 +101,8 @@ def test_a_run_goes_on_without_a_node_that_lies(name: str, tmp_path: Path) -> No
         last = json.loads((three.run / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["accuracy"]["own"][2] is None
         assert None not in last["accuracy"]["own"][:2]
-        until(lambda: any("ended this node" in e.get("reason", "") or "reason" in e for e in three.events("cat")), 5)
+        if lie is not silent:  # which does not come to reading why
+            until(lambda: any(e["event"] in ("ends", "connects again") for e in three.events("cat")), 15)
 
 
 def test_a_run_stops_below_its_minimum_and_goes_on_once_the_node_is_mended(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ FULL: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5}, "client": {2: {"lr": 0.25}},
     "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
     "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
-    "devices": {"slow": 0.5, "uplink": 1.0},
+    "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500,
     "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},
 }  # fmt: skip
 

@@ -92,7 +92,8 @@ class Plan:
         entries = [
             {
                 "name": entry.name, "method": entry.config.method,
-                **{k: v for k, v in entry.config.identity().items() if k not in NOT_SHARED}, "grid": entry.grid,
+                **{k: v for k, v in entry.config.identity().items() if k not in NOT_SHARED and v is not None},
+                "grid": entry.grid,
             }
             for entry in self.entries
         ]  # fmt: skip

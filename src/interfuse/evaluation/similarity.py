@@ -36,13 +36,13 @@ def linear_cka(outputs: Sequence[Float[Tensor, "n _"]]) -> Float64[Tensor, "clie
 def similarity(federation: Federation) -> list[list[float]] | None:
     """Linear CKA between all clients' fusion-layer outputs on the curve's rows of the common test set.
 
-    None where the clients have several data sets or no common test set, fusion layers of several widths, are too many,
-    or are not all there any more.
+    None where the clients have no common test set or several with other labels, fusion layers of several widths, are
+    too many, or are not all there any more.
     """
     dims, program = federation.setup.dims, federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
-    tests = {id(test): len(test.y) for test in program.tests.values()}
-    if program.mode != "shared" or len(tests) > 1 or not all(tests.values()):
+    first, *others = {id(test): test.y for test in program.tests.values()}.values()
+    if program.mode != "shared" or not len(first) or not all(torch.equal(first, y) for y in others):
         return None
     if "d" not in dims or dims["clients"] > MOST_COMPARED or len(federation.clients) < dims["clients"]:
         return None
