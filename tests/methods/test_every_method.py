@@ -52,10 +52,11 @@ def tiny(name: str) -> Method:
 
 
 OTHERWISE: dict[str, list[dict[str, Any]]] = {
-    name: [{"downlink": "mixed", "downlink_rows": 6}]
-    for name in ("ifl", "ifl-async", "ifl-late-answers", "ifl-late-published", "ifl-late-replay")
+    name: [{"downlink": "mixed", "downlink_rows": 6}] for name in ("ifl", "ifl-late-answers", "ifl-late-published")
 }
 """Settings with which a method sends what it otherwise does not."""
+NEVER: dict[str, set[str]] = {name: {"Mixtures"} for name in ("ifl-async", "ifl-late-replay")}
+"""Messages that a method has from the one it is built on, and refuses to send."""
 
 
 def federation(method: Method, **settings: Any) -> Federation:
@@ -153,7 +154,7 @@ def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> Non
         for kind in (handler.message_type, handler.reply_type)
         if kind is not None
     }
-    assert travelled == declared
+    assert {kind.__name__ for kind in travelled} == {kind.__name__ for kind in declared} - NEVER.get(name, set())
 
 
 @every_method

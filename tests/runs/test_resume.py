@@ -66,7 +66,12 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "ifl-late-answers": {"settings": {"local_steps": 1, "joins_at": 2}, "rounds": 2},
     "ifl-late-published": {"settings": {"local_steps": 1, "joins_at": 2}},
     "moon": {"settings": {"participation": 0.67, "local_steps": 1}},
-    "fedin": {"settings": {"local_steps": 1, "batch_size": 8}, "models": ["resnet10-narrow@0.1"], "clients": 2},
+    "fedin": {
+        "settings": {"local_steps": 1, "batch_size": 8},
+        "models": ["resnet10-narrow@0.1"],
+        "clients": 2,
+        "rounds": 2,
+    },
     "fedgen": {"settings": {"local_steps": 1, "generator_steps": 2}},
     "fedet": {"settings": {"local_steps": 1, "server_steps": 2}, "rounds": 2},
     "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},
