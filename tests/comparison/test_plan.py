@@ -224,6 +224,17 @@ def test_an_entry_may_say_itself_what_a_size_changes() -> None:
         resolve(recipe_of(FEDAVG, comparison={"baseline": "fedavgg"}))
 
 
+def test_a_size_may_have_fewer_entries_and_a_shorter_grid() -> None:
+    long = {**FEDAVG, "grid": {"lr": [0.1, 0.2, 0.3]}, "small": {"grid": {"lr": [0.2]}}}
+    recipe = recipe_of(long, IFL, comparison={"small": {"entries": ["fedavg"]}, "smoke": {"rounds": 1}})
+    (mine,) = resolve(quicker(recipe, "small")).entries
+    assert (mine.name, mine.grid) == ("fedavg", {"lr": [0.2]})
+    assert [len(entry.points()) for entry in resolve(recipe).entries] == [3, 1]
+    assert [len(entry.points()) for entry in resolve(smoke(recipe)).entries] == [2, 1]
+    with pytest.raises(ConfigError, match=r"\[comparison.small\]: 'fedavgg' is no entry"):
+        quicker(recipe_of(FEDAVG, comparison={"small": {"entries": ["fedavgg"]}}), "small")
+
+
 def test_a_quick_try_that_the_recipe_does_not_have() -> None:
     with pytest.raises(ConfigError, match=r"add \[comparison.smoke\]"):
         smoke(recipe_of(FEDAVG))

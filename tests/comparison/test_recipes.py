@@ -13,7 +13,7 @@ from interfuse import recipes
 from interfuse.cli import app
 from interfuse.comparison import plots
 from interfuse.comparison.plan import resolve
-from interfuse.comparison.recipe import read, smoke
+from interfuse.comparison.recipe import Recipe, quicker, read, smoke
 from interfuse.data import available
 
 COMPARISONS = [
@@ -21,6 +21,12 @@ COMPARISONS = [
     for path in sorted(recipes.folder().glob("*.toml"))
     if "comparison" in tomllib.loads(path.read_text(encoding="utf-8"))
 ]
+
+
+def recipe_named(name: str) -> Recipe:
+    path = recipes.find(name)
+    assert path is not None
+    return read(path)
 
 
 def test_the_experiments_of_ifl_are_here() -> None:
@@ -33,20 +39,22 @@ def test_the_experiments_of_ifl_are_here() -> None:
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_quick_try_asks_for_the_same_entries(name: str) -> None:
-    path = recipes.find(name)
-    assert path is not None
-    recipe = read(path)
+    recipe = recipe_named(name)
     plan = resolve(smoke(recipe))
     assert [entry.name for entry in plan.entries] == [entry.name for entry in recipe.entries]
     assert len(plan.asked.seeds) <= 2
     assert recipe.asked.anchor in {entry.name for entry in recipe.entries}
 
 
+@pytest.mark.parametrize("name", [name for name in COMPARISONS if recipe_named(name).asked.small])
+def test_the_small_size_can_be_planned(name: str) -> None:
+    plan = resolve(quicker(recipe_named(name), "small"))
+    assert plan.asked.anchor in {entry.name for entry in plan.entries}
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_quick_try_ends_in_a_table_of_all_entries(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = recipes.find(name)
-    assert path is not None
-    recipe = read(path)
+    recipe = recipe_named(name)
     states = {info.name: info.state for info in available()}
     data = smoke(recipe).run.get("data", "digits")
     for one in [data] if isinstance(data, str) else data:

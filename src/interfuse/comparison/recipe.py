@@ -51,8 +51,8 @@ class Asked(BaseModel):
         uplinks: Bytes: which accuracy with these?
         anchor: The entry at whose uplink all are compared: where it first has 95 % of its final global accuracy.
         baseline: The entry whose rounds until an accuracy are the unit of speed.
-        smoke: Keys of a run, and ``seeds``, that a quick try changes.
-        small: Keys of a run, and ``seeds``, for one machine and some hours.
+        smoke: Keys of a run, and ``seeds``, that a quick try changes; ``entries``: the names of those that it has.
+        small: The same for one machine and some hours.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,7 +69,10 @@ class Asked(BaseModel):
 
 
 class EntryTable(BaseModel):
-    """A table ``[[entry]]``; ``run`` holds the keys of a run that it says itself, ``quicker`` those of other sizes."""
+    """A table ``[[entry]]``; ``run`` holds the keys of a run that it says itself, ``quicker`` those of other sizes.
+
+    ``grids`` holds the grids of other sizes, where they differ.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -78,6 +81,7 @@ class EntryTable(BaseModel):
     run: dict[str, Any] = Field(default_factory=dict)
     grid: Grid = Field(default_factory=dict)
     quicker: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    grids: dict[str, Grid] = Field(default_factory=dict)
 
 
 class Recipe(BaseModel):
@@ -127,7 +131,7 @@ def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Re
     if len(set(asked.seeds)) < len(asked.seeds):
         raise ConfigError(f"{source}: seeds = {list(asked.seeds)}: name each once")
     for size in QUICKER:
-        changed = {key: value for key, value in getattr(asked, size).items() if key != "seeds"}
+        changed = {key: value for key, value in getattr(asked, size).items() if key not in ("seeds", "entries")}
         _run(changed, f"{source}, [comparison.{size}]")
     run = _run(values.get("run", {}), f"{source}, [run]")
     tables = values.get("entry", [])
@@ -170,8 +174,10 @@ def _entry(values: object, source: str, folder: Path) -> EntryTable:
         if key in run.get("settings", {}):
             raise ConfigError(f"{source}: {key} is a setting and in the grid; say it once")
     values = {"name": table["name"], "method": both.pop("method"), "run": both, "grid": grid}
-    quicker = {size: _run(table[size], f"{source}, {size}") for size in QUICKER if size in table}
-    return _table(EntryTable, values | {"quicker": quicker}, source)
+    quicker = {size: _mapping(table[size], f"{source}, {size}") for size in QUICKER if size in table}
+    grids = {size: _grid(own.pop("grid"), f"{source}, {size}, grid") for size, own in quicker.items() if "grid" in own}
+    quicker = {size: _run(own, f"{source}, {size}") for size, own in quicker.items()}
+    return _table(EntryTable, values | {"quicker": quicker, "grids": grids}, source)
 
 
 def _grid(values: object, source: str) -> Grid:
@@ -222,14 +228,23 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
         kind = {"smoke": "a quick try", "small": "a small size"}[size]
         raise ConfigError(f"{recipe.name} says nothing of {kind}; add [comparison.{size}] with, say, rounds = 4")
     seeds = overrides.pop("seeds", recipe.asked.seeds)
+    names = [entry.name for entry in recipe.entries]
+    wanted = overrides.pop("entries", names)
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(f"{recipe.name}, [comparison.{size}]: {name!r} is no entry: {nearest(name, names)}")
     asked = _table(Asked, recipe.asked.model_dump() | {"seeds": seeds}, f"{recipe.name}, [comparison.{size}]")
     changed = override(recipe.model_copy(update={"name": f"{recipe.name}-{size}", "asked": asked}), overrides, {})
     least = size == "smoke"
     entries = tuple(
         entry.model_copy(
-            update={"run": merged(entry.run, entry.quicker.get(size, {})), "grid": _tried(entry.grid, least)}
+            update={
+                "run": merged(entry.run, entry.quicker.get(size, {})),
+                "grid": _tried(entry.grids.get(size, entry.grid), least),
+            }
         )
         for entry in changed.entries
+        if entry.name in wanted
     )
     return changed.model_copy(update={"entries": entries, "grid": _tried(changed.grid, least)})
 
