@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import Result
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from interfuse import load_run, recipes, report
@@ -507,6 +508,19 @@ def test_datasets_and_models_are_listed() -> None:
 
 
 # --- help
+
+
+def texts(command: Any) -> Iterator[str]:
+    """Everything that help says of a command and those below it."""
+    yield from (command.help or "", command.epilog or "", *(getattr(p, "help", None) or "" for p in command.params))
+    for below in getattr(command, "commands", {}).values():
+        yield from texts(below)
+
+
+def test_no_word_in_brackets_is_lost_as_markup() -> None:
+    tags = [tag for text in texts(get_command(app)) for tag in re.findall(r"(?<!\\)\[[a-z/][^\]]*\]", text)]
+    assert set(tags) <= {"[bold]", "[/]"}
+    assert "[devices] says more" in " ".join(good("compare", "--help").stdout.replace("│", " ").split())
 
 
 def test_no_arguments_show_help_with_an_example() -> None:

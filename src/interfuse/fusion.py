@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -47,6 +48,9 @@ class Mixtures(Message):
 @dataclass(frozen=True)
 class FusionSharing(Program):
     """What methods that share fusion pairs can choose: how many go down, and how true their labels are."""
+
+    # who learns from a pair corrects for the flips of who sent it
+    agreed: ClassVar[Collection[str]] = ("label_epsilon",)
 
     downlink: Literal["all", "pairs", "rows", "balanced", "mixed"] = "all"  # what goes down of the pairs of all clients
     downlink_rows: Count = 128  # at most so many rows go down, unless all do

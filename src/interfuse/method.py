@@ -46,6 +46,8 @@ class Method(Program):
 
     discloses: ClassVar[Collection[Disclosure]] = ()
     """Everything that a client's messages disclose. Checked against the reply types."""
+    agreed: ClassVar[Collection[str]] = ()
+    """Hyperparameters that no client may have of its own."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)  # mypy takes the instances' __hash__ for that of the class

@@ -296,10 +296,17 @@ def as_inputs(dataset: Dataset, numerics: Numerics, x: Tensor) -> Tensor:
 
 
 def with_settings(method: Method, own: Mapping[str, Any]) -> Method:
-    """The method with some hyperparameters of a client's own."""
+    """The method with some hyperparameters of a client's own.
+
+    Raises:
+        ConfigError: one of them is impossible, or is for all clients to agree on.
+    """
     if not own:
         return method
     everybody = {f.name: getattr(method, f.name) for f in fields(method)}
+    for name in method.agreed:
+        if own.get(name, everybody[name]) != everybody[name]:
+            raise ConfigError(f"{name} = {own[name]!r}: all clients must have the same, {everybody[name]!r}")
     return type(method).configure(everybody | dict(own))
 
 

@@ -33,8 +33,8 @@ from interfuse.errors import ClientError
 from interfuse.evaluation import compose, evaluate, measure
 from interfuse.federation import Federation
 from interfuse.handler import handlers
-from interfuse.message import Disclosure, Message, decode, disclosed, encode, flatten
-from interfuse.method import Method, check_declaration, settings
+from interfuse.message import Disclosure, Message, State, decode, disclosed, encode, flatten, leaves
+from interfuse.method import RETAINABLE, Method, check_declaration, retained, settings
 from interfuse.methods import built_in
 from interfuse.models import SplitModel, pair
 from interfuse.wire import Entry, Volume
@@ -256,6 +256,21 @@ def test_a_round_without_any_client_says_so_and_changes_nothing(name: str) -> No
     with pytest.raises(ClientError, match="client 0 failed in .*, round 1: no reply in time"):
         f.run_round()
     assert f.server.state is state
+
+
+# the labels that fedproto keeps are numbers of classes, and the rows of pooled are plain tensors, declared by hand
+@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("fedproto", "pooled")])
+def test_what_the_server_keeps_of_samples_beyond_a_round_is_what_the_contract_says(name: str) -> None:
+    late: list[dict[str, Any]] = [{"one_round_late": True}] if name == "ifl" else []
+    for method in (tiny(name), *(replace(tiny(name), **own) for own in late)):
+        f = federation(method, clients=3, rounds=1)
+        kept = {leaf.disclosure for leaf in leaves(type(f.server.state))} if holds_rows(f.server.state) else set()
+        assert kept & set(RETAINABLE) == retained(method)
+
+
+def holds_rows(state: State | None) -> bool:
+    """Whether any tensor of a state has a row."""
+    return state is not None and any(tensor.numel() for tensor in flatten(state).values())
 
 
 @every_method

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from worlds import Recorder, federation, tiny_dataset, wide
+from worlds import Recorder, federation, setup_of, tiny_dataset, wide
 
+from interfuse.errors import ConfigError
 from interfuse.methods.ifl import IFL, FusionOutputs
 from interfuse.privacy import flip_rates, log_reported, randomised_response
 from interfuse.randomness import generator
@@ -86,6 +87,13 @@ def test_without_epsilon_labels_are_true_and_with_it_features_stay() -> None:
     assert all(torch.equal(a.z, b.z) for a, b in zip(true, noisy, strict=True))
     assert any(not torch.equal(a.y, b.y) for a, b in zip(true, noisy, strict=True))
     assert all(torch.equal(a.y, b.y) for a, b in zip(true, uploads(100.0, rounds=1), strict=True))
+
+
+def test_clients_with_another_epsilon_are_refused_for_the_others_could_not_correct_its_flips() -> None:
+    for theirs in (2.0, None):
+        with pytest.raises(ConfigError, match=r"client 1: label_epsilon = .*: all clients must have the same, 1.0"):
+            setup_of(IFL(label_epsilon=1.0), models=[wide], clients=2, overrides={1: {"label_epsilon": theirs}})
+    setup_of(IFL(label_epsilon=1.0), models=[wide], clients=2, overrides={1: {"label_epsilon": 1.0, "base_lr": 0.5}})
 
 
 def test_a_modular_block_learns_through_flips_what_it_learns_without_them() -> None:

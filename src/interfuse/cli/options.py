@@ -111,7 +111,7 @@ Devices = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"What the virtual clock goes by: {', '.join(NAMED)} (default uniform); a recipe's [devices] says more.",
+        help=f"What the virtual clock goes by: {', '.join(NAMED)} (default uniform); a recipe's \\[devices] says more.",
         rich_help_panel=HOW,
     ),
 ]

@@ -10,7 +10,8 @@ import torch
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.method import Steps
+from interfuse.message import Disclosure
+from interfuse.method import Method, Steps
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
 from interfuse.server import Server
 
@@ -32,6 +33,9 @@ class IFLAsync(IFL):
     def start(self, server: Server[Late], clients: Clients) -> Late:
         nothing = FusionOutputs(torch.zeros(0, server.dims["d"]), torch.zeros(0, dtype=torch.uint8))
         return Late(FusionPairs((nothing,) * len(clients)))
+
+    def retains(self) -> frozenset[Disclosure]:
+        return Method.retains(self)  # IFL itself keeps pairs only where it uses them late
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         latest = list(server.state.pairs.pairs)

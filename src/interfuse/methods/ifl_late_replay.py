@@ -8,8 +8,8 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.late_joining import LateJoining
-from interfuse.message import Message
-from interfuse.method import Count
+from interfuse.message import Disclosure, Message
+from interfuse.method import Count, Method
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
 from interfuse.server import Server
 
@@ -34,6 +34,9 @@ class IFLLateReplay(LateJoining, IFL):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_plain(self)
+
+    def retains(self) -> frozenset[Disclosure]:
+        return Method.retains(self)  # IFL itself keeps pairs only where it uses them late
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)
