@@ -70,6 +70,7 @@ def write_run(
     (folder / "config.toml").write_text(f'method = "{method}"\nrounds = {rounds}\nclients = {clients}\n')
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "summary.json").write_text(json.dumps(summary))
+    (folder / "peak-memory.json").write_text(json.dumps({"bytes": 1_000_000 * (seed + 1)}))
     return folder
 
 

@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 from hand_made import finished, plan_of, write_run
 
-from interfuse.comparison.measures import Anchor, Row, accuracies_at, anchor_of, read_run, rows
+from interfuse.comparison.measures import Anchor, Row, accuracies_at, anchor_of, operations, read_run, rows
+from interfuse.comparison.plan import resolve
+from interfuse.comparison.recipe import parse
 from interfuse.comparison.table import tables
 
+SMALL = {"models": ["logistic"], "fusion_width": 8, "clients": 4}
+IFL, LATE = {"name": "ifl", "method": "ifl"}, {"name": "late", "method": "ifl-late-replay"}
 ACCURACIES, UPLINKS = [0.3, 0.6, 0.99], [9000, 20_000]
 
 
@@ -77,6 +81,7 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
     found["virtual_seconds"] = metrics[-1]["virtual_seconds"]["devices"]
     found["missing"] = len(metrics) - 1 + seed
     found["flops"] = 1000.0 * (len(metrics) - 1)
+    found["peak_memory"] = 1e6 * (seed + 1)
     found["seconds"] = sum(line["seconds"]["calls"] for line in metrics)
     points = [line for line in metrics if "accuracy" in line]
     for accuracy in ACCURACIES:
@@ -167,6 +172,47 @@ def test_without_compositions_they_are_unknown(tmp_path: Path) -> None:
     assert row.composition is None
     assert all(math.isnan(row.mean[f"{kind}_last"]) for kind in ("composition", "swapped", "spread"))
     assert not math.isnan(row.mean["global_last"])
+
+
+def test_operations_follow_the_steps_where_rounds_differ(tmp_path: Path) -> None:
+    """A first round of 30 steps, and 5 in each of the three others: 45 in all; without any, rounds count."""
+    for first, wanted in ((30, 1000 * 45 / 30), (0, 1000 * 4)):
+        folder = write_run(tmp_path / str(first), 0, rounds=4)
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for line, steps in zip(lines, (0, first, 5, 5, 5), strict=True):
+            line["steps"] = {"clients": steps, "server": 0}
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        summary = json.loads((folder / "summary.json").read_text())
+        summary["gradient_steps"] = {"clients": first + 15, "server": 0}
+        (folder / "summary.json").write_text(json.dumps(summary))
+        assert operations(read_run(folder, 0), 1000.0) == wanted
+
+
+def test_newcomers_are_the_same_clients_in_every_entry(tmp_path: Path) -> None:
+    """Four clients, of which two come late in one of the entries."""
+    asked = {"run": SMALL, "entry": [IFL, {**LATE, "settings": {"newcomers": 2, "joins_at": 3}}]}
+    plan = resolve(parse(asked, "test", "test.toml", Path("/nowhere")))
+    done = [
+        finished(entry, tmp_path, seeds=[0], rise=rise) for entry, rise in zip(plan.entries, (0.9, 0.7), strict=True)
+    ]
+    entries = [
+        {"heading": heading, "client": client, "direction": way, "raw": 10**client, "wire": 1}
+        for heading in ("training", "evaluation") for client in range(4) for way in ("up", "down", "down")
+    ]  # fmt: skip
+    for f in done:
+        (f.runs[0] / "ledger.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    found, anchor = rows(plan, done)
+    for row in found:
+        summary, _ = files(tmp_path, row.name, 0)
+        for when, values in (("last", summary), ("best", summary["best"])):
+            matrix = values["composition_matrix"]
+            assert row.mean[f"newcomers_{when}"] == pytest.approx(average(flat([line[:2] for line in matrix[2:]])))
+            assert row.mean[f"incumbents_{when}"] == pytest.approx(average(flat([line[:2] for line in matrix[:2]])))
+        difference = row.mean["newcomers_last"] - row.mean["incumbents_last"]
+        assert row.mean["newcomers_minus_incumbents"] == difference
+        assert (row.mean["newcomers_uplink"], row.mean["newcomers_downlink"]) == (1100, 2200)
+    assert "Newcomers" in [table.title for table in tables(plan, found, anchor)]
+    assert "Newcomers" not in [table.title for table in tables(plan_of("ifl"), found[:1], anchor)]
 
 
 def test_an_entry_without_runs_is_no_anchor() -> None:

@@ -53,7 +53,7 @@ def test_the_main_table_says_mean_and_deviation_in_percent(compared: tuple[Plan,
     assert cells["uplink, MB"] == "0.0480"  # 12 rounds, 4 clients, 1000 bytes; the same with every seed
     assert cells["client steps"] == "336"
     assert cells["chosen"] == "base_lr=0.25; batch_size=16"
-    assert main.heads[-1] == "seconds"
+    assert main.heads[-2:] == ("peak memory, MB", "seconds")
     assert "over 3 seeds" in main.caption
 
 
@@ -114,7 +114,7 @@ def test_csv_gives_every_number_back(compared: tuple[Plan, list[Row], Anchor | N
             for key, value in values.items():
                 read = line[f"{key}_{part}"]
                 assert math.isnan(value) if read == "" else float(read) == value
-    assert list(lines[0])[-2:] == ["seconds_mean", "seconds_std"]
+    assert list(lines[0])[-4:] == ["peak_memory_mean", "peak_memory_std", "seconds_mean", "seconds_std"]
     assert "A_1" in lines[1]["failures"]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import resource
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,6 +31,8 @@ POLL_SECONDS = 0.25
 FAILED = "failed.json"
 """In the folder of a run: that its training failed, so that it need not be tried again."""
 FLOPS = "flops.json"
+PEAK_MEMORY = "peak-memory.json"
+"""In the folder of a run: how much memory its process held at its highest."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,8 +193,21 @@ def _work(job: Job, given: Given) -> None:
         return
     try:
         begin_or_resume(job.path, job.config, given, Silent())
+        write_whole(job.path / PEAK_MEMORY, json.dumps({"bytes": peak_memory()}))
     except (ClientError, DivergedError, MessageError) as error:
         write_whole(job.path / FAILED, json.dumps({"reason": str(error)}))
+
+
+def peak_memory() -> int:
+    """Resident bytes of this process at its highest, pages that it shares with its parent included."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def read_peak_memory(path: Path) -> float:
+    """The peak memory of the run in a folder; NaN where nothing is known of it."""
+    file = path / PEAK_MEMORY
+    return number(json.loads(file.read_text(encoding="utf-8"))["bytes"]) if file.exists() else math.nan
 
 
 class State:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from interfuse.clock import LINKS, OWN
-from interfuse.comparison.execution import Finished
+from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
+from interfuse.late_joining import LateJoining
+from interfuse.methods import find
 from interfuse.report.summary import (
     Curve,
     Json,
@@ -42,7 +46,10 @@ class SeedRun:
 
     Attributes:
         steps: Gradient steps up to each point of the curve, clients and server together.
+        first_steps: Those of the first round.
         virtual: Virtual seconds up to each point, on the clients' devices and with links of one rate each.
+        sent: Raw bytes of training by client and direction, ``up`` or ``down``; only where they are asked for.
+        peak_memory: Resident bytes of the run's process at its highest; NaN is unknown.
     """
 
     seed: int
@@ -51,7 +58,10 @@ class SeedRun:
     downlink: NDArray[np.int64]
     uplink_wire: NDArray[np.int64]
     steps: NDArray[np.int64]
+    first_steps: int
     virtual: Mapping[str, NDArray[np.float64]]
+    sent: Counter[tuple[int, str]] = field(default_factory=Counter)
+    peak_memory: float = math.nan
 
     @property
     def clients(self) -> int:
@@ -113,8 +123,8 @@ class Row:
         return np.mean(found, axis=0) if found and len(found) == len(self.runs) else None
 
 
-def read_run(path: Path, seed: int) -> SeedRun:
-    """A run folder that is finished."""
+def read_run(path: Path, seed: int, *, by_client: bool = False) -> SeedRun:
+    """A run folder that is finished; with ``by_client`` the ledger is read as well."""
     run = load(path)
     evaluated = [row for row in run.metrics if row.get("accuracy")]
     made = np.cumsum([row["steps"]["clients"] + row["steps"]["server"] for row in run.metrics])
@@ -126,16 +136,40 @@ def read_run(path: Path, seed: int) -> SeedRun:
         uplink_wire=np.array([row["uplink"]["wire"] for row in evaluated], dtype=np.int64),
         downlink=np.array([row["downlink"]["raw"] for row in evaluated], dtype=np.int64),
         steps=made[places].astype(np.int64),
+        first_steps=int(made[1]),
         virtual={
             name: np.array([number((row.get("virtual_seconds") or {}).get(name)) for row in evaluated])
             for name in (OWN, *LINKS)
         },
+        sent=bytes_by_client(path / "ledger.jsonl") if by_client else Counter(),
+        peak_memory=read_peak_memory(path),
     )
+
+
+def bytes_by_client(ledger: Path) -> Counter[tuple[int, str]]:
+    """Raw bytes of training by client and direction."""
+    found: Counter[tuple[int, str]] = Counter()
+    with ledger.open(encoding="utf-8") as lines:
+        for line in lines:
+            entry = json.loads(line)
+            if entry["heading"] == "training":
+                found[entry["client"], entry["direction"]] += entry["raw"]
+    return found
+
+
+def newcomers_of(plan: Plan) -> int:
+    """How many clients, the last ones, come late in some entry; all entries then say what those reach."""
+    late = [e.config.settings for e in plan.entries if issubclass(find(e.config.method), LateJoining)]
+    return max((settings["newcomers"] for settings in late), default=0)
 
 
 def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | None]:
     """The rows of the table in the order of the recipe, and the uplink of the anchor where there is one."""
-    runs = {f.entry.name: [read_run(path, seed) for seed, path in sorted(f.runs.items())] for f in finished}
+    late = newcomers_of(plan)
+    runs = {
+        f.entry.name: [read_run(path, seed, by_client=late > 0) for seed, path in sorted(f.runs.items())]
+        for f in finished
+    }
     anchor = anchor_of(runs.get(plan.asked.anchor or "", []))
     local = {run.seed: run for run in runs.get("local", [])}
     baseline = {run.seed: run for run in runs.get(plan.asked.baseline or "", [])}
@@ -146,12 +180,15 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
             {
                 **accuracies(run.summary),
                 **beside_local(run.summary, local[run.seed].summary if run.seed in local else {}),
-                **bytes_and_work(run.summary, f.flops),
+                **bytes_and_work(run.summary),
+                "flops": operations(run, f.flops),
+                **(of_newcomers(run, late) if late else {}),
                 **bytes_to(run, plan.asked.accuracies),
                 **seconds_to(run, plan.asked.accuracies),
                 **(rounds_to(run, baseline.get(run.seed), plan.asked.accuracies) if plan.asked.baseline else {}),
                 **accuracies_at(run, plan.asked.uplinks, anchor),
-                # the last, for it is all that differs between two equal runs
+                # the last, for they are all that differs between two equal runs
+                "peak_memory": run.peak_memory,
                 "seconds": number(run.summary.get("seconds")),
             }
             for run in found
@@ -195,8 +232,30 @@ def beside_local(summary: Json, local: Json) -> Values:
     }
 
 
-def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
-    """Bytes of training, raw and on the wire, gradient steps, and operations: those of the first round times rounds."""
+def of_newcomers(run: SeedRun, late: int) -> Values:
+    """The last clients, that come late in some entry: their base blocks behind the modular blocks of the incumbents,
+    beside those of the incumbents themselves; and their own bytes."""
+    unknown = np.full((run.clients, run.clients), math.nan)
+    found: Values = {}
+    for when, measured in (("last", scores(run.summary)), ("best", best_scores(run.summary) or scores({}))):
+        behind = (unknown if measured.composition is None else measured.composition)[:, :-late]
+        found |= {f"newcomers_{when}": mean(behind[-late:].flat), f"incumbents_{when}": mean(behind[:-late].flat)}
+    found["newcomers_minus_incumbents"] = found["newcomers_last"] - found["incumbents_last"]
+    for way in ("up", "down"):
+        found[f"newcomers_{way}link"] = float(sum(run.sent[c, way] for c in range(run.clients - late, run.clients)))
+    return found
+
+
+def operations(run: SeedRun, of_first_round: float) -> float:
+    """Floating-point operations: for each gradient step as many as in the first round, for a round if that has none."""
+    steps = run.summary.get("gradient_steps") or {}
+    if not run.first_steps:
+        return of_first_round * number(run.summary.get("rounds"))
+    return of_first_round * (number(steps.get("clients")) + number(steps.get("server"))) / run.first_steps
+
+
+def bytes_and_work(summary: Json) -> Values:
+    """Bytes of training, raw and on the wire, and gradient steps."""
     clients, steps = number_of_clients(summary), summary.get("gradient_steps") or {}
     (up, up_wire), (down, down_wire) = (
         [number((summary.get(f"{way}_bytes") or {}).get(form)) for form in ("raw", "wire")]
@@ -216,7 +275,6 @@ def bytes_and_work(summary: Json, flops_of_a_round: float) -> Values:
         "missing": _sum(summary.get("missing_replies")),
         "steps_clients": number(steps.get("clients")),
         "steps_server": number(steps.get("server")),
-        "flops": flops_of_a_round * number(summary.get("rounds")),
     }
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from interfuse.clock import LINKS, OWN
-from interfuse.comparison.measures import Anchor, Row
+from interfuse.comparison.measures import Anchor, Row, newcomers_of
 from interfuse.comparison.plan import Plan
 from interfuse.report.text import UNKNOWN, bare_percent, megabytes
 
@@ -50,6 +50,11 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     if beside:
         text = f"Differences to local with the same seed, in points. {text}"
     found.append(_table("Differences and spread", text, _BESIDE * beside + _SPREAD, rows))
+    if late := newcomers_of(plan):
+        text = (
+            f"Accuracy in % behind all modular blocks of the incumbents. Newcomers are the last {late} in every entry."
+        )
+        found.append(_table("Newcomers", text, _NEWCOMERS, rows))
     if asked.accuracies:
         text = "Raw MB until the mean global accuracy on the curve is there for the first time; – is never."
         found.append(_table("Bytes until an accuracy", text, _until(asked.accuracies, coded), rows))
@@ -90,7 +95,7 @@ def _seconds(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{value:,.1f}"
 
 
-# Seconds come last: they are all that differs between two equal comparisons.
+# Memory and seconds come last: they are all that differs between two equal comparisons.
 _MAIN = (
     Column("own", "own_last", bare_percent),
     Column("own, best", "own_best", bare_percent),
@@ -102,7 +107,16 @@ _MAIN = (
     Column("client steps", "steps_clients", _count),
     Column("TFLOP", "flops", _tera),
     Column("chosen", "", str),
+    Column("peak memory, MB", "peak_memory", megabytes),
     Column("seconds", "seconds", _seconds),
+)
+_NEWCOMERS = (
+    Column("newcomers' base blocks", "newcomers_last", bare_percent),
+    Column("best", "newcomers_best", bare_percent),
+    Column("incumbents' base blocks", "incumbents_last", bare_percent),
+    Column("difference", "newcomers_minus_incumbents", bare_percent),
+    Column("uplink of newcomers, MB", "newcomers_uplink", megabytes),
+    Column("downlink of newcomers, MB", "newcomers_downlink", megabytes),
 )
 _BESIDE = (
     Column("own − local", "own_minus_local", bare_percent),
