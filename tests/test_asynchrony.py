@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ import pytest
 import torch
 from jaxtyping import Int64
 from torch import Tensor
-from worlds import entries, everything_owned, federation, same_bits
+from worlds import entries, everything_owned, federation, same_bits, weights_of
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.clock import Devices
+from interfuse.clock import NAMED, Devices
 from interfuse.errors import ClientError, ConfigError
 from interfuse.federation import Federation
 from interfuse.handler import on_client
-from interfuse.message import Message, State
+from interfuse.message import Message, State, flatten
 from interfuse.method import Method
+from interfuse.methods.fedbuff import FedBuff
+from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_async import IFLAsync
 from interfuse.server import Server
 from interfuse.training import cross_entropy
 
@@ -263,3 +266,32 @@ def test_evaluation_takes_no_time() -> None:
     with f.evaluating() as clients:
         clients.call(method.work, Task(0), deadline=1.0)
     assert f.exchange.clock.now == 0.0
+
+
+# --- half of the clients slower, a fifth away
+
+FAST: dict[str, Any] = {"local_steps": 2, "batch_size": 4}
+FORMS: dict[str, Method] = {
+    "synchronous": IFL(**FAST), "deadline": IFL(deadline=0.08, **FAST), "asynchronous": IFLAsync(**FAST),
+    "asynchronous averages": FedBuff(replies=2, **FAST),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_with_stragglers_a_repetition_has_equal_bits_times_and_failures(form: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"clients": 5, "devices": replace(NAMED["stragglers"], away_seconds=0.2)}
+    once, again = (federation(FORMS[form], rounds=6, workers=workers, **settings) for workers in (1, 2))
+    resumed, begun = (federation(FORMS[form], rounds=rounds, **settings) for rounds in (0, 3))
+    resumed.load(tmp_path, 3, begun.save(tmp_path))
+    for _ in range(3):
+        resumed.run_round()
+    failures = [*begun.exchange.failures, *resumed.exchange.failures]
+    assert {failure.kind for failure in failures} == ({"late", "away"} if form == "deadline" else set())
+    assert once.exchange.failures == again.exchange.failures == failures
+    assert once.exchange.clock.times == again.exchange.clock.times == resumed.exchange.clock.times
+    assert same_bits(flatten(once.server.state), flatten(resumed.server.state))
+    for client in once.clients if once.method.keeps() else ():
+        assert same_bits(weights_of(once, client), weights_of(resumed, client))
+    assert entries(once) == entries(again) == [*entries(begun), *entries(resumed)]
+    assert same_bits(everything_owned(once), everything_owned(again))
+    again.engine.close()
