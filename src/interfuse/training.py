@@ -59,11 +59,11 @@ def pull_back(output: Float[Tensor, "batch d"], gradient: Float[Tensor, "batch d
     return lambda model, batch: (output * gradient).sum()
 
 
-def gradient_of_features(model: SplitModel, batch: Batch) -> Float[Tensor, "batch d"]:
-    """∂(mean cross entropy)/∂x of the modular block on features of the fusion layer; the model stays as it is."""
+def gradient_of_features(loss: Objective, model: SplitModel, batch: Batch) -> Float[Tensor, "batch d"]:
+    """∂loss/∂x on features of the fusion layer; the model stays as it is."""
     z = batch.x.detach().requires_grad_()
     with model.training_parts(()):
-        (gradient,) = torch.autograd.grad(modular_cross_entropy(model, Batch(z, batch.y)), z)
+        (gradient,) = torch.autograd.grad(loss(model, Batch(z, batch.y)), z)
     return gradient
 
 

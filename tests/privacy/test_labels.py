@@ -12,6 +12,7 @@ from worlds import Recorder, federation, setup_of, tiny_dataset, wide
 
 from interfuse.errors import ConfigError
 from interfuse.methods.ifl import IFL, FusionOutputs
+from interfuse.methods.ifl_late_answers import IFLLateAnswers, Question
 from interfuse.privacy import flip_rates, log_reported, randomised_response
 from interfuse.randomness import generator
 
@@ -87,6 +88,19 @@ def test_without_epsilon_labels_are_true_and_with_it_features_stay() -> None:
     assert all(torch.equal(a.z, b.z) for a, b in zip(true, noisy, strict=True))
     assert any(not torch.equal(a.y, b.y) for a, b in zip(true, noisy, strict=True))
     assert all(torch.equal(a.y, b.y) for a, b in zip(true, uploads(100.0, rounds=1), strict=True))
+
+
+def test_a_late_joiner_reports_by_the_same_noise_when_it_asks() -> None:
+    def asked(epsilon: float | None) -> list[Question]:
+        method = IFLLateAnswers(local_steps=1, batch_size=20, label_epsilon=epsilon, joins_at=1)
+        f = federation(method, rounds=1, wrap=Recorder, models=[wide], clients=3, dataset=tiny_dataset())
+        assert isinstance(f.engine, Recorder)
+        return [message for _, _, message in f.engine.up if isinstance(message, Question)]
+
+    (true,), (noisy,), (hardly,) = asked(None), asked(0.1), asked(100.0)
+    assert torch.equal(true.z, noisy.z)
+    assert not torch.equal(true.y, noisy.y)
+    assert torch.equal(true.y, hardly.y)
 
 
 def test_clients_with_another_epsilon_are_refused_for_the_others_could_not_correct_its_flips() -> None:

@@ -111,6 +111,34 @@ def test_sizes_are_those_of_the_format(text: str, payload: int) -> None:
     assert len(codec.pack(codec.round(x, generator(2)))) == (2 + 4 * 3) + payload
 
 
+@pytest.mark.parametrize("text", ["none", *LOSSY])
+@settings(max_examples=60, deadline=None)
+@given(x=tensors(), seed=st.integers(0, 1000))
+def test_sizes_follow_from_the_shape_and_for_topk_from_how_many_are_not_zero(text: str, x: Tensor, seed: int) -> None:
+    codec = Codec.parse(text)
+    sent = codec.round(x, generator(seed))
+    numbers, wanted = x.numel(), 2 + 4 * x.ndim
+    if codec.keep is not None and x.numel():
+        numbers = int(sent.count_nonzero())
+        wanted += 4 + min(math.ceil(x.numel() / 8), 2 * numbers)
+    bits = {None: 32, "fp16": 16, "bf16": 16}.get(codec.values) or BITS[str(codec.values)]
+    if bits < 16 and x.numel():
+        wanted += 3 * (1 if codec.per == "tensor" or x.ndim < 2 else len(x))
+    assert len(codec.pack(sent)) == wanted + math.ceil(numbers * bits / 8)
+
+
+@pytest.mark.parametrize(("text", "digits", "smallest"), [("fp16", 11, 2**-24), ("bf16", 8, 2**-133)])
+@settings(max_examples=100, deadline=None)
+@given(x=tensors())
+def test_half_precision_is_off_by_half_a_unit_of_the_last_digit(
+    text: str, digits: int, smallest: float, x: Tensor
+) -> None:
+    most = torch.finfo(torch.float16 if text == "fp16" else torch.bfloat16).max
+    wanted = x.clamp(-most, most).double()
+    off = (Codec.parse(text).round(x, generator(0)).double() - wanted).abs()
+    assert bool((off <= torch.clamp(wanted.abs() * 2.0**-digits, min=smallest / 2)).all())
+
+
 @settings(max_examples=50, deadline=None)
 @given(x=tensors(), keep=st.sampled_from([0.01, 0.25, 0.5, 0.99]))
 def test_topk_keeps_the_largest_of_each_row_as_they_are(x: Tensor, keep: float) -> None:

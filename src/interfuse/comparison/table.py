@@ -128,6 +128,7 @@ _SPREAD = (
     Column("over the end", "stability", bare_percent),
     Column("uplink of a client, MB", "uplink_per_client", megabytes),
     Column("downlink, MB", "downlink", megabytes),
+    Column("downlink of a client, MB", "downlink_per_client", megabytes),
     Column("server steps", "steps_server", _count),
     Column("virtual seconds", "virtual_seconds", _seconds),
     Column("missing replies", "missing", _count),

@@ -16,7 +16,7 @@ from interfuse.message import Disclosure, State
 from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, OptimizerName, cross_entropy, modular_cross_entropy
+from interfuse.training import Batch, LearningRate, Objective, OptimizerName, cross_entropy
 
 __all__ = ["IFL", "FusionOutputs", "FusionPairs"]
 
@@ -101,7 +101,7 @@ class IFL(FusionSharing, Method):
         batches = [Batch(pair.z, pair.y.long()) for pair in fused.pairs]
         if self.modular_update == "joint":
             batches = [Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
-        self.fit_modular(client, batches, modular_cross_entropy if self.label_epsilon is None else self.likelihood)
+        self.fit_modular(client, batches, self.likelihood)
 
     @on_client
     def train_on_mixtures(self, client: Client, mixtures: Mixtures) -> None:

@@ -55,16 +55,17 @@ class IFLLateAnswers(LateJoining, IFL):
 
     @on_client
     def ask(self, client: Client) -> Question:
-        batch = client.batch(self.batch_size)
+        positions = client.order.take(self.batch_size)
+        batch = client.data.train(positions)
         with client.model.training_parts("base"):
             if lacks_variance(client.model, batch):  # `fit` will skip it
                 client.model.eval()
             client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
-        return Question(client.scratch["batch"].x, batch.y)
+        return Question(client.scratch["batch"].x, self.reported(client, positions, batch.y))
 
     @on_client
     def answer(self, client: Client, question: Question) -> Reply:
-        return Reply(gradient_of_features(client.model, Batch(question.z, question.y.long())))
+        return Reply(gradient_of_features(self.likelihood, client.model, Batch(question.z, question.y.long())))
 
     @on_client
     def learn(self, client: Client, reply: Reply) -> None:

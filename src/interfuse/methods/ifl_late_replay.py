@@ -48,6 +48,7 @@ class IFLLateReplay(LateJoining, IFL):
             return
         if server.round == self.joins_at:
             newcomers.call(self.rehearse, Replay(kept))
+            server.state = Late(FusionPairs(()))  # nobody needs them any more
         newcomers.call(self.catch_up)
 
     @on_client
