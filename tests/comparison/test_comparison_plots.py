@@ -63,6 +63,23 @@ def test_a_dot_for_each_seed(found: list[Row]) -> None:
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ifl", "fedavg", "local"]
 
 
+def test_the_frontier_is_who_is_better_than_all_who_send_less(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "cheap", "best", "worse", "silent", seeds=[0])
+    cases = {"ifl": (500, 0.6), "cheap": (20, 0.4), "best": (900, 0.9), "worse": (700, 0.3), "silent": (0, 0.95)}
+    done = [
+        finished(entry, tmp_path, seeds=[0], wire=wire, rise=rise, codec="int4" if entry.name == "ifl" else None)
+        for entry, (wire, rise) in zip(plan.entries, cases.values(), strict=True)
+    ]
+    found = rows(plan, done)[0]
+    axes = figures(found)["frontier"].axes[0]
+    assert [text.get_text() for text in axes.texts] == ["cheap", "ifl", "best"]
+    means = {row.name: row.mean for row in found}
+    line = [(means[name]["uplink_wire"] / 1e6, means[name]["global_last"]) for name in ("cheap", "ifl", "best")]
+    assert np.allclose(np.stack([axes.lines[-1].get_xdata(), axes.lines[-1].get_ydata()], 1), line)
+    assert sum(len(np.asarray(dots.get_xdata())) for dots in axes.lines[:-1]) == 4
+    assert "frontier" not in figures([row for row in found if row.name != "ifl"])
+
+
 def test_names_of_heat_maps_are_fit_for_files_and_identifiers(tmp_path: Path) -> None:
     plan = plan_of("a b.c+d", seeds=[0])
     found, _ = rows(plan, [finished(plan.entries[0], tmp_path, seeds=[0])])

@@ -21,6 +21,7 @@ _PLOTS = {
     "composition-uplink": "Mean accuracy of all compositions over what all clients have sent, raw.",
     "global-steps": "Mean global accuracy over gradient steps.",
     "composition-steps": "Mean accuracy of all compositions over gradient steps.",
+    "frontier": "Global accuracy at the end over the uplink on the wire; the line joins who beats all that send less.",
     "final": "A dot for each seed after the last round, a stroke at their mean.",
 }
 

@@ -40,6 +40,9 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
                 found[f"{kind}-{over}"] = curves(rows, drawn, x, accuracy, axis, label, logarithmic=over == "uplink")
     if any(row.values for row in rows):
         found["final"] = finals(rows)
+    sending = [row for row in rows if row.values and row.mean["uplink_wire"] > 0]
+    if any(run.summary.get("codecs") for row in sending for run in row.runs):
+        found["frontier"] = frontier(sending)
     for row in rows:
         if row.composition is not None and 1 < len(row.composition) <= MOST_NUMBERS:
             found[heat_map_name(row)] = composition_figure(row.composition, row.name)
@@ -132,3 +135,38 @@ def finals(rows: Sequence[Row]) -> Figure:
     axes.set(xlabel="accuracy after the last round")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
+
+
+@style()
+def frontier(rows: Sequence[Row]) -> Figure:
+    """A dot for each entry: its uplink on the wire, and its global accuracy after the last round; means over seeds.
+
+    The line joins, by name, the entries that are better than all who send less.
+    """
+    figure = Figure(figsize=(WIDTH, HEIGHT * 1.3))
+    axes = figure.subplots()
+    axes.margins(x=0.15)  # room for names
+    methods = list(dict.fromkeys(row.finished.entry.config.method for row in rows))
+    for place, method in enumerate(methods):
+        own = [row.mean for row in rows if row.finished.entry.config.method == method]
+        uplinks, accuracies = [m["uplink_wire"] / 1e6 for m in own], [m["global_last"] for m in own]
+        axes.plot(uplinks, accuracies, "os^D"[place // len(CLASSES) % 4], color=_colour(place), label=method)
+    best = better_than_all_who_send_less(rows)
+    line = [(row.mean["uplink_wire"] / 1e6, row.mean["global_last"]) for row in best]
+    axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
+    for row, point in zip(best, line, strict=True):
+        axes.annotate(drawable(row.name, "?"), point, xytext=(3, -9), textcoords="offset points", fontsize="x-small")
+    _logarithmic(axes)
+    axes.set(xlabel="uplink of all clients on the wire, MB", ylabel="global accuracy")
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    figure.legend(loc="outside lower center", ncols=4)
+    return figure
+
+
+def better_than_all_who_send_less(rows: Sequence[Row]) -> list[Row]:
+    """The frontier: from the smallest uplink on the wire up, who has a better global accuracy than all before."""
+    found: list[Row] = []
+    for row in sorted(rows, key=lambda row: row.mean["uplink_wire"]):
+        if not found or row.mean["global_last"] > found[-1].mean["global_last"]:
+            found.append(row)
+    return found
