@@ -23,8 +23,8 @@ from interfuse.randomness import seeded
 from interfuse.wire import NO_CODECS, Codecs
 
 
-class Hosting(Protocol):
-    """What a host has to know of the clients that it carries. :class:`Setup` knows it of all clients."""
+class Agreed(Protocol):
+    """What both sides know of a federation."""
 
     @property
     def seed(self) -> int: ...
@@ -46,6 +46,10 @@ class Hosting(Protocol):
 
     def build(self, architecture: str, *key: str | int) -> SplitModel: ...
 
+
+class Hosting(Agreed, Protocol):
+    """What a host has to know of the clients that it carries. :class:`Setup` knows it of all clients."""
+
     def method_of(self, client: ClientId) -> Method: ...
 
     def programs_of(self, client: ClientId) -> Mapping[str, Program]: ...
@@ -53,29 +57,11 @@ class Hosting(Protocol):
     def data_of(self, client: ClientId) -> ClientData: ...
 
 
-class Serving(Protocol):
+class Serving(Agreed, Protocol):
     """What the server's side has to know of a federation; it need not have anybody's data or build anybody's model."""
 
     @property
     def method(self) -> Method: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def device(self) -> str: ...
-
-    @property
-    def numerics(self) -> Numerics: ...
-
-    @property
-    def dims(self) -> Dims: ...
-
-    @property
-    def profiles(self) -> Mapping[ClientId, Profile]: ...
-
-    @property
-    def codecs(self) -> Codecs: ...
 
     @property
     def devices(self) -> Devices: ...
@@ -94,8 +80,6 @@ class Serving(Protocol):
     @property
     def class_counts(self) -> list[list[int]] | None:
         """Rows of each class by client, or None where clients keep that to themselves."""
-
-    def build(self, architecture: str, *key: str | int) -> SplitModel: ...
 
     def inputs(self, x: Tensor) -> Tensor: ...
 

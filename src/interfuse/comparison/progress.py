@@ -10,7 +10,7 @@ from typing import Protocol
 import rich.progress
 from rich.console import Console
 
-from interfuse.report.progress import duration
+from interfuse.report.progress import duration, on_standard_error
 
 
 class Follower(Protocol):
@@ -92,14 +92,8 @@ class Bar:
 @contextmanager
 def shown(quiet: bool) -> Iterator[Follower]:
     """Show a comparison on the standard error stream for as long as the context lasts."""
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if quiet:
         yield Nobody()
-    elif console.is_terminal and not console.is_dumb_terminal:
-        bar = Bar(console)
-        try:
-            yield bar
-        finally:
-            bar.stop()
     else:
-        yield Lines(lambda text: console.print(text, soft_wrap=True))
+        with on_standard_error(Bar, Lines) as made:
+            yield made

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import rich.progress
 from rich.console import Console
@@ -32,17 +32,35 @@ def following(progress: Progress | None) -> Iterator[Progress]:
 @contextmanager
 def shown(quiet: bool) -> Iterator[Progress]:
     """Show a run on the standard error stream for as long as the context lasts."""
-    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
     if quiet:
         yield Silent()
-    elif console.is_terminal and not console.is_dumb_terminal:
-        bars = Bars(console)
-        try:
-            yield bars
-        finally:
-            bars.stop()
     else:
-        yield Lines(lambda text: console.print(text, soft_wrap=True))
+        with on_standard_error(Bars, Lines) as made:
+            yield made
+
+
+class Stoppable(Protocol):
+    """Something that is redrawn until it is stopped."""
+
+    def stop(self) -> None: ...
+
+
+B = TypeVar("B", bound=Stoppable)
+L = TypeVar("L")
+
+
+@contextmanager
+def on_standard_error(bars: Callable[[Console], B], lines: Callable[[Callable[[str], None]], L]) -> Iterator[B | L]:
+    """Bars where the standard error stream is a terminal that can redraw them, otherwise plain lines."""
+    console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+    if console.is_terminal and not console.is_dumb_terminal:
+        made = bars(console)
+        try:
+            yield made
+        finally:
+            made.stop()
+    else:
+        yield lines(lambda text: console.print(text, soft_wrap=True))
 
 
 class Standing:
