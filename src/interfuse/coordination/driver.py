@@ -23,7 +23,7 @@ from interfuse.engines.grpc.hub import Hub, Member, Security
 from interfuse.engines.grpc.logs import Events
 from interfuse.engines.grpc.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
-from interfuse.federation import carries_features, messages_of
+from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.message import Disclosure
 from interfuse.method import Method, disclosures, retained
 from interfuse.models import resolve
@@ -31,6 +31,7 @@ from interfuse.runs import Progress, Result, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import check_fusion
+from interfuse.wire import Codecs
 
 TEST_ROWS = 1000
 """Rows of a public test set between parties, unless the recipe says otherwise."""
@@ -93,6 +94,7 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     method = config.make_method()
     if Disclosure.DATA in disclosures(method):
         raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
+    check_codecs(Codecs.parse(config.codecs), messages_of(method))
     if not 1 <= terms.least <= terms.nodes:
         raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")
     folder = RunFolder(path)

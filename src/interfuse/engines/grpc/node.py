@@ -47,12 +47,13 @@ from interfuse.engines.grpc.logs import Audit, Events, described
 from interfuse.engines.grpc.setups import NodeSetup, dims_of, facts_of, own_share
 from interfuse.engines.grpc.vendor import Vendor
 from interfuse.engines.host import Host
-from interfuse.errors import InterfuseError, MessageError, RunError
+from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
+from interfuse.federation import check_codecs, messages_of
 from interfuse.handler import Handler, handlers
 from interfuse.message import Message, decode, disturbed, encode, rounded
 from interfuse.setup import check_device
-from interfuse.wire import FileRecord, Limits, sync_folder
+from interfuse.wire import Codecs, FileRecord, Limits, sync_folder
 
 
 class Outgoing(NamedTuple):
@@ -173,6 +174,12 @@ class Node:
         same("wire version", contract.wire, WIRE)
         self.vendor.check(contract)
         self._method = method_of(contract)
+        try:
+            codecs = Codecs.parse(contract.codecs)
+            check_codecs(codecs, messages_of(self._method))
+        except ConfigError as error:
+            raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
+        self.vendor.check_codecs(codecs, self._method)
         if contract == self._contract and self._facts is not None:
             return self._facts
         vendor, table = self.vendor, self.vendor.model
