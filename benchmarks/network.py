@@ -31,7 +31,7 @@ from torch import Tensor
 from interfuse import Client, Clients, Disclosure, Message, Method, Server, on_client
 from interfuse.client import ClientId
 from interfuse.clients import Exchange
-from interfuse.clock import UNIFORM, Clock
+from interfuse.clock import WallClock
 from interfuse.coordination.driver import Public, make_contract
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS, take_part
 from interfuse.engines.grpc.engine import Patience, Remote
@@ -169,7 +169,7 @@ def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int
     engine = Remote(hub, setup, members, 1, Patience(), message_bytes=MESSAGE)
     engine.begin()
     dims: Dims = setup.dims
-    clock = Clock(UNIFORM, 0, len(names))
+    clock = WallClock()
     exchange = Exchange(engine, Ledger(), dims, 0, programs(method, "method"), clock, round=1, heading="training")
     clients = Clients(exchange, engine.profiles)
     found = {}

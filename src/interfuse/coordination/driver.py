@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from interfuse import report
+from interfuse.clock import UNIFORM
 from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
 from interfuse.data import load
@@ -76,6 +77,8 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
         raise ConfigError(f"--nodes {nodes}: at least one is needed")
     if config.metrics:
         raise ConfigError("metrics beyond accuracy need statistics of the parties' own data: use metrics = []")
+    if config.devices != UNIFORM:
+        raise ConfigError("devices: between parties time is real; virtual devices are for simulations, leave them out")
     if config.client and max(config.client) >= nodes:
         raise ConfigError(f"settings for client {max(config.client)}, but clients are 0 to {nodes - 1}")
     rows = config.test_rows or TEST_ROWS

@@ -46,7 +46,7 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
         files[-1].write_text(json.dumps(_readable(envelope, payload, recipe), indent=1), encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as state:
-        trial = vendor.model_copy(update={"state": Path(state)})
+        trial, receipts = vendor.model_copy(update={"state": Path(state)}), Path(state) / "receipts"
         dataset = vendor.data.load(vendor.folder)
         mode = MODES[min(MODES.index(vendor.allow.evaluation), MODES.index(recipe.evaluation))]
         config = recipe.model_copy(update={"rounds": 1, "clients": 1, "evaluation": mode, "client": {}})
@@ -70,6 +70,8 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
             federation = Federation(setup, engine)
             federation.start()
             federation.run_round()
+            receipts.mkdir()
+            federation.save(receipts)
             evaluate(federation, full=True)
         except RunError as error:
             raise failed[0] if failed else error from error

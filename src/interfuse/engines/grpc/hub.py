@@ -25,12 +25,14 @@ from interfuse.engines.grpc.frames import (
     Accept,
     Assembler,
     Begin,
+    Call,
     Done,
     End,
     Envelope,
     FrameError,
     Hello,
     Offer,
+    Order,
     Payload,
     Ready,
     Refusal,
@@ -128,11 +130,23 @@ class Link:
     def __init__(self, close: Callable[[], object]) -> None:
         self._queue: queue.SimpleQueue[tuple[Envelope, Payload] | None] = queue.SimpleQueue()
         self._close = close
+        self._asked = self._answered = 0
         self.counters = Counters()
 
     def send(self, envelope: Envelope, payload: Payload = b"") -> None:
         """Queue an envelope with its payload."""
+        self._asked += isinstance(envelope, Begin | Call | Order)  # counted first: the answer may be quick
         self._queue.put((envelope, payload))
+
+    def answered(self) -> None:
+        """Count an answer: one for each thing asked, so that no node can fill the coordinator's memory.
+
+        Raises:
+            FrameError: nothing was asked.
+        """
+        self._answered += 1
+        if self._answered > self._asked:
+            raise FrameError("an answer to nothing that was asked")
 
     def end(self) -> None:
         """End the stream once everything has gone."""
@@ -276,7 +290,7 @@ class Hub:
             check_facts(self._contract, self._method, answer.facts)
             member = self._enter(hello, fingerprint, answer.facts, link)
             impatience.cancel()
-            self._listen(member, messages)
+            self._listen(member, link, messages)
             reason = "the stream ended"
         except StopIteration:
             reason = "the stream ended"
@@ -355,12 +369,13 @@ class Hub:
         self.arrivals.put(Joined(member, restarted))
         return member
 
-    def _listen(self, member: Member, messages: Iterator[tuple[Envelope, Payload]]) -> None:
+    def _listen(self, member: Member, link: Link, messages: Iterator[tuple[Envelope, Payload]]) -> None:
         for envelope, payload in messages:
             if isinstance(envelope, Refusal):
                 raise _NodeRefusedError(envelope)
             if not isinstance(envelope, Reply | Done | Ready):
                 raise FrameError(f"{envelope.kind!r} from a member")
+            link.answered()
             self.arrivals.put(Arrived(member, envelope, payload))
 
     def _leave(self, member: Member, link: Link, reason: str) -> None:

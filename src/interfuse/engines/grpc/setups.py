@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from interfuse.client import ClientData, ClientId, Profile
-from interfuse.clock import UNIFORM, Devices
+from interfuse.clock import Clock, WallClock
 from interfuse.data import IID, Dataset, Share, make_shares
 from interfuse.engines.grpc.contract import Contract, Facts
 from interfuse.errors import ConfigError, ModelError
@@ -147,7 +147,6 @@ class RemoteSetup:
     builders: Mapping[str, Callable[[], Builder]]
     class_names: list[str]
     device: str = "cpu"
-    devices: Devices = UNIFORM
 
     note = "every client has data of its own; the common test set is public"
     class_counts = None
@@ -227,6 +226,10 @@ class RemoteSetup:
             return block_sizes(self.build(architecture, "measure"))
         except ModelError:
             return None
+
+    def make_clock(self) -> Clock:
+        """The real time."""
+        return WallClock()
 
     def data_name(self, client: ClientId) -> str:
         """Nothing: what a vendor calls its data is its own affair."""
