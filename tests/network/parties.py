@@ -147,7 +147,7 @@ class Parties:
             "model": {"build": model, "architecture": model, "public": True},
             "data": {"source": str(file), "test": str(file)},
             "allow": {
-                "methods": ["ifl", "fedavg", "scaffold", "splitfed-v1"],
+                "methods": ["ifl", "fedin", "fedavg", "scaffold", "splitfed-v1"],
                 "disclosures": ["features", "labels", "parameters", "gradients", "statistics"],
                 "evaluation": "shared",
             },

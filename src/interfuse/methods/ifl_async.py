@@ -10,7 +10,8 @@ import torch
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.method import Steps
+from interfuse.message import Disclosure
+from interfuse.method import Method, Steps
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
 from interfuse.server import Server
 
@@ -42,6 +43,9 @@ class IFLAsync(IFL):
         for arrival in islice(clients.stream(self.work, known), self.replies or len(clients)):
             latest[arrival.client] = arrival.reply
         server.state = Late(FusionPairs(tuple(latest)))
+
+    def retains(self) -> frozenset[Disclosure]:
+        return Method.retains(self)  # its state always holds pairs, unlike that of plain IFL
 
     @on_client
     def work(self, client: Client, fused: FusionPairs) -> FusionOutputs:

@@ -8,8 +8,8 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.late_joining import LateJoining
-from interfuse.message import Message
-from interfuse.method import Count
+from interfuse.message import Disclosure, Message
+from interfuse.method import Count, Method
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
 from interfuse.server import Server
 
@@ -46,6 +46,9 @@ class IFLLateReplay(LateJoining, IFL):
         if server.round == self.joins_at:
             newcomers.call(self.rehearse, Replay(kept))
         newcomers.call(self.catch_up)
+
+    def retains(self) -> frozenset[Disclosure]:
+        return Method.retains(self)  # its state always holds pairs, unlike that of plain IFL
 
     @on_client
     def rehearse(self, client: Client, replay: Replay) -> None:

@@ -69,10 +69,22 @@ class Contract(BaseModel):
     test_labels: Name
 
 
+class Shapes(BaseModel):
+    """What is known of a public model: the shape of a sample, and the rest as in a profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sample: tuple[Size, ...]
+    keys: dict[Name, tuple[Size, ...]]
+    cuts: dict[Name, tuple[Size, ...]]
+    stages: tuple[Name, ...]
+    buffers: tuple[Name, ...]
+
+
 class Facts(BaseModel):
     """What the coordinator knows of a node: :class:`interfuse.client.Profile`, and what both must agree on.
 
-    ``keys`` and ``sample_shape`` are there where the vendor calls its model public.
+    ``shapes`` are there where the vendor calls its model public.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,12 +94,15 @@ class Facts(BaseModel):
     fusion_width: Size | None
     samples: Size
     test_labels: Name
-    keys: dict[Name, tuple[Size, ...]] | None = None
-    sample_shape: tuple[Size, ...] | None = None
+    shapes: Shapes | None = None
 
     def profile(self, client: ClientId) -> Profile:
         """As methods see it."""
-        return Profile(client, self.architecture, self.keys or {}, self.samples, self.fusion_width)
+        known = self.shapes or Shapes(sample=(), keys={}, cuts={}, stages=(), buffers=())
+        return Profile(
+            client, self.architecture, known.keys, self.samples, self.fusion_width, known.cuts, known.stages,
+            frozenset(known.buffers),
+        )  # fmt: skip
 
 
 class JoinError(InterfuseError):
@@ -154,7 +169,7 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
         same("fusion width", contract.fusion_width, facts.fusion_width)
     if contract.evaluation == "shared":
         same("labels of the public test set", contract.test_labels, facts.test_labels)
-    if Disclosure.PARAMETERS in contract.discloses and facts.keys is None:
+    if Disclosure.PARAMETERS in contract.discloses and facts.shapes is None:
         raise JoinError("model", "a public one, since the method shares parameters", "one that is not")
     if facts.samples < 1:
         raise JoinError("samples", "at least 1", str(facts.samples))
