@@ -75,7 +75,7 @@ def take_part(node: Node, vendor: Vendor, *, insecure: bool, patience: float | N
 
 
 def _channel(vendor: Vendor, insecure: bool) -> grpc.Channel:
-    options = [*OPTIONS, *([("grpc.http_proxy", vendor.proxy)] if vendor.proxy else [])]
+    options = [*OPTIONS, *([("grpc.http_proxy", f"http://{vendor.proxy}")] if vendor.proxy else [])]
     if insecure:
         return grpc.insecure_channel(vendor.coordinator, options)
     files = vendor.key_files()

@@ -141,13 +141,13 @@ class LimitsTable(_Table):
 
 
 class Vendor(_Table):
-    """A vendor's whole file. Paths are relative to it."""
+    """A vendor's whole file. Paths are relative to it; ``proxy`` is the ``HOST:PORT`` of an HTTP proxy."""
 
     name: Name
     coordinator: Name = "127.0.0.1:8443"
     device: Name = "cpu"
     state: Path = Path("state")
-    proxy: Name | None = None
+    proxy: Annotated[str, Field(pattern=r"^[^/@\s]+:\d+$")] | None = None
     model: ModelTable
     data: DataTable
     allow: AllowTable
