@@ -46,7 +46,11 @@ def proxy(port: int, coordinator: int, connect: bool, used: Path | None = None) 
             assert head.startswith(f"CONNECT 127.0.0.1:{coordinator} HTTP/1.1\r\n"), head
         if used is not None:
             used.touch()
-        there = await asyncio.open_connection("127.0.0.1", coordinator)
+        try:
+            there = await asyncio.open_connection("127.0.0.1", coordinator)
+        except OSError:  # nobody listens there yet
+            writer.close()
+            return
         if connect:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
         delay, rate = (0.0, None) if connect else (DELAY, RATE)

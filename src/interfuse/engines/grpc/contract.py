@@ -20,6 +20,7 @@ from interfuse.message import Disclosure, Leaf, Message, leaves
 from interfuse.method import Method, disclosures, retained
 from interfuse.methods import find
 from interfuse.numerics import Numerics
+from interfuse.setup import with_settings
 from interfuse.wire.frame import VERSION
 
 LIBRARY = version("interfuse")
@@ -65,7 +66,7 @@ class Contract(BaseModel):
     test: Annotated[float, Ge(0), Lt(1)]
     evaluation: Mode
     public_test: Name
-    test_rows: int | None
+    test_rows: Annotated[int, Ge(1), Le(2**31)] | None
     test_labels: Name
 
 
@@ -152,6 +153,8 @@ def method_of(contract: Contract) -> Method:
         ConfigError: it is not there, or its settings are impossible.
     """
     method = find(contract.method).configure(contract.settings | dict.fromkeys(contract.unset))
+    for own in contract.client_settings.values():
+        with_settings(method, own)
     same("method's handlers and messages", contract.interface, interface(method))
     same("discloses", sorted(contract.discloses), sorted(disclosures(method)))
     same("retains", sorted(contract.retains), sorted(retained(method)))

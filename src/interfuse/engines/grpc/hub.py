@@ -44,8 +44,9 @@ from interfuse.engines.grpc.logs import Events
 from interfuse.errors import ConfigError
 from interfuse.method import Method
 
-JOIN_SECONDS = 20.0
-"""From the begin of a stream to the facts of its node: one that says nothing is sent away."""
+HELLO_SECONDS, AGREE_SECONDS = 20.0, 300.0
+"""From the begin of a stream to its hello, and from there to the facts of its node, which builds its model meanwhile:
+one that says nothing is sent away."""
 SPARE_STREAMS = 16
 """Streams beside those of the nodes: joins that are refused, health checks."""
 
@@ -171,7 +172,7 @@ class Hub:
 
     Args:
         contract: What joining nodes are offered.
-        restore: Facts that nodes had when the run began, by name: they must come back with the same.
+        known: Facts that nodes had when the run began, by name: they must come back with the same.
         most: At most so many nodes.
         security: Keys; None: without TLS, whoever comes is who it says it is.
     """
@@ -240,7 +241,11 @@ class Hub:
             return
         with self.lock:
             present = [member for member in self.members.values() if member.link is not None]
-        revoked = self._security.admission.revoked()
+        try:
+            revoked = self._security.admission.revoked()
+        except ConfigError as error:  # such as a file that is being copied; the next call looks again
+            self._events.add("cannot check keys", reason=error)
+            return
         for member in present:
             if member.fingerprint in revoked:
                 self.ban(member.name, "its key was revoked")
@@ -270,9 +275,7 @@ class Hub:
     def _read(self, link: Link, incoming: Iterator[bytes], pem: bytes, peer: str) -> None:
         """Read a stream to its end; whatever goes wrong concerns this one alone."""
         assembler = Assembler(self._message_bytes)
-        impatience = threading.Timer(JOIN_SECONDS, link.abort)
-        impatience.daemon = True
-        impatience.start()
+        impatience = _started(HELLO_SECONDS, link)
         name, member = "", None
         try:
             messages = self._messages(link, incoming, assembler)
@@ -281,6 +284,8 @@ class Hub:
                 raise FrameError(f"{hello.kind!r} before a hello")
             name = hello.name
             fingerprint = self._check(hello, pem)
+            impatience.cancel()
+            impatience = _started(AGREE_SECONDS, link)
             link.send(Offer(contract=self._contract))
             answer, _ = next(messages)
             if isinstance(answer, Refusal):
@@ -310,6 +315,10 @@ class Hub:
             self._events.add("malformed", node=name, peer=peer, reason=reason)
             if member is not None:
                 self.arrivals.put(Broke(member, reason))
+            link.abort()
+        except ConfigError as error:  # a file in the folder of keys cannot be read: nobody is let in by it
+            reason = str(error)
+            self._events.add("cannot check keys", node=name, peer=peer, reason=reason)
             link.abort()
         except grpc.RpcError as error:
             reason = f"the connection broke: {type(error).__name__}"
@@ -399,3 +408,11 @@ class Hub:
         with self.lock:
             if member.link is not None:
                 member.link.send(Begin(attempt=attempt, client=member.client, clients=clients, d=d))
+
+
+def _started(seconds: float, link: Link) -> threading.Timer:
+    """What ends a stream after so many seconds, unless it is cancelled."""
+    timer = threading.Timer(seconds, link.abort)
+    timer.daemon = True
+    timer.start()
+    return timer

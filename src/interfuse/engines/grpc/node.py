@@ -226,11 +226,14 @@ def _remember(folder: Path, now: RunFile) -> None:
     """Write down how far the coordinator is.
 
     Raises:
-        JoinError: it was further already, or the run began with other data; or the disk is full.
+        JoinError: it was further already, or the run began with other data; or the disk is full or broken.
     """
     path = folder / "run.json"
     if path.exists():
-        before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+        try:
+            before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise JoinError("state", "what the node remembers of the run", f"{path.name} that cannot be read") from None
         if now.attempt < before.attempt:
             raise JoinError("attempt", f"{before.attempt} or later", f"stale attempt {now.attempt}")
         same("client number", before.client, now.client)
