@@ -3,7 +3,10 @@
 Nodes are processes of their own that answer at once, so what is measured is the engine: encoding, checks, envelopes,
 the audit log, gRPC. The bare echo keeps one stream a client and moves bytes in frames of the same size.
 
-    python benchmarks/network.py [--smoke]
+    python benchmarks/network.py [--smoke] [--line far|connect]
+
+With --line far all goes through a proxy that adds 50 ms of round trip and lets 20 Mbit/s through on each connection;
+with --line connect through an HTTP CONNECT proxy.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from torch import Tensor
 from interfuse import Client, Clients, Disclosure, Message, Method, Server, on_client
 from interfuse.client import ClientId
 from interfuse.clients import Exchange
-from interfuse.clock import UNIFORM, Clock
+from interfuse.clock import WallClock
 from interfuse.coordination.driver import Public, make_contract
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS, take_part
 from interfuse.engines.grpc.engine import Patience, Remote
@@ -47,8 +50,27 @@ from interfuse.handler import programs
 from interfuse.message import Dims
 from interfuse.runs import parse_config
 from interfuse.wire import Ledger
+from lines import listens, proxy
 
-SIZES = {"trivial": 0, "5 MB": 5_000_000, "50 MB": 50_000_000}
+
+@dataclass(frozen=True)
+class Place:
+    """Where a measurement takes place: its folder, the coordinator's port, and what nodes go through."""
+
+    folder: Path
+    port: int
+    line: str | None
+    line_port: int
+
+    @property
+    def address(self) -> str:
+        """What nodes dial."""
+        return f"127.0.0.1:{self.line_port if self.line == 'far' else self.port}"
+
+    @property
+    def proxy(self) -> str | None:
+        """The HTTP proxy that they use."""
+        return f"127.0.0.1:{self.line_port}" if self.line == "connect" else None
 
 
 class Load(Message):
@@ -79,13 +101,19 @@ class Echo(Method):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="few and small, to see that it works")
-    smoke = parser.parse_args().smoke
+    parser.add_argument("--line", choices=["far", "connect"], help="what stands between nodes and coordinator")
+    given = parser.parse_args()
+    smoke, line = given.smoke, given.line
     torch.set_num_threads(1)
     print("nodes  call      interfuse, ms   bare grpcio, ms   ratio")
-    for nodes in (2,) if smoke else (4, 16, 64):
-        sizes = {"trivial": 0, "5 MB": 500_000} if smoke else SIZES if nodes == 4 else dict(list(SIZES.items())[:2])
-        ours = fork_measured(ours_of, nodes, sizes)
-        bare = fork_measured(bare_of, nodes, sizes)
+    for nodes in (2,) if smoke else (4,) if line else (4, 16, 64):
+        sizes = {"trivial": 0, "5 MB": 5_000_000}
+        if smoke:
+            sizes["5 MB"] = 500_000
+        elif nodes == 4 and line != "far":
+            sizes["50 MB"] = 50_000_000
+        ours = fork_measured(ours_of, nodes, sizes, line)
+        bare = fork_measured(bare_of, nodes, sizes, line)
         for name in ours:
             print(
                 f"{nodes:5}  {name:12} {1e3 * ours[name]:9.2f} {1e3 * bare[name]:15.2f} {ours[name] / bare[name]:11.2f}"
@@ -93,20 +121,26 @@ def main() -> None:
 
 
 def fork_measured(
-    work: Callable[[Path, int, dict[str, int]], None], nodes: int, sizes: dict[str, int]
+    work: Callable[[Place, int, dict[str, int]], None], nodes: int, sizes: dict[str, int], line: str | None
 ) -> dict[str, float]:
     """Seconds by name, as a process of its own measures them: gRPC must not be in use where processes are forked."""
     with tempfile.TemporaryDirectory() as folder:
         make_keys(Path(folder) / "keys", [f"node-{i:02d}" for i in range(nodes)], ["127.0.0.1"])
-        work(Path(folder), nodes, sizes)
+        place = Place(Path(folder), free_port(), line, free_port())
+        between = fork(proxy, place.line_port, place.port, line == "connect", name="line") if line else None
+        while between is not None and between.is_alive() and not listens(place.line_port):
+            time.sleep(0.05)
+        work(place, nodes, sizes)
+        if between is not None:
+            between.kill()
         lines = (Path(folder) / "result").read_text().splitlines()
     return {name: float(value) for name, value in (line.split("\t") for line in lines)}
 
 
 def timed(call: Callable[[], object], seconds: float = 2.0) -> float:
     """The median of many calls, after a few to warm up."""
-    for _ in range(3):
-        call()
+    call()
+    call()
     found: list[float] = []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(found) < 5:
@@ -129,21 +163,23 @@ def joined(processes: list[BaseProcess]) -> None:
 # --- interfuse
 
 
-def ours_of(folder: Path, nodes: int, sizes: dict[str, int]) -> None:
-    port = free_port()
+def ours_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
+    folder, port = place.folder, place.port
     names = [f"node-{i:02d}" for i in range(nodes)]
     np.savez(folder / "rows.npz", x=np.zeros((20, 1, 4, 4), np.float32), y=np.arange(20) % 2)
-    processes = [fork(_node, folder, name, port, name=name) for name in names]
+    processes = [fork(_node, place, name, name=name) for name in names]
     processes.append(fork(_coordinator, folder, names, port, sizes, name="coordinator"))
     processes[-1].join()
     joined(processes)
 
 
-def _node(folder: Path, name: str, port: int) -> None:
+def _node(place: Place, name: str) -> None:
+    folder = place.folder
     keys = folder / "keys" / name
     vendor = Vendor.model_validate(
         {
-            "name": name, "coordinator": f"127.0.0.1:{port}", "folder": folder, "state": f"state-{name}",
+            "name": name, "coordinator": place.address, "proxy": place.proxy,
+            "folder": folder, "state": f"state-{name}",
             "model": {"build": "logistic"}, "data": {"source": "rows.npz"},
             "allow": {"methods": [f"{__name__}:Echo"], "disclosures": ["statistics"]},
             "keys": {"key": keys / f"{name}.key", "certificate": keys / f"{name}.crt", "authority": keys / "ca.crt"},
@@ -169,7 +205,7 @@ def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int
     engine = Remote(hub, setup, members, 1, Patience(), message_bytes=MESSAGE)
     engine.begin()
     dims: Dims = setup.dims
-    clock = Clock(UNIFORM, 0, len(names))
+    clock = WallClock()
     exchange = Exchange(engine, Ledger(), dims, 0, programs(method, "method"), clock, round=1, heading="training")
     clients = Clients(exchange, engine.profiles)
     found = {}
@@ -187,10 +223,9 @@ def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int
 # --- bare grpcio
 
 
-def bare_of(folder: Path, nodes: int, sizes: dict[str, int]) -> None:
-    port = free_port()
-    processes = [fork(_bare_node, folder, f"node-{i:02d}", port, name=f"bare-{i}") for i in range(nodes)]
-    processes.append(fork(_bare_server, folder, nodes, port, sizes, name="bare"))
+def bare_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
+    processes = [fork(_bare_node, place, f"node-{i:02d}", name=f"bare-{i}") for i in range(nodes)]
+    processes.append(fork(_bare_server, place.folder, nodes, place.port, sizes, name="bare"))
     processes[-1].join()
     joined(processes)
 
@@ -203,11 +238,12 @@ def _pieces(size: int) -> Iterator[bytes]:
     yield block[:size]
 
 
-def _bare_node(folder: Path, name: str, port: int) -> None:
-    keys = folder / "keys" / name
+def _bare_node(place: Place, name: str) -> None:
+    keys = place.folder / "keys" / name
     credentials = KeyFiles(keys / f"{name}.key", keys / f"{name}.crt", keys / "ca.crt").of_node()
     outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-    channel = grpc.secure_channel(f"127.0.0.1:{port}", credentials, OPTIONS)
+    options = [*OPTIONS, *([("grpc.http_proxy", f"http://{place.proxy}")] if place.proxy else [])]
+    channel = grpc.secure_channel(place.address, credentials, options)
     grpc.channel_ready_future(channel).result(timeout=60)
     join = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
     held = 0

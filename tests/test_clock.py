@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interfuse.clock import LINKS, NAMED, OWN, UNIFORM, Clock, Device, Devices, Work, devices_of, named
+from interfuse.clock import LINKS, NAMED, OWN, UNIFORM, Device, Devices, VirtualClock, Work, devices_of, named
 from interfuse.errors import ConfigError
 
 
@@ -38,13 +38,13 @@ def test_devices_are_a_function_of_the_seed() -> None:
 @given(st.integers(0, 2**32), st.integers(1, 12), st.floats(0, 0.999), st.integers(0, 50))
 @settings(max_examples=60, deadline=None)
 def test_so_many_are_away_in_every_period_but_never_all(seed: int, clients: int, away: float, period: int) -> None:
-    clock = Clock(Devices(away=away), seed, clients)
+    clock = VirtualClock(Devices(away=away), seed, clients)
     absent = sum(clock.is_away(client, period) for client in range(clients))
     assert absent == min(round(away * clients), clients - 1)
 
 
 def test_everybody_is_away_at_times() -> None:
-    clock = Clock(NAMED["stragglers"], 0, 10)
+    clock = VirtualClock(NAMED["stragglers"], 0, 10)
     assert all(0 < sum(clock.is_away(client, period) for period in range(100)) < 50 for client in range(10))
 
 
@@ -56,7 +56,7 @@ def test_everybody_is_away_at_times() -> None:
 def test_work_rests_while_its_client_is_away(
     seed: int, begin: float, seconds: float, away: float, period: float
 ) -> None:
-    clock = Clock(Devices(step_seconds=seconds, away=away, away_seconds=period), seed, 4)
+    clock = VirtualClock(Devices(step_seconds=seconds, away=away, away_seconds=period), seed, 4)
     end = clock.done(2, Work(1, 0, 0), begin)
     # by hand: how long the client was there between the two moments
     there, edge = 0.0, begin
@@ -73,7 +73,7 @@ def test_work_rests_while_its_client_is_away(
 
 
 def test_waiting_for_all_is_waiting_for_the_last_on_every_kind_of_link() -> None:
-    clock = Clock(Devices(step_seconds=1.0, uplink=2.0, downlink=2.0), 0, 3)
+    clock = VirtualClock(Devices(step_seconds=1.0, uplink=2.0, downlink=2.0), 0, 3)
     assert clock.times == dict.fromkeys((OWN, *LINKS), 0.0)
     clock.wait_for_all({}, {0: Work(3, 0, 0), 1: Work(1, 250_000, 500_000), 2: Work(0, 0, 0)})
     assert clock.times == {OWN: 4.0, "1 Mbit/s": 7.0, "10 Mbit/s": 3.0, "100 Mbit/s": 3.0}
@@ -84,7 +84,7 @@ def test_waiting_for_all_is_waiting_for_the_last_on_every_kind_of_link() -> None
 
 
 def test_once_time_has_decided_other_links_are_unknown() -> None:
-    clock = Clock(UNIFORM, 0, 3)
+    clock = VirtualClock(UNIFORM, 0, 3)
     clock.go_to(2.0)
     clock.go_to(1.0)  # never back
     clock.wait_for_all({}, {0: Work(100, 0, 0)})
@@ -99,7 +99,7 @@ def test_once_time_has_decided_other_links_are_unknown() -> None:
 def test_a_call_ends_at_its_deadline_or_with_the_minimum(
     done: list[int], deadline: int, minimum: int, complete: bool
 ) -> None:
-    clock = Clock(UNIFORM, 0, 6)
+    clock = VirtualClock(UNIFORM, 0, 6)
     clock.go_to(100.0)
     moments = {client: 100.0 + seconds for client, seconds in enumerate(done)}
     late = set(clock.close(moments, deadline, minimum, complete=complete))
@@ -115,7 +115,7 @@ def test_a_call_ends_at_its_deadline_or_with_the_minimum(
 @given(st.integers(0, 200), st.integers(0, 6), st.floats(0.1, 9))
 @settings(max_examples=60, deadline=None)
 def test_who_is_away_until_the_deadline_is_not_reached(seed: int, minimum: int, deadline: float) -> None:
-    clock = Clock(Devices(away=0.6, away_seconds=2.0), seed, 6)
+    clock = VirtualClock(Devices(away=0.6, away_seconds=2.0), seed, 6)
     clock.go_to(3.0)
     found = clock.reachable(range(6), deadline, minimum)
     there = [client for client in range(6) if clock.back(client, 3.0) < 3.0 + deadline]

@@ -39,6 +39,10 @@ class Request:
     """A client that fails is put back to where it was before the call."""
     undoable: bool = False
     """Until the round ends, :meth:`Engine.undo` can put a client back to where it was before the call."""
+    deadline: float | None = None
+    """Seconds after which, with ``minimum`` replies, an engine of real time takes back what is not done, and answers
+    with failures of kind ``late``. In a simulation the virtual clock decides, and engines wait for everybody."""
+    minimum: int = 0
 
     def place(self, client: ClientId) -> tuple[Key, ...]:
         """Where a client's part of the call stands in the run: keys for randomness."""
@@ -172,7 +176,7 @@ class Arrival(Generic[R_co]):
 
     Attributes:
         round: In which the work was given out; with the server's round it says how stale the reply is.
-        seconds: The virtual time.
+        seconds: The time by the run's clock.
     """
 
     client: ClientId
@@ -251,9 +255,10 @@ class Clients:
                 same message for all is a broadcast.
             minimum: How many replies are enough. A client that fails is then put back to where it was and stays out
                 of this call; by default any failure ends the round.
-            deadline: Virtual seconds after which nobody is waited for any more, once ``minimum`` replies (by default
-                one) are there. A client that is late is put back to where it was, though what it sent is counted; one
-                that is away all the time is not called. Both are among the failures.
+            deadline: Seconds, virtual ones in a simulation, after which nobody is waited for any more, once
+                ``minimum`` replies (by default one) are there. A client that is late is put back to where it was,
+                though what it sent is counted; one that is away all the time is not called. Both are among the
+                failures.
 
         Raises:
             ClientError: too few clients replied; names the first that failed, the handler and the round.
@@ -284,7 +289,7 @@ class Clients:
         there = self.only(clock.reachable(addressed.ids, deadline, minimum))
         if isinstance(message, Mapping):
             message = {client: message[client] for client in there}
-        answers = there._send(handler, message, recoverable=True, undoable=True)
+        answers = there._send(handler, message, recoverable=True, deadline=deadline, minimum=minimum)
         done = {client: self._done(client, answers.work[client]) for client in answers.replies}
         complete = not answers.failures and len(there) == len(addressed)
         late = clock.close(done, deadline, minimum, complete=complete)
@@ -307,7 +312,7 @@ class Clients:
     @overload
     def stream(self, handler: Handler[M, R], message: M | Callable[[ClientId], M]) -> Iterator[Arrival[R]]: ...
     def stream(self, handler: Handler[Any, Any], message: Any = None) -> Iterator[Arrival[Any]]:
-        """Keep these clients at work on a handler, and yield their replies in the order of the virtual clock.
+        """Keep these clients at work on a handler, and yield their replies in the order of the clock.
 
         Every client that has nothing to do is sent to work at once; so is one whose reply was taken, when the next
         reply is asked for. Leave the loop whenever you like, for instance by :func:`itertools.islice`: what is
@@ -353,14 +358,20 @@ class Clients:
             exchange.outstanding[client] = Outstanding(path, handler.name, exchange.round, arrives, kept)
 
     def _send(
-        self, handler: Handler[Any, Any], message: Any, *, recoverable: bool = False, undoable: bool = False
+        self,
+        handler: Handler[Any, Any],
+        message: Any,
+        *,
+        recoverable: bool = False,
+        deadline: float | None = None,
+        minimum: int = 0,
     ) -> _Answers:
         """Send these clients to work, and count and check what they answer."""
         exchange, declaration = self._exchange, handler.declaration
         path = exchange.path_of(handler.program)
         request = Request(
             path, handler.name, exchange.heading, exchange.round, exchange.handler_calls[path, handler.name],
-            recoverable, undoable,
+            recoverable, deadline is not None, deadline, minimum,
         )  # fmt: skip
         exchange.handler_calls[path, handler.name] += 1
         exchange.calls += 1

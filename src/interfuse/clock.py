@@ -1,16 +1,18 @@
-"""The virtual clock of a simulation: how fast each client is, when it is there, and what time it is.
+"""The clock of a run. In a simulation it is a virtual one: how fast each client is, when it is there, what time it is.
 
-The wall clock decides nothing. A piece of work takes the time of its download, its gradient steps and its upload, as
-counted by the run, on a device that is a function of the run's seed and the configuration.
+There the wall clock decides nothing. A piece of work takes the time of its download, its gradient steps and its upload,
+as counted by the run, on a device that is a function of the run's seed and the configuration. Between parties time is
+real.
 """
 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from annotated_types import Ge, Gt, Lt
 
@@ -21,6 +23,8 @@ OWN = "devices"
 """The time on the clients' own devices."""
 LINKS: Mapping[str, float] = {"1 Mbit/s": 1.0, "10 Mbit/s": 10.0, "100 Mbit/s": 100.0}
 """What time it would be if all links had one rate, while no time has decided anything."""
+WALL = "wall"
+"""The real time."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,84 @@ def _away(seed: int, clients: int, count: int, period: int) -> frozenset[int]:
     return frozenset(numpy_generator(seed, "away", period).permutation(clients)[:count].tolist())
 
 
-class Clock:
-    """What time it is, in seconds since the run began.
+class Clock(Protocol):
+    """What time it is in a run, and what that means for its calls.
+
+    Attributes:
+        times: Seconds since the run began, by name of the clock: what a commit saves and gives back.
+    """
+
+    times: dict[str, float]
+
+    @property
+    def now(self) -> float:
+        """The time."""
+
+    def done(self, client: int, work: Work, begin: float) -> float:
+        """When a client is done with work that it is given at a moment."""
+
+    def wait_for_all(self, begins: Mapping[int, float], work: Mapping[int, Work]) -> None:
+        """Go on to when the last of these clients is done.
+
+        Args:
+            begins: When a client can begin at the earliest, where that is later than now.
+        """
+
+    def go_to(self, moment: float) -> None:
+        """Go on to a moment that depends on who is how fast."""
+
+    def reachable(self, clients: Collection[int], deadline: float, minimum: int) -> list[int]:
+        """Those of the clients to which a call with a deadline goes."""
+
+    def close(self, done: Mapping[int, float], deadline: float, minimum: int, *, complete: bool) -> list[int]:
+        """End a call at its deadline, when ``minimum`` are done if that is later, or as soon as all are.
+
+        Args:
+            done: When the clients that replied are done.
+            complete: Nobody else is waited for.
+
+        Returns:
+            Those of them that are late.
+        """
+
+
+class WallClock:
+    """The real time. It goes on by itself, and the engine knows who is late: a reply that is there came in time.
+
+    After a resume it goes on where the commit left it.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    @property
+    def times(self) -> dict[str, float]:
+        return {WALL: self.now}
+
+    @times.setter
+    def times(self, times: Mapping[str, float]) -> None:
+        self._began = time.monotonic() - times[WALL]
+
+    @property
+    def now(self) -> float:
+        return time.monotonic() - self._began
+
+    def done(self, client: int, work: Work, begin: float) -> float:
+        return self.now
+
+    def wait_for_all(self, begins: Mapping[int, float], work: Mapping[int, Work]) -> None: ...
+
+    def go_to(self, moment: float) -> None: ...
+
+    def reachable(self, clients: Collection[int], deadline: float, minimum: int) -> list[int]:
+        return sorted(clients)
+
+    def close(self, done: Mapping[int, float], deadline: float, minimum: int, *, complete: bool) -> list[int]:
+        return []
+
+
+class VirtualClock:
+    """What time it is in a simulation, in seconds since the run began. See :class:`Clock`.
 
     Attributes:
         times: By :data:`OWN` the time, and by the names of :data:`LINKS` what it would be with such links; those are
@@ -140,7 +220,11 @@ class Clock:
         return moment
 
     def done(self, client: int, work: Work, begin: float, link: float | None = None) -> float:
-        """When a client is done with work that it is given at a moment; it rests while it is away."""
+        """When a client is done with work that it is given at a moment; it rests while it is away.
+
+        Args:
+            link: As if its link had this rate in Mbit/s.
+        """
         left = self.devices[client].seconds(work, link)
         if not self._absent:
             return begin + left
@@ -154,11 +238,6 @@ class Clock:
             period, moment = period + 1, end
 
     def wait_for_all(self, begins: Mapping[int, float], work: Mapping[int, Work]) -> None:
-        """Go on to when the last of these clients is done.
-
-        Args:
-            begins: When a client can begin at the earliest, where that is later than now.
-        """
         for name, now in self.times.items():
             ends = (self.done(c, w, max(now, begins.get(c, now)), LINKS.get(name)) for c, w in work.items())
             self.times[name] = max([now, *ends])
@@ -173,15 +252,6 @@ class Clock:
         return sorted(client for place, (m, client) in enumerate(back) if m < self.now + deadline or place < minimum)
 
     def close(self, done: Mapping[int, float], deadline: float, minimum: int, *, complete: bool) -> list[int]:
-        """End a call at its deadline, when ``minimum`` are done if that is later, or as soon as all are.
-
-        Args:
-            done: When the clients that replied are done.
-            complete: Nobody else is waited for.
-
-        Returns:
-            The clients that are late.
-        """
         ends = sorted(done.values())
         closing = max([self.now + deadline, *ends[:minimum]])
         late = [client for client, moment in done.items() if moment > closing]

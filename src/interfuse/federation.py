@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from interfuse.clients import Clients, Engine, Exchange, Outstanding
-from interfuse.clock import Clock
 from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import handlers, programs
 from interfuse.message import Message, Precision, flatten, kind_of, leaves, settled, unflatten
@@ -105,8 +104,7 @@ class Federation:
         self.setup, self.engine, self.method = setup, engine, setup.method
         self.exchange = Exchange(
             engine, ledger or Ledger(), setup.dims, setup.seed,
-            setup.programs_with(setup.method), Clock(setup.devices, setup.seed, len(setup.profiles)),
-            codecs=setup.codecs,
+            setup.programs_with(setup.method), setup.make_clock(), codecs=setup.codecs,
         )  # fmt: skip
         self.clients = Clients(self.exchange, engine.profiles)
         self.round = 0

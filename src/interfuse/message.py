@@ -660,6 +660,17 @@ def decode(
     return check(message, dims, keys)
 
 
+def read(data: bytes | memoryview, codecs: Codecs) -> tuple[str, dict[str, Tensor]]:
+    """What bytes say without knowing what they should say, for people who look at messages: kind, tensors by path.
+
+    Raises:
+        MessageError: the bytes are no message.
+    """
+    limits = wire.Limits()
+    kind, packed = wire.decode(data, None, limits)
+    return kind, _unpacked(kind, packed, codecs, limits.max_bytes)
+
+
 def private(message: M, *, copy: bool) -> M:
     """A message for one receiver: its tensors share memory with the given ones, or are copies of them."""
     return _mapped(message, lambda leaf, tensor, path: tensor.clone() if copy else tensor.detach())

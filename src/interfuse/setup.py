@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interfuse.client import ClientData, ClientId, Profile
-from interfuse.clock import UNIFORM, Devices
+from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
 from interfuse.data import Dataset, Share, class_counts
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
@@ -64,9 +64,6 @@ class Serving(Agreed, Protocol):
     def method(self) -> Method: ...
 
     @property
-    def devices(self) -> Devices: ...
-
-    @property
     def digest(self) -> str:
         """A hash of all data that is known here: a run cannot go on with other data."""
 
@@ -89,6 +86,8 @@ class Serving(Agreed, Protocol):
         """Parameters of base and modular block, or None where clients keep that to themselves."""
 
     def data_name(self, client: ClientId) -> str: ...
+
+    def make_clock(self) -> Clock: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +172,10 @@ class Setup:
         width = widths.pop() if len(widths) == 1 else None
         sizes = {"classes": self.datasets[0].classes, "clients": len(self.shares)}
         return sizes if width is None else sizes | {"d": width}
+
+    def make_clock(self) -> Clock:
+        """A virtual clock at the beginning."""
+        return VirtualClock(self.devices, self.seed, len(self.shares))
 
     @property
     def dataset(self) -> Dataset:

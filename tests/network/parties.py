@@ -147,7 +147,7 @@ class Parties:
             "model": {"build": model, "architecture": model, "public": True},
             "data": {"source": str(file), "test": str(file)},
             "allow": {
-                "methods": ["ifl", "fedavg", "scaffold", "splitfed-v1"],
+                "methods": ["ifl", "fedin", "fedavg", "scaffold", "splitfed-v1"],
                 "disclosures": ["features", "labels", "parameters", "gradients", "statistics"],
                 "evaluation": "shared",
             },
@@ -234,10 +234,13 @@ def parties(folder: Path, names: Sequence[str] = NAMES, *, secure: bool = True) 
                 process.kill()
 
 
+TIMES = ("seconds", "seconds_by_phase", "virtual_seconds")
+
+
 def timeless(value: Any) -> Any:
-    """Without what may differ between two equal runs: seconds."""
+    """Without what may differ between two equal runs: seconds, which are virtual ones in a simulation only."""
     if isinstance(value, dict):
-        return {key: timeless(item) for key, item in value.items() if key not in ("seconds", "seconds_by_phase")}
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 

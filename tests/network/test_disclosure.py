@@ -121,7 +121,7 @@ def test_of_every_other_class_only_what_is_declared_leaves(method: str, allowed:
     recipe = {"method": method, "models": ["logistic"], "fusion_width": 8, "settings": {"batch_size": 32}}
     messages, _ = dry_run(tmp_path / "vendor.toml", recipe)
     shapes = {n.rsplit("/", 1)[-1]: t["shape"] for m in messages for n, t in m.get("tensors", {}).items()}
-    keys = messages[1]["envelope"]["facts"]["keys"]
+    keys = messages[1]["envelope"]["facts"]["shapes"]["keys"]
     if "parameters" in allowed:
         assert {name: shape for name, shape in shapes.items() if name in keys}
         assert all(keys[name] == shape for name, shape in shapes.items() if name in keys)
@@ -135,6 +135,12 @@ def test_what_the_vendor_does_not_allow_is_refused_before_anything_is_trained(tm
     messages, said = dry_run(vendor, {"fusion_width": 8})
     assert "discloses: expected at most features, found labels" in said
     assert [message["envelope"]["kind"] for message in messages] == ["hello", "refusal"]
+
+
+def test_a_vendor_refuses_that_features_are_kept(tmp_path: Path) -> None:
+    vendor = strange_vendor(tmp_path, methods=["fedin"], disclosures=["features", "parameters"])
+    _, said = dry_run(vendor, {"method": "fedin", "fusion_width": 8})
+    assert "retention: expected nothing kept beyond its round, found features" in said
 
 
 def test_a_private_model_is_no_party_to_a_method_that_shares_parameters(tmp_path: Path) -> None:

@@ -7,18 +7,22 @@ from pathlib import Path
 import pytest
 from parties import assert_equal_to_local, parties
 
-MODELS = {
-    "ifl": ["mlp", "logistic"],
-    "fedavg": ["logistic"],
-    "scaffold": ["logistic"],
-    "splitfed-v1": ["logistic"],
+CASES: dict[str, tuple[list[str], int, dict[str, int]]] = {
+    "ifl": (["mlp", "logistic"], 20, {}),
+    "fedin": (["resnet10-narrow@0.25", "resnet14-narrow@0.25"], 2, {"local_epochs": 1}),
+    "fedavg": (["logistic"], 3, {}),
+    "scaffold": (["logistic"], 3, {}),
+    "splitfed-v1": (["logistic"], 3, {}),
 }
+"""Models, rounds and settings by method."""
 
 
-@pytest.mark.parametrize("method", MODELS)
+@pytest.mark.parametrize("method", CASES)
 def test_a_network_gives_the_bits_of_the_local_engine(method: str, tmp_path: Path) -> None:
+    models, rounds, settings = CASES[method]
     with parties(tmp_path) as four:
-        config = four.prepare({"method": method, "settings": {"batch_size": 16}}, MODELS[method])
+        recipe = {"method": method, "rounds": rounds, "settings": {"batch_size": 16} | settings}
+        config = four.prepare(recipe, models, allow={"retention": method == "fedin"})  # features of a round
         nodes = four.all_nodes()
         coordinator = four.coordinate()
         assert coordinator.wait() == 0, four.everything()

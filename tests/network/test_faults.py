@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import socket
@@ -73,6 +74,11 @@ def half(reply: Reply, payload: bytes) -> Iterator[bytes]:
     return (frame[: len(frame) - len(payload) // 2] for frame in frames(reply, payload))
 
 
+def twice(reply: Reply, payload: bytes) -> Iterator[bytes]:
+    """More answers than were asked for."""
+    return itertools.chain(frames(reply, payload), frames(reply, payload), frames(reply, payload))
+
+
 LIES = {
     "wrong shape": (in_messages(lambda m: FusionOutputs(m.z[:, :3], m.y)), "expected d = 8"),
     "not finite": (in_messages(lambda m: FusionOutputs(m.z * float("nan"), m.y)), "expected finite numbers"),
@@ -80,6 +86,7 @@ LIES = {
     "reply from the future": (in_rounds(from_the_future), "which it was not asked"),
     "random bytes": (in_rounds(lambda reply, payload: iter([b"\x07" + os.urandom(200)])), "header"),
     "half a chunk": (in_rounds(half), "no answer in time"),
+    "too many replies": (in_rounds(twice), "an answer to nothing that was asked"),
     "never answers": (silent, "no answer in time"),
 }
 

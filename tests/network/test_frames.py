@@ -57,7 +57,7 @@ def test_what_is_no_frame_is_refused_by_name() -> None:
 @given(st.binary(max_size=400), st.integers(0, 50), st.integers(0, 255))
 def test_no_bytes_do_more_than_be_refused(noise: bytes, place: int, value: int) -> None:
     (frame,) = frames(Call(
-        attempt=1, number=1, acknowledged=0, program="method", handler="train", heading="training", round=1, index=0,
+        attempt=1, number=1, ended=0, program="method", handler="train", heading="training", round=1, index=0,
         recoverable=False, message=True,
     ), b"abc")  # fmt: skip
     changed = bytearray(frame)

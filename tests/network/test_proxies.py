@@ -2,80 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
-import socket
-import time
+import sys
 from pathlib import Path
 
 from parties import assert_equal_to_local, free_port, parties, until
 
 from interfuse.engines.processes import fork
 
-DELAY = 0.025
-"""Seconds one way: 50 milliseconds of round trip."""
-RATE = 20e6 / 8
-"""Bytes a second: 20 Mbit/s."""
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
-
-async def _carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, delay: float, rate: float | None) -> None:
-    """Carry bytes over: each arrives ``delay`` later, no faster than ``rate``; what is under way is bounded."""
-    line: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(64)
-
-    async def arrive() -> None:
-        while (piece := await line.get())[1]:
-            await asyncio.sleep(max(0.0, piece[0] - time.monotonic()))
-            target.write(piece[1])
-            await target.drain()
-        target.close()
-
-    arriving = asyncio.create_task(arrive())
-    free = time.monotonic()
-    while data := await source.read(16384):
-        free = max(free, time.monotonic()) + (len(data) / rate if rate else 0.0)
-        await line.put((free + delay, data))
-    await line.put((0.0, b""))
-    await arriving
-
-
-def proxy(port: int, coordinator: int, connect: bool) -> None:
-    """Be a proxy: one that is asked to CONNECT, or the slow line."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if connect:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode()
-            assert head.startswith(f"CONNECT 127.0.0.1:{coordinator} HTTP/1.1\r\n"), head
-        there = await asyncio.open_connection("127.0.0.1", coordinator)
-        if connect:
-            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-        delay, rate = (0.0, None) if connect else (DELAY, RATE)
-        await asyncio.gather(
-            _carry(reader, there[1], delay, rate), _carry(there[0], writer, delay, rate), return_exceptions=True
-        )
-
-    async def listen() -> None:
-        async with await asyncio.start_server(serve, "127.0.0.1", port) as server:
-            await server.serve_forever()
-
-    asyncio.run(listen())
-
-
-def listens(port: int) -> bool:
-    with socket.socket() as found:
-        return found.connect_ex(("127.0.0.1", port)) == 0
+from lines import listens, proxy
 
 
 def test_nodes_behind_an_http_proxy_and_a_slow_line_change_nothing(tmp_path: Path) -> None:
     with parties(tmp_path, ("ant", "bee")) as two:
         config = two.prepare({"settings": {"local_steps": 1, "batch_size": 8}}, ["logistic"])
         ports = {name: free_port() for name in ("ant", "bee")}
-        lines = [fork(proxy, port, two.port, name == "ant", name=f"proxy-{name}") for name, port in ports.items()]
+        lines = [
+            fork(proxy, port, two.port, name == "ant", tmp_path / f"used-{name}", name=f"proxy-{name}")
+            for name, port in ports.items()
+        ]
         two.vendor("ant", tmp_path / "ant.npz", "logistic", top={"proxy": f"127.0.0.1:{ports['ant']}"})
         two.vendor("bee", tmp_path / "bee.npz", "logistic", top={"coordinator": f"127.0.0.1:{ports['bee']}"})
         until(lambda: all(map(listens, ports.values())) or not all(line.is_alive() for line in lines), 10)
+        assert not (tmp_path / "used-ant").exists()
         coordinator = two.coordinate()
         nodes = [two.node(name) for name in ("ant", "bee")]
         assert coordinator.wait() == 0, two.everything()
         assert [node.wait(15) for node in nodes] == [0, 0], two.everything()
         for line in lines:
             line.kill()
+        assert (tmp_path / "used-ant").exists()
+        assert (tmp_path / "used-bee").exists()
         assert_equal_to_local(two, config)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import urllib.request
 from pathlib import Path
 
@@ -52,13 +51,18 @@ def test_metrics_health_and_status_of_a_waiting_coordinator(tmp_path: Path) -> N
 def test_a_key_that_is_revoked_in_the_middle_of_a_run_is_out(tmp_path: Path) -> None:
     with parties(tmp_path, ("ant", "bee", "cat")) as three:
         three.prepare({"settings": {"local_steps": 1, "batch_size": 8}, "rounds": 400, "eval_every": 400}, ["logistic"])
-        coordinator = three.coordinate("--minimum", "2", "--commit-every", "400")
+        port = free_port()
+        coordinator = three.coordinate("--minimum", "2", "--commit-every", "400", "--metrics", f"127.0.0.1:{port}")
         nodes = [three.node(name) for name in ("ant", "bee", "cat")]
         until(lambda: three.rounds_done() >= 2, 40, three.everything)
         folder = tmp_path / "keys" / "coordinator"
+        (folder / "revoked" / "half.crt").write_bytes(b"-----BEGIN")
+        coordinator.says("cannot check keys")
+        (folder / "revoked" / "half.crt").unlink()
         (folder / "revoked" / "cat.crt").write_bytes((folder / "nodes" / "cat.crt").read_bytes())
         coordinator.says("goes on without node=cat")
         assert nodes[2].wait(10) == 2
         assert "its key was revoked" in nodes[2].text()
-        time.sleep(0.1)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as found:
+            assert 'interfuse_failures_total{kind="bad",node="cat"} 1.0' in found.read().decode()
         assert coordinator.process.is_alive()

@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from interfuse import report
+from interfuse.clock import UNIFORM
 from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
 from interfuse.data import load
@@ -23,7 +24,7 @@ from interfuse.engines.grpc.hub import Hub, Member, Security
 from interfuse.engines.grpc.logs import Events
 from interfuse.engines.grpc.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
-from interfuse.federation import carries_features, messages_of
+from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.message import Disclosure
 from interfuse.method import Method, disclosures, retained
 from interfuse.models import resolve
@@ -31,6 +32,7 @@ from interfuse.runs import Progress, Result, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import check_fusion
+from interfuse.wire import Codecs
 
 TEST_ROWS = 1000
 """Rows of a public test set between parties, unless the recipe says otherwise."""
@@ -75,6 +77,8 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
         raise ConfigError(f"--nodes {nodes}: at least one is needed")
     if config.metrics:
         raise ConfigError("metrics beyond accuracy need statistics of the parties' own data: use metrics = []")
+    if config.devices != UNIFORM:
+        raise ConfigError("devices: between parties time is real; virtual devices are for simulations, leave them out")
     if config.client and max(config.client) >= nodes:
         raise ConfigError(f"settings for client {max(config.client)}, but clients are 0 to {nodes - 1}")
     rows = config.test_rows or TEST_ROWS
@@ -93,6 +97,7 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     method = config.make_method()
     if Disclosure.DATA in disclosures(method):
         raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
+    check_codecs(Codecs.parse(config.codecs), messages_of(method))
     if not 1 <= terms.least <= terms.nodes:
         raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")
     folder = RunFolder(path)

@@ -20,9 +20,10 @@ from interfuse.engines.grpc.vendor import MODES, Vendor
 from interfuse.errors import InterfuseError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
+from interfuse.message import read
 from interfuse.models import resolve
 from interfuse.runs import RunConfig
-from interfuse.wire import Limits, decode
+from interfuse.wire import Codecs
 
 VALUES = 8
 """Values of each tensor that are written down."""
@@ -42,10 +43,10 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
 
     def tap(envelope: Envelope, payload: Payload) -> None:
         files.append(out / f"{len(files):03d}-{envelope.kind}.json")
-        files[-1].write_text(json.dumps(_readable(envelope, payload), indent=1), encoding="utf-8")
+        files[-1].write_text(json.dumps(_readable(envelope, payload, recipe), indent=1), encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as state:
-        trial = vendor.model_copy(update={"state": Path(state)})
+        trial, receipts = vendor.model_copy(update={"state": Path(state)}), Path(state) / "receipts"
         dataset = vendor.data.load(vendor.folder)
         mode = MODES[min(MODES.index(vendor.allow.evaluation), MODES.index(recipe.evaluation))]
         config = recipe.model_copy(update={"rounds": 1, "clients": 1, "evaluation": mode, "client": {}})
@@ -69,6 +70,8 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
             federation = Federation(setup, engine)
             federation.start()
             federation.run_round()
+            receipts.mkdir()
+            federation.save(receipts)
             evaluate(federation, full=True)
         except RunError as error:
             raise failed[0] if failed else error from error
@@ -94,10 +97,10 @@ def _event(hub: Hub, thread: threading.Thread) -> object:
     return hub.arrivals.get()
 
 
-def _readable(envelope: Envelope, payload: Payload) -> dict[str, object]:
+def _readable(envelope: Envelope, payload: Payload, recipe: RunConfig) -> dict[str, object]:
     found: dict[str, object] = {"envelope": envelope.model_dump(mode="json", exclude_none=True), "bytes": len(payload)}
     if isinstance(envelope, Reply) and envelope.message:
-        kind, tensors = decode(memoryview(payload), None, Limits(max_bytes=MESSAGE))
+        kind, tensors = read(memoryview(payload), Codecs.parse(recipe.codecs))
         found |= {
             "message": kind,
             "tensors": {

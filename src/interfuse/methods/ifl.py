@@ -59,7 +59,7 @@ class IFL(FusionSharing, Method):
     pairs: Literal["all", "own", "shuffled"] = "all"  # controls: each client its own alone; labels of another row
     one_round_late: bool = False  # modular blocks learn from the pairs of the round before
     participation: Fraction = 1.0  # fraction of the clients drawn for a round
-    deadline: NonNegative = 0.0  # virtual seconds that either half of a round waits for clients; 0 waits for all
+    deadline: NonNegative = 0.0  # seconds, virtual in a simulation, that each half of a round waits; 0: for all
 
     def start(self, server: Server[Late], clients: Clients) -> Late:
         return Late(FusionPairs(()))

@@ -20,6 +20,7 @@ from interfuse.message import Disclosure, Leaf, Message, leaves
 from interfuse.method import Method, disclosures, retained
 from interfuse.methods import find
 from interfuse.numerics import Numerics
+from interfuse.setup import with_settings
 from interfuse.wire.frame import VERSION
 
 LIBRARY = version("interfuse")
@@ -65,14 +66,26 @@ class Contract(BaseModel):
     test: Annotated[float, Ge(0), Lt(1)]
     evaluation: Mode
     public_test: Name
-    test_rows: int | None
+    test_rows: Annotated[int, Ge(1), Le(2**31)] | None
     test_labels: Name
+
+
+class Shapes(BaseModel):
+    """What is known of a public model: the shape of a sample, and the rest as in a profile."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sample: tuple[Size, ...]
+    keys: dict[Name, tuple[Size, ...]]
+    cuts: dict[Name, tuple[Size, ...]]
+    stages: tuple[Name, ...]
+    buffers: tuple[Name, ...]
 
 
 class Facts(BaseModel):
     """What the coordinator knows of a node: :class:`interfuse.client.Profile`, and what both must agree on.
 
-    ``keys`` and ``sample_shape`` are there where the vendor calls its model public.
+    ``shapes`` are there where the vendor calls its model public.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -82,12 +95,15 @@ class Facts(BaseModel):
     fusion_width: Size | None
     samples: Size
     test_labels: Name
-    keys: dict[Name, tuple[Size, ...]] | None = None
-    sample_shape: tuple[Size, ...] | None = None
+    shapes: Shapes | None = None
 
     def profile(self, client: ClientId) -> Profile:
         """As methods see it."""
-        return Profile(client, self.architecture, self.keys or {}, self.samples, self.fusion_width)
+        known = self.shapes or Shapes(sample=(), keys={}, cuts={}, stages=(), buffers=())
+        return Profile(
+            client, self.architecture, known.keys, self.samples, self.fusion_width, known.cuts, known.stages,
+            frozenset(known.buffers),
+        )  # fmt: skip
 
 
 class JoinError(InterfuseError):
@@ -137,6 +153,8 @@ def method_of(contract: Contract) -> Method:
         ConfigError: it is not there, or its settings are impossible.
     """
     method = find(contract.method).configure(contract.settings | dict.fromkeys(contract.unset))
+    for own in contract.client_settings.values():
+        with_settings(method, own)
     same("method's handlers and messages", contract.interface, interface(method))
     same("discloses", sorted(contract.discloses), sorted(disclosures(method)))
     same("retains", sorted(contract.retains), sorted(retained(method)))
@@ -154,7 +172,7 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
         same("fusion width", contract.fusion_width, facts.fusion_width)
     if contract.evaluation == "shared":
         same("labels of the public test set", contract.test_labels, facts.test_labels)
-    if Disclosure.PARAMETERS in contract.discloses and facts.keys is None:
+    if Disclosure.PARAMETERS in contract.discloses and facts.shapes is None:
         raise JoinError("model", "a public one, since the method shares parameters", "one that is not")
     if facts.samples < 1:
         raise JoinError("samples", "at least 1", str(facts.samples))

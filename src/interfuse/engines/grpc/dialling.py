@@ -25,6 +25,8 @@ OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 """Of both sides: a peer that is gone is noticed within 20 seconds, whatever stands between."""
+FRAMES = 8
+"""Frames that wait until gRPC takes them: a coordinator that does not read makes its node wait, not grow."""
 SHORTEST, LONGEST = 0.1, 10.0
 """Seconds between two attempts to reach the coordinator, before jitter."""
 
@@ -73,7 +75,7 @@ def take_part(node: Node, vendor: Vendor, *, insecure: bool, patience: float | N
 
 
 def _channel(vendor: Vendor, insecure: bool) -> grpc.Channel:
-    options = [*OPTIONS, *([("grpc.http_proxy", vendor.proxy)] if vendor.proxy else [])]
+    options = [*OPTIONS, *([("grpc.http_proxy", f"http://{vendor.proxy}")] if vendor.proxy else [])]
     if insecure:
         return grpc.insecure_channel(vendor.coordinator, options)
     files = vendor.key_files()
@@ -86,7 +88,7 @@ class _Stream:
     """One stream, from the hello to its end."""
 
     def __init__(self, channel: grpc.Channel) -> None:
-        self._outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._outgoing: queue.Queue[bytes | None] = queue.Queue(FRAMES)
         join = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
         self._incoming = join(iter(self._outgoing.get, None))
 
@@ -107,11 +109,11 @@ class _Stream:
                 if isinstance(whole[0], Begin | Call | Order):
                     yield None
         finally:
-            self._outgoing.put(None)
+            self._put(None)
 
     def finish(self, seconds: float = 2.0) -> None:
         """Let what was sent last arrive."""
-        self._outgoing.put(None)
+        self._put(None)
         end = time.monotonic() + seconds
         with suppress(grpc.RpcError):
             while not self._incoming.done() and time.monotonic() < end:
@@ -119,4 +121,12 @@ class _Stream:
 
     def _send(self, pieces: Iterator[bytes]) -> None:
         for piece in pieces:
-            self._outgoing.put(piece)
+            self._put(piece)
+
+    def _put(self, piece: bytes | None) -> None:
+        """Hand a frame to gRPC, which takes one after the other; nothing, once the stream has ended."""
+        while True:
+            with suppress(queue.Full):
+                return self._outgoing.put(piece, timeout=0.5)
+            if self._incoming.done():
+                return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,11 +27,12 @@ from interfuse.wire import FileRecord, Limits, load_tensors, save_tensors
 class Fault:
     """Why a node did not do its part.
 
-    ``lost``: it was not there in time; ``restarted``: it is there, but what it held in memory is gone; ``bad``: it did
-    what no honest node does, or its handler failed.
+    ``lost``: it was not there, or did not answer; ``restarted``: it is there, but what it held in memory is gone;
+    ``failed``: its handler failed, or its message is not what the handler declares; ``bad``: it did what no honest node
+    does, or its key was revoked; ``late``: the deadline of the call went by.
     """
 
-    kind: Literal["lost", "restarted", "bad"]
+    kind: Literal["lost", "restarted", "failed", "bad", "late"]
     reason: str
 
 
@@ -48,13 +50,28 @@ class Patience:
 
 @dataclass
 class _Waiting:
-    """A member from which something is awaited: what to send again when it comes back, and until when it may."""
+    """A member from which something is awaited: what to send, again when it comes back, and until when it may answer.
+
+    What is asked has a number from the moment at which it is sent.
+    """
 
     member: Member
     asked: Call | Order
     payload: Payload
+    began: float
     until: float
-    sent: float
+
+
+@dataclass
+class _Closing:
+    """When a call waits no longer: from a moment on, once no reply is missing that it needs."""
+
+    moment: float = math.inf
+    missing: int = 0
+
+    @property
+    def until(self) -> float:
+        return math.inf if self.missing > 0 else self.moment
 
 
 class Remote:
@@ -88,8 +105,9 @@ class Remote:
         self._patience, self._limits, self._watch = patience, Limits(max_bytes=message_bytes), watch
         self._programs = setup.programs_with(setup.method)
         self._numbers = dict.fromkeys(members, 0)
-        self._seen = dict.fromkeys(members, 0)
+        self._ended = 0
         self._cancelled: dict[ClientId, int] = {}
+        self._busy: set[ClientId] = set()  # still at the call that was cancelled: nothing is sent to them meanwhile
 
     def begin(self) -> None:
         """Have all nodes begin the attempt, and wait until they stand there.
@@ -97,65 +115,90 @@ class Remote:
         Raises:
             InterruptedRoundError: one of them does not; :attr:`faults` says why.
         """
-        awaited = set(self._members)
+        patience, now = self._patience, time.monotonic()
+        until = dict.fromkeys(self._members, now + patience.answer)  # it may be at work for an attempt that is over
         for member in self._members.values():
-            self._hub.begin(member, self.attempt, len(self._setup.facts), self._setup.dims.get("d"))
-        end = time.monotonic() + self._patience.back
-        while awaited:
-            event = self._next(end)
+            self._begin(member)
+        while until:
+            event = self._next(min(until.values()))
+            now = time.monotonic()
             if event is None:
-                names = ", ".join(self._members[client].name for client in sorted(awaited))
-                for client in awaited:
+                late = [client for client, moment in until.items() if moment <= now]
+                for client in late:
                     self.faults[client] = Fault("lost", "did not begin in time")
-                raise InterruptedRoundError(f"nodes did not begin in {self._patience.back:g} seconds: {names}")
+                names = ", ".join(self._members[client].name for client in late)
+                raise InterruptedRoundError(f"nodes did not begin in time: {names}")
             who = self._client(event)
             if who is None:
                 continue
             if isinstance(event, Joined):
-                self._hub.begin(event.member, self.attempt, len(self._setup.facts), self._setup.dims.get("d"))
+                self._begin(event.member)
+                until[who] = now + patience.answer
+            elif isinstance(event, Left):
+                until[who] = now + patience.back
             elif isinstance(event, Broke):
                 self.faults[who] = Fault("bad", event.reason)
                 raise InterruptedRoundError(f"node {event.member.name}: {event.reason}")
-            elif isinstance(event, Arrived) and isinstance(event.envelope, Ready):
-                awaited -= {who} if event.envelope.attempt == self.attempt else set()
+            elif isinstance(event.envelope, Ready) and event.envelope.attempt == self.attempt:
+                until.pop(who, None)
+
+    def _begin(self, member: Member) -> None:
+        self._hub.begin(member, self.attempt, len(self._setup.facts), self._setup.dims.get("d"))
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> list[Answer]:
         """Run a handler on nodes, each once, whatever happens to their connections."""
         self._hub.check_keys()
+        self._catch_up()
+        began = time.monotonic()
         codecs = request.codecs(self._setup.codecs)
         encoded: dict[int, bytes] = {}
         waiting: dict[ClientId, _Waiting] = {}
         answers: list[Answer] = []
         for client, message in messages.items():
+            if (fault := self._standing(client, patient=not request.recoverable)) is not None:
+                answers.append(self._failed(client, fault.reason))
+                continue
             if message is not None and id(message) not in encoded:
                 encoded[id(message)] = encode(message, codecs)
             payload = b"" if message is None else encoded[id(message)]
-            if request.recoverable and client in self.faults:  # still away, or its reply came too late: not waited for
-                if self._members[client].link is None:
-                    answers.append(self._failed(client, self.faults[client].reason))
-                    continue
-                del self.faults[client]
             call = Call(
-                attempt=self.attempt, number=self._number(client), acknowledged=self._seen[client],
-                program=request.program, handler=request.handler, heading=request.heading, round=request.round,
-                index=request.index, recoverable=request.recoverable, message=message is not None,
+                attempt=self.attempt, number=0, ended=self._ended, program=request.program, handler=request.handler,
+                heading=request.heading, round=request.round, index=request.index, recoverable=request.recoverable,
+                message=message is not None,
             )  # fmt: skip
             waiting[client] = self._ask(client, call, payload)
+        closing = _Closing()
+        if request.deadline is not None:
+            closing = _Closing(began + request.deadline, request.minimum)
         reply_type = handlers(type(self._programs[request.program]))[request.handler].reply_type
-        for client, reply in self._collect(waiting):  # one is decoded while others are under way
-            if isinstance(reply, Fault):
+        for client, reply in self._collect(waiting, closing):  # one is decoded while others are under way
+            if isinstance(reply, Arrived):
+                answers.append(self._answer(client, reply, reply_type, request))
+                closing.missing -= not isinstance(answers[-1].reply, Failure)
+            elif reply.kind == "late":
+                reason = f"late: {time.monotonic() - began:.3f} s were given"
+                answers.append(Answer(client, Failure(client, reason, "late"), 0.0))
+            else:
                 self.faults[client] = reply
                 answers.append(self._failed(client, reply.reason))
-            else:
-                answers.append(self._answer(client, reply, reply_type, request))
         self._stop_if_restarted()
         return answers
+
+    def _standing(self, client: ClientId, *, patient: bool) -> Fault | None:
+        """The fault for which a client is not asked now: that of a node that broke the rules, or is still away."""
+        fault = self.faults.get(client)
+        if fault is None or fault.kind == "bad":
+            return fault
+        if not patient and (self._members[client].link is None or client in self._busy):
+            return fault
+        del self.faults[client]
+        return None
 
     def _answer(self, client: ClientId, arrived: Arrived, expected: type[Message] | None, request: Request) -> Answer:
         reply, name = arrived.envelope, self._members[client].name
         assert isinstance(reply, Reply)
         if reply.failure is not None:
-            self.faults[client] = Fault("bad", f"{reply.failure} in {request.handler}, round {request.round}")
+            self.faults[client] = Fault("failed", f"{reply.failure} in {request.handler}, round {request.round}")
             return self._failed(client, f"node {name}: {reply.failure}; its log says more", reply.seconds)
         try:
             if (expected is not None) != reply.message:
@@ -166,7 +209,7 @@ class Remote:
             codecs = request.codecs(self._setup.codecs)
             message = decode(view, expected, self._setup.dims, profile.keys, self._limits, codecs)
         except MessageError as error:
-            self.faults[client] = Fault("bad", str(error))
+            self.faults[client] = Fault("failed", str(error))
             return self._failed(client, f"node {name}: {error}", reply.seconds)
         return Answer(client, message, reply.seconds, reply.steps)
 
@@ -189,72 +232,114 @@ class Remote:
         if member.link is not None and client in self._cancelled:
             member.link.send(Cancel(attempt=self.attempt, number=self._cancelled[client]))
 
-    def _number(self, client: ClientId) -> int:
-        self._numbers[client] += 1
-        return self._numbers[client]
-
     def _ask(self, client: ClientId, asked: Call | Order, payload: Payload = b"") -> _Waiting:
         member, now = self._members[client], time.monotonic()
-        with self._hub.lock:
-            there = member.link is not None
-            if member.link is not None:
-                self._send_cancelled(member)
-                member.link.send(asked, payload)
-        until = now + (self._patience.answer if there else self._patience.back)
-        return _Waiting(member, asked, payload, until, now)
+        there = member.link is not None
+        one = _Waiting(
+            member, asked, payload, now, now + (self._patience.answer if there else self._patience.back)
+        )  # fmt: skip
+        self._send(client, one)
+        return one
 
-    def _collect(self, waiting: dict[ClientId, _Waiting]) -> Iterator[tuple[ClientId, Arrived | Fault]]:
+    def _send(self, client: ClientId, one: _Waiting) -> None:
+        """Send what is asked, if the node is there and has nothing else to do."""
+        with self._hub.lock:
+            link = one.member.link
+            if link is None or client in self._busy:
+                return
+            if not one.asked.number:
+                self._numbers[client] += 1
+                one.asked = one.asked.model_copy(update={"number": self._numbers[client]})
+            self._send_cancelled(one.member)
+            link.send(one.asked, one.payload)
+        one.until = time.monotonic() + self._patience.answer
+
+    def _collect(
+        self, waiting: dict[ClientId, _Waiting], closing: _Closing
+    ) -> Iterator[tuple[ClientId, Arrived | Fault]]:
         """What comes back from each, in time or not, as it comes."""
         while waiting:
-            event = self._next(min(one.until for one in waiting.values()))
+            event = self._next(min(closing.until, *(one.until for one in waiting.values())))
             if event is None:
-                now = time.monotonic()
-                for client in [client for client, one in waiting.items() if one.until <= now]:
-                    one = waiting.pop(client)
-                    there = one.member.link is not None
-                    self._cancel(client, one.asked.number)
-                    yield client, Fault("lost", "no answer in time" if there else "gone, and not back in time")
+                yield from self._given_up(waiting, closing)
                 continue
             who = self._client(event)
             if who is None:
                 continue
-            if who not in waiting:
-                if isinstance(event, Joined) and event.restarted:
-                    self.faults[who] = Fault("restarted", "its process was started anew")
-                continue
-            one = waiting[who]
-            outcome = self._outcome(event, one)
-            if isinstance(outcome, Arrived):
-                self._seen[who] = one.asked.number
-                self._cancelled.pop(who, None)
-                work = outcome.envelope.seconds if isinstance(outcome.envelope, Reply) else 0.0
-                self.waited[who] += time.monotonic() - one.sent - work
-            if outcome is not None:
-                del waiting[who]
-                yield who, outcome
+            self._note(who, event)
+            if who in waiting:
+                one = waiting[who]
+                outcome = self._outcome(who, event, one)
+                if isinstance(outcome, Arrived):
+                    self._cancelled.pop(who, None)
+                    work = outcome.envelope.seconds if isinstance(outcome.envelope, Reply) else 0.0
+                    self.waited[who] += max(0.0, time.monotonic() - one.began - work)
+                if outcome is not None:
+                    del waiting[who]
+                    yield who, outcome
             self._watch()
 
-    def _outcome(self, event: Event, one: _Waiting) -> Arrived | Fault | None:
-        """What an event says of a member that is waited for."""
+    def _given_up(self, waiting: dict[ClientId, _Waiting], closing: _Closing) -> list[tuple[ClientId, Fault]]:
+        """Those that are not waited for any more; what they were asked is taken back."""
         now = time.monotonic()
+        found = []
+        for client, one in list(waiting.items()):
+            if closing.until <= now:
+                fault = Fault("late", "the deadline went by")
+            elif one.until <= now:
+                there = one.member.link is not None
+                fault = Fault("lost", "no answer in time" if there else "gone, and not back in time")
+            else:
+                continue
+            del waiting[client]
+            if one.asked.number:
+                self._busy.add(client)
+                self._cancel(client, one.asked.number)
+            found.append((client, fault))
+        return found
+
+    def _catch_up(self) -> None:
+        """Take note of what came while nobody waited.
+
+        Raises:
+            InterruptedRoundError: a node was started anew.
+        """
+        while (event := self._next(0.0)) is not None:
+            if (who := self._client(event)) is not None:
+                self._note(who, event)
+        self._stop_if_restarted()
+
+    def _note(self, client: ClientId, event: Event) -> None:
+        """What an event says of a node, whether or not something is awaited from it."""
+        if isinstance(event, Joined):
+            self._busy.discard(client)  # it connects again only when it has nothing to do
+            if event.restarted:
+                self.faults[client] = Fault("restarted", "its process was started anew")
+        elif isinstance(event, Broke):
+            self.faults[client] = Fault("bad", event.reason)
+        elif isinstance(event, Arrived) and isinstance(event.envelope, Reply | Done):
+            answer = event.envelope
+            if (answer.attempt, answer.number) == (self.attempt, self._cancelled.get(client)):
+                self._busy.discard(client)
+
+    def _outcome(self, client: ClientId, event: Event, one: _Waiting) -> Arrived | Fault | None:
+        """What an event says of a member that is waited for."""
         if isinstance(event, Joined):
             if event.restarted:
-                return Fault("restarted", "its process was started anew")
-            with self._hub.lock:
-                if one.member.link is not None:
-                    self._send_cancelled(one.member)
-                    one.member.link.send(one.asked, one.payload)
-            one.until = now + self._patience.answer
+                return self.faults[client]
+            self._send(client, one)
         elif isinstance(event, Left):
-            one.until = now + self._patience.back
+            one.until = time.monotonic() + self._patience.back
         elif isinstance(event, Broke):
-            return Fault("bad", event.reason)
+            return self.faults[client]
         elif isinstance(event.envelope, Reply | Done):
             answer, asked = event.envelope, one.asked
+            if not asked.number:
+                self._send(client, one)  # this may have been what it was still at
             fits = isinstance(answer, Reply) == isinstance(asked, Call)
-            if answer.attempt == asked.attempt and answer.number == asked.number and fits:
+            if (answer.attempt, answer.number) == (self.attempt, asked.number) and fits:
                 return event
-            if answer.attempt > asked.attempt or answer.number > asked.number:
+            if answer.attempt > self.attempt or answer.number > self._numbers[client]:
                 return Fault("bad", f"it answered number {answer.number}, which it was not asked")
         return None
 
@@ -275,39 +360,39 @@ class Remote:
 
     def _everybody(
         self,
-        do: Literal["end_round", "save", "load"],
+        do: Literal["save", "load"],
         digests: Mapping[ClientId, str | None],
         keep: Mapping[ClientId, tuple[str, ...]],
     ) -> dict[ClientId, Done]:
         """Give all nodes an order, and wait until it is carried out."""
+        self._catch_up()
         waiting = {
             client: self._ask(
                 client,
                 Order(
-                    attempt=self.attempt, number=self._number(client), acknowledged=self._seen[client], do=do,
-                    digest=digests.get(client), keep=keep.get(client, ()),
+                    attempt=self.attempt, number=0, ended=self._ended, do=do, digest=digests.get(client),
+                    keep=keep.get(client, ()),
                 ),
             )
-            for client in self._members
+            for client in self._members if self._standing(client, patient=True) is None
         }  # fmt: skip
         done: dict[ClientId, Done] = {}
-        for client, outcome in self._collect(waiting):
+        for client, outcome in self._collect(waiting, _Closing()):
             if isinstance(outcome, Fault):
                 self.faults[client] = outcome
             elif isinstance(outcome.envelope, Done) and outcome.envelope.failure is None:
                 done[client] = outcome.envelope
             elif isinstance(outcome.envelope, Done):
-                self.faults[client] = Fault("bad", f"{outcome.envelope.failure} at {do}")
+                self.faults[client] = Fault("failed", f"{outcome.envelope.failure} at {do}")
         self._stop_if_restarted()
         if missing := [client for client in self._members if client not in done]:
             first = missing[0]
-            raise InterruptedRoundError(
-                f"node {self._members[first].name} could not {do.replace('_', ' ')}: {self.faults[first].reason}"
-            )
+            raise InterruptedRoundError(f"node {self._members[first].name} could not {do}: {self.faults[first].reason}")
         return done
 
     def end_round(self) -> None:
-        self._everybody("end_round", {}, {})
+        """Nodes hear of it with what they are asked next: nobody waits for those that are slow."""
+        self._ended += 1
 
     def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
         """Have nodes save on their own disks; what is written here are receipts, with the digests of their files."""

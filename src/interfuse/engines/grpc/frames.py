@@ -26,6 +26,8 @@ HEADER = 1 << 20
 LARGEST_FRAME = CHUNK + HEADER + 4
 MESSAGE = 1 << 30
 """Payload bytes of a message at most, unless a side says otherwise."""
+CLIENTS = 100_000
+"""Clients of a run at most."""
 
 Natural = Annotated[int, Ge(0), Le(2**53)]
 Code = Literal[
@@ -87,7 +89,7 @@ class Begin(_Envelope):
     kind: Literal["begin"] = "begin"
     attempt: Natural
     client: Natural
-    clients: Natural
+    clients: Annotated[int, Ge(1), Le(CLIENTS)]
     d: Natural | None
 
 
@@ -99,13 +101,14 @@ class Ready(_Envelope):
 
 
 class Call(_Envelope):
-    """Coordinator: run a handler. ``number`` counts calls and orders of an attempt from 1; replies up to
-    ``acknowledged`` have arrived."""
+    """Coordinator: run a handler. ``number`` counts calls and orders to this node in an attempt from 1; what is asked
+    next acknowledges the answer before it. ``ended`` counts the rounds and evaluations that are over: what the client
+    was lent for them is to be forgotten."""
 
     kind: Literal["call"] = "call"
     attempt: Natural
     number: Natural
-    acknowledged: Natural
+    ended: Natural
     program: Name
     handler: Name
     heading: Heading
@@ -129,7 +132,7 @@ class Reply(_Envelope):
 
 
 class Order(_Envelope):
-    """Coordinator: end the round, save the owned state, or go back to a saved one.
+    """Coordinator: save the owned state, or go back to a saved one. ``number`` and ``ended`` as in :class:`Call`.
 
     ``keep`` names the saved states that may be asked for again; ``digest`` is None for the state before the first call.
     """
@@ -137,8 +140,8 @@ class Order(_Envelope):
     kind: Literal["order"] = "order"
     attempt: Natural
     number: Natural
-    acknowledged: Natural
-    do: Literal["end_round", "save", "load"]
+    ended: Natural
+    do: Literal["save", "load"]
     digest: Annotated[str, MaxLen(64)] | None = None
     keep: tuple[Annotated[str, MaxLen(64)], ...] = ()
 

@@ -25,12 +25,14 @@ from interfuse.engines.grpc.frames import (
     Accept,
     Assembler,
     Begin,
+    Call,
     Done,
     End,
     Envelope,
     FrameError,
     Hello,
     Offer,
+    Order,
     Payload,
     Ready,
     Refusal,
@@ -42,8 +44,9 @@ from interfuse.engines.grpc.logs import Events
 from interfuse.errors import ConfigError
 from interfuse.method import Method
 
-JOIN_SECONDS = 20.0
-"""From the begin of a stream to the facts of its node: one that says nothing is sent away."""
+HELLO_SECONDS, AGREE_SECONDS = 20.0, 300.0
+"""From the begin of a stream to its hello, and from there to the facts of its node, which builds its model meanwhile:
+one that says nothing is sent away."""
 SPARE_STREAMS = 16
 """Streams beside those of the nodes: joins that are refused, health checks."""
 
@@ -128,11 +131,23 @@ class Link:
     def __init__(self, close: Callable[[], object]) -> None:
         self._queue: queue.SimpleQueue[tuple[Envelope, Payload] | None] = queue.SimpleQueue()
         self._close = close
+        self._asked = self._answered = 0
         self.counters = Counters()
 
     def send(self, envelope: Envelope, payload: Payload = b"") -> None:
         """Queue an envelope with its payload."""
+        self._asked += isinstance(envelope, Begin | Call | Order)  # counted first: the answer may be quick
         self._queue.put((envelope, payload))
+
+    def answered(self) -> None:
+        """Count an answer: one for each thing asked, so that no node can fill the coordinator's memory.
+
+        Raises:
+            FrameError: nothing was asked.
+        """
+        self._answered += 1
+        if self._answered > self._asked:
+            raise FrameError("an answer to nothing that was asked")
 
     def end(self) -> None:
         """End the stream once everything has gone."""
@@ -157,7 +172,7 @@ class Hub:
 
     Args:
         contract: What joining nodes are offered.
-        restore: Facts that nodes had when the run began, by name: they must come back with the same.
+        known: Facts that nodes had when the run began, by name: they must come back with the same.
         most: At most so many nodes.
         security: Keys; None: without TLS, whoever comes is who it says it is.
     """
@@ -226,7 +241,11 @@ class Hub:
             return
         with self.lock:
             present = [member for member in self.members.values() if member.link is not None]
-        revoked = self._security.admission.revoked()
+        try:
+            revoked = self._security.admission.revoked()
+        except ConfigError as error:  # such as a file that is being copied; the next call looks again
+            self._events.add("cannot check keys", reason=error)
+            return
         for member in present:
             if member.fingerprint in revoked:
                 self.ban(member.name, "its key was revoked")
@@ -256,9 +275,7 @@ class Hub:
     def _read(self, link: Link, incoming: Iterator[bytes], pem: bytes, peer: str) -> None:
         """Read a stream to its end; whatever goes wrong concerns this one alone."""
         assembler = Assembler(self._message_bytes)
-        impatience = threading.Timer(JOIN_SECONDS, link.abort)
-        impatience.daemon = True
-        impatience.start()
+        impatience = _started(HELLO_SECONDS, link)
         name, member = "", None
         try:
             messages = self._messages(link, incoming, assembler)
@@ -267,6 +284,8 @@ class Hub:
                 raise FrameError(f"{hello.kind!r} before a hello")
             name = hello.name
             fingerprint = self._check(hello, pem)
+            impatience.cancel()
+            impatience = _started(AGREE_SECONDS, link)
             link.send(Offer(contract=self._contract))
             answer, _ = next(messages)
             if isinstance(answer, Refusal):
@@ -276,7 +295,7 @@ class Hub:
             check_facts(self._contract, self._method, answer.facts)
             member = self._enter(hello, fingerprint, answer.facts, link)
             impatience.cancel()
-            self._listen(member, messages)
+            self._listen(member, link, messages)
             reason = "the stream ended"
         except StopIteration:
             reason = "the stream ended"
@@ -296,6 +315,10 @@ class Hub:
             self._events.add("malformed", node=name, peer=peer, reason=reason)
             if member is not None:
                 self.arrivals.put(Broke(member, reason))
+            link.abort()
+        except ConfigError as error:  # a file in the folder of keys cannot be read: nobody is let in by it
+            reason = str(error)
+            self._events.add("cannot check keys", node=name, peer=peer, reason=reason)
             link.abort()
         except grpc.RpcError as error:
             reason = f"the connection broke: {type(error).__name__}"
@@ -355,12 +378,13 @@ class Hub:
         self.arrivals.put(Joined(member, restarted))
         return member
 
-    def _listen(self, member: Member, messages: Iterator[tuple[Envelope, Payload]]) -> None:
+    def _listen(self, member: Member, link: Link, messages: Iterator[tuple[Envelope, Payload]]) -> None:
         for envelope, payload in messages:
             if isinstance(envelope, Refusal):
                 raise _NodeRefusedError(envelope)
             if not isinstance(envelope, Reply | Done | Ready):
                 raise FrameError(f"{envelope.kind!r} from a member")
+            link.answered()
             self.arrivals.put(Arrived(member, envelope, payload))
 
     def _leave(self, member: Member, link: Link, reason: str) -> None:
@@ -384,3 +408,11 @@ class Hub:
         with self.lock:
             if member.link is not None:
                 member.link.send(Begin(attempt=attempt, client=member.client, clients=clients, d=d))
+
+
+def _started(seconds: float, link: Link) -> threading.Timer:
+    """What ends a stream after so many seconds, unless it is cancelled."""
+    timer = threading.Timer(seconds, link.abort)
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -47,12 +47,13 @@ from interfuse.engines.grpc.logs import Audit, Events, described
 from interfuse.engines.grpc.setups import NodeSetup, dims_of, facts_of, own_share
 from interfuse.engines.grpc.vendor import Vendor
 from interfuse.engines.host import Host
-from interfuse.errors import InterfuseError, MessageError, RunError
+from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
+from interfuse.federation import check_codecs, messages_of
 from interfuse.handler import Handler, handlers
 from interfuse.message import Message, decode, disturbed, encode, rounded
 from interfuse.setup import check_device
-from interfuse.wire import FileRecord, Limits, sync_folder
+from interfuse.wire import Codecs, FileRecord, Limits, sync_folder
 
 
 class Outgoing(NamedTuple):
@@ -132,9 +133,8 @@ class Node:
         elif isinstance(envelope, Begin):
             yield from self._begin(envelope)
         elif isinstance(envelope, Call | Order) and self._session is not None:
-            session = self._session
-            repeated = envelope.attempt == session.attempt and envelope.number in session.kept
-            yield self._leaving(session.carry_out(envelope, payload), repeated)
+            repeated = self._session.has_answered(envelope)
+            yield self._leaving(self._session.carry_out(envelope, payload), repeated)
         elif isinstance(envelope, Cancel) and self._session is not None:
             self._session.cancel(envelope)
         elif isinstance(envelope, Refusal):
@@ -173,6 +173,12 @@ class Node:
         same("wire version", contract.wire, WIRE)
         self.vendor.check(contract)
         self._method = method_of(contract)
+        try:
+            codecs = Codecs.parse(contract.codecs)
+            check_codecs(codecs, messages_of(self._method))
+        except ConfigError as error:
+            raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
+        self.vendor.check_codecs(codecs, self._method)
         if contract == self._contract and self._facts is not None:
             return self._facts
         vendor, table = self.vendor, self.vendor.model
@@ -220,11 +226,14 @@ def _remember(folder: Path, now: RunFile) -> None:
     """Write down how far the coordinator is.
 
     Raises:
-        JoinError: it was further already, or the run began with other data; or the disk is full.
+        JoinError: it was further already, or the run began with other data; or the disk is full or broken.
     """
     path = folder / "run.json"
     if path.exists():
-        before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+        try:
+            before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise JoinError("state", "what the node remembers of the run", f"{path.name} that cannot be read") from None
         if now.attempt < before.attempt:
             raise JoinError("attempt", f"{before.attempt} or later", f"stale attempt {now.attempt}")
         same("client number", before.client, now.client)
@@ -241,41 +250,46 @@ def _remember(folder: Path, now: RunFile) -> None:
 
 
 class Session:
-    """An attempt of a run at a node: carries out each call once, keeps what was not acknowledged, saves and loads."""
+    """An attempt of a run at a node: carries out each call once, keeps its answer until the next, saves and loads."""
 
     def __init__(
         self, vendor: Vendor, setup: NodeSetup, begin: Begin, folder: Path, audit: Audit, events: Events
     ) -> None:
         self.attempt, self.client = begin.attempt, begin.client
-        self.kept: dict[int, Outgoing] = {}
         self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
         self._host = Host(setup, [self.client])
-        self._done = 0
+        self._done = self._ended = 0
+        self._kept: Outgoing | None = None
         self._saved: str | None = None
         self._noise = torch.Generator().manual_seed(secrets.randbits(63))  # nobody else can derive it
 
     def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
         """Do what is asked, or send again what was answered before."""
         failed = Reply if isinstance(asked, Call) else Done
-        if asked.attempt == self.attempt and asked.number in self.kept:
-            return self.kept[asked.number]
+        if self._kept is not None and self.has_answered(asked):
+            return self._kept
         if asked.attempt != self.attempt or asked.number != self._done + 1:
             self._events.add("refused", what=asked.kind, attempt=asked.attempt, number=asked.number, reason="stale")
             return Outgoing(failed(attempt=asked.attempt, number=asked.number, failure="stale"))
-        self._done = asked.number
-        for number in [number for number in self.kept if number <= asked.acknowledged]:
-            del self.kept[number]
-        answer = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
-        self.kept[asked.number] = answer
-        return answer
+        if asked.ended > self._ended:
+            self._host.end_round()
+        self._done, self._ended, self._kept = asked.number, asked.ended, None
+        self._kept = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
+        return self._kept
+
+    def has_answered(self, asked: Call | Order) -> bool:
+        """Whether this was the last to be answered; the answer is kept."""
+        return self._kept is not None and (asked.attempt, asked.number) == (self.attempt, self._done)
 
     def cancel(self, asked: Cancel) -> None:
         """Undo the last call; one that never came is not to be carried out any more."""
         if asked.attempt == self.attempt and asked.number == self._done + 1:
-            self._done = asked.number
-        elif asked.attempt == self.attempt and asked.number == self._done:
+            self._done, self._kept = asked.number, None
+        elif asked.attempt == self.attempt and asked.number == self._done and self._kept is not None:
+            self._kept = None
             self._events.add("undone", number=asked.number, reason="its reply came too late")
-            self._host.undo([self.client])
+            with self._host.working():
+                self._host.undo([self.client])
 
     def _call(self, call: Call, payload: Payload) -> Outgoing:
         handler = self._allowed(call)
@@ -341,9 +355,6 @@ class Session:
     def _order(self, order: Order) -> Done:
         done = Done(attempt=order.attempt, number=order.number)
         try:
-            if order.do == "end_round":
-                self._host.end_round()
-                return done
             if order.do == "save":
                 record = self._save(order)
                 return done.model_copy(update={"digest": record.sha256, "bytes": record.bytes}) if record else done

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from interfuse.client import ClientData, ClientId, Profile
-from interfuse.clock import UNIFORM, Devices
+from interfuse.clock import Clock, WallClock
 from interfuse.data import IID, Dataset, Share, make_shares
-from interfuse.engines.grpc.contract import Contract, Facts
+from interfuse.engines.grpc.contract import Contract, Facts, Shapes
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import CommonTest, common_test, evaluation_on
 from interfuse.handler import Program, programs
@@ -123,11 +123,15 @@ def facts_of(
     )  # fmt: skip
     measured = measure(model, dataset.shape)
     keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
+    shapes = Shapes(
+        sample=dataset.shape, keys=keys, cuts=dict(measured.cut_shapes), stages=model.stage_names,
+        buffers=tuple(sorted(keys.keys() - model.tensors(buffers=False).keys())),
+    )  # fmt: skip
     facts = Facts(
         architecture=label, classes=measured.classes, fusion_width=measured.fusion_width, samples=len(share.train),
-        test_labels=test, keys=keys if public else None, sample_shape=dataset.shape if public else None,
+        test_labels=test, shapes=shapes,
     )  # fmt: skip
-    return facts, Profile(0, label, keys, len(share.train), measured.fusion_width)
+    return facts if public else facts.model_copy(update={"shapes": None}), facts.profile(0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +151,6 @@ class RemoteSetup:
     builders: Mapping[str, Callable[[], Builder]]
     class_names: list[str]
     device: str = "cpu"
-    devices: Devices = UNIFORM
 
     note = "every client has data of its own; the common test set is public"
     class_counts = None
@@ -182,7 +185,7 @@ class RemoteSetup:
                     "differ; give one of them another name"
                 )
             keys = mine.keys if alike is None else alike.keys
-            found[client] = Profile(client, mine.architecture, keys, mine.samples, mine.fusion_width)
+            found[client] = replace(mine, keys=keys)
         return found
 
     @cached_property
@@ -198,13 +201,13 @@ class RemoteSetup:
             ModelError: no node has the architecture, it is not public, or the recipe does not name it.
         """
         owner = next((facts for facts in self.facts.values() if facts.architecture == architecture), None)
-        if owner is None or owner.sample_shape is None or architecture not in self.builders:
+        if owner is None or owner.shapes is None or architecture not in self.builders:
             raise ModelError(
                 f"the method has the server build {architecture!r}: the recipe must name it under models, and the "
                 "vendor's file must have the same name and `public = true` under [model]"
             )
         return make_model(
-            self.builders[architecture](), owner.sample_shape, owner.classes, self.contract.fusion_width, self.seed,
+            self.builders[architecture](), owner.shapes.sample, owner.classes, self.contract.fusion_width, self.seed,
             key, self.device, self.numerics,
         )  # fmt: skip
 
@@ -227,6 +230,10 @@ class RemoteSetup:
             return block_sizes(self.build(architecture, "measure"))
         except ModelError:
             return None
+
+    def make_clock(self) -> Clock:
+        """The real time."""
+        return WallClock()
 
     def data_name(self, client: ClientId) -> str:
         """Nothing: what a vendor calls its data is its own affair."""

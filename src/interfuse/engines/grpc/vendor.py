@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
 from interfuse.data import TABLES, Dataset, load, load_folder, load_table
@@ -18,9 +18,12 @@ from interfuse.engines.grpc.frames import MESSAGE
 from interfuse.engines.grpc.keys import KeyFiles
 from interfuse.errors import ConfigError
 from interfuse.evaluation import Mode
-from interfuse.message import Disclosure
+from interfuse.handler import handlers, programs
+from interfuse.message import Disclosure, codec_of, kind_of, leaves
+from interfuse.method import Method
 from interfuse.models import Builder, resolve, split_at
 from interfuse.references import is_reference, load_reference
+from interfuse.wire import Codec, Codecs
 
 MODES: tuple[Mode, ...] = ("none", "own", "shared")
 """What evaluations ask for, in ascending order."""
@@ -118,23 +121,33 @@ class AllowTable(_Table):
 class LimitsTable(_Table):
     """``[limits]``: how much at most. Bytes of messages that leave count over the whole run, whatever restarts.
 
-    ``noise`` is the standard deviation of Gaussian noise that is added to floating-point tensors of a disclosure.
+    ``noise`` is the standard deviation of Gaussian noise that is added to floating-point tensors of a disclosure;
+    ``codec`` is the one codec that the contract must have for what leaves of a disclosure.
     """
 
     rounds: Annotated[int, Ge(1)] | None = None
     bytes: Annotated[int, Ge(0)] | None = None
     message_bytes: Annotated[int, Ge(1)] = MESSAGE
     noise: dict[Disclosure, Annotated[float, Gt(0)]] = Field(default_factory=dict)
+    codec: dict[Disclosure, str] = Field(default_factory=dict)
+
+    @field_validator("codec")
+    @classmethod
+    def _known(cls, given: dict[Disclosure, str]) -> dict[Disclosure, str]:
+        try:
+            return {disclosure: str(Codec.parse(text)) for disclosure, text in given.items()}
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 class Vendor(_Table):
-    """A vendor's whole file. Paths are relative to it."""
+    """A vendor's whole file. Paths are relative to it; ``proxy`` is the ``HOST:PORT`` of an HTTP proxy."""
 
     name: Name
     coordinator: Name = "127.0.0.1:8443"
     device: Name = "cpu"
     state: Path = Path("state")
-    proxy: Name | None = None
+    proxy: Annotated[str, Field(pattern=r"^[^/@\s]+:\d+$")] | None = None
     model: ModelTable
     data: DataTable
     allow: AllowTable
@@ -170,6 +183,22 @@ class Vendor(_Table):
             raise JoinError("evaluation", f"at most {allow.evaluation}", contract.evaluation)
         if limits.rounds is not None and contract.rounds > limits.rounds:
             raise JoinError("rounds", f"at most {limits.rounds}", str(contract.rounds))
+
+    def check_codecs(self, codecs: Codecs, method: Method) -> None:
+        """Refuse other codecs than the vendor asks for, on what leaves.
+
+        Small tensors of a model, which every lossy codec leaves as they are, are not looked at.
+
+        Raises:
+            JoinError: naming the field.
+        """
+        known = [h for program in programs(method, "method").values() for h in handlers(type(program)).values()]
+        for reply in {handler.reply_type for handler in known if handler.reply_type is not None}:
+            for leaf in leaves(reply):
+                wanted = None if leaf.disclosure is None else self.limits.codec.get(leaf.disclosure)
+                found = str(codec_of(codecs, kind_of(reply), leaf, 2))
+                if wanted not in (None, found) and leaf.scalar is None:
+                    raise JoinError(f"codec of {leaf.field} ({leaf.disclosure})", str(wanted), found)
 
 
 def read_vendor(path: Path) -> Vendor:

@@ -1,0 +1,91 @@
+"""Deadlines between parties go by the wall clock."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import slow
+from parties import Parties, assert_equal_to_local, parties, states
+
+from interfuse.engines.grpc import node
+from interfuse.engines.grpc.frames import Call, Payload
+
+THREE = ("ant", "bee", "cat")
+HURRY = {"method": f"{Path(slow.__file__)}:Hurry", "evaluation": "none", "eval_every": 100}
+
+
+def sluggish() -> None:
+    """A node that takes longer than the deadline for every other call."""
+    honest, calls = node.Session._call, itertools.count()
+
+    def call(self: node.Session, asked: Call, payload: Payload) -> node.Outgoing:
+        if next(calls) % 2 == 0:
+            time.sleep(2.5)
+        return honest(self, asked, payload)
+
+    node.Session._call = call  # type: ignore[method-assign]
+
+
+def rows_of(found: Parties) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (found.run / "metrics.jsonl").read_text().splitlines()]
+
+
+def prepared(three: Parties, **recipe: Any) -> None:
+    allow = {"methods": [HURRY["method"]], "disclosures": ["statistics"]}
+    three.prepare(HURRY | recipe, ["logistic"], allow=allow)
+
+
+def test_who_is_late_is_undone_and_takes_part_in_the_next_call_that_it_can_take(tmp_path: Path) -> None:
+    with parties(tmp_path, THREE) as three:
+        prepared(three, rounds=6, settings={"deadline": 1.0, "minimum": 2})
+        coordinator = three.coordinate("--classes", "3", "--commit-every", "100")
+        nodes = [three.node(name, lie=sluggish if name == "cat" else None) for name in THREE]
+        assert coordinator.wait() == 0, three.everything()
+        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        rows = rows_of(three)
+        late = [{f["client"] for f in row["failures"] if f["kind"] == "late"} for row in rows]
+        assert late[1] == {2}  # it sleeps for two calls and a half
+        assert any(2 not in missing for missing in late[2:])  # and then it is there
+        assert "undone" in [event["event"] for event in three.events("cat")]
+        waits = [row["virtual_seconds"]["wall"] for row in rows]
+        assert waits == sorted(waits)
+        assert waits[1] - waits[0] > 0.9
+        in_time = sum(2 not in missing for missing in late[1:])
+        state = states(three.run, {"client-00002": tmp_path / "cat" / "state"})
+        assert state["client-00002:state/asked"].item() == in_time  # calls that were taken back never happened
+
+
+def test_a_deadline_that_everybody_meets_changes_no_bit(tmp_path: Path) -> None:
+    with parties(tmp_path, THREE) as three:
+        settings = {"local_steps": 1, "batch_size": 8}
+        config = three.prepare({"settings": settings | {"deadline": 500.0}}, ["logistic"])
+        coordinator = three.coordinate()
+        nodes = three.all_nodes()
+        assert coordinator.wait() == 0, three.everything()
+        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        assert_equal_to_local(three, config)
+
+
+def test_a_recipe_with_virtual_devices_is_refused(tmp_path: Path) -> None:
+    with parties(tmp_path, ("ant",), secure=False) as one:
+        one.prepare({"devices": {"slow": 0.5}}, ["logistic"])
+        coordinator = one.coordinate()
+        assert coordinator.wait(30) == 2
+        assert "between parties time is real" in coordinator.text()
+
+
+@pytest.mark.parametrize("method", ["fedbuff"])
+def test_a_stream_between_parties_waits_for_everybody_and_goes_on(method: str, tmp_path: Path) -> None:
+    with parties(tmp_path, THREE) as three:
+        allow = {"methods": [method]}
+        three.prepare({"method": method, "settings": {"batch_size": 16}}, ["logistic"], allow=allow)
+        coordinator = three.coordinate()
+        nodes = three.all_nodes()
+        assert coordinator.wait() == 0, three.everything()
+        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        assert [row["round"] for row in rows_of(three)] == [0, 1, 2, 3]
