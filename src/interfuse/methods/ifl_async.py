@@ -7,8 +7,9 @@ from itertools import islice
 
 import torch
 
-from interfuse.client import ClientId
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
+from interfuse.handler import on_client
 from interfuse.message import Disclosure
 from interfuse.method import Method, Steps
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
@@ -45,3 +46,9 @@ class IFLAsync(IFL):
         for arrival in islice(clients.stream(self.work, known), self.replies or len(clients)):
             latest[arrival.client] = arrival.reply
         server.state = Late(FusionPairs(tuple(latest)))
+
+    @on_client
+    def work(self, client: Client, fused: FusionPairs) -> FusionOutputs:
+        if fused.pairs:
+            self.train_modular(client, fused)
+        return self.train_base(client)

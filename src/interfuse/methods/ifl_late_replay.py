@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.handler import on_client
 from interfuse.late_joining import LateJoining
 from interfuse.message import Disclosure, Message
 from interfuse.method import Count, Method
@@ -48,3 +50,11 @@ class IFLLateReplay(LateJoining, IFL):
             newcomers.call(self.rehearse, Replay(kept))
             server.state = Late(FusionPairs(()))  # nobody needs them any more
         newcomers.call(self.catch_up)
+
+    @on_client
+    def rehearse(self, client: Client, replay: Replay) -> None:
+        self.train_modular(client, FusionPairs(replay.pairs * self.passes))
+
+    @on_client
+    def catch_up(self, client: Client) -> None:
+        self.fit_base(client)
