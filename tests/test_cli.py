@@ -31,7 +31,7 @@ from interfuse.runs import RunConfig
 TINY = ["--clients", "2", "--models", "logistic", "--width", "8", "--rounds", "2", "--workers", "1", "--beside", "none"]
 
 STOPPABLE = '''
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from interfuse import ALL, Client, Clients, Method, Server, cross_entropy, on_client
