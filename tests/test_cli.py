@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from interfuse.runs import RunConfig
 TINY = ["--clients", "2", "--models", "logistic", "--width", "8", "--rounds", "2", "--workers", "1", "--beside", "none"]
 
 STOPPABLE = '''
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from interfuse import ALL, Client, Clients, Method, Server, cross_entropy, on_client
