@@ -572,6 +572,8 @@ def test_time_left_counts_from_where_the_run_went_on() -> None:
     measured = {"common": [0.25, 0.75], "composition": None}
     assert standing.update({**row, "round": 60, "accuracy": measured}) == []
     assert str(standing) == "round 60/100, global 50.0 %, uplink 1.50 MB, 30 s, 1 min 00 s left"
+    standing.update({**row, "round": 70})
+    assert str(standing) == "round 70/100, global 50.0 % (after round 60), uplink 1.50 MB, 30 s, 30 s left"
 
 
 def test_short_names() -> None:

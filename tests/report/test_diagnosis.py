@@ -171,3 +171,10 @@ def test_every_warning_has_a_remedy() -> None:
     found = diagnose(values, [])
     assert len({diagnosis.name for diagnosis in found}) == 5
     assert all(len(diagnosis.remedy) > 40 and "nan" not in diagnosis.text for diagnosis in found)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(100, []), (92, []), (80, ["Local took other steps"])])
+def test_steps_that_local_could_not_know(steps: int, expected: list[str]) -> None:
+    given = summary(gradient_steps={"clients": steps, "server": 9})
+    given["beside"]["local"]["gradient_steps"] = {"clients": 100, "server": 0}
+    assert names(given) == expected

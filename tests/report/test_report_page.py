@@ -131,7 +131,7 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert clients[2][:5] == ["1", "mlp", "623,536", "113,418", "291"]
     assert clients[2][5:] == [f"{100 * s['per_client'][1]:.1f}" for s in (own, common)]
     for text in (
-        f"{100 * mean:.1f} % Local, swapped:",
+        f"{100 * mean:.1f} % of Local's blocks:",
         f"uplink per client {up / 4e6:.1f} MB",
         f"uplink, sum of clients {up / 1e6:.1f} MB",
         f"interfuse run runs/{tmp_path.name}/config.toml",
@@ -187,11 +187,11 @@ def test_unfinished_run_shows_what_is_there(tmp_path: Path) -> None:
 
 def test_reference_counts_once_it_is_finished(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(), (LOCAL,), done=200)
-    assert "Local, swapped" in written(tmp_path).text
+    assert "of Local's blocks" in written(tmp_path).text
     (tmp_path / "beside" / "local" / "summary.json").unlink()
     page = written(tmp_path)
     assert "unfinished: 200 of 200 rounds" in page.text
-    assert "Local, swapped" not in page.text
+    assert "of Local's blocks" not in page.text
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])

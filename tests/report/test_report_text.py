@@ -100,7 +100,7 @@ def printed(summary: Json, width: int = 100) -> list[str]:
 
 def test_console_leads_with_compositions_then_own_accuracy(tmp_path: Any) -> None:
     lines = printed(write_run(tmp_path))
-    assert lines[0].startswith("mean over all compositions  94.3 %   Local's blocks swapped  29.9 %")
+    assert lines[0].startswith("mean over all compositions  94.3 %   of Local's blocks  29.9 %")
     assert lines[1].startswith("own accuracy  95.9 %   Local  88.9 %   Pooled  97.9 %")
     assert lines[2].startswith("Collaboration bought 64.4 points:")
     assert any("95.0  94.3  94.1  94.5" in line and "88.0  10.8  10.6  11.0" in line for line in lines)

@@ -23,7 +23,7 @@ def console_summary(summary: Json) -> RenderableType:
     if found.composition is not None and found.composition.size > 1:
         lead = Text.assemble("mean over all compositions  ", (percent(found.mean_composition), "bold"))
         if alone.composition is not None:
-            lead.append(f"   Local's blocks swapped  {percent(alone.mean_composition)}")
+            lead.append(f"   of Local's blocks  {percent(alone.mean_composition)}")
         parts.append(lead)
     lead = Text.assemble("own accuracy  ", (percent(found.own.mean), "bold"))
     for name in ("local", "pooled"):
@@ -33,7 +33,7 @@ def console_summary(summary: Json) -> RenderableType:
     parts += [lead, *_metrics(summary, local or {}), Text(headline(summary)), Text("")]
     matrices = [
         _matrix(matrix, title)
-        for matrix, title in ((found.composition, method_name(summary)), (alone.composition, "Local, swapped"))
+        for matrix, title in ((found.composition, method_name(summary)), (alone.composition, "Local's blocks"))
         if matrix is not None and 1 < len(matrix) <= LARGEST_MATRIX
     ]
     if matrices:

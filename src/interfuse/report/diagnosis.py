@@ -26,6 +26,7 @@ from interfuse.report.text import bare_percent, megabytes, percent
 
 LARGEST_SPREAD = 0.01  # standard deviation over the modular blocks behind one base block
 LARGEST_DROP = 0.1  # of the mean global accuracy under the best of its curve
+OTHER_STEPS = 0.1  # a share of the gradient steps: some methods take one more here and there
 SMALL_LOSS = 0.01  # one point: less is within what another seed changes
 BYTES_OF_A_PARAMETER = 4
 ALL_EVALUATED = 100  # clients: in larger federations some are not evaluated, so that null says nothing
@@ -44,7 +45,7 @@ def diagnose(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -
     """The warnings about a run; none is good news. What is unknown raises no warning."""
     checks: list[Callable[[Json, Sequence[Json]], Diagnosis | None]] = [_notice, _divergence]
     if summary.get("method") not in NO_COLLABORATION:
-        checks += [_no_better_than_local, _uplink]
+        checks += [_other_steps_than_local, _no_better_than_local, _uplink]
         if composes(summary):
             checks += [_below_local, _spread_over_modular_blocks]
     found = (check(summary, metrics) for check in checks)
@@ -89,6 +90,23 @@ def _global_accuracies(summary: Json, metrics: Sequence[Json]) -> Iterator[Seque
 def _lost(values: Sequence[float | None]) -> bool:
     unknown = sum(math.isnan(number(value)) for value in values)
     return unknown == len(values) > 0 or (unknown > 0 and len(values) <= ALL_EVALUATED)
+
+
+def _other_steps_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
+    """A method of one's own whose steps Local could not know."""
+    own, alone = (
+        number(((values or {}).get("gradient_steps") or {}).get("clients"))
+        for values in (summary, reference(summary, "local"))
+    )
+    if math.isnan(own) or math.isnan(alone) or abs(own - alone) <= OTHER_STEPS * max(own, alone):
+        return None
+    return Diagnosis(
+        "Local took other steps",
+        f"The clients took {own:,.0f} gradient steps, those of Local beside them {alone:,.0f}: their accuracies are not "
+        "comparable.",
+        "Let the method's `alone()` return Local with as many steps, or name its setting `local_steps` or "
+        "`local_epochs`, which Local takes over.",
+    )
 
 
 def _no_better_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:

@@ -88,7 +88,7 @@ def _figures(summary: Json) -> str:
     found = scores(summary)
     beside = {n.title(): scores(values) for n in ("local", "pooled") if (values := reference(summary, n)) is not None}
     sent = number((summary.get("uplink_bytes") or {}).get("raw"))
-    composition = [f"{n}, swapped: {percent(s.mean_composition)}" for n, s in beside.items() if n == "Local"]
+    composition = [f"of {n}'s blocks: {percent(s.mean_composition)}" for n, s in beside.items() if n == "Local"]
     if found.composition is None:
         composition = ["there is no matrix of compositions"]
     own = [_over_clients(found.own), *(f"{n}: {percent(s.own.mean)}" for n, s in beside.items())]
@@ -140,7 +140,7 @@ def _compositions(summary: Json, svgs: Mapping[str, str]) -> str:
     panels = [_matrix_panel(found, method_name(summary), architectures, svgs.get("composition"), "composition")]
     if local is not None:
         name = "composition-local"
-        panels.append(_matrix_panel(local, "Local, blocks swapped", architectures, svgs.get(name), name))
+        panels.append(_matrix_panel(local, "Local's blocks", architectures, svgs.get(name), name))
     return (
         '<h2>Compositions</h2>\n<p class="note">Accuracy in % on the common test set of the base block of one client '
         "followed by the modular block of another. A row is a base block, a column a modular block; colour runs from "

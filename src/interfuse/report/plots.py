@@ -88,7 +88,7 @@ def figures(run: Run) -> dict[str, Figure]:
     local: Json = reference(summary, "local") or {}
     for name, values, title in (
         ("composition", summary, method_name(summary)),
-        ("composition-local", local, "Local's blocks, swapped"),
+        ("composition-local", local, "Local's blocks"),
     ):
         matrix = scores(values).composition
         if matrix is not None:

@@ -70,6 +70,7 @@ class Standing:
         self.name, self.rounds, self.round = short_name(config.method), config.rounds, done
         self._done, self._clock, self._began = done, clock, clock()
         self._accuracy = self._uplink = ""
+        self._measured = done
         self._failed: set[int] = set()
 
     def update(self, row: Mapping[str, Any]) -> list[str]:
@@ -77,6 +78,7 @@ class Standing:
         self.round = row["round"]
         self._uplink = f"uplink {megabytes(row['uplink']['raw'])} MB"
         if accuracy := row.get("accuracy"):
+            self._measured = self.round
             self._accuracy = f"global {percent(mean(accuracy['common']))}"
             if accuracy["composition"] is not None:
                 every = mean(value for line in accuracy["composition"] for value in line)
@@ -88,7 +90,8 @@ class Standing:
 
     def __str__(self) -> str:
         elapsed = self._clock() - self._began
-        parts = [f"round {self.round}/{self.rounds}", self._accuracy, self._uplink, duration(elapsed)]
+        old = f" (after round {self._measured})" if self._accuracy and self._measured < self.round else ""
+        parts = [f"round {self.round}/{self.rounds}", self._accuracy + old, self._uplink, duration(elapsed)]
         if self._done < self.round < self.rounds:
             left = elapsed / (self.round - self._done) * (self.rounds - self.round)
             parts.append(f"{duration(left)} left")
