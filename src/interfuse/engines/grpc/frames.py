@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from interfuse.engines.grpc.contract import Contract, Facts, Name
 from interfuse.errors import InterfuseError
-from interfuse.wire import Heading
+from interfuse.wire import Heading, Pieces
 
 PROTOCOL = 1
 CHUNK = 1 << 20
@@ -176,7 +176,7 @@ class End(_Envelope):
 Envelope = Hello | Offer | Accept | Refusal | Begin | Ready | Call | Reply | Order | Done | Cancel | End
 _ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Annotated[Envelope, Field(discriminator="kind")])
 _LENGTH = struct.Struct("<I")
-Payload = bytes | memoryview
+Payload = bytes | Pieces
 
 
 def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
@@ -184,10 +184,10 @@ def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
     header = envelope.model_copy(update={"size": len(payload)}).model_dump_json().encode()
     if len(header) > HEADER:
         raise FrameError(f"a header of {len(header)} bytes: at most {HEADER} can be sent")
-    view = memoryview(payload)
-    yield b"".join((_LENGTH.pack(len(header)), header, view[:CHUNK]))
-    for start in range(CHUNK, len(view), CHUNK):
-        yield b"".join((_LENGTH.pack(0), view[start : start + CHUNK]))
+    pieces = Pieces.of(payload)
+    yield b"".join((_LENGTH.pack(len(header)), header, *pieces[:CHUNK].parts))
+    for start in range(CHUNK, len(pieces), CHUNK):
+        yield b"".join((_LENGTH.pack(0), *pieces[start : start + CHUNK].parts))
 
 
 class Assembler:
@@ -223,7 +223,7 @@ class Assembler:
         if envelope.size > self.limit:
             raise FrameError(f"{envelope.kind}: {envelope.size} bytes of payload, at most {self.limit} are taken")
         if len(piece) == envelope.size:
-            return envelope, piece
+            return envelope, Pieces([piece])
         self._envelope = envelope
         return self._go_on(piece)
 
@@ -237,7 +237,7 @@ class Assembler:
         self._held += len(piece)
         if self._held < envelope.size:
             return None
-        payload = b"".join(self._pieces)
+        payload = Pieces(self._pieces)
         self._envelope, self._pieces, self._held = None, [], 0
         return envelope, payload
 
