@@ -1,8 +1,8 @@
 """What goes over a stream: envelopes with a payload, cut into frames.
 
 A frame is a length (u32, little-endian), a header of that length in JSON, and a piece of the payload. The first frame
-of a message has the header; a frame whose length is 0 goes on with the payload before it. A payload is one message in
-interfuse's wire form, or nothing.
+of a message has the header; a frame whose length is 0 goes on with the payload before it. All pieces but the last have
+the full length. A payload is one message in interfuse's wire form, or nothing.
 """
 
 from __future__ import annotations
@@ -231,6 +231,8 @@ class Assembler:
         envelope = self._envelope
         if envelope is None or not piece:
             raise FrameError("a piece of payload that belongs to no message")
+        if self._pieces and len(self._pieces[-1]) < CHUNK:  # what frames cost beside their payload is bounded
+            raise FrameError(f"a piece of {len(self._pieces[-1])} bytes in the middle of a payload")
         if self._held + len(piece) > envelope.size:
             raise FrameError(f"{envelope.kind}: more payload than the {envelope.size} bytes announced")
         self._pieces.append(piece)
