@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import FrozenInstanceError
 from typing import Annotated, Any
 
@@ -131,6 +133,29 @@ def test_what_is_sent_is_detached_and_a_copy() -> None:
         y.add_(1)
     assert torch.equal(sent.z, torch.full((2, 4), 2.0))
     assert torch.equal(sent.y, torch.zeros(2, dtype=torch.uint8))
+
+
+def test_what_is_lent_shares_memory_where_its_receiver_would_see_the_same() -> None:
+    z, y = torch.ones(2, 4), torch.zeros(2, dtype=torch.int64)
+    lent = narrow(Pair(z, y), DIMS, copy=False)
+    assert lent.z.data_ptr() == z.data_ptr()
+    assert lent.y.dtype == torch.uint8
+    across = narrow(Pair(torch.arange(8.0).reshape(4, 2).t(), y), DIMS, copy=False)
+    assert across.z.is_contiguous()
+    within = narrow(Pair(torch.ones(3, 4)[1:], y), DIMS, copy=False)
+    assert within.z.data_ptr() % 64 == 0
+
+
+def test_a_message_ends_with_the_last_name_for_it() -> None:
+    gc.disable()  # no cycle may hold large tensors until garbage is collected
+    try:
+        sent = check(narrow(pair(), DIMS), DIMS)
+        found = decode(encode(sent), Pair, DIMS)
+        ends = [weakref.ref(sent.z), weakref.ref(found.z)]
+        del sent, found
+        assert [end() for end in ends] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_what_is_sent_is_contiguous() -> None:

@@ -40,7 +40,7 @@ from torch import Tensor
 from interfuse import wire
 from interfuse.errors import DeclarationError, MessageError
 from interfuse.numerics import aligned
-from interfuse.wire import NO_CODEC, NO_CODECS, Codec, Codecs
+from interfuse.wire import NO_CODEC, NO_CODECS, Codec, Codecs, Pieces
 
 Dims = Mapping[str, int]
 
@@ -391,29 +391,37 @@ def _unflatten(node: _Node, value: Any, message: str, path: str) -> Any:
     return {node.key(key): _unflatten(node.item, item, message, f"{path}/{key}") for key, item in group.items()}
 
 
-def _mapped(record: R, change: Callable[[Leaf, Tensor, str], Tensor]) -> R:
+Change = Callable[[Leaf, Tensor, str], Tensor]
+
+
+def _mapped(record: R, change: Change) -> R:
     """The same record with every tensor replaced; scalars, structure and type stay."""
+    return typing.cast(R, _mapped_record(type(record).__name__, type(record), record, "", change))
 
-    def walk(node: _Node, value: Any, path: str) -> Any:
-        if node.leaf is not None:
-            if node.leaf.scalar is not None:
-                return _scalar(node.leaf, value, path, finite=True)
-            if not isinstance(value, Tensor):
-                raise MessageError(type(record).__name__, path, "a tensor", type(value).__name__)
-            return change(node.leaf, value, path)
-        if node.record is not None:
-            return walk_record(node.record, value, path + "/")
-        assert node.item is not None
-        if node.kind == "tuple":
-            return tuple(walk(node.item, item, f"{path}/{i}") for i, item in enumerate(value))
-        return {key: walk(node.item, item, f"{path}/{key}") for key, item in value.items()}
 
-    def walk_record(kind: type[Record], value: Any, path: str) -> Any:
-        if type(value) is not kind:
-            raise MessageError(type(record).__name__, path.strip("/") or "(whole)", kind.__name__, type(value).__name__)
-        return kind(**{name: walk(node, getattr(value, name), path + name) for name, node in _nodes(kind).items()})
+def _mapped_record(name: str, kind: type[Record], value: Any, path: str, change: Change) -> Any:
+    if type(value) is not kind:
+        raise MessageError(name, path.strip("/") or "(whole)", kind.__name__, type(value).__name__)
+    return kind(
+        **{n: _mapped_node(name, node, getattr(value, n), path + n, change) for n, node in _nodes(kind).items()}
+    )
 
-    return typing.cast(R, walk_record(type(record), record, ""))
+
+def _mapped_node(name: str, node: _Node, value: Any, path: str, change: Change) -> Any:
+    # no functions inside one another: their cycle would hold the tensors until garbage is collected
+    if node.leaf is not None:
+        if node.leaf.scalar is not None:
+            return _scalar(node.leaf, value, path, finite=True)
+        if not isinstance(value, Tensor):
+            raise MessageError(name, path, "a tensor", type(value).__name__)
+        return change(node.leaf, value, path)
+    if node.record is not None:
+        return _mapped_record(name, node.record, value, path + "/", change)
+    assert node.item is not None
+    item = node.item
+    if node.kind == "tuple":
+        return tuple(_mapped_node(name, item, one, f"{path}/{i}", change) for i, one in enumerate(value))
+    return {key: _mapped_node(name, item, one, f"{path}/{key}", change) for key, one in value.items()}
 
 
 def _unsigned(classes: int) -> torch.dtype:
@@ -429,8 +437,11 @@ def _declared(leaf: Leaf, tensor: Tensor, dims: Dims) -> torch.dtype:
     return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
 
 
-def narrow(message: M, dims: Dims) -> M:
+def narrow(message: M, dims: Dims, *, copy: bool = True) -> M:
     """Detach, narrow to the declared dtypes and copy, so that nothing the sender does later can reach the receiver.
+
+    Args:
+        copy: False: what is contiguous and of its dtype already may go on sharing memory with the given tensor.
 
     Raises:
         MessageError: a value cannot be narrowed without changing its kind or losing an integer.
@@ -440,7 +451,7 @@ def narrow(message: M, dims: Dims) -> M:
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
         tensor, wanted = tensor.detach(), _declared(leaf, tensor, dims)
         if tensor.dtype == wanted:
-            return tensor.clone(memory_format=torch.contiguous_format)
+            return wire.copied(tensor) if copy else aligned(tensor.contiguous())
         if tensor.dtype.is_floating_point != wanted.is_floating_point or torch.bool in (tensor.dtype, wanted):
             raise MessageError(name, path, str(wanted), str(tensor.dtype))
         if not wanted.is_floating_point and tensor.numel():
@@ -570,7 +581,12 @@ def encode(message: Message, codecs: Codecs = NO_CODECS) -> bytes:
     Raises:
         MessageError: a tensor has a codec and is not :func:`rounded`.
     """
-    return wire.encode(kind_of(message), _packed(message, codecs))
+    return bytes(encoded(message, codecs))
+
+
+def encoded(message: Message, codecs: Codecs = NO_CODECS) -> Pieces:
+    """As :func:`encode`, in pieces that share memory with the message: its tensors must not change meanwhile."""
+    return wire.encoded(kind_of(message), _packed(message, codecs))
 
 
 def sizes(message: Message, codecs: Codecs = NO_CODECS) -> tuple[int, int]:
@@ -637,7 +653,7 @@ def _check_codecs(message: Message, packed: Mapping[str, Tensor], codecs: Codecs
 
 
 def decode(
-    data: bytes | memoryview,
+    data: bytes | memoryview | Pieces,
     expected: type[M],
     dims: Dims,
     keys: Mapping[str, tuple[int, ...]] | None = None,
@@ -653,14 +669,14 @@ def decode(
     kind, packed = wire.decode(data, None, limits)
     if kind != kind_of(expected):
         raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
-    if not codecs:
-        return check(unflatten(expected, packed), dims, keys)
+    if not codecs:  # tensors that are not finite are refused above
+        return check(unflatten(expected, packed), dims, keys, finite=False)
     message = unflatten(expected, _unpacked(kind, packed, codecs, limits.max_bytes))
     _check_codecs(message, packed, codecs)
     return check(message, dims, keys)
 
 
-def read(data: bytes | memoryview, codecs: Codecs) -> tuple[str, dict[str, Tensor]]:
+def read(data: bytes | memoryview | Pieces, codecs: Codecs) -> tuple[str, dict[str, Tensor]]:
     """What bytes say without knowing what they should say, for people who look at messages: kind, tensors by path.
 
     Raises:

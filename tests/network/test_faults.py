@@ -42,8 +42,8 @@ def in_messages(change: Callable[[FusionOutputs], FusionOutputs]) -> Callable[[]
     """A node that sends other values or shapes than its handler returned."""
 
     def lie() -> None:
-        honest = node.encode
-        node.encode = lambda m, *rest: honest(  # type: ignore[assignment]
+        honest = node.encoded
+        node.encoded = lambda m, *rest: honest(  # type: ignore[assignment]
             change(m) if isinstance(m, FusionOutputs) else m, *rest
         )
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from interfuse.engines.grpc import frames as module
 from interfuse.engines.grpc.frames import CHUNK, Assembler, Call, Cancel, FrameError, Reply, frames
+from interfuse.wire import Pieces
 
 REPLY = Reply(attempt=1, number=2, message=True)
 
@@ -27,6 +28,12 @@ def test_a_message_comes_back_whole_whatever_its_size(size: int) -> None:
     envelope, back = found
     assert envelope == REPLY.model_copy(update={"size": size})
     assert bytes(back) == payload
+
+
+def test_a_payload_in_pieces_is_cut_where_one_in_a_block_is() -> None:
+    payload = random.Random(0).randbytes(2 * CHUNK + 5)
+    pieces = Pieces([payload[:3], b"", payload[3 : CHUNK + 7], payload[CHUNK + 7 :]])
+    assert list(frames(REPLY, pieces)) == list(frames(REPLY, payload))
 
 
 def refused(*given: bytes, limit: int = 1000) -> str:
@@ -47,6 +54,7 @@ def test_what_is_no_frame_is_refused_by_name() -> None:
     assert "a new message inside another" in refused(first, first, limit=1 << 30)
     assert "at most 1000" in refused(first)
     assert "more payload" in refused(first, second + b"x", limit=1 << 30)
+    assert "in the middle" in refused(first[:-1], second[:5], second[:5], limit=1 << 30)
     assert "more payload" in refused(whole + b"x")
     assert "none of ours" in refused(whole.replace(b'"reply"', b'"rumour"').replace(b"\x00", b"\x00"))
     assert "none of ours" in refused(whole[:4] + header.replace(b"2", b'"') + whole[4 + len(header) :])

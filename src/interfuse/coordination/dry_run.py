@@ -100,7 +100,7 @@ def _event(hub: Hub, thread: threading.Thread) -> object:
 def _readable(envelope: Envelope, payload: Payload, recipe: RunConfig) -> dict[str, object]:
     found: dict[str, object] = {"envelope": envelope.model_dump(mode="json", exclude_none=True), "bytes": len(payload)}
     if isinstance(envelope, Reply) and envelope.message:
-        kind, tensors = read(memoryview(payload), Codecs.parse(recipe.codecs))
+        kind, tensors = read(payload, Codecs.parse(recipe.codecs))
         found |= {
             "message": kind,
             "tensors": {

@@ -125,10 +125,15 @@ def pooled(keeps: frozenset[str]) -> bool:
 
 
 class Host:
-    """Some clients of a federation in this process, made when they are first called."""
+    """Some clients of a federation in this process, made when they are first called.
 
-    def __init__(self, setup: Hosting, clients: Sequence[ClientId]) -> None:
-        self._setup, self._clients = setup, set(clients)
+    Args:
+        lends: A message belongs to the one client that gets it, and a reply may share memory with what its client owns,
+            until the client is called again. Otherwise both are copied where it matters.
+    """
+
+    def __init__(self, setup: Hosting, clients: Sequence[ClientId], *, lends: bool = False) -> None:
+        self._setup, self._clients, self._lends = setup, set(clients), lends
         self._residents: dict[ClientId, Resident] = {}
         self._pool: dict[str, list[SplitModel]] = {}
         self._in_round: set[ClientId] = set()
@@ -146,7 +151,7 @@ class Host:
         began = time.perf_counter()
         setup = self._setup
         place = request.place(client)
-        given = None if message is None else private(message, copy=request.recoverable)
+        given = None if message is None else private(message, copy=request.recoverable and not self._lends)
         untouched = unmodified(given)
         self._before.pop(client, None)
         before: dict[str, Tensor] | None = None
@@ -185,7 +190,7 @@ class Host:
         if reply is None:
             return None
         setup, client = self._setup, resident.client
-        sent = check(narrow(reply, setup.dims), setup.dims, client.profile.keys)
+        sent = check(narrow(reply, setup.dims, copy=not self._lends), setup.dims, client.profile.keys)
         codecs = request.codecs(setup.codecs)
         if not codecs:
             return sent

@@ -5,8 +5,10 @@ from __future__ import annotations
 from interfuse.wire.body import Limits, TensorSpec
 from interfuse.wire.codecs import NO_CODEC, NO_CODECS, Codec, Codecs
 from interfuse.wire.files import FileRecord, load_tensors, save_tensors, sync_folder
-from interfuse.wire.frame import decode, encode, encoded_size, raw_size
+from interfuse.wire.frame import decode, encode, encoded, encoded_size, raw_size
 from interfuse.wire.ledger import Casting, Direction, Entry, Heading, Ledger, Totals, Volume, from_json, to_json
+from interfuse.wire.memory import copied
+from interfuse.wire.pieces import Pieces
 
 __all__ = [
     "NO_CODEC",
@@ -20,11 +22,14 @@ __all__ = [
     "Heading",
     "Ledger",
     "Limits",
+    "Pieces",
     "TensorSpec",
     "Totals",
     "Volume",
+    "copied",
     "decode",
     "encode",
+    "encoded",
     "encoded_size",
     "from_json",
     "load_tensors",

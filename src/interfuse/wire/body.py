@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from interfuse.errors import MessageError
+from interfuse.wire.memory import fresh
+from interfuse.wire.pieces import Pieces
 
 METADATA = "__metadata__"  # reserved by the format
 MAX_RANK = 64  # what NumPy and many of PyTorch's kernels can take
@@ -199,7 +201,7 @@ _ENTRY_WORDS = "an object of dtype, shape and data_offsets, natural numbers belo
 
 def read(
     message: str,
-    body: memoryview,
+    body: Pieces,
     spec: Mapping[str, TensorSpec] | None,
     limits: Limits,
     *,
@@ -223,16 +225,16 @@ def read(
     }
 
 
-def _split(message: str, body: memoryview, limits: Limits) -> tuple[str, memoryview]:
+def _split(message: str, body: Pieces, limits: Limits) -> tuple[str, Pieces]:
     if len(body) < 8:
         raise fault(message, "header", "8 bytes of header length", f"{len(body)} bytes (truncated)")
-    length = int.from_bytes(body[:8], "little")
+    length = int.from_bytes(bytes(body[:8]), "little")
     if length > limits.max_header_bytes:
         raise fault(message, "header", f"at most {limits.max_header_bytes} bytes", f"{length} bytes")
     if length > len(body) - 8:
         raise fault(message, "header", f"{length} bytes", f"{len(body) - 8} bytes (truncated)")
     try:
-        return str(body[8 : 8 + length], "utf-8"), body[8 + length :]
+        return str(bytes(body[8 : 8 + length]), "utf-8"), body[8 + length :]
     except UnicodeDecodeError as error:
         raise fault(message, "header", "text in UTF-8", f"{error.reason} at byte {error.start}") from None
 
@@ -343,17 +345,20 @@ def _words(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
-def _tensor(message: str, field: _Field, data: memoryview, finite: bool) -> Tensor:
+def _tensor(message: str, field: _Field, data: Pieces, finite: bool) -> Tensor:
     length = field.end - field.begin
     try:
-        tensor = torch.empty(field.shape, dtype=field.dtype)
+        tensor = fresh(field.shape, field.dtype)
     except (MemoryError, RuntimeError):
         raise fault(message, field.name, f"{length} bytes of free memory", "less") from None
     if length == 0:
         return tensor
     flat = tensor.view(-1)
     raw = flat.view(torch.uint8)
-    np.copyto(raw.numpy(), np.frombuffer(data, np.uint8, length, field.begin))
+    place, bare = 0, raw.numpy()
+    for part in data[field.begin : field.end].parts:
+        bare[place : place + len(part)] = np.frombuffer(part, np.uint8)
+        place += len(part)
     if field.dtype == torch.bool and int(raw.max()) > 1:
         raise fault(message, field.name, "truth values of 0 or 1", str(int(raw.max())))
     # The extremes of a tensor are NaN if any element is: one pass, and no mask as long as the tensor.

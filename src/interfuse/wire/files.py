@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interfuse.errors import MessageError, RunError
 from interfuse.wire.body import Limits, chunks, layout, read, signature
+from interfuse.wire.pieces import Pieces
 
 # A run trusts its own files: the bounds only keep shapes inside what 64-bit strides can express.
 _OWN = Limits(max_bytes=2**62, max_tensors=2**31, max_header_bytes=2**31, max_name=2**16)
@@ -64,7 +65,7 @@ def load_tensors(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
     if found != sha256:
         raise RunError(f"{path} is damaged: its SHA-256 is {found}, not {sha256}; go back to an older commit")
     try:
-        return read(path.name, memoryview(data), None, _OWN, finite=False, metadata=True)
+        return read(path.name, Pieces([data]), None, _OWN, finite=False, metadata=True)
     except MessageError as error:
         raise RunError(f"{path} is damaged: {error}; go back to an older commit") from error
 

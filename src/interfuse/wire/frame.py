@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from interfuse.wire.body import Layout, Limits, TensorSpec, chunks, fault, is_text, layout, read, signature
+from interfuse.wire.pieces import Pieces
 
 MAGIC = b"IFSE"
 VERSION = 1
@@ -36,8 +37,13 @@ def encode(kind: str, tensors: Mapping[str, Tensor]) -> bytes:
     Tensors are taken to the CPU and made contiguous where they are not. Raises MessageError for a type, a name or a
     layout that cannot travel.
     """
+    return bytes(encoded(kind, tensors))
+
+
+def encoded(kind: str, tensors: Mapping[str, Tensor]) -> Pieces:
+    """As :func:`encode`, in pieces that share memory with the tensors: these must not change meanwhile."""
     prefix, body = _prefix(kind), _layout(kind, tensors)
-    return b"".join((prefix, *chunks(kind, tensors, body)))
+    return Pieces((prefix, *chunks(kind, tensors, body)))
 
 
 def encoded_size(kind: str, tensors: Mapping[str, Tensor]) -> int:
@@ -51,7 +57,7 @@ def raw_size(tensors: Mapping[str, Tensor]) -> int:
 
 
 def decode(
-    data: bytes | memoryview, spec: Mapping[str, TensorSpec] | None, limits: Limits = DEFAULT_LIMITS
+    data: bytes | memoryview | Pieces, spec: Mapping[str, TensorSpec] | None, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[str, dict[str, Tensor]]:
     """The kind and the tensors of a message, checked against ``spec`` and ``limits``.
 
@@ -60,7 +66,7 @@ def decode(
     inside the limits and inside ``data``. Raises MessageError for everything that can be wrong with the bytes, and
     nothing else.
     """
-    view = memoryview(data).cast("B")
+    view = Pieces.of(data)
     if len(view) > limits.max_bytes:
         raise fault("?", "message", f"at most {limits.max_bytes} bytes", f"{len(view)} bytes")
     kind, body = _open(view, limits)
@@ -80,10 +86,10 @@ def _prefix(kind: str) -> bytes:
     return _PREFIX.pack(MAGIC, VERSION, FLAGS, len(name)) + name
 
 
-def _open(view: memoryview, limits: Limits) -> tuple[str, memoryview]:
+def _open(view: Pieces, limits: Limits) -> tuple[str, Pieces]:
     if len(view) < _PREFIX.size:
         raise fault("?", "prefix", f"{_PREFIX.size} bytes", f"{len(view)} bytes (truncated)")
-    magic, version, flags, length = _PREFIX.unpack_from(view)
+    magic, version, flags, length = _PREFIX.unpack(bytes(view[: _PREFIX.size]))
     if magic != MAGIC:
         raise fault("?", "magic", repr(MAGIC), repr(magic))
     if version != VERSION:
@@ -96,6 +102,6 @@ def _open(view: memoryview, limits: Limits) -> tuple[str, memoryview]:
         raise fault("?", "kind", f"{length} bytes", f"{len(view) - _PREFIX.size} bytes (truncated)")
     end = _PREFIX.size + length
     try:
-        return str(view[_PREFIX.size : end], "utf-8"), view[end:]
+        return str(bytes(view[_PREFIX.size : end]), "utf-8"), view[end:]
     except UnicodeDecodeError as error:
         raise fault("?", "kind", "text in UTF-8", f"{error.reason} at byte {error.start}") from None

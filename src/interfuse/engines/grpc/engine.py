@@ -19,8 +19,8 @@ from interfuse.engines.grpc.hub import Arrived, Broke, Event, Hub, Joined, Left,
 from interfuse.engines.grpc.setups import RemoteSetup
 from interfuse.errors import MessageError, RunError
 from interfuse.handler import handlers
-from interfuse.message import Message, decode, encode
-from interfuse.wire import FileRecord, Limits, load_tensors, save_tensors
+from interfuse.message import Message, decode, encoded
+from interfuse.wire import FileRecord, Limits, Pieces, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -151,16 +151,16 @@ class Remote:
         self._catch_up()
         began = time.monotonic()
         codecs = request.codecs(self._setup.codecs)
-        encoded: dict[int, bytes] = {}
+        payloads: dict[int, Pieces] = {}
         waiting: dict[ClientId, _Waiting] = {}
         answers: list[Answer] = []
         for client, message in messages.items():
             if (fault := self._standing(client, patient=not request.recoverable)) is not None:
                 answers.append(self._failed(client, fault.reason))
                 continue
-            if message is not None and id(message) not in encoded:
-                encoded[id(message)] = encode(message, codecs)
-            payload = b"" if message is None else encoded[id(message)]
+            if message is not None and id(message) not in payloads:
+                payloads[id(message)] = encoded(message, codecs)
+            payload = b"" if message is None else payloads[id(message)]
             call = Call(
                 attempt=self.attempt, number=0, ended=self._ended, program=request.program, handler=request.handler,
                 heading=request.heading, round=request.round, index=request.index, recoverable=request.recoverable,
@@ -205,9 +205,9 @@ class Remote:
                 raise MessageError(request.handler, "reply", str(expected), "a message" if reply.message else "none")
             if expected is None:
                 return Answer(client, None, reply.seconds, reply.steps)
-            view, profile = memoryview(arrived.payload), self.profiles[client]
+            profile = self.profiles[client]
             codecs = request.codecs(self._setup.codecs)
-            message = decode(view, expected, self._setup.dims, profile.keys, self._limits, codecs)
+            message = decode(arrived.payload, expected, self._setup.dims, profile.keys, self._limits, codecs)
         except MessageError as error:
             self.faults[client] = Fault("failed", str(error))
             return self._failed(client, f"node {name}: {error}", reply.seconds)

@@ -1,8 +1,8 @@
 """What goes over a stream: envelopes with a payload, cut into frames.
 
 A frame is a length (u32, little-endian), a header of that length in JSON, and a piece of the payload. The first frame
-of a message has the header; a frame whose length is 0 goes on with the payload before it. A payload is one message in
-interfuse's wire form, or nothing.
+of a message has the header; a frame whose length is 0 goes on with the payload before it. All pieces but the last have
+the full length. A payload is one message in interfuse's wire form, or nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from interfuse.engines.grpc.contract import Contract, Facts, Name
 from interfuse.errors import InterfuseError
-from interfuse.wire import Heading
+from interfuse.wire import Heading, Pieces
 
 PROTOCOL = 1
 CHUNK = 1 << 20
@@ -176,7 +176,7 @@ class End(_Envelope):
 Envelope = Hello | Offer | Accept | Refusal | Begin | Ready | Call | Reply | Order | Done | Cancel | End
 _ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Annotated[Envelope, Field(discriminator="kind")])
 _LENGTH = struct.Struct("<I")
-Payload = bytes | memoryview
+Payload = bytes | Pieces
 
 
 def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
@@ -184,10 +184,10 @@ def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
     header = envelope.model_copy(update={"size": len(payload)}).model_dump_json().encode()
     if len(header) > HEADER:
         raise FrameError(f"a header of {len(header)} bytes: at most {HEADER} can be sent")
-    view = memoryview(payload)
-    yield b"".join((_LENGTH.pack(len(header)), header, view[:CHUNK]))
-    for start in range(CHUNK, len(view), CHUNK):
-        yield b"".join((_LENGTH.pack(0), view[start : start + CHUNK]))
+    pieces = Pieces.of(payload)
+    yield b"".join((_LENGTH.pack(len(header)), header, *pieces[:CHUNK].parts))
+    for start in range(CHUNK, len(pieces), CHUNK):
+        yield b"".join((_LENGTH.pack(0), *pieces[start : start + CHUNK].parts))
 
 
 class Assembler:
@@ -223,7 +223,7 @@ class Assembler:
         if envelope.size > self.limit:
             raise FrameError(f"{envelope.kind}: {envelope.size} bytes of payload, at most {self.limit} are taken")
         if len(piece) == envelope.size:
-            return envelope, piece
+            return envelope, Pieces([piece])
         self._envelope = envelope
         return self._go_on(piece)
 
@@ -231,13 +231,15 @@ class Assembler:
         envelope = self._envelope
         if envelope is None or not piece:
             raise FrameError("a piece of payload that belongs to no message")
+        if self._pieces and len(self._pieces[-1]) < CHUNK:  # what frames cost beside their payload is bounded
+            raise FrameError(f"a piece of {len(self._pieces[-1])} bytes in the middle of a payload")
         if self._held + len(piece) > envelope.size:
             raise FrameError(f"{envelope.kind}: more payload than the {envelope.size} bytes announced")
         self._pieces.append(piece)
         self._held += len(piece)
         if self._held < envelope.size:
             return None
-        payload = b"".join(self._pieces)
+        payload = Pieces(self._pieces)
         self._envelope, self._pieces, self._held = None, [], 0
         return envelope, payload
 

@@ -13,6 +13,7 @@ from typing import Any
 from interfuse.engines.grpc.frames import Envelope, Payload
 from interfuse.errors import RunError
 from interfuse.message import Message, flatten, kind_of
+from interfuse.wire import Pieces
 
 START = "0" * 64
 """What the first line of an audit log names as the line before it."""
@@ -87,7 +88,7 @@ class Audit:
         facts = envelope.model_dump(mode="json", exclude={"size"}, exclude_none=True)
         line: dict[str, Any] = {
             "time": now(), "run": run, "what": envelope.kind, "facts": facts, "bytes": len(payload),
-            "digest": hashlib.sha256(payload).hexdigest(), "repeated": repeated, **content,
+            "digest": _digest(payload), "repeated": repeated, **content,
         }  # fmt: skip
         text = json.dumps(line | {"before": self._last})
         self._file.write(text + "\n")
@@ -102,6 +103,13 @@ class Audit:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _digest(payload: Payload) -> str:
+    found = hashlib.sha256()
+    for part in Pieces.of(payload).parts:
+        found.update(part)
+    return found.hexdigest()
 
 
 def described(message: Message) -> dict[str, Any]:

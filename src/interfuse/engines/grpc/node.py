@@ -51,7 +51,7 @@ from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
 from interfuse.federation import check_codecs, messages_of
 from interfuse.handler import Handler, handlers
-from interfuse.message import Message, decode, disturbed, encode, rounded
+from interfuse.message import Message, decode, disturbed, encoded, rounded
 from interfuse.setup import check_device
 from interfuse.wire import Codecs, FileRecord, Limits, sync_folder
 
@@ -257,7 +257,7 @@ class Session:
     ) -> None:
         self.attempt, self.client = begin.attempt, begin.client
         self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
-        self._host = Host(setup, [self.client])
+        self._host = Host(setup, [self.client], lends=True)
         self._done = self._ended = 0
         self._kept: Outgoing | None = None
         self._saved: str | None = None
@@ -330,15 +330,16 @@ class Session:
             return None
         limits = Limits(max_bytes=self._vendor.limits.message_bytes)
         codecs = _request(call).codecs(setup.codecs)
-        return decode(memoryview(payload), expected, setup.dims, setup.profile.keys, limits, codecs)
+        return decode(payload, expected, setup.dims, setup.profile.keys, limits, codecs)
 
     def _reply(self, call: Call, answer: Answer, reply: Message | None) -> Outgoing:
-        payload, content = b"", {}
+        payload: Payload = b""
+        content: Mapping[str, Any] = {}
         if reply is not None:
             limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
             if limits.noise and call.heading != "evaluation":
                 reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._noise)
-            payload, content = encode(reply, codecs), described(reply)
+            payload, content = encoded(reply, codecs), described(reply)
             sent = self._audit.sent(self._setup.contract.run)
             if limits.bytes is not None and sent + len(payload) > limits.bytes:
                 return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
