@@ -102,8 +102,8 @@ def _other_steps_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis
         return None
     return Diagnosis(
         "Local took other steps",
-        f"The clients took {own:,.0f} gradient steps, those of Local beside them {alone:,.0f}: their accuracies are not "
-        "comparable.",
+        f"The clients took {own:,.0f} gradient steps, those of Local beside them {alone:,.0f}: their accuracies are "
+        "not comparable.",
         "Let the method's `alone()` return Local with as many steps, or name its setting `local_steps` or "
         "`local_epochs`, which Local takes over.",
     )
