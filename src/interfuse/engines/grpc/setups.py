@@ -42,17 +42,10 @@ def own_share(contract: Contract, dataset: Dataset) -> Share:
 
 
 @dataclass(frozen=True, eq=False)
-class NodeSetup:
-    """One client, on its own machine. See :class:`interfuse.setup.Hosting`."""
+class _OfContract:
+    """What either side has from the contract."""
 
     contract: Contract
-    method: Method
-    dataset: Dataset
-    share: Share
-    builder: Builder
-    device: str
-    profile: Profile
-    dims: Dims
 
     @property
     def seed(self) -> int:
@@ -65,6 +58,19 @@ class NodeSetup:
     @cached_property
     def codecs(self) -> Codecs:
         return Codecs.parse(self.contract.codecs)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSetup(_OfContract):
+    """One client, on its own machine. See :class:`interfuse.setup.Hosting`."""
+
+    method: Method
+    dataset: Dataset
+    share: Share
+    builder: Builder
+    device: str
+    profile: Profile
+    dims: Dims
 
     @property
     def profiles(self) -> dict[ClientId, Profile]:
@@ -135,7 +141,7 @@ def facts_of(
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteSetup:
+class RemoteSetup(_OfContract):
     """All clients as the coordinator knows them. See :class:`interfuse.setup.Serving`.
 
     Attributes:
@@ -144,7 +150,6 @@ class RemoteSetup:
         builders: What the coordinator can build, by the name of the architecture.
     """
 
-    contract: Contract
     method: Method
     facts: Mapping[ClientId, Facts]
     labels: Tensor
@@ -154,18 +159,6 @@ class RemoteSetup:
 
     note = "every client has data of its own; the common test set is public"
     class_counts = None
-
-    @property
-    def seed(self) -> int:
-        return self.contract.seed
-
-    @property
-    def numerics(self) -> Numerics:
-        return self.contract.numerics
-
-    @cached_property
-    def codecs(self) -> Codecs:
-        return Codecs.parse(self.contract.codecs)
 
     @property
     def digest(self) -> str:
