@@ -205,6 +205,8 @@ def test_a_run_that_is_not_finished_is_opened_and_resumed(tmp_path: Path) -> Non
             if row["round"] == 3:
                 raise KeyboardInterrupt
 
+        def stage(self, text: str) -> None: ...
+
         def note(self, text: str) -> None: ...
 
     with pytest.raises(KeyboardInterrupt):

@@ -63,6 +63,9 @@ class Watch:
         self._progress.advance(row)
         self.update()
 
+    def stage(self, text: str) -> None:
+        self._progress.stage(text)
+
     def note(self, text: str) -> None:
         self._progress.note(text)
 

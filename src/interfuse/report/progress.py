@@ -118,6 +118,10 @@ class Lines:
             self._tenth = tenth
             self.note(f"{standing.name}: {standing}")
 
+    def stage(self, text: str) -> None:
+        if text:
+            self.note(f"{self._standing.name}: {text}")
+
     def note(self, text: str) -> None:
         self._write(text)
 
@@ -149,6 +153,10 @@ class Bars:
         if last or time.monotonic() - self._drawn >= REDRAW_SECONDS:
             self._bars.refresh()
             self._drawn = time.monotonic()
+
+    def stage(self, text: str) -> None:
+        self._bars.update(self._task, standing=f"{self._standing}, {text}" if text else str(self._standing))
+        self._bars.refresh()
 
     def note(self, text: str) -> None:
         self._bars.console.print(text)

@@ -44,6 +44,9 @@ class Progress(Protocol):
     def advance(self, row: Mapping[str, Any]) -> None:
         """A line was added to ``metrics.jsonl``."""
 
+    def stage(self, text: str) -> None:
+        """What is under way outside the rounds, such as the last evaluation; empty when it is over."""
+
     def note(self, text: str) -> None:
         """Something worth a line."""
 
@@ -54,6 +57,8 @@ class Silent:
     def begin(self, config: RunConfig, done: int) -> None: ...
 
     def advance(self, row: Mapping[str, Any]) -> None: ...
+
+    def stage(self, text: str) -> None: ...
 
     def note(self, text: str) -> None: ...
 
@@ -290,8 +295,10 @@ class _Run:
             self._round(self.federation.run_round)
         if self.committed_round != self.federation.round:
             self._commit()
+        self.progress.stage("evaluating the last and the best round on everything")
         last = self._measure()
         best = self._measure_best(last)
+        self.progress.stage("")
         self.folder.append_entries(ledger.drain())
         return summarise(
             self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
