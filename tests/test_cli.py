@@ -130,7 +130,8 @@ def test_without_json_people_get_a_summary_and_the_report() -> None:
 def test_a_log_has_plain_lines_without_control_characters() -> None:
     result = good("run", "ifl", *TINY, "--rounds", "20", "--eval-every", "10", "--beside", "local")
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", result.output)
-    lines = [line for line in result.stderr.splitlines() if line.startswith("ifl: ")]
+    *lines, evaluating = (line for line in result.stderr.splitlines() if line.startswith("ifl: "))
+    assert evaluating.endswith("evaluating the last and the best round on everything")
     assert [int(re.findall(r"round (\d+)/20", line)[0]) for line in lines] == list(range(0, 21, 2))
     assert re.fullmatch(
         r"ifl: round 10/20, global [\d.]+ %, composition [\d.]+ %, uplink 0.0211 MB, \d+ s, \d+ s left", lines[5]
@@ -209,8 +210,8 @@ def test_the_demo_is_a_recipe_that_options_override() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["demoo"], "no method or recipe 'demoo': did you mean 'demo'? valid: "),
-        (["ilf"], "no method or recipe 'ilf': did you mean 'ifl'? valid: "),
+        (["demoo"], "no method or recipe 'demoo': did you mean 'demo'?"),
+        (["ilf"], "no method or recipe 'ilf': did you mean 'ifl'?"),
         (["nowhere.toml"], "cannot read nowhere.toml: No such file"),
         (["nowhere.py"], "nowhere.py"),
         (["ifl", "--data", "digit"], "unknown data set 'digit': did you mean 'digits'?"),

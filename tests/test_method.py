@@ -58,8 +58,8 @@ class Extended(Settings):
 def test_settings_carry_the_comments_beside_them() -> None:
     found = {setting.name: setting for setting in settings(Extended)}
     assert list(found) == ["needed", "steps", "share", "weight", "lr", "mode", "flag", "several", "extra"]
-    assert found["needed"] == Setting("needed", "Count", None, "how many there are")
-    assert found["steps"] == Setting("steps", "Steps", 5, "another comment")
+    assert found["needed"] == Setting("needed", Count, None, "how many there are")
+    assert found["steps"] == Setting("steps", Steps, 5, "another comment")
     assert found["weight"].comment == ""
     assert found["lr"].comment == 'a rate, with "quotes" # and a hash'
     assert found["extra"].comment == "of the subclass"

@@ -57,12 +57,22 @@ class MessageError(InterfuseError):
         return type(self), (self.message, self.field, self.expected, self.found)
 
 
+SHOWN = 24
+"""Valid names that are all listed beside a near one."""
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The end of an error text about an unknown name: the nearest valid one, then all of them.
+
+    Of more than 24, some that are near stand for all.
 
     >>> nearest("tua", ["tau", "rounds"])
     "did you mean 'tau'? valid: rounds, tau"
     """
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return (f"did you mean {close[0]!r}? " if close else "") + "valid: " + ", ".join(names)
+    close = difflib.get_close_matches(name, names, n=6, cutoff=0.5)
+    listed = ", ".join(names)
+    if close and len(names) > SHOWN:
+        near = sorted(close[1:])
+        return f"did you mean {close[0]!r}?" + (f" near it: {', '.join(near)}" if near else "")
+    return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {listed}"

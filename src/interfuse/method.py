@@ -133,7 +133,7 @@ class Setting:
     """One hyperparameter as the command line and the docs show it."""
 
     name: str
-    type: str
+    type: Any
     default: Any
     comment: str
 
@@ -144,8 +144,9 @@ def settings(cls: type[Method]) -> list[Setting]:
     for kind in reversed(cls.__mro__):
         if is_dataclass(kind):
             comments |= dict(re.findall(r"^    (\w+):[^\n]*?  # (.*)$", _source(kind), flags=re.MULTILINE))
+    hints = get_type_hints(cls, include_extras=True)
     return [
-        Setting(f.name, str(f.type), None if f.default is MISSING else f.default, comments.get(f.name, ""))
+        Setting(f.name, hints[f.name], None if f.default is MISSING else f.default, comments.get(f.name, ""))
         for f in fields(cls)
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 import typer
@@ -13,6 +14,7 @@ from rich.table import Table
 
 from interfuse import data, models, report
 from interfuse.cli.configuration import method_names
+from interfuse.cli.kinds import as_given, in_words
 from interfuse.handler import handlers
 from interfuse.message import Leaf, leaves
 from interfuse.method import Method, settings
@@ -25,7 +27,7 @@ def methods() -> RenderableType:
     found = [(name, find(name)) for name in method_names()]
     return table(
         ("method", "discloses", "what it is"),
-        [(name, _disclosed(kind), inspect.cleandoc(kind.__doc__ or "").partition("\n")[0]) for name, kind in found],
+        [(name, _disclosed(kind), _first_sentence(kind)) for name, kind in found],
     )
 
 
@@ -36,12 +38,12 @@ def method(name: str) -> RenderableType:
         ConfigError: there is no such method.
     """
     kind = find(name)
-    rows = [(s.name, s.type, str(s.default), s.comment) for s in settings(kind)]
+    rows = [(s.name, in_words(s.type), as_given(s.default), s.comment) for s in settings(kind)]
     paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
     return Group(
         *(f"{' '.join(paragraph.split())}\n" for paragraph in paragraphs),
         f"Discloses: {_disclosed(kind)}\n",
-        table(("setting", "type", "default", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
+        table(("setting", "values", "default", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
         table(("handler", "", "carries", "discloses"), _messages(kind), title="Messages (down: to a client)"),
     )
 
@@ -76,6 +78,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str | None
     for row in rows:
         made.add_row(*row)
     return made
+
+
+def _first_sentence(kind: type[Method]) -> str:
+    paragraph = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+    return " ".join(re.split(r"(?<=\.) (?=[A-Z])", " ".join(paragraph.split()))[:1])
 
 
 def _disclosed(kind: type[Method]) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from interfuse.aggregation import Index, Plan
-from interfuse.errors import ModelError, nearest
+from interfuse.errors import ModelError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,7 +36,7 @@ def width_plan(whole: Shapes, part: Shapes, shift: int = 0) -> Plan:
     plan: dict[str, Index | None] = {}
     for key, shape in part.items():
         if key not in whole:
-            raise ModelError(f"it has a tensor {key!r} that the larger model has not: {nearest(key, whole)}")
+            raise ModelError(f"it has a tensor {key!r} that the larger model has not")
         lengths = whole[key]
         if len(shape) != len(lengths) or any(m > n for m, n in zip(shape, lengths, strict=True)):
             raise ModelError(f"its tensor {key!r} of shape {shape} is no slice of one of shape {lengths}")
