@@ -123,7 +123,7 @@ set -- "${TORCH:-$(grep '^torch==' constraints.txt)}"
 [ -z "${TORCH_INDEX:-}" ] || set -- "$@" --no-deps --index-url "$TORCH_INDEX"
 install --constraint "$pins" "$@"
 "$python" -I -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >>"$pins"
-echo "installing interfuse and its tools"
+echo "installing interfuse and its tools (some minutes at most, without a word)"
 install --quiet --constraint "$pins" hatchling
 install --quiet --constraint "$pins" --no-build-isolation --editable '.[dev]'
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -26,11 +27,12 @@ Insecure = Annotated[
 
 
 def _needs_grpc() -> None:
-    """Say what to install where the extra is missing.
+    """Say what to install where the extra is missing, and keep gRPC's own log lines out of ours.
 
     Raises:
         ConfigError: it is.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for module in ("grpc", "grpc_health", "cryptography", "prometheus_client"):
         if importlib.util.find_spec(module) is None:
             raise ConfigError(f"runs between parties need {module}: pip install 'interfuse[grpc]'")
@@ -97,7 +99,8 @@ def node(
     events = Events(given.state_folder / "node.jsonl", say)
     taking_part = Node(given, events)
     try:
-        typer.echo(take_part(taking_part, given, insecure=insecure, patience=patience), err=True)
+        end = take_part(taking_part, given, insecure=insecure, patience=patience)
+        typer.echo(f"{given.name}: {end}", err=True)
     finally:
         taking_part.close()
         events.close()
@@ -189,6 +192,7 @@ def status(folder: RunArgument, as_json: Json = False) -> None:
     ]  # fmt: skip
     heads = ("node", "client", "state", "bytes up", "bytes down", "waited, s")
     Console(markup=False, emoji=False, highlight=False).print(table(heads, rows))
+    typer.echo("Bytes are those of all payloads, evaluation included; the report has them apart.")
 
 
 def audit(log: Annotated[Path, typer.Argument(metavar="AUDIT.jsonl", show_default=False)]) -> None:

@@ -213,7 +213,7 @@ class Hub:
             else:
                 self.port = self._server.add_secure_port(address, security.keys.of_server())
         except RuntimeError as error:
-            raise ConfigError(f"cannot listen at {address}: is the port taken?") from error
+            raise ConfigError(f"cannot listen at {address}: is the port taken? name another (--listen)") from error
         self._server.start()
         self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
