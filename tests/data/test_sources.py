@@ -94,8 +94,10 @@ class TestSource:
         for published in files[:3]:
             (folder / published.file.name).write_bytes(published.packed)
             assert source.state(places) == "incomplete"
+        assert source.info(places).missing == (files[3].file.name,)
         (folder / files[3].file.name).write_bytes(files[3].packed)
         assert source.state(places) == "found"
+        assert source.info(places).missing == ()
         assert source.state(dataclasses.replace(places, data=None)) == "download"
         source.load(places)
         shutil.rmtree(folder)

@@ -56,7 +56,10 @@ def datasets() -> RenderableType:
         for i in infos
     ]
     notes = [f"{i.name}: {i.licence}{f'; {i.note}' if i.note else ''}" for i in infos]
-    return Group(table(("data set", "state", "train + test", "shape", "classes"), rows), *notes)
+    lacking = [
+        f"{i.name} is incomplete, first use downloads {', '.join(i.missing)}" for i in infos if i.state == "incomplete"
+    ]
+    return Group(table(("data set", "state", "train + test", "shape", "classes"), rows), *lacking, *notes)
 
 
 def zoo() -> RenderableType:

@@ -41,6 +41,7 @@ class DatasetInfo:
     :param state: ``shipped`` with interfuse; ``found`` whole in INTERFUSE_DATA; ``cached``, needing no network;
         ``download``, nothing of it is here; ``incomplete``, the rest would be downloaded. Files are looked up by name;
         hashes are checked when the set is loaded.
+    :param missing: files that would be downloaded; empty where all are here.
     """
 
     name: str
@@ -51,6 +52,7 @@ class DatasetInfo:
     state: State
     licence: str
     note: str
+    missing: tuple[str, ...] = ()
 
 
 def every_fifth(x: Rows, y: Labels) -> Split:
@@ -147,6 +149,7 @@ class Source:
             state=self.state(places),
             licence=self.licence,
             note=self.note,
+            missing=tuple(file.name for file in self._chosen(places).files if not places.here(file)),
         )
 
 
