@@ -43,6 +43,7 @@ def test_a_quick_try_asks_for_the_same_entries(name: str) -> None:
     plan = resolve(smoke(recipe))
     assert [entry.name for entry in plan.entries] == [entry.name for entry in recipe.entries]
     assert len(plan.asked.seeds) <= 2
+    assert plan.asked.title.endswith(": a quick try")
     assert recipe.asked.anchor in {entry.name for entry in recipe.entries}
 
 

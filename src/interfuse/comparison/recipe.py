@@ -20,7 +20,7 @@ SIZES = ("smallest", "largest")
 NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
 """Keys of a run that a comparison sets itself."""
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
-QUICKER = ("smoke", "small")
+QUICKER = {"smoke": "a quick try", "small": "the small size"}
 """What a recipe may be besides what it says: a quick try, and what one machine does in some hours."""
 LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1}
 """Tables to which another table adds, and how deep; any other value is replaced."""
@@ -225,15 +225,17 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
     """
     overrides = dict(getattr(recipe.asked, size))
     if not overrides:
-        kind = {"smoke": "a quick try", "small": "a small size"}[size]
-        raise ConfigError(f"{recipe.name} says nothing of {kind}; add [comparison.{size}] with, say, rounds = 4")
+        raise ConfigError(f"{recipe.name} says nothing of {QUICKER[size]}; add [comparison.{size}] with, say, rounds = 4")
     seeds = overrides.pop("seeds", recipe.asked.seeds)
     names = [entry.name for entry in recipe.entries]
     wanted = overrides.pop("entries", names)
     for name in wanted:
         if name not in names:
             raise ConfigError(f"{recipe.name}, [comparison.{size}]: {name!r} is no entry: {nearest(name, names)}")
-    asked = _table(Asked, recipe.asked.model_dump() | {"seeds": seeds}, f"{recipe.name}, [comparison.{size}]")
+    title = f"{recipe.asked.title or recipe.name}: {QUICKER[size]}"
+    asked = _table(
+        Asked, recipe.asked.model_dump() | {"seeds": seeds, "title": title}, f"{recipe.name}, [comparison.{size}]"
+    )
     changed = override(recipe.model_copy(update={"name": f"{recipe.name}-{size}", "asked": asked}), overrides, {})
     least = size == "smoke"
     entries = tuple(
