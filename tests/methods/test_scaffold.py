@@ -70,6 +70,30 @@ def test_a_clients_control_is_the_mean_of_the_gradients_it_saw() -> None:  # U3
             assert largest_difference(mean, own_controls(f)[client]) < 2e-6
 
 
+@pytest.mark.parametrize("settings", [{"optimizer": "adam", "lr": 0.01}, {"momentum": 0.9, "lr": 0.05}])
+def test_a_control_is_a_gradient_behind_any_optimizer(settings: dict[str, Any]) -> None:
+    f = federation(SCAFFOLD(local_steps=4, batch_size=6, **settings), models=[wide], shares=UNEVEN)
+    c = [{key: torch.zeros(()) for key in f.server.state.control}] * 3
+    for round in range(2):
+        start, control = f.server.state.weights, f.server.state.control
+        f.run_round()
+        for client in f.clients:
+            model = server_copy(f.setup, f.setup.architectures[0], start)
+            parameters = dict(model.named_parameters())
+            kind = torch.optim.Adam if "optimizer" in settings else torch.optim.SGD
+            torchs = kind(parameters.values(), **{key: value for key, value in settings.items() if key != "optimizer"})
+            seen: list[dict[str, Tensor]] = []
+            for x, y in in_steps(f.setup, client, 4 * (round + 1), 6)[4 * round :]:
+                gradients = torch.autograd.grad(functional.cross_entropy(model(x), y), list(parameters.values()))
+                seen.append(dict(zip(parameters, gradients, strict=True)))
+                for key, p in parameters.items():
+                    p.grad = seen[-1][key] - c[client][key] + control[key]
+                torchs.step()
+            mean = {key: torch.stack([g[key].double() for g in seen]).mean(0) for key in parameters}
+            assert largest_difference(mean, own_controls(f)[client]) < 2e-6
+        c = own_controls(f)
+
+
 @pytest.mark.parametrize("steps", [{"local_steps": 5}, {"local_epochs": 2}])
 @pytest.mark.parametrize("models", [[wide], ["cnn"]])
 def test_the_first_round_is_fedavg(steps: dict[str, int], models: Any) -> None:

@@ -225,7 +225,9 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
     """
     overrides = dict(getattr(recipe.asked, size))
     if not overrides:
-        raise ConfigError(f"{recipe.name} says nothing of {QUICKER[size]}; add [comparison.{size}] with, say, rounds = 4")
+        raise ConfigError(
+            f"{recipe.name} says nothing of {QUICKER[size]}; add [comparison.{size}] with, say, rounds = 4"
+        )
     seeds = overrides.pop("seeds", recipe.asked.seeds)
     names = [entry.name for entry in recipe.entries]
     wanted = overrides.pop("entries", names)

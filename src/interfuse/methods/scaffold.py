@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
@@ -40,11 +39,13 @@ class ModelAndControl(Message):
     control: Parameters
 
 
-def corrected(server: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Combine:
-    """The rule g(y) − c_k + c."""
+def corrected(server: Mapping[str, Tensor], own: Mapping[str, Tensor], seen: NamedTensors) -> Combine:
+    """The rule g(y) − c_k + c, which adds g(y) to what was seen."""
 
     def combine(gradients: Mapping[str, Gradients], parameters: Mapping[str, Tensor]) -> Gradients:
-        return {key: g + (server[key] - own[key]) for key, g in gradients["local"].items()}
+        local = gradients["local"]
+        seen.update({key: seen[key] + g for key, g in local.items()})
+        return {key: g + (server[key] - own[key]) for key, g in local.items()}
 
     return combine
 
@@ -53,7 +54,9 @@ def corrected(server: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Combin
 class SCAFFOLD(Averaging, Method):
     """Stochastic controlled averaging (Karimireddy et al., ICML 2020), option II; its theory is for plain SGD.
 
-    Layer-wise as FedAvg: the server's control variate of a key counts all clients that hold the key.
+    Option II's c_k⁺ = c_k − c + (w − y) / (K η) is the mean of the gradients of the round, where the optimizer is plain
+    SGD. That mean is taken here, so that c_k is a gradient behind momentum and Adam too. Layer-wise as FedAvg: the
+    server's control variate of a key counts all clients that hold the key.
     """
 
     discloses = frozenset({Disclosure.PARAMETERS})
@@ -62,9 +65,11 @@ class SCAFFOLD(Averaging, Method):
     server_lr: Rate = 1.0  # eta_g: learning rate of the server
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
-        trainable = replace(self, buffers=BufferPolicy.LOCAL).initial(server, clients)
-        control = {key: torch.zeros_like(tensor) for key, tensor in trainable.items()}
-        return Global(self.initial(server, clients), control)
+        weights = self.initial(server, clients)
+        statistics = {
+            prefix + key for prefix, some in self.groups(clients) for p in some.profiles.values() for key in p.buffers
+        }
+        return Global(weights, {key: torch.zeros_like(w) for key, w in weights.items() if key not in statistics})
 
     def new_client(self, client: Client[Own]) -> Own:
         return Own({key: torch.zeros_like(p) for key, p in client.model.parameters_of().items()})
@@ -93,11 +98,9 @@ class SCAFFOLD(Averaging, Method):
     def train(self, client: Client[Own], received: ModelAndControl) -> ModelAndControl:
         client.model.load(received.weights)
         own = client.state.control
-        done = self.fit(client, {"local": cross_entropy}, combine=corrected(received.control, own))
-        trained = client.tensors(buffers=self.buffers)
-        change = {key: torch.zeros_like(c) for key, c in received.control.items()}
+        seen = {key: torch.zeros_like(c) for key, c in own.items()}
+        done = self.fit(client, {"local": cross_entropy}, combine=corrected(received.control, own, seen))
         if done.steps:
-            rate = done.learning_rate_sum
-            change = {key: (received.weights[key] - trained[key]) / rate - c for key, c in received.control.items()}
-        client.state = Own({key: own[key] + change[key] for key in own})
-        return ModelAndControl(trained, change)
+            client.state = Own({key: g / done.steps for key, g in seen.items()})
+        change = {key: client.state.control[key] - own[key] for key in received.control}
+        return ModelAndControl(client.tensors(buffers=self.buffers), change)
