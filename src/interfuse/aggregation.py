@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import chain
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
 from interfuse.errors import ConfigError, DataError, ModelError, nearest
@@ -210,6 +210,11 @@ def use_batch_statistics(model: nn.Module) -> Iterator[None]:
             layer.track_running_stats = True
             for name, value in zip(_STATISTICS, values, strict=True):
                 setattr(layer, name, value)
+
+
+def at_least_two(x: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "rows ..."]:
+    """The rows, or a single one twice: by itself it has no variance where a map is one point, twice it has 0."""
+    return x if len(x) > 1 else torch.cat([x, x])
 
 
 @torch.no_grad()

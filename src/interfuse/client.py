@@ -139,6 +139,10 @@ class ClientData:
         """The whole training share as stored, not normalised."""
         return Batch(self.dataset.x_train[self._train], self.dataset.y_train[self._train])
 
+    def labels(self) -> Tensor:
+        """The labels of the whole training share ``[n]``."""
+        return self.dataset.y_train[self._train]
+
     def validation(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The validation share, or its first ``limit`` rows (their order is random already)."""
         return self._own(self.share.validation[:limit], chunk)
@@ -256,5 +260,12 @@ class Client(Generic[S]):
         return {key: t for key, t in found.items() if travels(buffers, key not in trainable, t.dtype)}
 
     def recalibrate(self, batch_size: int) -> None:
-        """Recompute normalisation statistics on the training share, without touching the order of samples."""
-        recalibrate(self.model, (batch.x for batch in self.data.train_batches(batch_size)))
+        """Recompute normalisation statistics on the training share, without touching the order of samples.
+
+        In batches as equal as can be, of ``batch_size`` rows at least: a row that is left over by itself has no
+        variance. A share of one row has none either, so its client's statistics stay as they are.
+        """
+        rows = np.arange(len(self.data.labels()))
+        if len(rows) > 1:
+            pieces = np.array_split(rows, max(1, len(rows) // max(2, batch_size)))
+            recalibrate(self.model, (self.data.train(piece).x for piece in pieces))

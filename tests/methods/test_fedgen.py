@@ -24,7 +24,8 @@ from worlds import (
 
 from interfuse.errors import ModelError
 from interfuse.methods.fedavg import FedAvg
-from interfuse.methods.fedgen import FedGen, ModelAndGenerator, alike, network
+from interfuse.methods.fedgen import FedGen, ModelAndGenerator, alike, network, recognised
+from interfuse.models import SplitModel
 from interfuse.training import Batch
 
 UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 60))
@@ -93,6 +94,29 @@ def test_the_heads_learn_to_be_recognised() -> None:
     y = torch.arange(3).repeat(50)
     answers = head.modular(generator(method.inputs(y, 3))).argmax(1)
     assert float((answers == y).float().mean()) > 0.9
+
+
+def test_heads_count_for_a_label_by_their_part_of_its_samples() -> None:
+    heads = [SplitModel({"head": torch.nn.Linear(4, 3)}) for _ in range(2)]
+    z, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 2, 1])
+    counts = torch.tensor([[8.0, 1.0, 0.0], [0.0, 3.0, 0.0]])
+    parts = [[1.0, 0.25, 0.0], [0.0, 0.75, 0.0]]
+    by_hand = sum(
+        parts[k][int(y[i])] * functional.cross_entropy(heads[k](z[i : i + 1]), y[i : i + 1])
+        for k in range(2) for i in range(5)
+    ) / 5  # fmt: skip
+    torch.testing.assert_close(recognised(z, y, heads, counts), by_hand)
+
+
+@pytest.mark.parametrize("steps", [0, 2, 3])
+def test_only_the_first_steps_learn_from_the_generator(steps: int) -> None:
+    world: dict[str, Any] = {"models": [wide], "shares": UNEVEN, "rounds": 2}
+    f = federation(FedGen(**OPTIONS, regularised_steps=steps), **world)
+    plain = federation(FedGen(**OPTIONS, alpha=0, beta=0), **world)
+    distance = largest_difference(f.server.state.weights, plain.server.state.weights)
+    assert (distance < 1e-6) == (steps == 0)
+    whole = federation(FedGen(**OPTIONS), **world)
+    assert same_bits(f.server.state.weights, whole.server.state.weights) == (steps == OPTIONS["local_steps"])
 
 
 def test_labels_that_nobody_has_are_never_drawn() -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
 from torch import Tensor
 
-from interfuse.aggregation import BufferPolicy, use_batch_statistics
+from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import Notice
+from interfuse.errors import ConfigError, Notice
 from interfuse.handler import Program, on_client
 from interfuse.message import Disclosure, NamedTensors, State
 from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
@@ -105,6 +104,19 @@ class Averaging(Program):
             steps=self.local_steps or None, epochs=None if self.local_steps else self.local_epochs, **options,
         )  # fmt: skip
 
+    def check_buffers(self, clients: Clients, *allowed: BufferPolicy) -> None:
+        """Check that models in evaluation mode have statistics, which some policies neither send nor keep.
+
+        Raises:
+            ConfigError: a client's model has statistics, and the policy is none of those allowed.
+        """
+        if self.buffers not in allowed and any(profile.buffers for profile in clients.profiles.values()):
+            named = ", ".join(allowed)
+            raise ConfigError(
+                f"buffers = {self.buffers.value!r} leaves models without the running statistics that "
+                f"{type(self).__name__} needs: take {named}, or models without batch normalisation"
+            )
+
     def stepper(self) -> Optimizer:
         return Optimizer(self.optimizer, self.momentum, self.weight_decay)
 
@@ -118,9 +130,12 @@ class Averaging(Program):
             client.recalibrate(self.batch_size)
 
     def predict(self, client: Client[Any], x: Tensor) -> Tensor:
-        with use_batch_statistics(client.model) if self.buffers is BufferPolicy.BATCH_STATISTICS else nullcontext():
+        if self.buffers is not BufferPolicy.BATCH_STATISTICS:
             scores: Tensor = client.model(x)
             return scores
+        with use_batch_statistics(client.model):
+            together: Tensor = client.model(at_least_two(x))
+            return together[: len(x)]
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return nothing_in_common(profiles, apart=self.aggregation == "group")
@@ -134,7 +149,18 @@ class Averaging(Program):
 
 
 @dataclass(frozen=True)
-class FedAvg(Averaging, Method):
+class TrainingOnOwnData(Averaging):
+    """Averaging whose clients train on cross entropy alone, and send their models."""
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Weights:
+        client.model.load(received.tensors)
+        self.fit(client, cross_entropy)
+        return Weights(client.tensors(buffers=self.buffers))
+
+
+@dataclass(frozen=True)
+class FedAvg(TrainingOnOwnData, Method):
     """Federated averaging (McMahan et al., AISTATS 2017), layer-wise where clients hold different depths of one model.
 
     With one architecture this is the published method.
@@ -149,12 +175,6 @@ class FedAvg(Averaging, Method):
         chosen, weights = clients.sample(self.participation), server.state.weights
         replies = chosen.call(self.train, self.models(weights, chosen))
         server.state = Global(self.mean(weights, {c: reply.tensors for c, reply in replies.items()}, chosen))
-
-    @on_client
-    def train(self, client: Client, received: Weights) -> Weights:
-        client.model.load(received.tensors)
-        self.fit(client, cross_entropy)
-        return Weights(client.tensors(buffers=self.buffers))
 
 
 def merged(groups: Mapping[str, NamedTensors]) -> NamedTensors:

@@ -12,17 +12,18 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.heads import check_common_head
 from interfuse.message import Data, Disclosure, Message, NamedTensors, State
 from interfuse.method import Count, Method, NonNegative, Steps
-from interfuse.methods.fedavg import Averaging
+from interfuse.methods.fedavg import TrainingOnOwnData
 from interfuse.models import SplitModel
-from interfuse.parameters import Weights, averaged, one_of_each_architecture
+from interfuse.parameters import averaged, one_of_each_architecture
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, cross_entropy
+from interfuse.training import Batch, LearningRate
 
 _CHUNK = 256
 
@@ -57,7 +58,7 @@ def consensus(
 
 
 @dataclass(frozen=True)
-class FedET(Averaging, Method):
+class FedET(TrainingOnOwnData, Method):
     """Heterogeneous ensemble transfer (Cho et al., IJCAI 2022); no code of the authors is public.
 
     Clients of one architecture average their models. The server has a model of the clients' largest architecture; it
@@ -77,6 +78,7 @@ class FedET(Averaging, Method):
     public_rows: Count = 50  # rows that each client gives to the public set
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
+        self.check_buffers(clients, BufferPolicy.AGGREGATE)
         check_common_head(server, clients)
         largest = max(one_of_each_architecture(clients), key=size)
         server.model("large", largest.architecture)
@@ -123,12 +125,6 @@ class FedET(Averaging, Method):
 
         drawn = torch.randint(len(x), (self.server_steps, self.server_batch_size), generator=server.generator)
         server.fit(server.models["large"], loss, (Batch(x[rows], rows) for rows in drawn), lr=self.server_lr)
-
-    @on_client
-    def train(self, client: Client, received: Weights) -> Weights:
-        client.model.load(received.tensors)
-        self.fit(client, cross_entropy)
-        return Weights(client.tensors(buffers=self.buffers))
 
 
 def answers(model: SplitModel, tensors: NamedTensors, x: Tensor) -> Float[Tensor, "rows classes"]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Annotated
 
 import torch
@@ -11,6 +12,7 @@ from jaxtyping import Float, Float32, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
+from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
@@ -64,6 +66,18 @@ def alike(noise: Float[Tensor, "batch n"], z: Float[Tensor, "batch d"]) -> Float
     return torch.exp(-(of_noise * of_features).mean())
 
 
+def recognised(
+    z: Float[Tensor, "batch d"],
+    y: Int64[Tensor, "batch"],
+    heads: Sequence[SplitModel],
+    counts: Float32[Tensor, "k classes"],
+) -> Float[Tensor, ""]:
+    """Σ_k mean_i ω_k(y_i) CE(h_k(z_i), y_i), with ω_k(y) the part of client k in all samples that have label y."""
+    omega = counts / counts.sum(0).clamp(min=1)
+    losses = [functional.cross_entropy(head(z), y, reduction="none") for head in heads]
+    return (omega[:, y] * torch.stack(losses)).sum(0).mean()
+
+
 @dataclass(frozen=True)
 class FedGen(Averaging, Method):
     """Data-free distillation (Zhu et al., ICML 2021), with the authors' defaults.
@@ -78,6 +92,7 @@ class FedGen(Averaging, Method):
     local_steps: Steps = 20  # steps of a client in a round, instead of local_epochs where above 0
     alpha: NonNegative = 10.0  # weight of generated features, for labels drawn as they are there over all
     beta: NonNegative = 10.0  # weight of the head's answer to a generated feature of the sample's own label
+    regularised_steps: Steps = 20  # steps of a round, the first ones, that learn from the generator
     decay: NonNegative = 0.98  # of both weights in a round, down to 0.0001
     generator_steps: Steps = 50  # steps of the generator in a round
     generator_lr: LearningRate = GENERATOR_LR  # learning rate of the generator, by Adam
@@ -87,6 +102,7 @@ class FedGen(Averaging, Method):
     hidden: Count = 256  # width of the generator
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
+        self.check_buffers(clients, BufferPolicy.AGGREGATE)
         check_common_head(server, clients)
         weights, classes = self.initial(server, clients), server.dims["classes"]
         device = next(iter(weights.values())).device
@@ -109,18 +125,15 @@ class FedGen(Averaging, Method):
     def train_generator(
         self, server: Server[Global], clients: Clients, sent: list[ModelAndCounts], counts: Float32[Tensor, "k classes"]
     ) -> NamedTensors:
-        """min_G Σ_k mean_i ω_k(y_i) CE(h_k(G(y_i)), y_i) + η · diversity, over the clients' heads h_k."""
+        """min_G of how badly the clients' heads recognise G(y), plus η times the diversity loss."""
         generator, (first, *_) = self.generator(server.dims, counts.device), one_of_each_architecture(clients)
         generator.load(server.state.generator)
         head = server.scratch_model("head", first.architecture).only("modular")
         heads = [head.frozen({key: reply.weights[key] for key in head.tensors()}) for reply in sent]
-        omega = counts / counts.sum(0).clamp(min=1)
 
         def loss(model: SplitModel, batch: Batch) -> Tensor:
             z = model(batch.x)
-            losses = [functional.cross_entropy(h(z), batch.y, reduction="none") for h in heads]
-            recognised = (omega[:, batch.y] * torch.stack(losses)).sum(0).mean()
-            return recognised + self.diversity * alike(batch.x[:, : self.noise], z)
+            return recognised(z, batch.y, heads, counts) + self.diversity * alike(batch.x[:, : self.noise], z)
 
         batches = self.drawn(counts.sum(0), server.generator)
         adam = Optimizer("adam", weight_decay=self.generator_weight_decay)
@@ -144,8 +157,7 @@ class FedGen(Averaging, Method):
     def train(self, client: Client, received: ModelAndGenerator) -> ModelAndCounts:
         client.model.load(received.weights)
         self.fit(client, self.loss(client, received))
-        y = client.data.raw().y
-        counts = torch.bincount(y, minlength=client.dims["classes"]).float()
+        counts = torch.bincount(client.data.labels(), minlength=client.dims["classes"]).float()
         return ModelAndCounts(client.tensors(buffers=self.buffers), counts)
 
     def loss(self, client: Client, received: ModelAndGenerator) -> Objective:
@@ -153,11 +165,12 @@ class FedGen(Averaging, Method):
         generator = self.generator(client.dims, received.counts.device).frozen(received.generator)
         decayed = ((weight, weight * self.decay ** (client.round - 1)) for weight in (self.alpha, self.beta))
         alpha, beta = (min(weight, max(1e-4, now)) for weight, now in decayed)
+        steps = count()
 
         def loss(model: SplitModel, batch: Batch) -> Tensor:
             logits = model(batch.x)
             entropy = functional.cross_entropy(logits, batch.y)
-            if not received.generator:
+            if not received.generator or next(steps) >= self.regularised_steps:
                 return entropy
             y = torch.multinomial(received.counts, len(batch.y), replacement=True)
             generated = functional.cross_entropy(model.modular(generator(self.inputs(y, len(received.counts)))), y)

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional
 
-from interfuse.aggregation import use_batch_statistics
+from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.handler import on_client
@@ -97,6 +97,7 @@ class FedIN(Averaging, Method):
     noise_where: Literal["upload", "forward", "both"] = "upload"  # on features sent, in local training, or on both
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
+        self.check_buffers(clients, BufferPolicy.AGGREGATE, BufferPolicy.LOCAL)
         check_same_cuts(clients, PARTS)
         return Global(self.initial(server, clients), {})
 
@@ -142,8 +143,9 @@ class FedIN(Averaging, Method):
 
         def loss(model: SplitModel, batch: Batch) -> Tensor:
             pair = features[int(torch.randint(len(features), ()))]
+            s_in, s_out = at_least_two(pair.s_in), at_least_two(pair.s_out)
             with self.normalised(model):
-                return self.in_weight * functional.mse_loss(model.run(pair.s_in, "intermediate"), pair.s_out)
+                return self.in_weight * functional.mse_loss(model.run(s_in, "intermediate"), s_out)
 
         return loss
 

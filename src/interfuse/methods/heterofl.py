@@ -64,8 +64,9 @@ class HeteroFL(SubModels, Method):
 
     Clients train without the logits of classes they have not, and their rows of the classifier do not count for these.
     What nobody holds stays as it is. The authors' Scaler, activations divided by the rate in training, is left out:
-    every layer of the models of several widths is followed by a normalisation, which undoes it. So are running
-    statistics computed anew by all clients on the server's model: see ``buffers`` for what there is instead.
+    every layer of the models of several widths is followed by a normalisation, which undoes it in training. Running
+    statistics of one width fit no other; the authors compute them anew, of all clients' data, before evaluation. Use
+    ``buffers="recalibrate"`` (of a client's own data), or ``"batch-statistics"``, which costs nothing.
     """
 
     discloses = frozenset({Disclosure.PARAMETERS, Disclosure.STATISTICS})
@@ -96,7 +97,7 @@ class HeteroFL(SubModels, Method):
     @on_client
     def train(self, client: Client, received: Weights) -> TrainedOnClasses:
         client.model.load(received.tensors)
-        counts = torch.bincount(client.data.raw().y, minlength=client.dims["classes"])
+        counts = torch.bincount(client.data.labels(), minlength=client.dims["classes"])
         present = counts > 0 if self.mask else torch.ones_like(counts, dtype=torch.bool)
         self.fit(client, masked_cross_entropy(present), clip=self.clip)
         return TrainedOnClasses(client.tensors(buffers=self.buffers), present)

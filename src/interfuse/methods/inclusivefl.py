@@ -13,15 +13,13 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from interfuse.aggregation import Plan, keys_plan
-from interfuse.client import Client, ClientId, Profile
+from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.handler import on_client
 from interfuse.message import Disclosure, NamedTensors, State
 from interfuse.method import Count, Method
-from interfuse.methods.fedavg import Averaging
+from interfuse.methods.fedavg import TrainingOnOwnData
 from interfuse.parameters import Weights, averaged, by_architecture, one_of_each_architecture
 from interfuse.server import Server
-from interfuse.training import cross_entropy
 
 
 class Global(State):
@@ -32,7 +30,7 @@ class Global(State):
 
 
 @dataclass(frozen=True)
-class InclusiveFL(Averaging, Method):
+class InclusiveFL(TrainingOnOwnData, Method):
     """Layer-wise averaging of nested depths with momentum distillation (Liu et al., KDD 2022).
 
     A model's last block does another work than the same block in the middle of a deeper model. So the clients of an
@@ -97,12 +95,6 @@ class InclusiveFL(Averaging, Method):
                 if g:
                     found[key] = last[key] + self.beta * (torch.stack(g).mean(0) - changes[group.id][key])
         return found
-
-    @on_client
-    def train(self, client: Client, received: Weights) -> Weights:
-        client.model.load(received.tensors)
-        self.fit(client, cross_entropy)
-        return Weights(client.tensors(buffers=self.buffers))
 
     def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
         clients.call(self.receive, self.with_own(server.state, clients))

@@ -10,13 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
+from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
+from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.message import NamedTensors, State
 from interfuse.method import Count, NonNegative, Steps
-from interfuse.methods.fedavg import FedAvg
+from interfuse.methods.fedavg import FedAvg, Global
 from interfuse.models import SplitModel
 from interfuse.parameters import Weights
+from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, Objective, Rate
 
 
@@ -53,6 +56,10 @@ class MOON(FedAvg):
     weight_decay: NonNegative = 1e-5  # of the optimizer
     mu: NonNegative = 1.0  # weight of the contrast
     temperature: Rate = 0.5  # tau of the contrast
+
+    def start(self, server: Server[Global], clients: Clients) -> Global:
+        self.check_buffers(clients, BufferPolicy.AGGREGATE, BufferPolicy.LOCAL)
+        return super().start(server, clients)
 
     def new_client(self, client: Client[Previous]) -> Previous:
         return Previous({})
