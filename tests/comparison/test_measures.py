@@ -142,6 +142,27 @@ def test_under_the_rule_for_each_client_many_clients_may_send_more(tmp_path: Pat
         assert values["global_at_anchor"] == run.curve.common[list(run.curve.rounds).index(of_all)]
 
 
+def test_with_codecs_an_uplink_is_that_on_the_wire(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg", accuracies=[0.5], uplinks=[9000.0], seeds=[0])
+    done = [finished(entry, tmp_path / entry.name, seeds=[0]) for entry in plan.entries]
+    summary, metrics = (done[0].runs[0] / name for name in ("summary.json", "metrics.jsonl"))
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    for line in lines:
+        line["uplink"]["wire"] = line["uplink"]["raw"] // 4
+    metrics.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    before, anchor = rows(plan, done)
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"codecs": {"default": "int8"}}))
+    after, smaller = rows(plan, done)
+    assert anchor is not None
+    assert smaller is not None
+    assert smaller.uplink == anchor.uplink // 4
+    points = [line for line in lines if "accuracy" in line]
+    for found, size in ((before, "raw"), (after, "wire")):
+        within = [line for line in points if line["uplink"][size] <= 9000]
+        assert found[0].mean["global_at_9000"] == pytest.approx(average(within[-1]["accuracy"]["common"]))
+    assert before[0].mean["global_at_9000"] < after[0].mean["global_at_700"]
+
+
 def test_bytes_to_an_accuracy_that_some_seeds_never_have_are_unknown(tmp_path: Path) -> None:
     plan = plan_of("ifl", accuracies=[0.5], seeds=[0, 1])
     (entry,) = plan.entries

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -62,6 +62,12 @@ class SeedRun:
     virtual: Mapping[str, NDArray[np.float64]]
     sent: Counter[tuple[int, str]] = field(default_factory=Counter)
     peak_memory: float = math.nan
+    on_the_wire: bool = False
+
+    @property
+    def counted(self) -> NDArray[np.int64]:
+        """Bytes up by which runs are compared at equal uplink: on the wire where codecs make a difference, else raw."""
+        return self.uplink_wire if self.on_the_wire else self.curve.uplink
 
     @property
     def clients(self) -> int:
@@ -71,7 +77,7 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class Anchor:
-    """An uplink at which all are compared: raw bytes of all clients, and how many clients sent them."""
+    """An uplink at which all are compared: bytes of all clients, and how many clients sent them."""
 
     uplink: float
     clients: int
@@ -170,6 +176,8 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
         f.entry.name: [read_run(path, seed, by_client=late > 0) for seed, path in sorted(f.runs.items())]
         for f in finished
     }
+    if any(run.summary.get("codecs") for found in runs.values() for run in found):
+        runs = {name: [replace(run, on_the_wire=True) for run in found] for name, found in runs.items()}
     anchor = anchor_of(runs.get(plan.asked.anchor or "", []))
     local = {run.seed: run for run in runs.get("local", [])}
     baseline = {run.seed: run for run in runs.get(plan.asked.baseline or "", [])}
@@ -332,7 +340,7 @@ def accuracies_at(run: SeedRun, uplinks: Sequence[float], anchor: Anchor | None)
     found: Values = {}
     for name, (of_all, of_each) in limits.items():
         for rule, limit in (("", of_all), ("_per_client", of_each)):
-            place = int(np.searchsorted(run.curve.uplink, limit, side="right")) - 1
+            place = int(np.searchsorted(run.counted, limit, side="right")) - 1
             found[f"global_at_{name}{rule}"] = float(run.curve.common[place])
             found[f"composition_at_{name}{rule}"] = float(run.curve.composition[place])
     return found
@@ -346,4 +354,4 @@ def anchor_of(runs: Sequence[SeedRun]) -> Anchor | None:
     reached = np.flatnonzero(accuracy >= OF_FINAL * accuracy[-1])
     if not len(reached):  # not a number at the end
         return None
-    return Anchor(max(float(run.curve.uplink[reached[0]]) for run in runs), runs[0].clients)
+    return Anchor(max(float(run.counted[reached[0]]) for run in runs), runs[0].clients)

@@ -21,7 +21,7 @@ _DASHES = ("-", "--", ":", "-.")
 """With more entries than colours, the same colours again."""
 _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
     "rounds": ("round", lambda run: run.curve.rounds.astype(float)),
-    "uplink": ("uplink of all clients, MB", lambda run: run.curve.uplink / 1e6),
+    "uplink": ("uplink of all clients, MB", lambda run: run.counted / 1e6),
     "steps": ("gradient steps, clients and server", lambda run: run.steps.astype(float)),
 }
 _ACCURACIES: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
@@ -36,6 +36,8 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     for kind, (label, accuracy) in _ACCURACIES.items():
         for over, (axis, x) in _OVER.items():
             drawn = [row for row in rows if row.runs and not np.isnan(accuracy(row.runs[0])).all()]
+            if over == "uplink" and any(run.on_the_wire for row in drawn for run in row.runs):
+                axis += " on the wire"
             if any(x(row.runs[0])[-1] > 0 for row in drawn):
                 found[f"{kind}-{over}"] = curves(rows, drawn, x, accuracy, axis, label, logarithmic=over == "uplink")
     if any(row.values for row in rows):

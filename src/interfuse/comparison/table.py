@@ -68,7 +68,9 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
         found.append(_table("Rounds until an accuracy", text, _rounds(asked.accuracies), rows))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
-        text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each."
+        counted = "on the wire, headers included" if coded else "raw"
+        text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each. "
+        text += f"Bytes are {counted}."
         if anchor is not None:
             text += (
                 f" {asked.anchor} first has 95 % of its final global accuracy at {megabytes(anchor.uplink)} MB of its "
