@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,7 @@ from worlds import (
     in_steps,
     largest_difference,
     linear_head,
+    run_handler,
     same_bits,
     server_copy,
     weights_of,
@@ -26,6 +28,7 @@ from interfuse.errors import ConfigError, ModelError
 from interfuse.federation import Federation
 from interfuse.methods import find
 from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_late_answers import IFLLateAnswers, Question
 from interfuse.methods.ifl_late_replay import Replay
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 4, "base_lr": 0.1, "modular_lr": 0.1}
@@ -122,6 +125,23 @@ def test_the_replay_is_the_pairs_of_the_last_rounds_once() -> None:
         optimizer.step()
     modular = model.tensors("modular")
     assert largest_difference({key: weights_of(f, 2)[key] for key in modular}, modular) < 1e-5
+
+
+def test_a_newcomer_is_answered_by_the_loss_that_knows_how_often_labels_are_flipped() -> None:
+    method = IFLLateAnswers(**FAST, label_epsilon=1.0)
+    f = federation(method, models=[wide], clients=2)
+    z, y = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 1, 1])
+    answered = run_handler(f, method.answer, Question(z, y)).gradient
+    model = server_copy(f.setup, f.setup.architectures[0], weights_of(f, 0))
+    flips = (torch.ones(3, 3) + (math.e - 1) * torch.eye(3)) / (math.e + 2)
+
+    def gradient(rates: Tensor) -> Tensor:
+        asked = z.clone().requires_grad_()
+        p = torch.softmax(model.modular(asked), dim=1) @ rates
+        return torch.autograd.grad(-p[torch.arange(4), y].log().mean(), asked)[0]
+
+    assert torch.allclose(answered, gradient(flips), atol=1e-7)
+    assert float((answered - gradient(torch.eye(3))).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(("way", "kinds"), [
