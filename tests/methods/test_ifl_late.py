@@ -111,17 +111,46 @@ def test_the_replay_is_the_pairs_of_the_last_rounds_once() -> None:
     ((request, client, replay),) = replays
     assert (request.round, client) == (5, 2)
     sent = [m for r, _, m in recorder.up if r.round in (2, 3, 4)]
-    assert len(replay.pairs) == len(sent) == 6
-    for pair, other in zip(replay.pairs, sent, strict=True):
+    assert [len(kept.pairs) for kept in replay.rounds] == [2, 2, 2]
+    pairs = [pair for kept in replay.rounds for pair in kept.pairs]
+    for pair, other in zip(pairs, sent, strict=True):
         assert torch.equal(pair.z, other.z)  # type: ignore[attr-defined]
         assert torch.equal(pair.y, other.y)  # type: ignore[attr-defined]
     assert not f.server.state.pairs.pairs  # the server forgets them
     # by hand: two passes of plain steps on them
     model = f.setup.build(f.setup.architectures[2], 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for pair in replay.pairs * 2:
+    for pair in pairs * 2:
         optimizer.zero_grad()
         functional.cross_entropy(model.modular(pair.z), pair.y.long()).backward()
+        optimizer.step()
+    modular = model.tensors("modular")
+    assert largest_difference({key: weights_of(f, 2)[key] for key in modular}, modular) < 1e-5
+
+
+@pytest.mark.parametrize(("retention", "passes", "kept"), [(1, 1, 1), (3, 2, 3), (9, 3, 4)])
+@pytest.mark.parametrize(("update", "each"), [("sequential", 2), ("joint", 1)])
+def test_the_replay_takes_the_steps_of_the_rounds_that_were_kept(
+    update: str, each: int, retention: int, passes: int, kept: int
+) -> None:
+    """Two incumbents: two steps on a round's pairs, or one on all of them; four rounds come before the newcomer."""
+    f = run("ifl-late-replay", 4, joins_at=5, retention=retention, passes=passes, modular_update=update)
+    taken = f.exchange.steps
+    f.run_round()
+    assert f.exchange.steps - taken == kept * passes * each + FAST["local_steps"]
+
+
+def test_a_joint_replay_is_plain_steps_on_the_pairs_of_a_round() -> None:
+    f = run("ifl-late-replay", 3, modular_update="joint", passes=2)
+    assert isinstance(f.engine, Recorder)
+    model = f.setup.build(f.setup.architectures[2], 2)
+    (replay,) = (m for _, _, m in f.engine.down if isinstance(m, Replay))
+    assert len(replay.rounds) == 2
+    rows = [(torch.cat([p.z for p in r.pairs]), torch.cat([p.y for p in r.pairs]).long()) for r in replay.rounds]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for z, y in rows * 2:
+        optimizer.zero_grad()
+        functional.cross_entropy(model.modular(z), y).backward()
         optimizer.step()
     modular = model.tensors("modular")
     assert largest_difference({key: weights_of(f, 2)[key] for key in modular}, modular) < 1e-5
