@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,16 +22,22 @@ from worlds import (
     run_handler,
     same_bits,
     server_copy,
+    tiny_dataset,
     weights_of,
     wide,
 )
 
+from interfuse.clients import Clients
 from interfuse.errors import ConfigError, ModelError
 from interfuse.federation import Federation
+from interfuse.method import Method, check_run
 from interfuse.methods import find
 from interfuse.methods.ifl import IFL
 from interfuse.methods.ifl_late_answers import IFLLateAnswers, Question
 from interfuse.methods.ifl_late_replay import Replay
+from interfuse.runs import Given, RunConfig, execute, parse_config
+from interfuse.runs.loop import assemble
+from interfuse.server import Server
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 4, "base_lr": 0.1, "modular_lr": 0.1}
 WAYS = ["ifl-late-replay", "ifl-late-answers", "ifl-late-published"]
@@ -194,7 +202,50 @@ def test_what_cannot_work_is_refused_before_anything_is_trained() -> None:
         federation(find("ifl-late-published")(newcomers=3), clients=3)
     with pytest.raises(ModelError, match=r"client 2 \(wide\) cannot use the modular block of client 0 \(logistic\)"):
         federation(find("ifl-late-published")(), models=["logistic", "logistic", wide])
-    with pytest.raises(ConfigError, match=r"clients \[2\] are not among \[0, 1\]"):
-        federation(find("ifl-late-published")(teacher=2), clients=3)
+    for way in ("ifl-late-published", "ifl-late-answers"):
+        with pytest.raises(
+            ConfigError, match="teacher = 2: not there from the start; name one of .* incumbents, 0 to 1"
+        ):
+            federation(find(way)(teacher=2), clients=3, rounds=1)
     with pytest.raises(ConfigError, match="IFLLateReplay shares pairs in its own way; participation"):
         find("ifl-late-replay")(participation=0.5)
+
+
+@every_way
+def test_who_would_come_after_the_last_round_is_refused_before_anything_runs(way: str, tmp_path: Path) -> None:
+    def config(**settings: Any) -> RunConfig:
+        return parse_config({
+            "method": way, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8,
+            "rounds": 4, "beside": [], "settings": settings,
+        })  # fmt: skip
+
+    given = Given(dataset=tiny_dataset())
+    assert assemble(config(joins_at=4), given)
+    refused: dict[str, dict[str, Any]] = {
+        r"joins_at = 5: a run of 4 rounds .* in round 4 or earlier, or have 5 rounds": {"joins_at": 5},
+        r"joins_at = 100: ": {},
+        r"newcomers = 3: of 3 clients none": {"joins_at": 2, "newcomers": 3},
+    }
+    if way != "ifl-late-replay":
+        refused[r"teacher = 2: .*incumbents, 0 to 1"] = {"joins_at": 2, "teacher": 2}
+    for text, settings in refused.items():
+        with pytest.raises(ConfigError, match=text):
+            execute(config(**settings), tmp_path / "run", given=given)
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class Around(Method):
+    """A method around another."""
+
+    inner: Method
+
+    def round(self, server: Server, clients: Clients) -> None:
+        self.inner.round(server, clients)
+
+
+def test_what_is_wrapped_is_checked_too() -> None:
+    method = Around(find("ifl-late-answers")(joins_at=9))
+    with pytest.raises(ConfigError, match="joins_at = 9"):
+        check_run(method, range(3), 8)
+    check_run(method, range(3), 9)
