@@ -1,15 +1,21 @@
-"""The virtual clock against brute force: who is away, when work is done, who is late."""
+"""The virtual clock against brute force: who is away, when work is done, who is late, what bytes cost."""
 
 from __future__ import annotations
 
 import math
+from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from worlds import entries, federation, shares_of, wide
 
 from interfuse.clock import LINKS, NAMED, OWN, UNIFORM, Device, Devices, VirtualClock, Work, devices_of, named
 from interfuse.errors import ConfigError
+from interfuse.federation import Federation
+from interfuse.methods.ifl import IFL
+from interfuse.wire import Entry
 
 
 def test_work_takes_the_time_of_its_steps_and_of_its_bits() -> None:
@@ -128,3 +134,53 @@ def test_unknown_devices_are_refused_by_name() -> None:
     assert named("stragglers") == Devices(slow=0.5, slowdown=10.0, away=0.2)
     with pytest.raises(ConfigError, match="no devices 'straglers': did you mean 'stragglers'"):
         named("straglers")
+
+
+def linked(rounds: int = 0) -> Federation:
+    """Three clients with links and batches of their own, for whom steps cost nothing: time is bytes alone."""
+    return federation(
+        IFL(local_steps=2, batch_size=16), models=[wide], codecs={"default": "int4"}, rounds=rounds,
+        shares=shares_of(range(0, 9), range(9, 26), range(26, 60)),
+        devices=Devices(step_seconds=0.0, uplink=4.0, downlink=9.0, spread=0.5),
+    )  # fmt: skip
+
+
+def transfer(f: Federation, counted: list[Entry], rate: float | None) -> float:
+    """Seconds of what one client was sent and sent, on its own link or on one of this rate in Mbit/s."""
+    (client,) = {entry.client for entry in counted}
+    device = f.exchange.clock.devices[client]
+    rates = {"down": rate or device.downlink, "up": rate or device.uplink}
+    return sum(entry.wire * 8 / (1e6 * rates[entry.direction]) for entry in counted)
+
+
+def slowest(f: Federation, counted: list[Entry], rate: float | None) -> float:
+    """Seconds of one call."""
+    return max(transfer(f, [e for e in counted if e.client == c], rate) for c in {e.client for e in counted})
+
+
+def test_a_round_takes_as_long_as_its_bytes_on_the_wire() -> None:
+    f = linked(rounds=1)
+    counted = entries(f)
+    calls = [[e for e in counted if e.call == call] for call in sorted({e.call for e in counted})]
+    assert [{e.direction for e in call} for call in calls] == [{"up"}, {"down"}]
+    assert len({e.wire for e in calls[0]}) > 1
+    assert sum(e.wire for e in counted) < 0.8 * sum(e.raw for e in counted)
+    assert f.exchange.clock.times == {
+        name: pytest.approx(sum(slowest(f, call, rate) for call in calls), rel=1e-9)
+        for name, rate in {OWN: None, **LINKS}.items()
+    }
+    assert f.exchange.clock.now > 0
+
+
+def test_bytes_take_time_in_streams_and_within_deadlines() -> None:
+    f, other = linked(), linked()
+    method: Any = f.method
+    arrived = {a.client: a.seconds for a in islice(f.clients.stream(method.train_base), 3)}
+    first = {client: [e for e in entries(f) if e.client == client][:1] for client in f.clients}
+    wanted = {client: transfer(f, sent, None) for client, sent in first.items()}
+    assert arrived == pytest.approx(wanted, rel=1e-9)
+    method = other.method
+    between = sorted(wanted.values())[1]
+    replies = other.clients.call(method.train_base, deadline=between * 1.0001)
+    assert set(replies) == {client for client, seconds in wanted.items() if seconds <= between}
+    assert len(replies) == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,12 +160,16 @@ class Repeats(Method):
 
     @on_client
     def send(self, client: Client) -> Constant:
-        return Constant({"classifier.weight": torch.linspace(-1, 1, 24).reshape(3, 8) * 0.7})
+        return same_numbers()
+
+
+def same_numbers() -> Constant:
+    return Constant({"classifier.weight": torch.linspace(-1, 1, 24).reshape(3, 8) * 0.7})
 
 
 @pytest.mark.parametrize("values", ["int2", "int4"])
 def test_with_error_feedback_the_sum_of_all_that_was_sent_is_off_by_one_rounding(values: str) -> None:
-    rounds, wanted = 30, torch.linspace(-1, 1, 24).reshape(3, 8) * 0.7
+    rounds, wanted = 30, same_numbers().tensors["classifier.weight"]
     off = {}
     for codec in (values, f"{values}+ef"):
         f = federation(Repeats(), rounds=rounds, wrap=Recorder, clients=1, codecs={"default": codec})
@@ -178,6 +183,55 @@ def test_with_error_feedback_the_sum_of_all_that_was_sent_is_off_by_one_rounding
         else:
             assert lost == {}
     assert off[f"{values}+ef"] < off[values] / 2
+
+
+@dataclass(frozen=True)
+class HandsOut(Repeats):
+    """The server sends them too, to each client a copy of its own, or one to all."""
+
+    alike: bool = False
+
+    def round(self, server: Server, clients: Clients) -> None:
+        super().round(server, clients)
+        one = same_numbers()
+        clients.call(self.take, one if self.alike else {client: same_numbers() for client in clients})
+
+    @on_client
+    def take(self, client: Client, received: Constant) -> None: ...
+
+
+def travelled(rounds: int, *, alike: bool = False) -> tuple[Tensor, Tensor]:
+    """What arrived, at the server and at the clients: round, client, and the rows of the tensor."""
+    f = federation(HandsOut(alike), rounds=rounds, wrap=Recorder, codecs={"default": "int4"})
+    assert isinstance(f.engine, Recorder)
+
+    def in_order(moved: Any) -> Tensor:
+        found = {(r.round, client): message.tensors["classifier.weight"] for r, client, message in moved}
+        return torch.stack([torch.stack([found[round + 1, c] for c in f.clients]) for round in range(rounds)])
+
+    return in_order(f.engine.up), in_order(f.engine.down)
+
+
+def test_every_client_and_round_has_rounding_noise_of_its_own_and_its_mean_is_right() -> None:
+    rounds, wanted = 200, same_numbers().tensors["classifier.weight"]
+    grid = torch.where(wanted.amin(1) < 0, 7, 15)  # a row without negative numbers has all steps above 0
+    step = (wanted.abs().amax(1) / grid)[:, None]
+    for arrived in travelled(rounds):
+        # some coincide, as many numbers lie near the grid; with one noise for all clients at most a third would differ
+        assert len({rows.numpy().tobytes() for of_round in arrived for rows in of_round}) > rounds * 3 / 2
+        # a number is rounded to either of two neighbours, a step apart, so by Hoeffding's inequality the mean of so
+        # many is off by more than this many steps with a probability below 1e-6 for all numbers of all clients together
+        most = math.sqrt(math.log(2e6 * arrived[0].numel()) / (2 * rounds))
+        assert most < 0.25
+        off = (arrived.double().mean(0) - wanted).abs() / step
+        assert float(off.max()) < most + 1e-3  # a scale has 16 bits
+        assert float(((arrived[0] - wanted).abs() / step).max()) > 3 * most
+
+
+def test_one_message_for_all_is_rounded_once() -> None:
+    _, arrived = travelled(3, alike=True)
+    assert all(torch.equal(of_round[0], rows) for of_round in arrived for rows in of_round)
+    assert not torch.equal(arrived[0], arrived[1])
 
 
 class Mixed(Message):

@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 from worlds import Recorder, entries, federation, live_model, run_handler, same_bits, tiny_dataset, weights_of, wide
 
 from interfuse.data import IID
+from interfuse.errors import ConfigError
 from interfuse.fusion import FusionPairs, Mixtures, balanced, mixed, rows_of, sampled
+from interfuse.method import Method
 from interfuse.methods.ifl import IFL, FusionOutputs
-from interfuse.methods.local import Local
+from interfuse.methods.pooled import Pooled
 from interfuse.randomness import generator
 from interfuse.training import Batch
 
@@ -136,7 +138,63 @@ def test_mixtures_of_one_row_are_rows(epsilon: float | None) -> None:
     assert not same_bits(a, weights_of(federation(IFL(), models=[wide], clients=1), 0, "modular"))
 
 
-def test_local_takes_as_many_modular_steps() -> None:
-    assert IFL(downlink="rows", downlink_rows=100, batch_size=32).alone() == Local(
-        local_steps=10, modular_steps=4, batch_size=32, lr=0.01, modular_lr=0.01, keep_optimizer=True
-    )
+def steps(method: Method, clients: int) -> int:
+    """Gradient steps of all clients in two rounds; every share fills a batch."""
+    dataset = tiny_dataset(rows=20 * clients)
+    f = federation(method, rounds=2, clients=clients, models=[wide], partition=IID(), dataset=dataset)
+    return f.exchange.steps
+
+
+@pytest.mark.parametrize(
+    ("asked", "clients", "turns"),
+    [
+        ({"downlink": "all"}, 3, 3),
+        ({"downlink": "all"}, 20, 20),
+        ({"downlink": "pairs", "downlink_rows": 14}, 5, 3),  # not a fourth pair: 16 rows
+        ({"downlink": "pairs", "downlink_rows": 14}, 2, 2),
+        ({"downlink": "pairs", "downlink_rows": 4}, 5, 1),
+        ({"downlink": "rows", "downlink_rows": 14}, 5, 4),  # the last batch has two rows
+        ({"downlink": "rows", "downlink_rows": 16}, 2, 2),
+        ({"downlink": "rows", "downlink_rows": 3}, 5, 1),
+        ({"downlink": "balanced", "downlink_rows": 100}, 3, 3),
+        ({"downlink": "mixed", "downlink_rows": 18}, 2, 5),
+        ({"downlink": "rows", "downlink_rows": 16, "participation": 0.5}, 6, 3),
+        ({"downlink": "pairs", "downlink_rows": 8, "participation": 0.5}, 6, 2),
+        ({"downlink": "rows", "downlink_rows": 16, "modular_update": "joint"}, 3, 1),
+        ({"downlink": "mixed", "downlink_rows": 16, "modular_update": "joint"}, 3, 1),
+        ({"downlink": "rows", "downlink_rows": 9, "pairs": "shuffled"}, 5, 3),
+        ({"pairs": "own"}, 4, 4),
+    ],
+)
+def test_local_takes_as_many_steps_as_the_method_beside_it(asked: dict[str, Any], clients: int, turns: int) -> None:
+    method = IFL(local_steps=2, batch_size=4, **asked)
+    taken = steps(method, clients)
+    assert taken == 2 * round(clients * method.participation) * (2 + turns)
+    assert steps(method.alone(), clients) == taken
+
+
+@pytest.mark.parametrize("clients", [2, 5])
+def test_pooled_is_bounded_like_local(clients: int) -> None:
+    asked: dict[str, Any] = {"local_steps": 2, "batch_size": 4, "modular_steps": "clients", "modular_most": 3}
+    f = federation(Pooled(**asked), rounds=1, clients=clients, dataset=tiny_dataset(rows=60))
+    assert f.server.steps == 2 + min(clients, 3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(4, 40), batch=st.integers(1, 8), form=st.sampled_from(["pairs", "rows", "balanced"]))
+def test_never_more_rows_go_down_than_are_allowed(rows: int, batch: int, form: Any) -> None:
+    assume(form != "pairs" or batch <= rows)
+    method = IFL(local_steps=0, batch_size=batch, downlink=form, downlink_rows=rows)
+    f = federation(method, rounds=1, wrap=Recorder, clients=4, dataset=tiny_dataset(rows=80), partition=IID())
+    assert isinstance(f.engine, Recorder)
+    sent = {sum(len(pair.y) for pair in m.pairs) for _, _, m in f.engine.down if isinstance(m, FusionPairs)}
+    assert sent == {min(4, rows // batch) * batch if form == "pairs" else min(4 * batch, rows)}
+
+
+def test_a_downlink_that_cannot_be_kept_to_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"downlink_rows = 16: .* not one pair of batch_size = 32 rows may go down"):
+        IFL(downlink="pairs", downlink_rows=16)
+    IFL(downlink="rows", downlink_rows=16)
+    for own in ({"downlink": "rows"}, {"downlink": "mixed"}, {"one_round_late": True}):
+        with pytest.raises(ConfigError, match=f"pairs = 'own': .*; leave {next(iter(own))}"):
+            IFL(pairs="own", **own)  # type: ignore[arg-type]

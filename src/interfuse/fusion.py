@@ -57,14 +57,19 @@ class FusionSharing(Program):
     mixed_rows: Count = 2  # rows in a mixture, with downlink = "mixed"
     label_epsilon: Epsilon | None = None  # epsilon of randomised response, the same for all clients; None: true labels
 
+    def most_batches(self, batch_size: int) -> int:
+        """At most so many batches go down, fewer where fewer came up, unless they are of mixtures; 0: all that came."""
+        if self.downlink == "all":
+            return 0
+        return self.downlink_rows // batch_size if self.downlink == "pairs" else -(-self.downlink_rows // batch_size)
+
     def part(self, fused: FusionPairs, server: Server[Any], batch_size: int) -> FusionPairs:
         """What goes down of the pairs. Rows that are drawn one by one are divided into pairs of ``batch_size`` anew."""
         if self.downlink == "all":
             return fused
         if self.downlink == "pairs":
-            count = max(1, self.downlink_rows // batch_size)
-            drawn = torch.randperm(len(fused.pairs), generator=server.generator)[:count].sort().values
-            return FusionPairs(tuple(fused.pairs[place] for place in drawn.tolist()))
+            drawn = torch.randperm(len(fused.pairs), generator=server.generator)[: self.most_batches(batch_size)].sort()
+            return FusionPairs(tuple(fused.pairs[place] for place in drawn.values.tolist()))
         draw = balanced if self.downlink == "balanced" else sampled
         rows = draw(rows_of(fused), self.downlink_rows, server.generator)
         pieces = zip(torch.split(rows.x, batch_size), torch.split(rows.y, batch_size), strict=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
@@ -93,6 +93,13 @@ class Method(Program):
         """What a client would do by itself with the same steps and rates; None: Local with fields of equal names."""
         return None
 
+    def check_run(self, clients: Sequence[ClientId], rounds: int) -> None:
+        """Refuse settings that cannot work in a run with these clients and so many rounds, before it begins.
+
+        Raises:
+            ConfigError: names the setting, and what to do.
+        """
+
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         """What a user should know before this method runs with these clients; None: nothing."""
         return None
@@ -175,6 +182,17 @@ def check_declaration(cls: type[Method]) -> None:
     for handler in handlers(cls).values():
         if handler.message_type is not None:
             disclosed(handler.message_type)
+
+
+def check_run(method: Method, clients: Sequence[ClientId], rounds: int) -> None:
+    """Check with a method and those that it wraps that their settings can work in a run.
+
+    Raises:
+        ConfigError: names the setting, and what to do.
+    """
+    for program in programs(method, "method").values():
+        if isinstance(program, Method):
+            program.check_run(clients, rounds)
 
 
 def disclosures(method: Method) -> frozenset[Disclosure]:

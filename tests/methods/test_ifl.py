@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -251,6 +252,36 @@ def test_a_linear_modular_block_takes_the_closed_form_step(update: Any) -> None:
             for p in pairs:
                 expected = softmax_regression_step(expected, p.z, p.y.long(), 0.1)
         assert largest_difference(expected, weights_of(f, client, "modular")) < 1e-6
+
+
+def loss_of_reports(model: SplitModel, z: Tensor, y: Tensor, epsilon: float) -> Tensor:
+    """The mean negative log-likelihood of reported labels, from the matrix of how often which label is reported."""
+    classes, e = 3, math.exp(epsilon)
+    flips = (torch.ones(classes, classes) + (e - 1) * torch.eye(classes)) / (e + classes - 1)
+    p = torch.softmax(model.modular(z), dim=1) @ flips
+    return -p[torch.arange(len(y)), y].log().mean()
+
+
+@pytest.mark.parametrize("update", ["joint", "sequential"])
+def test_the_modular_loss_is_corrected_for_flipped_labels(update: Any) -> None:
+    z, y = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
+    pairs = [(z[:5], y[:5]), (z[5:], y[5:])]
+    method = make(modular_update=update, modular_lr=0.5, label_epsilon=1.0)
+    f = federation(method, models=[wide], clients=1)
+    by_hand, plain = (server_copy(f.setup, f.setup.architectures[0], weights_of(f, 0)) for _ in range(2))
+    run_handler(f, method.train_modular, FusionPairs(tuple(FusionOutputs(*pair) for pair in pairs)))
+    for model, loss in (
+        (by_hand, lambda z, y: loss_of_reports(by_hand, z, y, 1.0)),
+        (plain, lambda z, y: functional.cross_entropy(plain.modular(z), y)),
+    ):
+        optimizer = torch.optim.SGD(model.parameters_of("modular").values(), lr=0.5)
+        for batch in [(z, y)] if update == "joint" else pairs:
+            optimizer.zero_grad()
+            loss(*batch).backward()
+            optimizer.step()
+    trained = weights_of(f, 0)
+    assert largest_difference(trained, dict(by_hand.tensors())) < 1e-6
+    assert largest_difference(trained, dict(plain.tensors())) > 1e-2
 
 
 def test_the_base_phase_is_plain_sgd_through_the_frozen_modular_block() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,17 +19,25 @@ from worlds import (
     in_steps,
     largest_difference,
     linear_head,
+    run_handler,
     same_bits,
     server_copy,
+    tiny_dataset,
     weights_of,
     wide,
 )
 
+from interfuse.clients import Clients
 from interfuse.errors import ConfigError, ModelError
 from interfuse.federation import Federation
+from interfuse.method import Method, check_run
 from interfuse.methods import find
 from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_late_answers import IFLLateAnswers, Question
 from interfuse.methods.ifl_late_replay import Replay
+from interfuse.runs import Given, RunConfig, execute, parse_config
+from interfuse.runs.loop import assemble
+from interfuse.server import Server
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 4, "base_lr": 0.1, "modular_lr": 0.1}
 WAYS = ["ifl-late-replay", "ifl-late-answers", "ifl-late-published"]
@@ -108,20 +119,66 @@ def test_the_replay_is_the_pairs_of_the_last_rounds_once() -> None:
     ((request, client, replay),) = replays
     assert (request.round, client) == (5, 2)
     sent = [m for r, _, m in recorder.up if r.round in (2, 3, 4)]
-    assert len(replay.pairs) == len(sent) == 6
-    for pair, other in zip(replay.pairs, sent, strict=True):
+    assert [len(kept.pairs) for kept in replay.rounds] == [2, 2, 2]
+    pairs = [pair for kept in replay.rounds for pair in kept.pairs]
+    for pair, other in zip(pairs, sent, strict=True):
         assert torch.equal(pair.z, other.z)  # type: ignore[attr-defined]
         assert torch.equal(pair.y, other.y)  # type: ignore[attr-defined]
     assert not f.server.state.pairs.pairs  # the server forgets them
     # by hand: two passes of plain steps on them
     model = f.setup.build(f.setup.architectures[2], 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for pair in replay.pairs * 2:
+    for pair in pairs * 2:
         optimizer.zero_grad()
         functional.cross_entropy(model.modular(pair.z), pair.y.long()).backward()
         optimizer.step()
     modular = model.tensors("modular")
     assert largest_difference({key: weights_of(f, 2)[key] for key in modular}, modular) < 1e-5
+
+
+@pytest.mark.parametrize(("retention", "passes", "kept"), [(1, 1, 1), (3, 2, 3), (9, 3, 4)])
+@pytest.mark.parametrize(("update", "each"), [("sequential", 2), ("joint", 1)])
+def test_the_replay_takes_the_steps_of_the_rounds_that_were_kept(
+    update: str, each: int, retention: int, passes: int, kept: int
+) -> None:
+    """Two incumbents: two steps on a round's pairs, or one on all of them; four rounds come before the newcomer."""
+    f = run("ifl-late-replay", 4, joins_at=5, retention=retention, passes=passes, modular_update=update)
+    taken = f.exchange.steps
+    f.run_round()
+    assert f.exchange.steps - taken == kept * passes * each + FAST["local_steps"]
+
+
+def test_a_joint_replay_is_plain_steps_on_the_pairs_of_a_round() -> None:
+    f = run("ifl-late-replay", 3, modular_update="joint", passes=2)
+    assert isinstance(f.engine, Recorder)
+    model = f.setup.build(f.setup.architectures[2], 2)
+    (replay,) = (m for _, _, m in f.engine.down if isinstance(m, Replay))
+    assert len(replay.rounds) == 2
+    rows = [(torch.cat([p.z for p in r.pairs]), torch.cat([p.y for p in r.pairs]).long()) for r in replay.rounds]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for z, y in rows * 2:
+        optimizer.zero_grad()
+        functional.cross_entropy(model.modular(z), y).backward()
+        optimizer.step()
+    modular = model.tensors("modular")
+    assert largest_difference({key: weights_of(f, 2)[key] for key in modular}, modular) < 1e-5
+
+
+def test_a_newcomer_is_answered_by_the_loss_that_knows_how_often_labels_are_flipped() -> None:
+    method = IFLLateAnswers(**FAST, label_epsilon=1.0)
+    f = federation(method, models=[wide], clients=2)
+    z, y = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([0, 2, 1, 1])
+    answered = run_handler(f, method.answer, Question(z, y)).gradient
+    model = server_copy(f.setup, f.setup.architectures[0], weights_of(f, 0))
+    flips = (torch.ones(3, 3) + (math.e - 1) * torch.eye(3)) / (math.e + 2)
+
+    def gradient(rates: Tensor) -> Tensor:
+        asked = z.clone().requires_grad_()
+        p = torch.softmax(model.modular(asked), dim=1) @ rates
+        return torch.autograd.grad(-p[torch.arange(4), y].log().mean(), asked)[0]
+
+    assert torch.allclose(answered, gradient(flips), atol=1e-7)
+    assert float((answered - gradient(torch.eye(3))).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(("way", "kinds"), [
@@ -145,7 +202,50 @@ def test_what_cannot_work_is_refused_before_anything_is_trained() -> None:
         federation(find("ifl-late-published")(newcomers=3), clients=3)
     with pytest.raises(ModelError, match=r"client 2 \(wide\) cannot use the modular block of client 0 \(logistic\)"):
         federation(find("ifl-late-published")(), models=["logistic", "logistic", wide])
-    with pytest.raises(ConfigError, match=r"clients \[2\] are not among \[0, 1\]"):
-        federation(find("ifl-late-published")(teacher=2), clients=3)
+    for way in ("ifl-late-published", "ifl-late-answers"):
+        with pytest.raises(
+            ConfigError, match="teacher = 2: not there from the start; name one of .* incumbents, 0 to 1"
+        ):
+            federation(find(way)(teacher=2), clients=3, rounds=1)
     with pytest.raises(ConfigError, match="IFLLateReplay shares pairs in its own way; participation"):
         find("ifl-late-replay")(participation=0.5)
+
+
+@every_way
+def test_who_would_come_after_the_last_round_is_refused_before_anything_runs(way: str, tmp_path: Path) -> None:
+    def config(**settings: Any) -> RunConfig:
+        return parse_config({
+            "method": way, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8,
+            "rounds": 4, "beside": [], "settings": settings,
+        })  # fmt: skip
+
+    given = Given(dataset=tiny_dataset())
+    assert assemble(config(joins_at=4), given)
+    refused: dict[str, dict[str, Any]] = {
+        r"joins_at = 5: a run of 4 rounds .* in round 4 or earlier, or have 5 rounds": {"joins_at": 5},
+        r"joins_at = 100: ": {},
+        r"newcomers = 3: of 3 clients none": {"joins_at": 2, "newcomers": 3},
+    }
+    if way != "ifl-late-replay":
+        refused[r"teacher = 2: .*incumbents, 0 to 1"] = {"joins_at": 2, "teacher": 2}
+    for text, settings in refused.items():
+        with pytest.raises(ConfigError, match=text):
+            execute(config(**settings), tmp_path / "run", given=given)
+    assert not (tmp_path / "run").exists()
+
+
+@dataclass(frozen=True)
+class Around(Method):
+    """A method around another."""
+
+    inner: Method
+
+    def round(self, server: Server, clients: Clients) -> None:
+        self.inner.round(server, clients)
+
+
+def test_what_is_wrapped_is_checked_too() -> None:
+    method = Around(find("ifl-late-answers")(joins_at=9))
+    with pytest.raises(ConfigError, match="joins_at = 9"):
+        check_run(method, range(3), 8)
+    check_run(method, range(3), 9)

@@ -1,4 +1,4 @@
-"""Deadlines between parties go by the wall clock."""
+"""Deadlines between parties go by the wall clock, and who would join after the last round is refused."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ import pytest
 import slow
 from parties import Parties, assert_equal_to_local, parties, states
 
+from interfuse.coordination.driver import Terms, coordinate
 from interfuse.engines.grpc import node
 from interfuse.engines.grpc.frames import Call, Payload
+from interfuse.errors import ConfigError
+from interfuse.runs import Silent, parse_config
 
 THREE = ("ant", "bee", "cat")
 HURRY = {"method": f"{Path(slow.__file__)}:Hurry", "evaluation": "none", "eval_every": 100}
@@ -89,3 +92,14 @@ def test_a_stream_between_parties_waits_for_everybody_and_goes_on(method: str, t
         assert coordinator.wait() == 0, three.everything()
         assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
         assert [row["round"] for row in rows_of(three)] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("asked", "setting"), [({"joins_at": 4}, "joins_at = 4"), ({"teacher": 1}, "teacher = 1")])
+def test_newcomers_who_cannot_join_are_refused_before_nodes_are_waited_for(
+    asked: dict[str, int], setting: str, tmp_path: Path
+) -> None:
+    recipe = parse_config({"method": "ifl-late-answers", "rounds": 3, "settings": {"joins_at": 2} | asked})
+    terms = Terms("127.0.0.1:0", nodes=2, security=None)
+    with pytest.raises(ConfigError, match=setting):
+        coordinate(recipe, tmp_path / "run", terms, Silent())
+    assert not (tmp_path / "run").exists()

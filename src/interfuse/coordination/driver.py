@@ -26,7 +26,7 @@ from interfuse.engines.grpc.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.message import Disclosure
-from interfuse.method import Method, disclosures, retained
+from interfuse.method import Method, check_run, disclosures, retained
 from interfuse.models import resolve
 from interfuse.runs import Progress, Result, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
@@ -98,6 +98,7 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     if Disclosure.DATA in disclosures(method):
         raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
     check_codecs(Codecs.parse(config.codecs), messages_of(method))
+    check_run(method, range(terms.nodes), config.rounds)
     if not 1 <= terms.least <= terms.nodes:
         raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")
     folder = RunFolder(path)

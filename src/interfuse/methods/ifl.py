@@ -61,6 +61,17 @@ class IFL(FusionSharing, Method):
     participation: Fraction = 1.0  # fraction of the clients drawn for a round
     deadline: NonNegative = 0.0  # seconds, virtual in a simulation, that each half of a round waits; 0: for all
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pairs == "own" and (self.downlink != "all" or self.one_round_late):
+            ignored = "one_round_late" if self.downlink == "all" else f"downlink = {self.downlink!r}"
+            raise ConfigError(f"pairs = 'own': each client gets its own pair alone, at once; leave {ignored} out")
+        if self.downlink == "pairs" and self.downlink_rows < self.batch_size:
+            raise ConfigError(
+                f"downlink_rows = {self.downlink_rows}: with downlink = 'pairs' not one pair of batch_size = "
+                f"{self.batch_size} rows may go down; allow at least as many rows, or use downlink = 'rows'"
+            )
+
     def start(self, server: Server[Late], clients: Clients) -> Late:
         return Late(FusionPairs(()))
 
@@ -120,11 +131,14 @@ class IFL(FusionSharing, Method):
         return super().retains() if self.one_round_late else frozenset()
 
     def alone(self) -> Method:
-        steps: int | Literal["clients"] = "clients"
-        if self.downlink != "all":
-            steps = -(-self.downlink_rows // self.batch_size)
+        most = self.most_batches(self.batch_size)
+        turns: int | Literal["clients"] = "clients"
+        if self.modular_update == "joint":
+            turns = 1
+        elif self.downlink == "mixed":  # as many mixtures as are asked for, of however few clients
+            turns = most
         return Local(
-            local_steps=self.local_steps, modular_steps=1 if self.modular_update == "joint" else steps,
+            local_steps=self.local_steps, modular_steps=turns, modular_most=most if turns == "clients" else 0,
             batch_size=self.batch_size, lr=self.base_lr, modular_lr=self.modular_lr, optimizer=self.optimizer,
             keep_optimizer=self.keep_optimizer, participation=self.participation,
         )  # fmt: skip

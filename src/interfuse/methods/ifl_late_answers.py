@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.handler import on_client
 from interfuse.late_joining import LateJoining
@@ -40,6 +40,9 @@ class IFLLateAnswers(LateJoining, IFL):
     discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.GRADIENTS})
 
     teacher: Steps | Literal["turns"] = "turns"  # whose modular block answers: a client's, or the incumbents' in turn
+
+    def asked(self) -> ClientId | None:
+        return None if self.teacher == "turns" else self.teacher
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
 from interfuse.handler import on_client
@@ -32,6 +32,9 @@ class IFLLatePublished(LateJoining, IFL):
     discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
 
     teacher: Steps = 0  # the client whose modular block is published
+
+    def asked(self) -> ClientId:
+        return self.teacher
 
     def start(self, server: Server[Late], clients: Clients) -> Late:
         incumbents, newcomers = self.parted(clients)

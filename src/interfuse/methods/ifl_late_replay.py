@@ -10,22 +10,22 @@ from interfuse.handler import on_client
 from interfuse.late_joining import LateJoining
 from interfuse.message import Disclosure, Message
 from interfuse.method import Count, Method
-from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
+from interfuse.methods.ifl import IFL, FusionPairs, Late, check_plain
 from interfuse.server import Server
 
 
 class Replay(Message):
-    """Pairs of the incumbents that the server kept, the oldest first."""
+    """Pairs of the incumbents that the server kept, by round, the oldest first."""
 
-    pairs: tuple[FusionOutputs, ...]
+    rounds: tuple[FusionPairs, ...]
 
 
 @dataclass(frozen=True)
 class IFLLateReplay(LateJoining, IFL):
     """IFL whose server keeps the pairs of the last R rounds and replays them to newcomers. Not from the paper.
 
-    A newcomer trains its modular block on them, as the incumbents did, and then its base block alone, through that
-    modular block: its outputs come to lie where any modular block expects them.
+    A newcomer trains its modular block on them, round by round as the incumbents did, and then its base block alone,
+    through that modular block: its outputs come to lie where any modular block expects them.
     """
 
     retention: Count = 10  # R: rounds whose pairs the server keeps
@@ -47,13 +47,16 @@ class IFLLateReplay(LateJoining, IFL):
             server.state = Late(FusionPairs((*kept, *pairs)[-self.retention * len(incumbents) :]))
             return
         if server.round == self.joins_at:
-            newcomers.call(self.rehearse, Replay(kept))
+            size = len(incumbents)  # each of them sent a pair in every round
+            rounds = (FusionPairs(kept[begin : begin + size]) for begin in range(0, len(kept), size))
+            newcomers.call(self.rehearse, Replay(tuple(rounds)))
             server.state = Late(FusionPairs(()))  # nobody needs them any more
         newcomers.call(self.catch_up)
 
     @on_client
     def rehearse(self, client: Client, replay: Replay) -> None:
-        self.train_modular(client, FusionPairs(replay.pairs * self.passes))
+        for pairs in replay.rounds * self.passes:
+            self.train_modular(client, pairs)
 
     @on_client
     def catch_up(self, client: Client) -> None:

@@ -20,6 +20,7 @@ class OwnSteps:
     local_steps: Steps = 10  # steps a round on the base block, or on the whole model
     local_epochs: Steps = 0  # epochs a round on the whole model instead of local_steps, where above 0
     modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as clients take part
+    modular_most: Steps = 0  # with modular_steps = "clients": at most so many; 0: no bound
     batch_size: Count = 32  # samples of a step
     lr: LearningRate = 0.01  # learning rate
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
@@ -30,6 +31,10 @@ class OwnSteps:
 
     def stepper(self) -> Optimizer:
         return Optimizer(self.optimizer, self.momentum, self.weight_decay)
+
+    def turns(self, clients: int) -> int:
+        """Steps a round on the modular block where so many clients take part."""
+        return min(clients, self.modular_most or clients) if self.modular_steps == "clients" else self.modular_steps
 
 
 @dataclass(frozen=True)
@@ -47,8 +52,7 @@ class Local(OwnSteps, Method):
 
     @on_client
     def train(self, client: Client) -> None:
-        everybody = max(1, round(self.participation * client.dims["clients"]))
-        turns = everybody if self.modular_steps == "clients" else self.modular_steps
+        turns = self.turns(max(1, round(self.participation * client.dims["clients"])))
         client.fit(
             cross_entropy, train="base" if turns else "all", lr=self.lr, batch_size=self.batch_size,
             steps=None if self.local_epochs else self.local_steps, epochs=self.local_epochs or None,

@@ -57,7 +57,7 @@ class Pooled(OwnSteps, Method):
 
     def round(self, server: Server[Pool], clients: Clients) -> None:
         epoch = math.ceil(len(server.state.y) / len(clients) / self.batch_size)
-        turns = len(clients) if self.modular_steps == "clients" else self.modular_steps
+        turns = self.turns(len(clients))
         for architecture in dict.fromkeys(p.architecture for p in clients.profiles.values()):
             steps = self.local_epochs * epoch or self.local_steps
             self.train(server, architecture, "base" if turns else "all", steps, self.lr)

@@ -15,7 +15,7 @@ from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
 from interfuse.federation import Federation, Saved, check
 from interfuse.message import Disclosure
-from interfuse.method import Method, disclosures
+from interfuse.method import Method, check_run, disclosures
 from interfuse.methods import built_in, name_of
 from interfuse.models import Builder, resolve
 from interfuse.references import IN_MEMORY
@@ -107,6 +107,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         codecs=Codecs.parse(config.codecs),
     )  # fmt: skip
     check(setup)
+    check_run(method, list(setup.profiles), config.rounds)
     return setup
 
 
