@@ -60,9 +60,8 @@ def alleviated(local: Gradients, foreign: Gradients, rule: Rule, lam: float) -> 
     """
     a = torch.stack([g.square().sum() for g in local.values()]).sum()
     b = torch.stack([(g * foreign[key]).sum() for key, g in local.items()]).sum()
-    half = (-b).clamp(min=0) / a.clamp(
-        min=torch.finfo(a.dtype).tiny
-    )  # no local gradient: nothing to be in conflict with
+    least = torch.finfo(a.dtype).tiny  # no local gradient: nothing to be in conflict with
+    half = (-b).clamp(min=0) / a.clamp(min=least)
     factors: dict[Rule, float | Tensor] = {"simplified": lam / 2, "exact": half, "sum": 1.0, "projected": 1 + half}
     return {key: g + factors[rule] * local[key] for key, g in foreign.items()}
 
