@@ -79,7 +79,7 @@ class FusionSharing(Program):
         """The labels that are uploaded. A sample always has the same noise: its reports tell no more than the first."""
         if self.label_epsilon is None:
             return y
-        noise = torch.rand(client.profile.samples, generator=client.lasting_generator("labels"))
+        noise = client.lasting_noise(client.profile.samples, "labels")
         return randomised_response(
             y, client.dims["classes"], self.label_epsilon, noise[torch.from_numpy(positions)].to(y.device)
         )

@@ -51,7 +51,7 @@ class Resident:
         data = setup.data_of(client)
         order = SampleOrder(setup.seed, client, len(data.share.train))
         self.client: Client[Any] = Client(
-            setup.profiles[client], model, data, order, setup.dims, setup.numerics.autocast
+            setup.profiles[client], model, data, order, setup.dims, setup.secret, setup.numerics.autocast
         )
         self.client.state = None
 

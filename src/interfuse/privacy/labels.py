@@ -5,7 +5,8 @@ A label is reported as it is with probability e^ε / (e^ε + k - 1), otherwise a
 each other: ε-local differential privacy of the label, as long as each label is reported once, or always by the same
 report. It hides labels alone: whatever else is sent with a report, such as features, may tell the label by itself.
 
-In a simulation the noise is a function of the run's seed, which whoever knows the seed can undo.
+Whoever can derive the noise can undo it. In a simulation it is a function of the run's seed, known to its one owner;
+between parties of a secret that never leaves the node (:meth:`interfuse.Client.lasting_noise`).
 """
 
 from __future__ import annotations
