@@ -34,9 +34,8 @@ def randomised_response(
             0.01 of a stated one up to 30. A row that is reported again needs the same number again.
     """
     _, other = flip_rates(classes, epsilon)
-    step = (
-        1 + (noise / max(other, 1e-300)).clamp(max=classes).long()
-    )  # small numbers flip: their quotients lose no digits
+    # small numbers flip, whose quotients lose no digits
+    step = 1 + (noise / max(other, 1e-300)).clamp(max=classes).long()
     return torch.where(step < classes, (y + step) % classes, y)
 
 

@@ -128,7 +128,10 @@ def same(field: str, expected: object, found: object) -> None:
 
 
 def interface(method: Method) -> str:
-    """A digest of all that two sides must have in common to understand each other: handlers and their messages."""
+    """A digest of all that two sides must have in common to understand each other: handlers and their messages.
+
+    What a codec may do to a field is among it: both sides read off it which codec a tensor has.
+    """
     lines = []
     for path, program in sorted(programs(method, "method").items()):
         for name, handler in sorted(handlers(type(program)).items()):
@@ -142,7 +145,7 @@ def _described(message: type[Message] | None) -> str:
 
 def _leaf(leaf: Leaf) -> str:
     scalar = "" if leaf.scalar is None else leaf.scalar.__name__
-    return f"{leaf.path} {scalar} {leaf.dtypes} {leaf.dims} {leaf.disclosure}"
+    return f"{leaf.path} {scalar} {leaf.dtypes} {leaf.dims} {leaf.disclosure} {leaf.precision}"
 
 
 def method_of(contract: Contract) -> Method:
