@@ -553,13 +553,16 @@ def kind_of(message: Message | type[Message]) -> str:
 
 
 def codec_of(codecs: Codecs, kind: str, leaf: Leaf, dimensions: int) -> Codec:
-    """The codec of a tensor: the one that is asked for, as far as the field allows it.
+    """The codec of a tensor: the one that is asked for, as far as the field allows it. What must not be thinned out is
+    rounded only.
 
     Tensors of a model with fewer than two dimensions are biases and statistics: small, and sensitive. They are exact.
     """
     codec = codecs.find(kind, leaf.field)
     forbidden = leaf.precision is Precision.EXACT or (leaf.named and dimensions < 2)
-    return NO_CODEC if leaf.scalar is not None or (codec.lossy and forbidden) else codec
+    if leaf.scalar is not None or (codec.lossy and forbidden):
+        return NO_CODEC
+    return codec.unthinned if leaf.precision is Precision.ROUNDED else codec
 
 
 def rounded(

@@ -50,7 +50,7 @@ from interfuse.engines.grpc.vendor import Vendor
 from interfuse.engines.host import Host
 from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
-from interfuse.federation import check_codecs, messages_of
+from interfuse.federation import check_codecs
 from interfuse.handler import Handler, handlers
 from interfuse.message import Message, decode, disturbed, encoded, rounded
 from interfuse.setup import check_device
@@ -179,7 +179,7 @@ class Node:
         self._method = method_of(contract)
         try:
             codecs = Codecs.parse(contract.codecs)
-            check_codecs(codecs, messages_of(self._method))
+            check_codecs(codecs, self._method)
         except ConfigError as error:
             raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
         self.vendor.check_codecs(codecs, self._method)

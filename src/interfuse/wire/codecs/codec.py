@@ -111,6 +111,11 @@ class Codec:
         """What a receiver has to know: the text without what concerns the sender alone."""
         return str(replace(self, feedback=False))
 
+    @property
+    def unthinned(self) -> Codec:
+        """The same without leaving out small numbers."""
+        return replace(self, keep=None, feedback=self.feedback and self.values is not None)
+
     def round(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A finite float32 tensor as its receiver gets it; rounding that again changes nothing."""
         if not x.numel():
