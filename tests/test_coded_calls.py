@@ -21,6 +21,7 @@ from worlds import (
     resident,
     same_bits,
     setup_of,
+    tiny_dataset,
     wide,
 )
 
@@ -47,6 +48,8 @@ from interfuse.message import (
 from interfuse.method import Method
 from interfuse.methods import built_in, find
 from interfuse.methods.fedavg import FedAvg
+from interfuse.methods.fedbuff import Change, FedBuff
+from interfuse.methods.fednova import FedNova, Normalised
 from interfuse.methods.ifl import IFL
 from interfuse.parameters import Weights
 from interfuse.randomness import generator
@@ -55,7 +58,8 @@ from interfuse.wire import Codecs, Limits
 
 SETTINGS: dict[str, Any] = {"models": [wide], "clients": 3}
 SMALL = {"local_steps": 2, "batch_size": 4}
-CODECS = ({"default": "int4+zstd"}, {"default": "int8+ef"}, {"default": "fp16"}, {"default": "zstd"})
+CODECS = ({"default": "int4+zstd"}, {"default": "int8+ef"}, {"default": "fp16"}, {"default": "zstd"},
+          {"default": "topk:0.3+int8+ef"}, {"default": "topk:0.3+zstd"})  # fmt: skip
 
 
 def small(name: str) -> Method:
@@ -234,6 +238,90 @@ def test_one_message_for_all_is_rounded_once() -> None:
     assert not torch.equal(arrived[0], arrived[1])
 
 
+MEANT: list[Message] = []
+"""What clients meant to send, before any codec."""
+
+
+class WatchedFedBuff(FedBuff):
+    @on_client
+    def train(self, client: Client, received: Weights) -> Change:
+        MEANT.append(FedBuff.train.function(self, client, received))
+        return MEANT[-1]  # type: ignore[return-value]
+
+
+class WatchedFedNova(FedNova):
+    @on_client
+    def train(self, client: Client, received: Weights) -> Normalised:
+        MEANT.append(FedNova.train.function(self, client, received))
+        return MEANT[-1]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("codec", ["topk:0.1", "topk:0.1+int8"])
+@pytest.mark.parametrize(
+    ("method", "field"), [(WatchedFedBuff, "Change.tensors"), (WatchedFedNova, "Normalised.change")]
+)
+def test_of_thinned_out_changes_the_sum_that_was_sent_is_that_which_was_meant_but_for_one_residual(
+    method: type[Method], field: str, codec: str
+) -> None:
+    name, _, part = field.partition(".")
+    for text in (codec, f"{codec}+ef"):
+        MEANT.clear()
+        f = federation(
+            method(local_epochs=0, local_steps=3, lr=0.1), rounds=12, wrap=Recorder, clients=1, models=[wide],
+            codecs={field: text},
+        )  # type: ignore[call-arg]  # fmt: skip
+        assert isinstance(f.engine, Recorder)
+        sent = [flatten(message) for _, _, message in f.engine.up]
+        meant, lost = [flatten(message) for message in MEANT], resident(f, 0).feedback
+        assert len(sent) == len(meant) >= 12
+        for path in (path for path in sent[0] if path.startswith(f"{part}/") and sent[0][path].ndim == 2):
+            assert all(m[path].count_nonzero() <= len(m[path]) * math.ceil(0.1 * m[path].shape[1]) for m in sent)
+            off = sum(a[path].double() - b[path].double() for a, b in zip(meant, sent, strict=True))
+            assert isinstance(off, Tensor)
+            largest = max(float(m[path].abs().max()) for m in meant)
+            if text == codec:
+                assert lost == {}
+                assert float(off.abs().max()) > largest
+            else:
+                assert torch.allclose(off, lost[f"{name}/{path}"].double(), atol=1e-5 * largest)
+        biases = {path for path in sent[0] if path.startswith(part) and sent[0][path].ndim == 1}
+        assert biases
+        assert all(torch.equal(a[path], b[path]) for a, b in zip(meant, sent, strict=True) for path in biases)
+
+
+def test_the_default_leaves_out_what_a_field_forbids_and_does_the_rest() -> None:
+    """Of ``topk:0.1+int8+ef`` FedAvg's parameters are rounded only, FedNova's changes are thinned out too."""
+    rules = {"default": "topk:0.1+int8+ef"}
+    f = federation(FedAvg(**SMALL), rounds=2, wrap=Recorder, codecs=rules, **SETTINGS)  # type: ignore[arg-type]
+    assert isinstance(f.engine, Recorder)
+    for _, _, message in (*f.engine.down, *f.engine.up):
+        matrices = [tensor for tensor in flatten(message).values() if tensor.ndim == 2]
+        assert all(int(tensor.count_nonzero()) > 0.5 * tensor.numel() for tensor in matrices)
+        assert all(len(row.unique()) <= 255 for tensor in matrices for row in tensor)
+        assert b"@int8" in encode(message, Codecs.parse(rules))
+        assert b"@topk" not in encode(message, Codecs.parse(rules))
+    assert resident(f, 0).feedback
+    unthinned = federation(FedAvg(**SMALL), rounds=2, codecs={"default": "int8+ef"}, **SETTINGS)  # type: ignore[arg-type]
+    assert same_bits(everything_owned(f), everything_owned(unthinned))
+    g = federation(FedNova(**SMALL), rounds=1, wrap=Recorder, codecs=rules, **SETTINGS)  # type: ignore[arg-type]
+    assert isinstance(g.engine, Recorder)
+    assert b"@topk:0.1+int8" in encode(g.engine.up[0][2], Codecs.parse(rules))
+    nothing = federation(FedAvg(**SMALL), rounds=1, wrap=Recorder, codecs={"default": "topk:0.1+ef"}, **SETTINGS)  # type: ignore[arg-type]
+    plain = federation(FedAvg(**SMALL), rounds=1, **SETTINGS)  # type: ignore[arg-type]
+    assert same_bits(everything_owned(nothing), everything_owned(plain))
+
+
+def test_windows_that_roll_get_nothing_back() -> None:
+    """Under a key of FedRolex other channels travel in each round: what rounding lost of some is not owed to others."""
+    models = ["resnet10-narrow@0.25", "resnet10-narrow@0.5"]
+    for name, keeps in (("heterofl", True), ("fedrolex", False)):
+        method = find(name).configure({"local_epochs": 1, "batch_size": 20})
+        dataset = tiny_dataset(shape=(1, 8, 8))
+        f = federation(method, rounds=1, clients=2, models=models, dataset=dataset, codecs={"default": "int4+ef"})
+        assert bool(resident(f, 0).feedback) is keeps
+        setup_of(method, clients=2, models=models, dataset=dataset, codecs={"TrainedOnClasses.tensors": "int4"})
+
+
 class Mixed(Message):
     """A field of every kind."""
 
@@ -261,7 +349,11 @@ def test_what_a_codec_may_do_follows_from_the_annotation() -> None:
         ("ifl", {"FusionOutputs.z": "int4+ef"}, "something new each time"),
         ("ifl", {"Weights": "int4"}, "the method sends no 'Weights'"),
         ("fedavg", {"Weights.tensors": "topk:0.1"}, "may be rounded, but not thinned out"),
-        ("fedavg", {"default": "topk:0.1+ef"}, "may be rounded, but not thinned out"),
+        ("fedavg", {"Weights": "topk:0.1+ef"}, "may be rounded, but not thinned out"),
+        ("fednova", {"Normalised.statistics": "topk:0.1"}, "may be rounded, but not thinned out"),
+        ("fedbuff", {"Weights.tensors": "topk:0.1"}, "may be rounded, but not thinned out"),
+        ("fedrolex", {"TrainedOnClasses.tensors": "int4+ef"}, "something new each time"),
+        ("fedrolex", {"TrainedOnClasses": "int4+ef"}, "something new each time"),
     ],
 )
 def test_a_codec_that_a_field_forbids_is_refused(method: str, codecs: dict[str, str], reason: str) -> None:

@@ -4,13 +4,14 @@ import hashlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from interfuse.randomness import derive, generator, numpy_generator, seeded
+from interfuse.randomness import derive, generator, numpy_generator, seeded, uniform
 
 KEYS = st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=4)
 
@@ -59,6 +60,21 @@ def test_generators_are_functions_of_their_place() -> None:
     assert not torch.equal(a, c)
     first, second, third = (numpy_generator(0, "x", i).random(8).tolist() for i in (1, 1, 2))
     assert first == second != third
+
+
+def test_uniform_numbers_are_those_of_shake_and_take_the_whole_seed() -> None:
+    found = uniform(5, 100_000, "labels", 3)
+    assert np.array_equal(found, uniform(5, 100_000, "labels", 3))
+    assert np.array_equal(found[:10], uniform(5, 10, "labels", 3))
+    assert abs(found.mean() - 0.5) < 5 * (12 * 100_000) ** -0.5
+    assert found.min() >= 0
+    assert found.max() < 1
+    assert not np.array_equal(found * 2**24, np.floor(found * 2**24))  # more digits than float32 has
+    for other in ((5 + 2**32, "labels", 3), (5 + 2**200, "labels", 3), (5, "labels", 4)):
+        assert not np.isin(uniform(other[0], 100, *other[1:]), found).any()
+    tagged = b"".join(len(key).to_bytes(4, "little") + key for key in (b"int:5", b"str:labels", b"int:3"))
+    (word,) = np.frombuffer(hashlib.shake_256(tagged).digest(8), "<u8")
+    assert found[0] == int(word) // 2**11 / 2**53
 
 
 def test_seeded_decides_dropout_and_initial_values_and_puts_everything_back() -> None:

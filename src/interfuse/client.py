@@ -9,6 +9,7 @@ from typing import Any, Generic, Unpack
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 from typing_extensions import TypeVar
 
@@ -18,7 +19,7 @@ from interfuse.errors import ConfigError
 from interfuse.message import Dims, State
 from interfuse.models import SplitModel
 from interfuse.numerics import aligned
-from interfuse.randomness import Key, generator, numpy_generator
+from interfuse.randomness import Key, generator, numpy_generator, uniform
 from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit
 
 S = TypeVar("S", bound=State | None, default=None)
@@ -187,12 +188,13 @@ class Client(Generic[S]):
         data: ClientData,
         order: SampleOrder,
         dims: Dims,
+        secret: int,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.id, self.profile, self.model, self.data, self.order, self.dims = (
             profile.id, profile, model, data, order, dims,
         )  # fmt: skip
-        self._autocast = autocast
+        self._secret, self._autocast = secret, autocast
         self._generator: torch.Generator | None = None
         self.begin(0)
         self.scratch: dict[str, Any] = {}
@@ -210,9 +212,12 @@ class Client(Generic[S]):
             self._generator = generator(self._seed, *self._place)
         return self._generator
 
-    def lasting_generator(self, *keys: Key) -> torch.Generator:
-        """Derived for this client and the keys: the same in every call, for what is drawn once for the whole run."""
-        return generator(self._seed, "lasting", self.id, *keys)
+    def lasting_noise(self, count: int, *keys: Key) -> Float64[Tensor, "count"]:
+        """Uniform in [0, 1), derived for this client and the keys: the same in every call of the run.
+
+        For what is drawn once and must not be undone: between parties nobody but this client's node can derive it.
+        """
+        return torch.from_numpy(uniform(self._secret, count, "lasting", self.id, *keys))
 
     def batch(self, size: int) -> Batch:
         """The next ``min(size, share)`` training samples in the client's order."""

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from interfuse.clients import Clients, Engine, Exchange, Outstanding
 from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
-from interfuse.handler import handlers, programs
+from interfuse.handler import Program, handlers, programs
 from interfuse.message import Message, Precision, flatten, kind_of, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
 from interfuse.setup import Serving, Setup, check_fusion, check_setup
-from interfuse.wire import NO_CODEC, Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
+from interfuse.wire import Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
 from interfuse.wire.codecs.rules import DEFAULT
 
 
@@ -45,7 +45,7 @@ def check(setup: Setup) -> None:
     messages = messages_of(setup.method)
     if carries_features(messages):
         check_fusion(setup.profiles)
-    check_codecs(setup.codecs, messages)
+    check_codecs(setup.codecs, setup.method)
 
 
 def messages_of(method: Method) -> list[type[Message]]:
@@ -54,13 +54,18 @@ def messages_of(method: Method) -> list[type[Message]]:
     Raises:
         InterfuseError: the method, a handler or a message is not declared completely.
     """
-    messages: list[type[Message]] = []
+    return [message for _, message in _with_senders(method)]
+
+
+def _with_senders(method: Method) -> list[tuple[Program, type[Message]]]:
+    """All messages of a method and its parts with whose they are, as :func:`messages_of` has them."""
+    found: list[tuple[Program, type[Message]]] = []
     for program in programs(method, "method").values():
         if isinstance(program, Method):
             check_declaration(type(program))
         for handler in handlers(type(program)).values():
-            messages += [kind for kind in (handler.message_type, handler.reply_type) if kind is not None]
-    return messages
+            found += [(program, kind) for kind in (handler.message_type, handler.reply_type) if kind is not None]
+    return found
 
 
 def carries_features(messages: Sequence[type[Message]]) -> bool:
@@ -68,29 +73,33 @@ def carries_features(messages: Sequence[type[Message]]) -> bool:
     return any("d" in (leaf.dims or ()) for message in messages for leaf in leaves(message))
 
 
-def check_codecs(codecs: Codecs, messages: Sequence[type[Message]]) -> None:
-    """Check that every codec belongs to a message, and that no field forbids it.
+def check_codecs(codecs: Codecs, method: Method) -> None:
+    """Check that every codec belongs to a message, and that no field forbids it. The default leaves out what is.
 
     Raises:
         ConfigError: naming the codec, the field, and what may be done to it.
     """
-    found = [(kind_of(message), leaf) for message in messages for leaf in leaves(message)]
-    names = {name for kind, leaf in found for name in (kind, leaf.field.partition(".")[0], leaf.field)}
+    found = [
+        (kind_of(message), leaf, leaf.lasting and isinstance(program, Method) and program.lasting)
+        for program, message in _with_senders(method)
+        for leaf in leaves(message)
+    ]
+    names = {name for kind, leaf, _ in found for name in (kind, leaf.field.partition(".")[0], leaf.field)}
     for key, codec in codecs.rules.items():
-        meant = [leaf for kind, leaf in found if key in (DEFAULT, kind, leaf.field.partition(".")[0], leaf.field)]
-        if key != DEFAULT and not meant:
-            raise ConfigError(f"codecs: the method sends no {key!r}: {nearest(key, names)}")
-        for leaf in meant:
-            if codec.keep is not None and leaf.precision is Precision.ROUNDED:
-                raise ConfigError(
-                    f"codecs: {key} = {codec}: {leaf.field} may be rounded, but not thinned out: most of it would "
-                    "be 0; leave topk to updates and features"
-                )
-        if key == DEFAULT or codec == NO_CODEC:
+        if key == DEFAULT:
             continue
-        if codec.lossy and all(leaf.precision is Precision.EXACT for leaf in meant):
+        meant = [one for one in found if key in (one[0], one[1].field.partition(".")[0], one[1].field)]
+        if not meant:
+            raise ConfigError(f"codecs: the method sends no {key!r}: {nearest(key, names)}")
+        allowed = {leaf.precision for _, leaf, _ in meant}
+        if codec.lossy and allowed == {Precision.EXACT}:
             raise ConfigError(f"codecs: {key} = {codec}: {key} has to arrive exactly; only zstd or none will do")
-        if codec.feedback and not any(leaf.lasting for leaf in meant):
+        if codec.keep is not None and Precision.SPARSE not in allowed:
+            raise ConfigError(
+                f"codecs: {key} = {codec}: {key} may be rounded, but not thinned out: most of it would "
+                "be 0; leave topk to updates and features"
+            )
+        if codec.feedback and not any(lasting for _, _, lasting in meant):
             raise ConfigError(
                 f"codecs: {key} = {codec}: {key} is something new each time, so what was lost cannot be sent later; "
                 "leave ef to parameters"

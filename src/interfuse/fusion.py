@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional
@@ -22,7 +22,8 @@ from interfuse.privacy import log_reported, randomised_response
 from interfuse.server import Server
 from interfuse.training import Batch, Objective
 
-Epsilon = Annotated[float, Gt(0)]
+Epsilon = Annotated[float, Gt(0), Le(30)]
+"""Beyond 30 flips are too rare for the digits of the noise (:func:`interfuse.privacy.randomised_response`)."""
 
 
 class FusionOutputs(Message):
@@ -84,7 +85,7 @@ class FusionSharing(Program):
         """The labels that are uploaded. A sample always has the same noise: its reports tell no more than the first."""
         if self.label_epsilon is None:
             return y
-        noise = torch.rand(client.profile.samples, generator=client.lasting_generator("labels"))
+        noise = client.lasting_noise(client.profile.samples, "labels")
         return randomised_response(
             y, client.dims["classes"], self.label_epsilon, noise[torch.from_numpy(positions)].to(y.device)
         )

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 import typing
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Container, Mapping, MutableMapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cache
@@ -33,6 +33,7 @@ from typing import (
     get_type_hints,
 )
 
+import numpy as np
 import torch
 from jaxtyping import AbstractArray, Bool, Float, Float32, Int, Shaped, UInt
 from torch import Tensor
@@ -428,10 +429,10 @@ def _unsigned(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.uint16 if classes <= 65536 else torch.uint32
 
 
-def _declared(leaf: Leaf, tensor: Tensor, dims: Dims) -> torch.dtype:
+def _declared(leaf: Leaf, dtype: torch.dtype, dims: Dims) -> torch.dtype:
     """The dtype in which a tensor of this leaf travels. ``UInt`` is the smallest that holds the run's classes."""
     if leaf.dtypes is None:
-        return tensor.dtype
+        return dtype
     if leaf.dtypes == _UNSIGNED:
         return _unsigned(dims.get("classes", 256))
     return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
@@ -449,7 +450,7 @@ def narrow(message: M, dims: Dims, *, copy: bool = True) -> M:
     name = type(message).__name__
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        tensor, wanted = tensor.detach(), _declared(leaf, tensor, dims)
+        tensor, wanted = tensor.detach(), _declared(leaf, tensor.dtype, dims)
         if tensor.dtype == wanted:
             return wire.copied(tensor) if copy else aligned(tensor.contiguous())
         if tensor.dtype.is_floating_point != wanted.is_floating_point or torch.bool in (tensor.dtype, wanted):
@@ -479,18 +480,7 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
     bound: dict[tuple[str, str], int] = {}
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        if leaf.dtypes is not None and tensor.dtype != (wanted := _declared(leaf, tensor, dims)):
-            raise MessageError(name, path, str(wanted), str(tensor.dtype))
-        if leaf.named and keys is not None:
-            key = path.rsplit("/", 1)[1]
-            if key not in keys:
-                raise MessageError(name, path, "a key of the client's model", f"unknown key {key!r}")
-            if tensor.dtype != torch.float32:
-                raise MessageError(name, path, "torch.float32", str(tensor.dtype))
-            if tuple(tensor.shape) != keys[key]:
-                raise MessageError(name, path, f"shape {keys[key]}", f"shape {tuple(tensor.shape)}")
-        if leaf.dims is not None:
-            _check_shape(name, path, leaf.dims, tuple(tensor.shape), dims, bound)
+        _check_declared(name, path, leaf, tensor.dtype, tuple(tensor.shape), dims, keys, bound)
         if finite and tensor.dtype.is_floating_point and not _finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
@@ -508,6 +498,31 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
 def _finite(tensor: Tensor) -> bool:
     """One pass without a temporary in the usual case; a sum that overflows is looked at element by element."""
     return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def _check_declared(
+    name: str,
+    path: str,
+    leaf: Leaf,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    dims: Dims,
+    keys: Mapping[str, tuple[int, ...]] | None,
+    bound: dict[tuple[str, str], int],
+) -> None:
+    """What can be checked of a tensor without having it."""
+    if leaf.dtypes is not None and dtype != (wanted := _declared(leaf, dtype, dims)):
+        raise MessageError(name, path, str(wanted), str(dtype))
+    if leaf.named and keys is not None:
+        key = path.rsplit("/", 1)[1]
+        if key not in keys:
+            raise MessageError(name, path, "a key of the client's model", f"unknown key {key!r}")
+        if dtype != torch.float32:
+            raise MessageError(name, path, "torch.float32", str(dtype))
+        if shape != keys[key]:
+            raise MessageError(name, path, f"shape {keys[key]}", f"shape {shape}")
+    if leaf.dims is not None:
+        _check_shape(name, path, leaf.dims, shape, dims, bound)
 
 
 def _check_shape(
@@ -539,13 +554,16 @@ def kind_of(message: Message | type[Message]) -> str:
 
 
 def codec_of(codecs: Codecs, kind: str, leaf: Leaf, dimensions: int) -> Codec:
-    """The codec of a tensor: the one that is asked for, as far as the field allows it.
+    """The codec of a tensor: the one that is asked for, as far as the field allows it. What must not be thinned out is
+    rounded only.
 
     Tensors of a model with fewer than two dimensions are biases and statistics: small, and sensitive. They are exact.
     """
     codec = codecs.find(kind, leaf.field)
     forbidden = leaf.precision is Precision.EXACT or (leaf.named and dimensions < 2)
-    return NO_CODEC if leaf.scalar is not None or (codec.lossy and forbidden) else codec
+    if leaf.scalar is not None or (codec.lossy and forbidden):
+        return NO_CODEC
+    return codec.unthinned if leaf.precision is Precision.ROUNDED else codec
 
 
 def rounded(
@@ -621,15 +639,28 @@ def _packed(message: Message, codecs: Codecs) -> dict[str, Tensor]:
     return packed
 
 
-def _unpacked(kind: str, packed: Mapping[str, Tensor], codecs: Codecs, limit: int) -> dict[str, Tensor]:
-    """The inverse of :func:`_packed`; all tensors together take at most ``limit`` bytes."""
+Look = Callable[[str, torch.dtype, tuple[int, ...]], None]
+
+
+def _unpacked(
+    kind: str, packed: dict[str, Tensor], codecs: Codecs, limit: int, look: Look = lambda path, dtype, shape: None
+) -> dict[str, Tensor]:
+    """The inverse of :func:`_packed`; all tensors together take at most ``limit`` bytes.
+
+    Args:
+        packed: Will be empty: what is unpacked need not be held twice.
+        look: Sees path, type and shape of a coded tensor before any memory is taken for it, and may refuse it.
+    """
     known, flat, left = codecs.written(), {}, limit
-    for name, tensor in packed.items():
+    for name in list(packed):
+        tensor = packed.pop(name)
         path, _, written = name.rpartition(_CODED)
         if path and written in known:
             if tensor.dtype != torch.uint8 or tensor.ndim != 1:
                 raise MessageError(kind, path, "bytes", f"{tensor.dtype} of shape {tuple(tensor.shape)}")
-            tensor = known[written].unpack(tensor.numpy(), left, kind, path)
+            data = tensor.numpy()
+            look(path, *known[written].declared(data, left, kind, path))
+            tensor = known[written].unpack(data, left, kind, path)
             left -= tensor.nbytes
         else:
             path = name
@@ -639,13 +670,24 @@ def _unpacked(kind: str, packed: Mapping[str, Tensor], codecs: Codecs, limit: in
     return flat
 
 
-def _check_codecs(message: Message, packed: Mapping[str, Tensor], codecs: Codecs) -> None:
+def _leaf_at(record: type[Record], path: str) -> Leaf | None:
+    """What a path of the flat form leads to; None where it leads nowhere."""
+    first, *rest = path.split("/")
+    node = _nodes(record).get(first)
+    for name in rest:
+        if node is None:
+            return None
+        node = node.item if node.record is None else _nodes(node.record).get(name)
+    return None if node is None else node.leaf
+
+
+def _check_codecs(message: Message, names: Container[str], codecs: Codecs) -> None:
     """Check that every tensor came by its codec."""
     kind = kind_of(message)
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
         codec = codec_of(codecs, kind, leaf, tensor.ndim)
-        if (path if codec == NO_CODEC else f"{path}{_CODED}{codec.written}") not in packed:
+        if (path if codec == NO_CODEC else f"{path}{_CODED}{codec.written}") not in names:
             raise MessageError(kind, path, f"a tensor coded by {codec}", "another codec")
         return tensor
 
@@ -671,8 +713,16 @@ def decode(
         raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
     if not codecs:  # tensors that are not finite are refused above
         return check(unflatten(expected, packed), dims, keys, finite=False)
-    message = unflatten(expected, _unpacked(kind, packed, codecs, limits.max_bytes))
-    _check_codecs(message, packed, codecs)
+    names, bound = frozenset(packed), dict[tuple[str, str], int]()
+
+    def look(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        leaf = _leaf_at(expected, path)
+        if leaf is None:
+            raise MessageError(kind, path, "a field of the message", "an unknown one")
+        _check_declared(kind, path, leaf, dtype, shape, dims, keys, bound)
+
+    message = unflatten(expected, _unpacked(kind, packed, codecs, limits.max_bytes, look))
+    _check_codecs(message, names, codecs)
     return check(message, dims, keys)
 
 
@@ -700,14 +750,17 @@ def unmodified(message: Message | None) -> Callable[[], str | None]:
     return lambda: next((path for path, tensor, version in before if tensor._version != version), None)
 
 
-def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: torch.Generator) -> M:
-    """A message with Gaussian noise on its floating-point tensors, of a standard deviation by what they disclose."""
+def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: np.random.Generator) -> M:
+    """A message with Gaussian noise on its floating-point tensors, of a standard deviation by what they disclose.
+
+    The generator is NumPy's, which takes a seed of any length: PyTorch's has 32 bits, few enough to try all.
+    """
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
         deviation = 0.0 if leaf.disclosure is None else deviations.get(leaf.disclosure, 0.0)
         if not deviation or not tensor.dtype.is_floating_point:
             return tensor
-        noise = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
-        return tensor + deviation * noise.to(tensor.device)
+        noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape)))
+        return tensor + deviation * noise.to(tensor)
 
     return _mapped(message, change)

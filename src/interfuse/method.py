@@ -48,6 +48,8 @@ class Method(Program):
     """Everything that a client's messages disclose. Checked against the reply types."""
     agreed: ClassVar[Collection[str]] = ()
     """Hyperparameters that no client may have of its own."""
+    lasting: ClassVar[bool] = True
+    """Whether parameters that a client sends mean the same in each round: what rounding lost can then be sent later."""
 
     def __post_init__(self) -> None:
         kind: Any = type(self)  # mypy takes the instances' __hash__ for that of the class

@@ -23,8 +23,11 @@ def derive(seed: int, *keys: Key) -> int:
 
     Keys are tagged with their type and length, so ``("a", 1)`` and ``("a1",)`` differ.
     """
-    tagged = b"".join([_tagged(key if isinstance(key, str) else int(operator.index(key))) for key in (seed, *keys)])
-    return int.from_bytes(hashlib.blake2b(tagged, digest_size=8).digest(), "little") >> 1
+    return int.from_bytes(hashlib.blake2b(_joined(seed, *keys), digest_size=8).digest(), "little") >> 1
+
+
+def _joined(*keys: Key) -> bytes:
+    return b"".join([_tagged(key if isinstance(key, str) else int(operator.index(key))) for key in keys])
 
 
 @lru_cache(maxsize=10_000)
@@ -36,6 +39,17 @@ def _tagged(key: Key) -> bytes:
 def generator(seed: int, *keys: Key) -> torch.Generator:
     """A PyTorch generator on the CPU for one place of use."""
     return torch.Generator().manual_seed(derive(seed, *keys))
+
+
+def uniform(seed: int, count: int, *keys: Key) -> np.ndarray:
+    """Numbers of 53 bits, uniform in [0, 1), for one place of use: float64 out of SHAKE-256.
+
+    For what must stay hidden from whoever does not know the seed. PyTorch's generators are no good for that: of a seed
+    they take 32 bits, which can all be tried.
+    """
+    words = np.frombuffer(hashlib.shake_256(_joined(seed, *keys)).digest(8 * count), "<u8")
+    found: np.ndarray = (words >> np.uint64(11)) * 2.0**-53
+    return found
 
 
 def numpy_generator(seed: int, *keys: Key) -> np.random.Generator:

@@ -50,6 +50,10 @@ class Agreed(Protocol):
 class Hosting(Agreed, Protocol):
     """What a host has to know of the clients that it carries. :class:`Setup` knows it of all clients."""
 
+    @property
+    def secret(self) -> int:
+        """From which clients draw what others must not derive."""
+
     def method_of(self, client: ClientId) -> Method: ...
 
     def programs_of(self, client: ClientId) -> Mapping[str, Program]: ...
@@ -172,6 +176,11 @@ class Setup:
         width = widths.pop() if len(widths) == 1 else None
         sizes = {"classes": self.datasets[0].classes, "clients": len(self.shares)}
         return sizes if width is None else sizes | {"d": width}
+
+    @property
+    def secret(self) -> int:
+        """The seed: a simulation has one owner, and nobody to hide anything from."""
+        return self.seed
 
     def make_clock(self) -> Clock:
         """A virtual clock at the beginning."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
-from worlds import Recorder, federation, setup_of, tiny_dataset, wide
+from worlds import Recorder, federation, resident, setup_of, tiny_dataset, wide
 
 from interfuse.errors import ConfigError
 from interfuse.methods.ifl import IFL, FusionOutputs
@@ -22,7 +23,7 @@ CASES = pytest.mark.parametrize(("classes", "epsilon"), [(2, 0.5), (10, 1.0), (1
 @CASES
 def test_flips_are_as_often_as_the_closed_form_says(classes: int, epsilon: float) -> None:
     rows = 200_000
-    noise = torch.rand(rows, generator=generator(1))
+    noise = torch.rand(rows, generator=generator(1), dtype=torch.float64)
     y = torch.randint(classes, (rows,), generator=generator(2))
     reported = randomised_response(y, classes, epsilon, noise)
     kept = math.exp(epsilon) / (math.exp(epsilon) + classes - 1)
@@ -43,11 +44,45 @@ def test_no_report_is_more_than_e_to_the_epsilon_times_as_likely_for_one_label_a
 
 
 def test_the_extremes_of_the_noise_give_labels() -> None:
-    noise = torch.tensor([0.0, 1 - 2**-24, 0.5])
+    noise = torch.tensor([0.0, 1 - 2**-53, 0.5], dtype=torch.float64)
     for classes, epsilon in ((2, 1e-6), (10, 50.0), (10, 1e-9), (1, 1.0)):
         reported = randomised_response(torch.zeros(3, dtype=torch.int64), classes, epsilon, noise)
         assert bool(((reported >= 0) & (reported < classes)).all())
     assert flip_rates(10, 1000.0) == (1.0, 0.0)
+
+
+def rates(classes: int, epsilon: float) -> list[int]:
+    """Of 2^53 equally likely draws, how many report label 0 as each label: by bisection, for reports come in order."""
+
+    def report(draw: int) -> int:
+        y = torch.zeros(1, dtype=torch.int64)
+        return int(randomised_response(y, classes, epsilon, torch.tensor([draw * 2.0**-53], dtype=torch.float64)))
+
+    places = range(2**53)
+    turn = [(label - report(0)) % classes for label in range(classes)]  # reports from the first draw on
+    ends = [
+        bisect.bisect_right(places, t, key=lambda draw: (report(draw) - report(0)) % classes) for t in range(classes)
+    ]
+    counts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    return [counts[t] for t in turn]
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("epsilon", [0.5, 8.0, 17.0, 24.0, 30.0])
+def test_the_real_epsilon_is_the_stated_one_as_far_as_it_may_be_asked_for(classes: int, epsilon: float) -> None:
+    """Counted over all numbers that the noise can be."""
+    kept, *others = rates(classes, epsilon)
+    assert kept + sum(others) == 2**53
+    assert all(abs(math.log(kept / other) - epsilon) < 0.01 for other in others)
+    with pytest.raises(ConfigError, match="label_epsilon = 30.1"):
+        IFL(label_epsilon=30.1)
+
+
+def test_the_noise_of_a_client_has_all_the_digits_that_this_takes() -> None:
+    f = federation(IFL(label_epsilon=1.0), models=[wide], clients=1)
+    noise = resident(f, 0).client.lasting_noise(1000, "labels")
+    assert noise.dtype == torch.float64
+    assert not bool((noise * 2**40 == (noise * 2**40).floor()).any())
 
 
 @CASES
@@ -87,7 +122,7 @@ def test_without_epsilon_labels_are_true_and_with_it_features_stay() -> None:
     true, noisy = uploads(None, rounds=1), uploads(0.1, rounds=1)
     assert all(torch.equal(a.z, b.z) for a, b in zip(true, noisy, strict=True))
     assert any(not torch.equal(a.y, b.y) for a, b in zip(true, noisy, strict=True))
-    assert all(torch.equal(a.y, b.y) for a, b in zip(true, uploads(100.0, rounds=1), strict=True))
+    assert all(torch.equal(a.y, b.y) for a, b in zip(true, uploads(30.0, rounds=1), strict=True))
 
 
 def test_a_late_joiner_reports_by_the_same_noise_when_it_asks() -> None:
@@ -97,7 +132,7 @@ def test_a_late_joiner_reports_by_the_same_noise_when_it_asks() -> None:
         assert isinstance(f.engine, Recorder)
         return [message for _, _, message in f.engine.up if isinstance(message, Question)]
 
-    (true,), (noisy,), (hardly,) = asked(None), asked(0.1), asked(100.0)
+    (true,), (noisy,), (hardly,) = asked(None), asked(0.1), asked(30.0)
     assert torch.equal(true.z, noisy.z)
     assert not torch.equal(true.y, noisy.y)
     assert torch.equal(true.y, hardly.y)
@@ -115,7 +150,9 @@ def test_a_modular_block_learns_through_flips_what_it_learns_without_them() -> N
     classes, epsilon, rows = 4, 1.0, 40_000
     labels = torch.arange(rows) % classes
     x = functional.one_hot(labels, classes).float()
-    reports = randomised_response(labels, classes, epsilon, torch.rand(rows, generator=generator(5)))
+    reports = randomised_response(
+        labels, classes, epsilon, torch.rand(rows, generator=generator(5), dtype=torch.float64)
+    )
     found = []
     for corrected in (True, False):
         weights = torch.zeros(classes, classes, requires_grad=True)

@@ -97,7 +97,7 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     method = config.make_method()
     if Disclosure.DATA in disclosures(method):
         raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
-    check_codecs(Codecs.parse(config.codecs), messages_of(method))
+    check_codecs(Codecs.parse(config.codecs), method)
     check_run(method, range(terms.nodes), config.rounds)
     if not 1 <= terms.least <= terms.nodes:
         raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")

@@ -29,7 +29,7 @@ from interfuse.message import (
     unflatten,
     unmodified,
 )
-from interfuse.method import ALL, BUFFERS, check_state, state_type
+from interfuse.method import ALL, BUFFERS, Method, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
@@ -51,7 +51,7 @@ class Resident:
         data = setup.data_of(client)
         order = SampleOrder(setup.seed, client, len(data.share.train))
         self.client: Client[Any] = Client(
-            setup.profiles[client], model, data, order, setup.dims, setup.numerics.autocast
+            setup.profiles[client], model, data, order, setup.dims, setup.secret, setup.numerics.autocast
         )
         self.client.state = None
 
@@ -172,7 +172,8 @@ class Host:
         return Answer(client, reply, time.perf_counter() - began, resident.client.steps)
 
     def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
-        handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
+        program = resident.programs[request.program]
+        handler = cast(Handler[Any, Any], getattr(program, request.handler))
         state = resident.client.state
         if request.heading == "evaluation":
             with _unchanged(resident):
@@ -195,7 +196,8 @@ class Host:
         if not codecs:
             return sent
         noise = generator(setup.seed, "codec", "up", *request.place(client.id))
-        return rounded(sent, codecs, noise, None if request.heading == "evaluation" else resident.feedback)
+        returns = request.heading != "evaluation" and isinstance(program, Method) and program.lasting
+        return rounded(sent, codecs, noise, resident.feedback if returns else None)
 
     def undo(self, clients: Sequence[ClientId]) -> None:
         """Put clients back to where they were before their last call. See :class:`interfuse.clients.Engine`."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
+from typing import Annotated
 
 from interfuse.aggregation import counted_mean, keys_plan
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.message import Disclosure, Message, NamedTensors, Parameters, Precision, State
 from interfuse.method import NOTHING, Count, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.parameters import Weights, held, initial_weights, nothing_in_common
@@ -28,7 +29,7 @@ class Global(State):
 class Change(Message):
     """What training changed: new tensors minus received ones, by key."""
 
-    tensors: Parameters
+    tensors: Annotated[Parameters, Precision.SPARSE]
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, Parameters
+from interfuse.message import Disclosure, Message, Parameters, Precision
 from interfuse.method import Method
 from interfuse.methods.fedavg import Averaging, Global
 from interfuse.parameters import Weights
@@ -20,7 +21,7 @@ from interfuse.training import cross_entropy
 class Normalised(Message):
     """How a client changed its parameters in a step, d_k; its normalisation statistics as they are; and a_k."""
 
-    change: Parameters
+    change: Annotated[Parameters, Precision.SPARSE]
     statistics: Parameters
     steps: float
 

@@ -18,6 +18,8 @@ class FedRolex(HeteroFL):
     model is that of the largest client.
     """
 
+    lasting = False  # the same key holds other channels in the next round
+
     local_epochs: Steps = 1  # E: epochs of a client in a round
     batch_size: Count = 10  # B: samples of a step
     lr: LearningRate = 2e-4  # learning rate

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, Lt, MaxLen
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from interfuse.client import ClientId, Profile
@@ -27,6 +27,8 @@ LIBRARY = version("interfuse")
 WIRE = VERSION
 
 Name = Annotated[str, MaxLen(200)]
+RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+"""It becomes a folder at the node, so it is no path."""
 Size = Annotated[int, Ge(0), Le(2**53)]
 
 
@@ -45,7 +47,7 @@ class Contract(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    run: Name
+    run: RunName
     library: Name
     wire: int
     method: Name
@@ -128,7 +130,10 @@ def same(field: str, expected: object, found: object) -> None:
 
 
 def interface(method: Method) -> str:
-    """A digest of all that two sides must have in common to understand each other: handlers and their messages."""
+    """A digest of all that two sides must have in common to understand each other: handlers and their messages.
+
+    What a codec may do to a field is among it: both sides read off it which codec a tensor has.
+    """
     lines = []
     for path, program in sorted(programs(method, "method").items()):
         for name, handler in sorted(handlers(type(program)).items()):
@@ -142,7 +147,7 @@ def _described(message: type[Message] | None) -> str:
 
 def _leaf(leaf: Leaf) -> str:
     scalar = "" if leaf.scalar is None else leaf.scalar.__name__
-    return f"{leaf.path} {scalar} {leaf.dtypes} {leaf.dims} {leaf.disclosure}"
+    return f"{leaf.path} {scalar} {leaf.dtypes} {leaf.dims} {leaf.disclosure} {leaf.precision}"
 
 
 def method_of(contract: Contract) -> Method:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
@@ -49,7 +51,7 @@ from interfuse.engines.grpc.vendor import Vendor
 from interfuse.engines.host import Host
 from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
-from interfuse.federation import check_codecs, messages_of
+from interfuse.federation import check_codecs
 from interfuse.handler import Handler, handlers
 from interfuse.message import Message, decode, disturbed, encoded, rounded
 from interfuse.setup import check_device
@@ -67,6 +69,9 @@ class Outgoing(NamedTuple):
 Tap = Callable[[Envelope, Payload], None]
 EVALUATION = {"none": set[str](), "own": {"hits"}, "shared": {"hits", "fused", "composed"}}
 """Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
+
+RUN_FILE = "run.json"
+BYTES_OF_SECRET = 32
 
 
 class RunFile(BaseModel):
@@ -175,7 +180,7 @@ class Node:
         self._method = method_of(contract)
         try:
             codecs = Codecs.parse(contract.codecs)
-            check_codecs(codecs, messages_of(self._method))
+            check_codecs(codecs, self._method)
         except ConfigError as error:
             raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
         self.vendor.check_codecs(codecs, self._method)
@@ -203,6 +208,7 @@ class Node:
         if session is None or session.attempt != begin.attempt:
             folder = self.vendor.state_folder / contract.run
             try:
+                secret = _secret(folder)
                 _remember(folder, RunFile(attempt=begin.attempt, client=begin.client, data=self._dataset.digest))
             except JoinError as error:
                 self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
@@ -210,7 +216,7 @@ class Node:
                 raise RefusedError(f"this node refused: {error}") from error
             setup = NodeSetup(
                 contract, self._method, self._used, self._share, self._builder, self.vendor.device,
-                replace(self._profile, id=begin.client), dims_of(contract, begin.clients, begin.d),
+                replace(self._profile, id=begin.client), dims_of(contract, begin.clients, begin.d), secret,
             )  # fmt: skip
             self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events)
             self.events.add("begins", run=contract.run, attempt=begin.attempt, client=begin.client)
@@ -222,13 +228,40 @@ class Node:
         self._lock.release()
 
 
+def _secret(folder: Path) -> int:
+    """What only this node knows in a run. Kept on its disk: after a restart it draws the same again.
+
+    Raises:
+        JoinError: the run began with one that is not there any more; or the disk is full or broken.
+    """
+    path, temporary = folder / "secret", folder / ".secret.tmp"
+    try:
+        if not path.exists():
+            if (folder / RUN_FILE).exists():  # another one would give every sample a second report
+                raise JoinError("state", "the secret that the run began with", "none")
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.unlink(missing_ok=True)
+            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.write(secrets.token_bytes(BYTES_OF_SECRET))
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            sync_folder(folder)
+        found = path.read_bytes()
+    except (OSError, RunError):
+        raise JoinError("disk", "room for the node's state", "none; its log says more") from None
+    if len(found) != BYTES_OF_SECRET:
+        raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
+    return int.from_bytes(found, "little")
+
+
 def _remember(folder: Path, now: RunFile) -> None:
     """Write down how far the coordinator is.
 
     Raises:
         JoinError: it was further already, or the run began with other data; or the disk is full or broken.
     """
-    path = folder / "run.json"
+    path = folder / RUN_FILE
     if path.exists():
         try:
             before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
@@ -261,7 +294,8 @@ class Session:
         self._done = self._ended = 0
         self._kept: Outgoing | None = None
         self._saved: str | None = None
-        self._noise = torch.Generator().manual_seed(secrets.randbits(63))  # nobody else can derive it
+        self._noise = np.random.default_rng(secrets.randbits(256))  # nobody else can derive it
+        self._rounding = torch.Generator().manual_seed(secrets.randbits(63))
 
     def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
         """Do what is asked, or send again what was answered before."""
@@ -338,7 +372,7 @@ class Session:
         if reply is not None:
             limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
             if limits.noise and call.heading != "evaluation":
-                reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._noise)
+                reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._rounding)
             payload, content = encoded(reply, codecs), described(reply)
             sent = self._audit.sent(self._setup.contract.run)
             if limits.bytes is not None and sent + len(payload) > limits.bytes:

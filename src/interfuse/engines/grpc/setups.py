@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -62,7 +62,11 @@ class _OfContract:
 
 @dataclass(frozen=True, eq=False)
 class NodeSetup(_OfContract):
-    """One client, on its own machine. See :class:`interfuse.setup.Hosting`."""
+    """One client, on its own machine. See :class:`interfuse.setup.Hosting`.
+
+    Attributes:
+        secret: The node's own; everybody knows the contract's seed.
+    """
 
     method: Method
     dataset: Dataset
@@ -71,6 +75,7 @@ class NodeSetup(_OfContract):
     device: str
     profile: Profile
     dims: Dims
+    secret: int = field(repr=False)
 
     @property
     def profiles(self) -> dict[ClientId, Profile]:

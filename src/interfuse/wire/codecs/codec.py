@@ -34,10 +34,10 @@ import zstandard
 from torch import Tensor
 
 from interfuse.errors import ConfigError
-from interfuse.numerics import aligned
 from interfuse.wire.body import MAX_RANK, fault
 from interfuse.wire.codecs import grids
 from interfuse.wire.codecs.grids import BITS, BYTES_OF_SCALE, Per
+from interfuse.wire.memory import fresh
 
 Values = Literal["fp16", "bf16", "int8", "int4", "int2"]
 
@@ -111,14 +111,18 @@ class Codec:
         """What a receiver has to know: the text without what concerns the sender alone."""
         return str(replace(self, feedback=False))
 
+    @property
+    def unthinned(self) -> Codec:
+        """The same without leaving out small numbers."""
+        return replace(self, keep=None, feedback=self.feedback and self.values is not None)
+
     def round(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A finite float32 tensor as its receiver gets it; rounding that again changes nothing."""
         if not x.numel():
             return x
         if self.keep is not None:
             rows = grids.rows_of(x, self.per)
-            count = max(1, math.ceil(self.keep * rows.shape[1]))
-            order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, :count]
+            order = rows.abs().argsort(dim=1, descending=True, stable=True)[:, : self._kept(rows.shape[1])]
             x = torch.zeros_like(rows).scatter(1, order, rows.gather(1, order)).reshape(x.shape)
         if self.values in _HALVES:
             half = _HALVES[self.values]
@@ -144,21 +148,30 @@ class Codec:
         return head + (payload if self.level is None else zstandard.ZstdCompressor(self.level).compress(payload))
 
     def _payload(self, x: Tensor) -> bytes:
-        bits = BITS.get(self.values or "")
-        numbers = _bytes_of(x) if self.values is None else b""
-        places = np.arange(x.numel()) if self.keep is None else x.flatten().nonzero().flatten().numpy()
-        where = b"" if self.keep is None else _COUNT.pack(len(places)) + _write_places(places, x.numel())
+        flat, bits = x.view(-1), BITS.get(self.values or "")
+        chosen = None if self.keep is None else flat.nonzero().flatten()
+        where = b"" if chosen is None else _COUNT.pack(len(chosen)) + _write_places(chosen.numpy(), len(flat))
         if bits is not None:
             coded = grids.to_codes(grids.rows_of(x, self.per), bits)
             if coded is None:
                 raise ValueError(f"the tensor does not lie on the grid of {self}; round it first")
-            return coded[0].tobytes() + where + grids.pack(coded[1].reshape(-1)[places], bits)
+            codes = coded[1].reshape(-1)
+            return coded[0].tobytes() + where + grids.pack(codes if chosen is None else codes[chosen.numpy()], bits)
         if self.values is not None:
-            half = x.to(_HALVES[self.values])
-            if not torch.equal(half.to(torch.float32), x):
+            half = flat.to(_HALVES[self.values])
+            if not torch.equal(half.to(torch.float32), flat):
                 raise ValueError(f"the tensor has numbers that {self} cannot hold; round it first")
-            x, numbers = half, _bytes_of(half)
-        return where + (numbers if self.keep is None else _bytes_of(x.flatten()[torch.from_numpy(places)]))
+            flat = half
+        return where + _bytes_of(flat if chosen is None else flat[chosen])
+
+    def declared(self, data: np.ndarray, limit: int, message: str, field: str) -> tuple[torch.dtype, tuple[int, ...]]:
+        """The type and the shape that bytes say they have, which takes no memory to know.
+
+        Raises:
+            MessageError: they say none, or one beyond the limit in bytes.
+        """
+        dtype, shape, _ = _head(np.ascontiguousarray(data).data, limit, message, field)
+        return dtype, shape
 
     def unpack(self, data: np.ndarray, limit: int, message: str, field: str) -> Tensor:
         """The tensor of bytes that :meth:`pack` made, wherever they come from.
@@ -173,10 +186,12 @@ class Codec:
         if self.lossy and dtype != torch.float32:
             raise fault(message, field, "torch.float32", str(dtype))
         count = math.prod(shape)
-        scales = BYTES_OF_SCALE * grids.number_of_rows(shape, self.per) if self.values in BITS else 0
-        most = scales + self._size(count, dtype) if count else 0
+        rows = grids.number_of_rows(shape, self.per) if count else 0
+        kept = self._kept(count // rows) * rows if rows else 0
+        scales = BYTES_OF_SCALE * rows if self.values in BITS else 0
+        most = scales + self._size(kept, dtype)
         if self.keep is not None and count:
-            most += _COUNT.size + _size_of_places(count, count)
+            most += _COUNT.size + _size_of_places(kept, count)
         payload = rest if self.level is None else _decompress(rest, most, message, field)
         if len(payload) > most or (self.keep is None and len(payload) < most):
             raise fault(message, field, f"{most} bytes for shape {list(shape)}", f"{len(payload)} bytes")
@@ -184,24 +199,30 @@ class Codec:
             return torch.empty(shape, dtype=dtype)
         if len(payload) < scales:
             raise fault(message, field, f"{scales} bytes of scales", f"{len(payload)} bytes")
-        places, numbers = self._places(payload[scales:], count, message, field)
-        found = len(places) if places is not None else count
-        if len(numbers) != self._size(found, dtype):
-            raise fault(message, field, f"{self._size(found, dtype)} bytes of numbers", f"{len(numbers)} bytes")
-        values = self._numbers(numbers, found, dtype)
-        if dtype == torch.bool and bool((values.view(torch.uint8) > 1).any()):
-            raise fault(message, field, "truth values of 0 or 1", "another")
+        sent, where, numbers = self._places(payload[scales:], count, kept, message, field)
+        if len(numbers) != self._size(sent, dtype):
+            raise fault(message, field, f"{self._size(sent, dtype)} bytes of numbers", f"{len(numbers)} bytes")
+        try:
+            tensor = fresh(shape, dtype)
+        except (MemoryError, RuntimeError):
+            raise fault(message, field, f"{count * dtype.itemsize} bytes of free memory", "less") from None
+        raw, flat = np.frombuffer(numbers, np.uint8), tensor.view(-1)
         if self.values in BITS:
-            columns = count // (scales // BYTES_OF_SCALE)
-            factors = np.frombuffer(payload[:scales], np.uint8).reshape(-1, BYTES_OF_SCALE)
-            rows = (np.arange(count) if places is None else places) // columns
-            on_grid = grids.from_codes(factors, values.numpy(), rows, BITS[self.values])
-            if on_grid is None:
+            factors = np.frombuffer(payload[:scales], np.uint8).reshape(rows, BYTES_OF_SCALE)
+            codes = grids.unpack(raw, sent, BITS[self.values])
+            if not grids.from_codes(factors, codes, where, flat.view(rows, -1).numpy(), BITS[self.values]):
                 raise fault(message, field, "finite scales and codes on the grid", "others")
-            values = torch.from_numpy(on_grid)
-        if places is not None:
-            values = torch.zeros(count).index_copy_(0, torch.from_numpy(places), values.to(torch.float32))
-        return aligned(values.to(dtype).reshape(shape))
+        elif where is None and self.values is None:
+            if dtype == torch.bool and int(raw.max()) > 1:
+                raise fault(message, field, "truth values of 0 or 1", "another")
+            flat.view(torch.uint8).numpy()[:] = raw
+        else:
+            _write_floats(raw, self.values, where, flat.numpy())
+        return tensor
+
+    def _kept(self, columns: int) -> int:
+        """How many numbers of a row may be other than zero."""
+        return columns if self.keep is None else max(1, math.ceil(self.keep * columns))
 
     def _size(self, count: int, dtype: torch.dtype) -> int:
         """Bytes of so many numbers."""
@@ -210,29 +231,21 @@ class Codec:
         return count * (dtype if self.values is None else _HALVES[self.values]).itemsize
 
     def _places(
-        self, payload: memoryview, count: int, message: str, field: str
-    ) -> tuple[np.ndarray | None, memoryview]:
-        """Which numbers were sent, None for all, and the rest of the payload."""
+        self, payload: memoryview, count: int, kept: int, message: str, field: str
+    ) -> tuple[int, np.ndarray | None, memoryview]:
+        """How many numbers were sent, which of them (None for all), and the rest of the payload."""
         if self.keep is None:
-            return None, payload
+            return count, None, payload
         if len(payload) < _COUNT.size:
             raise fault(message, field, "a count of 4 bytes", f"{len(payload)} bytes")
         sent = _COUNT.unpack_from(payload)[0]
-        end = _COUNT.size + _size_of_places(min(sent, count), count)
-        if sent > count or len(payload) < end:
-            raise fault(message, field, f"at most {count} places in {end} bytes", f"{sent} in {len(payload)} bytes")
-        places = _read_places(payload[_COUNT.size : end], sent, count)
-        if places is None:
+        end = _COUNT.size + _size_of_places(min(sent, kept), count)
+        if sent > kept or len(payload) < end:
+            raise fault(message, field, f"at most {kept} places in {end} bytes", f"{sent} in {len(payload)} bytes")
+        where = _read_places(payload[_COUNT.size : end], sent, count)
+        if where is None:
             raise fault(message, field, f"{sent} ascending places below {count}", "others")
-        return places, payload[end:]
-
-    def _numbers(self, data: memoryview, count: int, dtype: torch.dtype) -> Tensor:
-        """Numbers as they are written, codes where there is a grid; in memory of their own."""
-        raw = np.frombuffer(data, np.uint8).copy()
-        if self.values in BITS:
-            return torch.from_numpy(grids.unpack(raw, count, BITS[self.values]))
-        kind = dtype if self.values is None else _HALVES[self.values]
-        return torch.from_numpy(raw).view(kind) if count else torch.empty(0, dtype=kind)
+        return sent, where, payload[end:]
 
 
 NO_CODEC = Codec()
@@ -307,10 +320,24 @@ def _write_places(places: np.ndarray, count: int) -> bytes:
 
 
 def _read_places(data: memoryview, sent: int, count: int) -> np.ndarray | None:
+    """What indexes the numbers that were sent: their places, or a mask of all; None where the bytes say neither."""
     if sent * _width(count) <= -(-count // 8):
-        places = np.frombuffer(data, f"<u{_width(count)}").astype(np.int64)
-        ascending = bool((np.diff(places) > 0).all()) and (not sent or int(places[-1]) < count)
+        places = np.frombuffer(data, f"<u{_width(count)}")
+        ascending = bool((places[1:] > places[:-1]).all()) and (not sent or int(places[-1]) < count)
         return places if ascending else None
     bits = np.unpackbits(np.frombuffer(data, np.uint8), bitorder="little")
-    places = np.flatnonzero(bits)
-    return places if len(places) == sent and (not sent or int(places[-1]) < count) else None
+    mask = bits[:count].view(bool)
+    return mask if int(np.count_nonzero(bits)) == int(np.count_nonzero(mask)) == sent else None
+
+
+def _write_floats(raw: np.ndarray, values: Values | None, where: np.ndarray | None, out: np.ndarray) -> None:
+    """Numbers as they are written into float32, each where it belongs, zeros elsewhere."""
+    if where is not None:
+        out[:] = 0
+    places = slice(None) if where is None else where
+    if values == "bf16":  # NumPy has no such type: the first half of a float32
+        bits = out.view(np.uint32)
+        bits[places] = raw.view("<u2")
+        bits <<= 16
+    else:
+        out[places] = raw.view("<f2" if values == "fp16" else "<f4")

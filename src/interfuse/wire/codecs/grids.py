@@ -93,19 +93,32 @@ def to_codes(rows: Rows, bits: int) -> tuple[UInt8[np.ndarray, "rows 3"], UInt8[
     return scales.view(np.uint8).reshape(-1, 4)[:, 1:], codes.numpy()
 
 
-def from_codes(scales: np.ndarray, codes: np.ndarray, rows: np.ndarray, bits: int) -> np.ndarray | None:
-    """The inverse of :func:`to_codes` for codes of which each says its row; None where there is no such number."""
+def from_codes(
+    scales: UInt8[np.ndarray, "rows 3"], codes: np.ndarray, where: np.ndarray | None, out: np.ndarray, bits: int
+) -> bool:
+    """The inverse of :func:`to_codes`, written to the rows of ``out``; whether there are such numbers.
+
+    Args:
+        where: What indexes the numbers whose codes these are among all, of which the others are 0; None: they are all.
+    """
     whole = np.zeros((len(scales), 4), np.uint8)
     whole[:, 1:] = scales
-    factors = whole.view("<f4")[:, 0]
+    factors = whole.view("<f4")
     steps = 2 ** (bits - 1) - 1
-    signed = np.signbit(factors)[rows]
-    if not np.isfinite(factors).all() or (codes[signed] > 2 * steps).any():
-        return None
-    places = codes.astype(np.float32) - np.where(signed, np.float32(steps), np.float32(0))
+    signed = np.signbit(factors)
+    zeros = np.where(signed, np.uint8(steps), np.uint8(0))
+    if where is not None:
+        given, codes = codes, np.repeat(zeros, out.shape[1])
+        codes[where] = given
+    codes = codes.reshape(out.shape)
+    if not np.isfinite(factors).all() or (signed & (codes.max(1, keepdims=True) > 2 * steps)).any():
+        return False
+    out[:] = codes
+    out -= zeros
     with np.errstate(over="ignore"):  # whether a message is finite is checked with the rest of it
-        found: np.ndarray = places * np.abs(factors)[rows] + np.float32(0)
-        return found
+        out *= np.abs(factors)
+    out += 0  # a zero has no sign
+    return True
 
 
 def pack(codes: np.ndarray, bits: int) -> bytes:
@@ -121,4 +134,6 @@ def pack(codes: np.ndarray, bits: int) -> bytes:
 def unpack(data: np.ndarray, count: int, bits: int) -> np.ndarray:
     """The inverse of :func:`pack`, for bytes of the right number."""
     shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    return ((data[:, None] >> shifts) & np.uint8(2**bits - 1)).reshape(-1)[:count]
+    codes: np.ndarray = data[:, None] >> shifts
+    codes &= np.uint8(2**bits - 1)
+    return codes.reshape(-1)[:count]

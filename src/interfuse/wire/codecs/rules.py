@@ -53,7 +53,9 @@ class Codecs:
 
     def written(self) -> dict[str, Codec]:
         """All codecs by what a receiver has to know of them."""
-        return {codec.written: codec for codec in self.rules.values()}
+        # under one rule there may be fields that must not be thinned out
+        found = [codec for rule in self.rules.values() for codec in (rule.unthinned, rule)]
+        return {codec.written: codec for codec in found}
 
 
 NO_CODECS = Codecs()

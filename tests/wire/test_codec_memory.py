@@ -1,0 +1,135 @@
+"""Memory that reading a coded message takes: little for what is refused, about what it holds for what is not."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import same_bits
+
+from interfuse import wire
+from interfuse.errors import MessageError
+from interfuse.message import Features, Message, Parameters, decode, encode, rounded
+from interfuse.randomness import generator
+from interfuse.wire import Codecs, Limits
+from interfuse.wire.codecs import codec
+
+MB = 1 << 20
+DIMS = {"classes": 10, "d": 512}
+KEYS = {"w": (512, 4096)}
+
+
+class Both(Message):
+    """A field whose shape follows from the keys of a model, and one whose shape follows from the run."""
+
+    z: Features
+    tensors: Parameters
+
+
+def peak(work: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> int:
+    """The most bytes that NumPy and Python hold, and all that is taken for decoded tensors, which PyTorch holds."""
+    taken = 0
+    honest = codec.fresh
+
+    def counted(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        nonlocal taken
+        made = honest(shape, dtype)
+        taken += made.nbytes
+        return made
+
+    monkeypatch.setattr(codec, "fresh", counted)
+    tracemalloc.start()
+    try:
+        work()
+        return taken + tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def bomb(path: str, text: str, shape: tuple[int, ...]) -> bytes:
+    """A small message whose one tensor unfolds to zeros of this shape."""
+    made = codec.Codec.parse(text)
+    coded = bytearray(made.pack(torch.zeros(shape)))
+    return wire.encode("Both", {f"{path}@{made.written}": torch.frombuffer(coded, dtype=torch.uint8)})
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "reason"),
+    [
+        ("tensors/w", (4096, 4096), "shape (512, 4096), found shape (4096, 4096)"),
+        ("tensors/v", (4096, 4096), "unknown key 'v'"),
+        ("z", (4096, 4096), "d = 512"),
+        ("z", (16, 2, 512, 1024), "shape [batch d]"),
+        ("z/inside", (4096, 4096), "an unknown one"),
+        ("nothing", (4096, 4096), "an unknown one"),
+    ],
+)
+@pytest.mark.parametrize("text", ["zstd", "int8+zstd", "fp16+zstd", "topk:0.5+int4+zstd"])
+def test_a_small_message_of_another_shape_takes_no_memory(
+    text: str, path: str, shape: tuple[int, ...], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bomb(path, text, shape)
+    assert len(data) < 20_000
+
+    def work() -> None:
+        with pytest.raises(MessageError) as refused:
+            decode(data, Both, DIMS, KEYS, Limits(max_bytes=100 * MB), Codecs.parse({"default": text}))
+        assert reason in str(refused.value)
+
+    assert peak(work, monkeypatch) < MB / 4
+
+
+def test_a_tensor_of_another_type_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    head = struct.pack("<BB2I", 5, 2, *KEYS["w"])  # float64
+    coded = bytearray(head + codec.zstandard.ZstdCompressor(3).compress(bytes(8 * 512 * 4096)))
+    data = wire.encode("Both", {"tensors/w@zstd": torch.frombuffer(coded, dtype=torch.uint8)})
+
+    def work() -> None:
+        with pytest.raises(MessageError, match=r"torch\.float32"):
+            decode(data, Both, DIMS, KEYS, Limits(max_bytes=100 * MB), Codecs.parse({"default": "zstd"}))
+
+    assert peak(work, monkeypatch) < MB / 4
+
+
+@pytest.mark.parametrize("zstd", ["", "+zstd"])
+@pytest.mark.parametrize(
+    "text",
+    ["fp16", "bf16", "int8", "int4", "int2", "int8:tensor", "topk:0.1", "topk:0.5", "topk:0.9+int8", "topk:0.1+bf16"],
+)
+def test_what_is_as_declared_takes_at_most_twice_what_it_holds(
+    text: str, zstd: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = codec.Codec.parse(text + zstd)
+    x = torch.randn(512, 4096, generator=generator(1))
+    sent = made.round(x, generator(2))
+    data = made.pack(sent)
+    found: list[Tensor] = []
+    raw = codec.np.frombuffer(data, codec.np.uint8)
+    most = peak(lambda: found.append(made.unpack(raw, 100 * MB, "M", "f")), monkeypatch)
+    assert same_bits({"x": found[0]}, {"x": sent})
+    assert most <= 2 * sent.nbytes
+
+
+def test_a_whole_message_takes_at_most_twice_what_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    rules = Codecs.parse({"default": "int8+zstd"})
+    noise = generator(1)
+    sent = rounded(
+        Both(torch.randn(1024, 512, generator=noise), {"w": torch.randn(512, 4096, generator=noise)}), rules, noise
+    )
+    data, found = encode(sent, rules), []
+    most = peak(lambda: found.append(decode(data, Both, DIMS, KEYS, codecs=rules)), monkeypatch)
+    assert same_bits(found[0].tensors, sent.tensors)
+    assert torch.equal(found[0].z, sent.z)
+    assert most <= 2 * (sent.z.nbytes + sent.tensors["w"].nbytes)
+
+
+@pytest.mark.parametrize("text", ["fp16", "int8", "int2+zstd"])
+def test_packing_makes_no_index_of_every_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = codec.Codec.parse(text)
+    sent = made.round(torch.randn(512, 4096, generator=generator(1)), generator(2))
+    most = peak(lambda: made.pack(sent) and None, monkeypatch)
+    assert most <= 1.5 * sent.nbytes  # an index alone takes twice as much
