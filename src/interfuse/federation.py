@@ -18,7 +18,7 @@ from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
 from interfuse.setup import Serving, Setup, check_fusion, check_setup
-from interfuse.wire import Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
+from interfuse.wire import NO_CODEC, Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
 from interfuse.wire.codecs.rules import DEFAULT
 
 
@@ -74,7 +74,8 @@ def carries_features(messages: Sequence[type[Message]]) -> bool:
 
 
 def check_codecs(codecs: Codecs, method: Method) -> None:
-    """Check that every codec belongs to a message, and that no field forbids it. The default leaves out what is.
+    """Check that every codec belongs to a message, and that no field forbids it. The default leaves out what is
+    forbidden, unless it would be nothing then.
 
     Raises:
         ConfigError: naming the codec, the field, and what may be done to it.
@@ -87,6 +88,12 @@ def check_codecs(codecs: Codecs, method: Method) -> None:
     names = {name for kind, leaf, _ in found for name in (kind, leaf.field.partition(".")[0], leaf.field)}
     for key, codec in codecs.rules.items():
         if key == DEFAULT:
+            forbidden = bool(found) and all(leaf.precision is not Precision.SPARSE for _, leaf, _ in found)
+            if forbidden and codec.keep is not None and codec.unthinned == NO_CODEC:
+                raise ConfigError(
+                    f"codecs: {codec}: nothing that {type(method).__name__} sends may be thinned out; round it, with "
+                    "int8 for instance"
+                )
             continue
         meant = [one for one in found if key in (one[0], one[1].field.partition(".")[0], one[1].field)]
         if not meant:
