@@ -95,7 +95,8 @@ def figures(run: Run) -> dict[str, Figure]:
             found[name] = composition_figure(matrix, title)
     for when, values in (summary.get("similarity") or {}).items():
         if values is not None:
-            found[f"similarity-{when}"] = similarity_figure(np.array(values, dtype=float), f"linear CKA, {when} training")
+            title = f"linear CKA, {when} training"
+            found[f"similarity-{when}"] = similarity_figure(np.array(values, dtype=float), title)
     if len(points.rounds):
         curves = {name: curve(metrics) for name, metrics in run.beside.items()}
         found["accuracy-rounds"] = accuracy_over_rounds(points, curves)
