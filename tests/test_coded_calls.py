@@ -27,24 +27,12 @@ from worlds import (
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.encoding import decode, encode, rounded, sizes
 from interfuse.errors import ConfigError, MessageError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
 from interfuse.handler import on_client
-from interfuse.message import (
-    Disclosure,
-    Features,
-    Labels,
-    Message,
-    Parameters,
-    Precision,
-    decode,
-    encode,
-    flatten,
-    leaves,
-    rounded,
-    sizes,
-)
+from interfuse.message import Disclosure, Features, Labels, Message, Parameters, Precision, flatten, leaves
 from interfuse.method import Method
 from interfuse.methods import built_in, find
 from interfuse.methods.fedavg import FedAvg

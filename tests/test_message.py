@@ -15,6 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, Num, UInt
 from torch import Tensor
 from worlds import same_bits
 
+from interfuse.delivery import check, narrow, unmodified
+from interfuse.encoding import decode, encode, sizes
 from interfuse.errors import MessageError
 from interfuse.message import (
     ClassCounts,
@@ -27,16 +29,10 @@ from interfuse.message import (
     NamedTensors,
     Parameters,
     State,
-    check,
-    decode,
     disclosed,
-    encode,
     flatten,
     leaves,
-    narrow,
-    sizes,
     unflatten,
-    unmodified,
 )
 
 DIMS = {"classes": 3, "clients": 2, "d": 4}

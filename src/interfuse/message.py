@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 import typing
-from collections.abc import Callable, Container, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cache
@@ -33,15 +33,12 @@ from typing import (
     get_type_hints,
 )
 
-import numpy as np
 import torch
 from jaxtyping import AbstractArray, Bool, Float, Float32, Int, Shaped, UInt
 from torch import Tensor
 
-from interfuse import wire
 from interfuse.errors import DeclarationError, MessageError
 from interfuse.numerics import aligned
-from interfuse.wire import NO_CODEC, NO_CODECS, Codec, Codecs, Pieces
 
 Dims = Mapping[str, int]
 
@@ -108,7 +105,7 @@ R = TypeVar("R", bound=Record)
 M = TypeVar("M", bound=Message)
 
 # at run time these annotations are classes
-_UNSIGNED = tuple(UInt[Tensor, ""].dtypes)  # type: ignore[attr-defined]
+UNSIGNED = tuple(UInt[Tensor, ""].dtypes)  # type: ignore[attr-defined]
 _FAMILIES = {
     tuple(Float[Tensor, ""].dtypes): "float32",  # type: ignore[attr-defined]
     tuple(Int[Tensor, ""].dtypes): "int64",  # type: ignore[attr-defined]
@@ -231,9 +228,9 @@ def _dtypes(annotation: Any, path: str, disclosure: Disclosure | None) -> tuple[
     if not isinstance(annotation.dtypes, list | tuple):
         return None
     found = tuple(annotation.dtypes)
-    if len(found) == 1 or (found == _UNSIGNED and disclosure is Disclosure.LABELS):
+    if len(found) == 1 or (found == UNSIGNED and disclosure is Disclosure.LABELS):
         return found
-    for family, one in (_FAMILIES if found != _UNSIGNED else {}).items():
+    for family, one in (_FAMILIES if found != UNSIGNED else {}).items():
         if found == family:
             return (one,)
     raise DeclarationError(
@@ -395,7 +392,7 @@ def _unflatten(node: _Node, value: Any, message: str, path: str) -> Any:
 Change = Callable[[Leaf, Tensor, str], Tensor]
 
 
-def _mapped(record: R, change: Change) -> R:
+def mapped(record: R, change: Change) -> R:
     """The same record with every tensor replaced; scalars, structure and type stay."""
     return typing.cast(R, _mapped_record(type(record).__name__, type(record), record, "", change))
 
@@ -425,252 +422,12 @@ def _mapped_node(name: str, node: _Node, value: Any, path: str, change: Change) 
     return {key: _mapped_node(name, item, one, f"{path}/{key}", change) for key, one in value.items()}
 
 
-def _unsigned(classes: int) -> torch.dtype:
-    return torch.uint8 if classes <= 256 else torch.uint16 if classes <= 65536 else torch.uint32
-
-
-def _declared(leaf: Leaf, dtype: torch.dtype, dims: Dims) -> torch.dtype:
-    """The dtype in which a tensor of this leaf travels. ``UInt`` is the smallest that holds the run's classes."""
-    if leaf.dtypes is None:
-        return dtype
-    if leaf.dtypes == _UNSIGNED:
-        return _unsigned(dims.get("classes", 256))
-    return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
-
-
-def narrow(message: M, dims: Dims, *, copy: bool = True) -> M:
-    """Detach, narrow to the declared dtypes and copy, so that nothing the sender does later can reach the receiver.
-
-    Args:
-        copy: False: what is contiguous and of its dtype already may go on sharing memory with the given tensor.
-
-    Raises:
-        MessageError: a value cannot be narrowed without changing its kind or losing an integer.
-    """
-    name = type(message).__name__
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        tensor, wanted = tensor.detach(), _declared(leaf, tensor.dtype, dims)
-        if tensor.dtype == wanted:
-            return wire.copied(tensor) if copy else aligned(tensor.contiguous())
-        if tensor.dtype.is_floating_point != wanted.is_floating_point or torch.bool in (tensor.dtype, wanted):
-            raise MessageError(name, path, str(wanted), str(tensor.dtype))
-        if not wanted.is_floating_point and tensor.numel():
-            info, low, high = torch.iinfo(wanted), int(tensor.min()), int(tensor.max())
-            if low < info.min or high > info.max:
-                raise MessageError(name, path, f"values from {info.min} to {info.max}", f"{low} to {high}")
-        return tensor.to(wanted).contiguous()
-
-    return _mapped(message, change)
-
-
-def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = None, *, finite: bool = True) -> M:
-    """Check dtypes, shapes and finiteness, and return the message.
-
-    Args:
-        dims: Sizes that are bound for the whole run, such as ``d`` and ``classes``. Other names, such as ``batch``,
-            must agree inside one record and may differ between records.
-        keys: Keys and shapes of the client's model, for fields of named tensors.
-        finite: Look at the values too; False where they have been looked at already.
-
-    Raises:
-        MessageError: naming message, field, expected and found.
-    """
-    name = type(message).__name__
-    bound: dict[tuple[str, str], int] = {}
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        _check_declared(name, path, leaf, tensor.dtype, tuple(tensor.shape), dims, keys, bound)
-        if finite and tensor.dtype.is_floating_point and not _finite(tensor):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
-        if leaf.disclosure is Disclosure.LABELS and "classes" in dims and tensor.numel():
-            # comparison is not implemented for PyTorch's wider unsigned types
-            highest = int(tensor.to(torch.int64).max())
-            if highest >= dims["classes"]:
-                raise MessageError(name, path, f"labels below {dims['classes']}", f"label {highest}")
-        return tensor
-
-    _mapped(message, change)
-    return message
-
-
-def _finite(tensor: Tensor) -> bool:
-    """One pass without a temporary in the usual case; a sum that overflows is looked at element by element."""
-    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
-
-
-def _check_declared(
-    name: str,
-    path: str,
-    leaf: Leaf,
-    dtype: torch.dtype,
-    shape: tuple[int, ...],
-    dims: Dims,
-    keys: Mapping[str, tuple[int, ...]] | None,
-    bound: dict[tuple[str, str], int],
-) -> None:
-    """What can be checked of a tensor without having it."""
-    if leaf.dtypes is not None and dtype != (wanted := _declared(leaf, dtype, dims)):
-        raise MessageError(name, path, str(wanted), str(dtype))
-    if leaf.named and keys is not None:
-        key = path.rsplit("/", 1)[1]
-        if key not in keys:
-            raise MessageError(name, path, "a key of the client's model", f"unknown key {key!r}")
-        if dtype != torch.float32:
-            raise MessageError(name, path, "torch.float32", str(dtype))
-        if shape != keys[key]:
-            raise MessageError(name, path, f"shape {keys[key]}", f"shape {shape}")
-    if leaf.dims is not None:
-        _check_shape(name, path, leaf.dims, shape, dims, bound)
-
-
-def _check_shape(
-    name: str,
-    path: str,
-    wanted: tuple[str, ...],
-    shape: tuple[int, ...],
-    dims: Dims,
-    bound: dict[tuple[str, str], int],
-) -> None:
-    words: tuple[str | None, ...] = wanted
-    if "..." in wanted:
-        place = wanted.index("...")
-        words = (*wanted[:place], *([None] * (len(shape) - len(wanted) + 1)), *wanted[place + 1 :])
-    if len(shape) != len(words):
-        raise MessageError(name, path, f"shape [{' '.join(wanted)}]", f"shape {shape}")
-    group = path.rpartition("/")[0]
-    for dim, size in zip(words, shape, strict=True):
-        if dim is None or dim == "_":
-            continue
-        expected = int(dim) if dim.isdecimal() else dims[dim] if dim in dims else bound.setdefault((group, dim), size)
-        if size != expected:
-            raise MessageError(name, path, f"{dim} = {expected}", f"shape {shape}")
-
-
 def kind_of(message: Message | type[Message]) -> str:
     """The name under which a message is counted and travels."""
     return message.__name__ if isinstance(message, type) else type(message).__name__
 
 
-def codec_of(codecs: Codecs, kind: str, leaf: Leaf, dimensions: int) -> Codec:
-    """The codec of a tensor: the one that is asked for, as far as the field allows it. What must not be thinned out is
-    rounded only.
-
-    Tensors of a model with fewer than two dimensions are biases and statistics: small, and sensitive. They are exact.
-    """
-    codec = codecs.find(kind, leaf.field)
-    forbidden = leaf.precision is Precision.EXACT or (leaf.named and dimensions < 2)
-    if leaf.scalar is not None or (codec.lossy and forbidden):
-        return NO_CODEC
-    return codec.unthinned if leaf.precision is Precision.ROUNDED else codec
-
-
-def rounded(
-    message: M, codecs: Codecs, generator: torch.Generator, feedback: MutableMapping[str, Tensor] | None = None
-) -> M:
-    """A checked message as its receiver gets it. Rounding it again changes nothing.
-
-    Args:
-        generator: For rounding at random.
-        feedback: What rounding has lost so far by kind and path, for fields whose codec gives it back; replaced by what
-            is lost now.
-    """
-    kind = kind_of(message)
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        codec, place = codec_of(codecs, kind, leaf, tensor.ndim), f"{kind}/{path}"
-        if not codec.lossy:
-            return tensor
-        if feedback is None or not (codec.feedback and leaf.lasting):
-            return codec.round(tensor, generator)
-        lost = feedback.get(place)
-        wanted = tensor if lost is None or lost.shape != tensor.shape else tensor + lost
-        sent = codec.round(wanted, generator)
-        feedback[place] = wanted - sent
-        return sent
-
-    return _mapped(message, change) if codecs else message
-
-
-def encode(message: Message, codecs: Codecs = NO_CODECS) -> bytes:
-    """A message as bytes: a versioned header and safetensors, in which coded tensors are pieces of bytes.
-
-    Raises:
-        MessageError: a tensor has a codec and is not :func:`rounded`.
-    """
-    return bytes(encoded(message, codecs))
-
-
-def encoded(message: Message, codecs: Codecs = NO_CODECS) -> Pieces:
-    """As :func:`encode`, in pieces that share memory with the message: its tensors must not change meanwhile."""
-    return wire.encoded(kind_of(message), _packed(message, codecs))
-
-
-def sizes(message: Message, codecs: Codecs = NO_CODECS) -> tuple[int, int]:
-    """Raw payload and length of the encoded form in bytes. Only what has a codec is really encoded."""
-    return wire.raw_size(flatten(message)), wire.encoded_size(kind_of(message), _packed(message, codecs))
-
-
-_CODED = "@"
-"""Stands between the path of a coded tensor and what a receiver has to know of its codec."""
-
-
-def _packed(message: Message, codecs: Codecs) -> dict[str, Tensor]:
-    """The flat form with coded tensors as bytes under the names of path and codec."""
-    flat, kind = flatten(message), kind_of(message)
-    if not codecs:
-        return flat
-    packed = dict(flat)
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        codec = codec_of(codecs, kind, leaf, tensor.ndim)
-        if codec == NO_CODEC:
-            return tensor
-        try:
-            data = codec.pack(tensor)
-        except ValueError as error:
-            raise MessageError(kind, path, f"a tensor for {codec}", str(error)) from None
-        del packed[path]
-        packed[f"{path}{_CODED}{codec.written}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return tensor
-
-    _mapped(message, change)
-    return packed
-
-
-Look = Callable[[str, torch.dtype, tuple[int, ...]], None]
-
-
-def _unpacked(
-    kind: str, packed: dict[str, Tensor], codecs: Codecs, limit: int, look: Look = lambda path, dtype, shape: None
-) -> dict[str, Tensor]:
-    """The inverse of :func:`_packed`; all tensors together take at most ``limit`` bytes.
-
-    Args:
-        packed: Will be empty: what is unpacked need not be held twice.
-        look: Sees path, type and shape of a coded tensor before any memory is taken for it, and may refuse it.
-    """
-    known, flat, left = codecs.written(), {}, limit
-    for name in list(packed):
-        tensor = packed.pop(name)
-        path, _, written = name.rpartition(_CODED)
-        if path and written in known:
-            if tensor.dtype != torch.uint8 or tensor.ndim != 1:
-                raise MessageError(kind, path, "bytes", f"{tensor.dtype} of shape {tuple(tensor.shape)}")
-            data = tensor.numpy()
-            look(path, *known[written].declared(data, left, kind, path))
-            tensor = known[written].unpack(data, left, kind, path)
-            left -= tensor.nbytes
-        else:
-            path = name
-        if path in flat:
-            raise MessageError(kind, path, "a name once", "the same tensor twice")
-        flat[path] = tensor
-    return flat
-
-
-def _leaf_at(record: type[Record], path: str) -> Leaf | None:
+def leaf_at(record: type[Record], path: str) -> Leaf | None:
     """What a path of the flat form leads to; None where it leads nowhere."""
     first, *rest = path.split("/")
     node = _nodes(record).get(first)
@@ -679,88 +436,3 @@ def _leaf_at(record: type[Record], path: str) -> Leaf | None:
             return None
         node = node.item if node.record is None else _nodes(node.record).get(name)
     return None if node is None else node.leaf
-
-
-def _check_codecs(message: Message, names: Container[str], codecs: Codecs) -> None:
-    """Check that every tensor came by its codec."""
-    kind = kind_of(message)
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        codec = codec_of(codecs, kind, leaf, tensor.ndim)
-        if (path if codec == NO_CODEC else f"{path}{_CODED}{codec.written}") not in names:
-            raise MessageError(kind, path, f"a tensor coded by {codec}", "another codec")
-        return tensor
-
-    _mapped(message, change)
-
-
-def decode(
-    data: bytes | memoryview | Pieces,
-    expected: type[M],
-    dims: Dims,
-    keys: Mapping[str, tuple[int, ...]] | None = None,
-    limits: wire.Limits | None = None,
-    codecs: Codecs = NO_CODECS,
-) -> M:
-    """Bytes back to a checked message; the receiver has the same codecs as the sender.
-
-    Raises:
-        MessageError: for anything that is not exactly a message of the expected type within the limits.
-    """
-    limits = limits or wire.Limits()
-    kind, packed = wire.decode(data, None, limits)
-    if kind != kind_of(expected):
-        raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
-    if not codecs:  # tensors that are not finite are refused above
-        return check(unflatten(expected, packed), dims, keys, finite=False)
-    names, bound = frozenset(packed), dict[tuple[str, str], int]()
-
-    def look(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        leaf = _leaf_at(expected, path)
-        if leaf is None:
-            raise MessageError(kind, path, "a field of the message", "an unknown one")
-        _check_declared(kind, path, leaf, dtype, shape, dims, keys, bound)
-
-    message = unflatten(expected, _unpacked(kind, packed, codecs, limits.max_bytes, look))
-    _check_codecs(message, names, codecs)
-    return check(message, dims, keys)
-
-
-def read(data: bytes | memoryview | Pieces, codecs: Codecs) -> tuple[str, dict[str, Tensor]]:
-    """What bytes say without knowing what they should say, for people who look at messages: kind, tensors by path.
-
-    Raises:
-        MessageError: the bytes are no message.
-    """
-    limits = wire.Limits()
-    kind, packed = wire.decode(data, None, limits)
-    return kind, _unpacked(kind, packed, codecs, limits.max_bytes)
-
-
-def private(message: M, *, copy: bool) -> M:
-    """A message for one receiver: its tensors share memory with the given ones, or are copies of them."""
-    return _mapped(message, lambda leaf, tensor, path: tensor.clone() if copy else tensor.detach())
-
-
-def unmodified(message: Message | None) -> Callable[[], str | None]:
-    """Remember the version counters of a message's tensors; the answer names a tensor changed in place since."""
-    if message is None:
-        return lambda: None
-    before = [(path, tensor, tensor._version) for path, tensor in flatten(message).items()]
-    return lambda: next((path for path, tensor, version in before if tensor._version != version), None)
-
-
-def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: np.random.Generator) -> M:
-    """A message with Gaussian noise on its floating-point tensors, of a standard deviation by what they disclose.
-
-    The generator is NumPy's, which takes a seed of any length: PyTorch's has 32 bits, few enough to try all.
-    """
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        deviation = 0.0 if leaf.disclosure is None else deviations.get(leaf.disclosure, 0.0)
-        if not deviation or not tensor.dtype.is_floating_point:
-            return tensor
-        noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape)))
-        return tensor + deviation * noise.to(tensor)
-
-    return _mapped(message, change)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from interfuse.delivery import check, narrow
 from interfuse.evaluation.metrics import (
     BINS,
     answers,
@@ -22,7 +23,7 @@ from interfuse.evaluation.metrics import (
     recalls,
     statistics,
 )
-from interfuse.message import Disclosure, check, disclosed, narrow
+from interfuse.message import Disclosure, disclosed
 
 Case = tuple[Tensor, Tensor]
 FINITE = st.integers(-3, 3).map(float)

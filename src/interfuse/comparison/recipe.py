@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from interfuse.errors import ConfigError, nearest
 from interfuse.runs import RunConfig
 from interfuse.runs.config import absolute_paths, codec_rules
+from interfuse.toml import read_toml
 
 SIZES = ("smallest", "largest")
 """Instead of a list of models: all clients have that one of the federation's models."""
@@ -105,12 +105,7 @@ def read(path: Path) -> Recipe:
     Raises:
         ConfigError: the file is missing, is no comparison, or says something unknown or impossible.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    values = read_toml(path)
     if "comparison" not in values:
         raise ConfigError(f"{path} is no comparison, for it has no [comparison]; `interfuse run {path}` runs it")
     return parse(values, path.stem, str(path), path.parent)

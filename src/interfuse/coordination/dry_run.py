@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
+from interfuse.encoding import read
 from interfuse.engines.grpc.dialling import take_part
 from interfuse.engines.grpc.engine import Patience, Remote
 from interfuse.engines.grpc.frames import MESSAGE, Envelope, Payload, Reply
@@ -20,7 +21,6 @@ from interfuse.engines.grpc.vendor import MODES, Vendor
 from interfuse.errors import InterfuseError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
-from interfuse.message import read
 from interfuse.models import resolve
 from interfuse.runs import RunConfig
 from interfuse.wire import Codecs

@@ -15,20 +15,11 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
+from interfuse.delivery import check, narrow, private, unmodified
+from interfuse.encoding import rounded
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
-from interfuse.message import (
-    Message,
-    check,
-    flatten,
-    kind_of,
-    narrow,
-    private,
-    rounded,
-    settled,
-    unflatten,
-    unmodified,
-)
+from interfuse.message import Message, flatten, kind_of, settled, unflatten
 from interfuse.method import ALL, BUFFERS, Method, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import generator, reseed, seeded

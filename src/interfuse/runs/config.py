@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import tomllib
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS, expanded
 from interfuse.numerics import Numerics
 from interfuse.references import IN_MEMORY, is_reference, load_reference
+from interfuse.toml import read_toml
 from interfuse.wire import Codecs
 from interfuse.wire.codecs.rules import DEFAULT as DEFAULT_CODEC
 
@@ -192,12 +192,7 @@ def read_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: the file is missing, is no TOML, or says something unknown or impossible.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    values = read_toml(path)
     if "comparison" in values:
         raise ConfigError(f"{path} is a comparison of several runs: `interfuse compare {path}` carries it out")
     return parse_config(values, str(path))

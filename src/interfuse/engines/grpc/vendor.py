@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
 from interfuse.data import TABLES, Dataset, load, load_folder, load_table
+from interfuse.encoding import codec_of
 from interfuse.engines.grpc.contract import Contract, JoinError, Name, names
 from interfuse.engines.grpc.frames import MESSAGE
 from interfuse.engines.grpc.keys import KeyFiles
 from interfuse.errors import ConfigError
 from interfuse.evaluation import Mode
 from interfuse.handler import handlers, programs
-from interfuse.message import Disclosure, codec_of, kind_of, leaves
+from interfuse.message import Disclosure, kind_of, leaves
 from interfuse.method import Method
 from interfuse.models import Builder, resolve, split_at
 from interfuse.references import is_reference, load_reference
+from interfuse.toml import read_toml
 from interfuse.wire import Codec, Codecs
 
 MODES: tuple[Mode, ...] = ("none", "own", "shared")
@@ -207,12 +208,7 @@ def read_vendor(path: Path) -> Vendor:
     Raises:
         ConfigError: it is missing, no TOML, or says something unknown or impossible; names the key.
     """
-    try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+    values = read_toml(path)
     try:
         return Vendor.model_validate(values | {"folder": path.parent.resolve()})
     except ValidationError as error:

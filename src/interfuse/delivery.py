@@ -1,0 +1,168 @@
+"""What happens to a message on its way: it is narrowed, checked, copied, disturbed."""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interfuse import wire
+from interfuse.errors import MessageError
+from interfuse.message import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, mapped
+from interfuse.numerics import aligned
+
+
+def _unsigned(classes: int) -> torch.dtype:
+    return torch.uint8 if classes <= 256 else torch.uint16 if classes <= 65536 else torch.uint32
+
+
+def _declared(leaf: Leaf, dtype: torch.dtype, dims: Dims) -> torch.dtype:
+    """The dtype in which a tensor of this leaf travels. ``UInt`` is the smallest that holds the run's classes."""
+    if leaf.dtypes is None:
+        return dtype
+    if leaf.dtypes == UNSIGNED:
+        return _unsigned(dims.get("classes", 256))
+    return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
+
+
+def narrow(message: M, dims: Dims, *, copy: bool = True) -> M:
+    """Detach, narrow to the declared dtypes and copy, so that nothing the sender does later can reach the receiver.
+
+    Args:
+        copy: False: what is contiguous and of its dtype already may go on sharing memory with the given tensor.
+
+    Raises:
+        MessageError: a value cannot be narrowed without changing its kind or losing an integer.
+    """
+    name = type(message).__name__
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        tensor, wanted = tensor.detach(), _declared(leaf, tensor.dtype, dims)
+        if tensor.dtype == wanted:
+            return wire.copied(tensor) if copy else aligned(tensor.contiguous())
+        if tensor.dtype.is_floating_point != wanted.is_floating_point or torch.bool in (tensor.dtype, wanted):
+            raise MessageError(name, path, str(wanted), str(tensor.dtype))
+        if not wanted.is_floating_point and tensor.numel():
+            info, low, high = torch.iinfo(wanted), int(tensor.min()), int(tensor.max())
+            if low < info.min or high > info.max:
+                raise MessageError(name, path, f"values from {info.min} to {info.max}", f"{low} to {high}")
+        return tensor.to(wanted).contiguous()
+
+    return mapped(message, change)
+
+
+def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = None, *, finite: bool = True) -> M:
+    """Check dtypes, shapes and finiteness, and return the message.
+
+    Args:
+        dims: Sizes that are bound for the whole run, such as ``d`` and ``classes``. Other names, such as ``batch``,
+            must agree inside one record and may differ between records.
+        keys: Keys and shapes of the client's model, for fields of named tensors.
+        finite: Look at the values too; False where they have been looked at already.
+
+    Raises:
+        MessageError: naming message, field, expected and found.
+    """
+    name = type(message).__name__
+    bound: dict[tuple[str, str], int] = {}
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        check_declared(name, path, leaf, tensor.dtype, tuple(tensor.shape), dims, keys, bound)
+        if finite and tensor.dtype.is_floating_point and not _finite(tensor):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
+        if leaf.disclosure is Disclosure.LABELS and "classes" in dims and tensor.numel():
+            # comparison is not implemented for PyTorch's wider unsigned types
+            highest = int(tensor.to(torch.int64).max())
+            if highest >= dims["classes"]:
+                raise MessageError(name, path, f"labels below {dims['classes']}", f"label {highest}")
+        return tensor
+
+    mapped(message, change)
+    return message
+
+
+def _finite(tensor: Tensor) -> bool:
+    """One pass without a temporary in the usual case; a sum that overflows is looked at element by element."""
+    return math.isfinite(tensor.sum().item()) or bool(torch.isfinite(tensor).all())
+
+
+def check_declared(
+    name: str,
+    path: str,
+    leaf: Leaf,
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    dims: Dims,
+    keys: Mapping[str, tuple[int, ...]] | None,
+    bound: dict[tuple[str, str], int],
+) -> None:
+    """What can be checked of a tensor without having it."""
+    if leaf.dtypes is not None and dtype != (wanted := _declared(leaf, dtype, dims)):
+        raise MessageError(name, path, str(wanted), str(dtype))
+    if leaf.named and keys is not None:
+        key = path.rsplit("/", 1)[1]
+        if key not in keys:
+            raise MessageError(name, path, "a key of the client's model", f"unknown key {key!r}")
+        if dtype != torch.float32:
+            raise MessageError(name, path, "torch.float32", str(dtype))
+        if shape != keys[key]:
+            raise MessageError(name, path, f"shape {keys[key]}", f"shape {shape}")
+    if leaf.dims is not None:
+        _check_shape(name, path, leaf.dims, shape, dims, bound)
+
+
+def _check_shape(
+    name: str,
+    path: str,
+    wanted: tuple[str, ...],
+    shape: tuple[int, ...],
+    dims: Dims,
+    bound: dict[tuple[str, str], int],
+) -> None:
+    words: tuple[str | None, ...] = wanted
+    if "..." in wanted:
+        place = wanted.index("...")
+        words = (*wanted[:place], *([None] * (len(shape) - len(wanted) + 1)), *wanted[place + 1 :])
+    if len(shape) != len(words):
+        raise MessageError(name, path, f"shape [{' '.join(wanted)}]", f"shape {shape}")
+    group = path.rpartition("/")[0]
+    for dim, size in zip(words, shape, strict=True):
+        if dim is None or dim == "_":
+            continue
+        expected = int(dim) if dim.isdecimal() else dims[dim] if dim in dims else bound.setdefault((group, dim), size)
+        if size != expected:
+            raise MessageError(name, path, f"{dim} = {expected}", f"shape {shape}")
+
+
+def private(message: M, *, copy: bool) -> M:
+    """A message for one receiver: its tensors share memory with the given ones, or are copies of them."""
+    return mapped(message, lambda leaf, tensor, path: tensor.clone() if copy else tensor.detach())
+
+
+def unmodified(message: Message | None) -> Callable[[], str | None]:
+    """Remember the version counters of a message's tensors; the answer names a tensor changed in place since."""
+    if message is None:
+        return lambda: None
+    before = [(path, tensor, tensor._version) for path, tensor in flatten(message).items()]
+    return lambda: next((path for path, tensor, version in before if tensor._version != version), None)
+
+
+def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: np.random.Generator) -> M:
+    """A message with Gaussian noise on its floating-point tensors, of a standard deviation by what they disclose.
+
+    The generator is NumPy's, which takes a seed of any length: PyTorch's has 32 bits, few enough to try all.
+    """
+
+    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        deviation = 0.0 if leaf.disclosure is None else deviations.get(leaf.disclosure, 0.0)
+        if not deviation or not tensor.dtype.is_floating_point:
+            return tensor
+        noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape)))
+        return tensor + deviation * noise.to(tensor)
+
+    return mapped(message, change)
