@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,4 +263,8 @@ def test_rounds_until_an_accuracy_and_speed_beside_the_baseline(tmp_path: Path) 
     assert math.isnan(local.mean["rounds_to_0.6"])
     shown = next(table for table in tables(plan, found, None) if table.title == "Rounds until an accuracy")
     assert shown.lines[1][shown.heads.index("speed to 60 %")] == "1.0"
+    means = found[0].values[0] | {"rounds_to_0.3": 7.5, "rounds_to_0.6": 1000.0}
+    odd = tables(plan, [replace(found[0], values=[means] * 3), *found[1:]], None)
+    (line,) = [table.lines[0] for table in odd if table.title == shown.title]
+    assert [line[shown.heads.index(f"rounds to {part} %")] for part in (30, 60)] == ["7.5", "1,000"]
     assert shown.lines[2][shown.heads.index("rounds to 60 %")] == "–"

@@ -162,7 +162,9 @@ def noted(tmp_path: Path, ifl: float, fedavg: float, local: float) -> list[str]:
 
 def test_who_does_not_beat_local_is_named(tmp_path: Path) -> None:
     said = noted(tmp_path, ifl=0.5, fedavg=0.6, local=0.8)
-    assert [line.partition(" does not beat local")[0] for line in said if "does not beat" in line] == ["ifl", "fedavg"]
+    assert sum("Not better than local" in line for line in said) == 1
+    assert re.findall(r"(\w+) \([\d.]+ %\)", said[0]) == ["local", "ifl", "fedavg"]
+    assert "All the others, so ifl" in said[0]
     assert any(line.startswith("ifl shares features, so composition falls short") for line in said)
 
 
@@ -170,6 +172,28 @@ def test_who_beats_local_is_not_and_composition_counts_for_who_shares_features(t
     said = noted(tmp_path, ifl=0.9, fedavg=0.9, local=0.3)
     assert len(said) == 1
     assert said[0].startswith("ifl shares features, so composition is its point")
+
+
+def test_one_of_two_beats_local(tmp_path: Path) -> None:
+    (line,) = [line for line in noted(tmp_path, ifl=0.9, fedavg=0.2, local=0.5) if "Not better" in line]
+    assert re.findall(r"(\w+) \([\d.]+ %\)", line) == ["local", "fedavg"]
+    assert "All" not in line
+
+
+def test_an_accuracy_that_nobody_has_gets_no_columns(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "local", accuracies=[0.2, 0.99], baseline="local")
+    done = [finished(entry, tmp_path / entry.name, rise=0.8) for entry in plan.entries]
+    made = {table.title: table for table in tables(plan, *rows(plan, done))}
+    for title in ("Bytes until an accuracy", "Virtual time until an accuracy", "Rounds until an accuracy"):
+        assert any("20 %" in head for head in made[title].heads)
+        assert not any("99 %" in head for head in made[title].heads)
+    assert made["Accuracy and cost"].caption.endswith("Nobody's global accuracy is ever 99 %.")
+
+
+def test_where_nobody_has_any_there_is_no_table_of_them(tmp_path: Path) -> None:
+    plan = plan_of("ifl", accuracies=[0.99], baseline="ifl")
+    made = tables(plan, *rows(plan, [finished(plan.entries[0], tmp_path, rise=0.8)]))
+    assert not any("until" in table.title for table in made)
 
 
 def test_a_choice_at_the_edge_of_its_grid_is_named(tmp_path: Path) -> None:

@@ -22,8 +22,11 @@ def notes(rows: Sequence[Row]) -> list[str]:
     found: list[str] = []
     for row in rows:
         found += _failures(row)
-        if local is not None and row.values and row.finished.entry.config.method not in NO_COLLABORATION:
-            found += _beside(row, local)
+    if local is not None:
+        others = [row for row in rows if row.values and row.finished.entry.config.method not in NO_COLLABORATION]
+        found += _not_better(others, local)
+        for row in others:
+            found += _composed(row, local)
     return found + _at_the_edges(rows)
 
 
@@ -46,10 +49,17 @@ def _edges(row: Row) -> Iterator[tuple[str, object]]:
             yield axis, value
 
 
-def _beside(row: Row, local: Row) -> Iterator[str]:
-    own, alone = row.mean["own_last"], local.mean["own_last"]
-    if own <= alone:
-        yield f"{row.name} does not beat local on the clients' own test shares: {percent(own)} beside {percent(alone)}."
+def _not_better(others: Sequence[Row], local: Row) -> list[str]:
+    """One line for all whose own accuracy is not above Local's."""
+    alone = local.mean["own_last"]
+    behind = [f"{row.name} ({percent(row.mean['own_last'])})" for row in others if row.mean["own_last"] <= alone]
+    if not behind:
+        return []
+    every = "All the others, so " * (1 < len(behind) == len(others))
+    return [f"Not better than local ({percent(alone)}) on the clients' own test shares: {every}{', '.join(behind)}."]
+
+
+def _composed(row: Row, local: Row) -> Iterator[str]:
     if not all(composes(run.summary) for run in row.runs):
         return
     swapped = row.mean["swapped_last"]

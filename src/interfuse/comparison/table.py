@@ -41,6 +41,9 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     over = f"Mean ± standard deviation over {count} seeds" if count > 1 else f"Seed {asked.seeds[0]} alone"
     text = f"{over}. Accuracy in %, after the last round and after that of the best validation accuracy."
     coded = any(run.summary.get("codecs") for row in rows for run in row.runs)
+    reached = [a for a in asked.accuracies if any(row.values and row.known(f"uplink_to_{a:g}") for row in rows)]
+    missed = " and ".join(f"{100 * a:g} %" for a in asked.accuracies if a not in reached)
+    text += f" Nobody's global accuracy is ever {missed}." * bool(missed)
     found = [_table("Accuracy and cost", text, _MAIN, rows)]
     if coded:
         text = "MB of all clients before and after codecs, headers of messages included; and how many times less."
@@ -55,17 +58,17 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
             f"Accuracy in % behind all modular blocks of the incumbents. Newcomers are the last {late} in every entry."
         )
         found.append(_table("Newcomers", text, _NEWCOMERS, rows))
-    if asked.accuracies:
+    if reached:
         text = "Raw MB until the mean global accuracy on the curve is there for the first time; – is never."
-        found.append(_table("Bytes until an accuracy", text, _until(asked.accuracies, coded), rows))
+        found.append(_table("Bytes until an accuracy", text, _until(reached, coded), rows))
         text = (
             "Virtual seconds until then, on the clients' devices, and if all links had one rate; – is never or unknown."
         )
-        found.append(_table("Virtual time until an accuracy", text, _until_when(asked.accuracies), rows))
-    if asked.accuracies and asked.baseline is not None:
+        found.append(_table("Virtual time until an accuracy", text, _until_when(reached), rows))
+    if reached and asked.baseline is not None:
         text = "The first evaluated round where the mean global accuracy is there; – is never. "
         text += f"Speed is that of {asked.baseline} with the same seed divided by it."
-        found.append(_table("Rounds until an accuracy", text, _rounds(asked.accuracies), rows))
+        found.append(_table("Rounds until an accuracy", text, _rounds(reached), rows))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         counted = "on the wire, headers included" if coded else "raw"
@@ -83,6 +86,11 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
 
 def _count(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{value:,.0f}"
+
+
+def _round(value: float) -> str:
+    """A round, or between two: means over seeds are no whole numbers."""
+    return UNKNOWN if math.isnan(value) else f"{value:,.1f}".removesuffix(".0")
 
 
 def _tera(value: float) -> str:
@@ -172,7 +180,7 @@ def _rounds(accuracies: Sequence[float]) -> list[Column]:
     return [
         Column(f"{key} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}", form)
         for accuracy in accuracies
-        for key, form in (("rounds", _count), ("speed", _times))
+        for key, form in (("rounds", _round), ("speed", _times))
     ]
 
 
