@@ -164,7 +164,6 @@ def test_who_does_not_beat_local_is_named(tmp_path: Path) -> None:
     said = noted(tmp_path, ifl=0.5, fedavg=0.6, local=0.8)
     assert sum("Not better than local" in line for line in said) == 1
     assert re.findall(r"(\w+) \([\d.]+ %\)", said[0]) == ["local", "ifl", "fedavg"]
-    assert "All the others, so ifl" in said[0]
     assert any(line.startswith("ifl shares features, so composition falls short") for line in said)
 
 
@@ -177,7 +176,6 @@ def test_who_beats_local_is_not_and_composition_counts_for_who_shares_features(t
 def test_one_of_two_beats_local(tmp_path: Path) -> None:
     (line,) = [line for line in noted(tmp_path, ifl=0.9, fedavg=0.2, local=0.5) if "Not better" in line]
     assert re.findall(r"(\w+) \([\d.]+ %\)", line) == ["local", "fedavg"]
-    assert "All" not in line
 
 
 def test_an_accuracy_that_nobody_has_gets_no_columns(tmp_path: Path) -> None:
