@@ -55,7 +55,7 @@ def _not_better(others: Sequence[Row], local: Row) -> list[str]:
     behind = [f"{row.name} ({percent(row.mean['own_last'])})" for row in others if row.mean["own_last"] <= alone]
     if not behind:
         return []
-    return [f"Not better than local ({percent(alone)}) on the clients' own test shares: {', '.join(behind)}."]
+    return [f"Not better than local ({percent(alone)}) on the clients' own test shares: {'; '.join(behind)}."]
 
 
 def _composed(row: Row, local: Row) -> Iterator[str]:
