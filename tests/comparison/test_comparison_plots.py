@@ -46,6 +46,15 @@ def test_lines_are_means_over_seeds_in_the_colour_of_their_entry(found: list[Row
     assert np.allclose(widths, 2 * np.array(deviations))
 
 
+@pytest.mark.parametrize("many", [8, 9])
+def test_bands_of_many_entries_would_cover_one_another(tmp_path: Path, many: int) -> None:
+    plan = plan_of(*(f"entry {number}" for number in range(many)), method="ifl")
+    found = rows(plan, [finished(entry, tmp_path) for entry in plan.entries])[0]
+    axes = figures(found)["global-rounds"].axes[0]
+    assert len(axes.lines) == many
+    assert len(axes.collections) == (many if many <= 8 else 0)
+
+
 def test_over_uplink_who_sends_nothing_is_a_level_line(found: list[Row]) -> None:
     axes = figures(found)["global-uplink"].axes[0]
     assert axes.get_xscale() == "log"

@@ -19,6 +19,8 @@ Series = NDArray[np.float64]
 
 _DASHES = ("-", "--", ":", "-.")
 """With more entries than colours, the same colours again."""
+_MOST_BANDS = 8
+"""With more curves, bands cover one another; the plot of the last round shows all seeds."""
 _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
     "rounds": ("round", lambda run: run.curve.rounds.astype(float)),
     "uplink": ("uplink of all clients, MB", lambda run: run.counted / 1e6),
@@ -71,7 +73,7 @@ def curves(
     *,
     logarithmic: bool,
 ) -> Figure:
-    """Accuracy over rounds, bytes or steps, as mean over seeds with a band of one standard deviation.
+    """Accuracy over rounds, bytes or steps, as mean over seeds; of few entries with a band of one standard deviation.
 
     Args:
         rows: All entries, whose places give the colours.
@@ -91,7 +93,8 @@ def curves(
             continue
         shown = at > 0 if logarithmic else np.ones(len(at), bool)
         low, high = (mean - std)[shown], (mean + std)[shown]
-        axes.fill_between(at[shown], low, high, color=_colour(place), alpha=0.15, linewidth=0)
+        if len(drawn) <= _MOST_BANDS:
+            axes.fill_between(at[shown], low, high, color=_colour(place), alpha=0.15, linewidth=0)
         marker = "o" if shown.sum() < 3 else ""
         axes.plot(at[shown], mean[shown], linestyle=dashes, marker=marker, color=_colour(place), label=name)
     if logarithmic:
