@@ -75,6 +75,7 @@ def main(folder: Path, wanted: Sequence[str], label: int = 0, most: int = IMAGES
             continue
         places, how = in_the_plane(torch.cat([*found.values()]))
         everything[entry] = {"models": [*found], "class": label, "separation": separation([*found.values()])}
+        print(f"{entry}: distance between models over that between images {everything[entry]['separation']:.2f}")
         picture = Figure(figsize=(4, 4), layout="constrained")
         axes = picture.add_subplot(title=f"{entry}: class {label}, {how}", xticks=[], yticks=[])
         for name, part in zip(found, places.split([len(z) for z in found.values()]), strict=True):
@@ -82,6 +83,7 @@ def main(folder: Path, wanted: Sequence[str], label: int = 0, most: int = IMAGES
         axes.legend(fontsize=7)
         picture.savefig(out / f"{entry}.png", dpi=150)
     (out / "clusters.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    print(f"pictures: {out}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 Of every entry (or those named) with a finished seed, it takes the model of one client of each architecture, as the
 method evaluates it, and compares all pairs on test images that no client has. Into FOLDER/similarity it writes
-similarity.json, a curve over the stages, mean over the pairs, and for each entry a heat map of every stage.
+similarity.json, a curve over the stages, mean over the pairs, and for each entry a heat map of every stage. It leaves
+out entries whose clients all have one architecture.
 """
 
 from __future__ import annotations
@@ -53,18 +54,25 @@ def main(folder: Path, wanted: Sequence[str], rows: int = ROWS) -> None:
     axes = curves.add_subplot(xlabel="stage", ylabel="linear CKA, mean over pairs of models", ylim=(0, 1.02))
     for entry, run in sorted(first.items()):
         names, found = compared(run, rows)
+        if len(names) < 2:
+            print(f"{entry}: one architecture, nothing to compare")
+            continue
+        print(f"{entry}: " + ", ".join(f"{group} {between_models(matrix):.2f}" for group, matrix in found.items()))
         everything[entry] = {"models": names, "similarity": found}
         axes.plot(list(found), [between_models(matrix) for matrix in found.values()], marker="o", label=entry)
         maps = Figure(figsize=(2 * len(found) + 1, 2.6))
-        for panel, (group, matrix) in zip(maps.subplots(1, len(found), sharey=True), found.items(), strict=True):
-            panel.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
+        panels = maps.subplots(1, len(found), sharey=True)
+        for panel, (group, matrix) in zip(panels, found.items(), strict=True):
+            image = panel.imshow(matrix, vmin=0, vmax=1, cmap="Blues")
             panel.set_title(group)
             panel.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
             panel.set_yticks(range(len(names)), names, fontsize=6)
+        maps.colorbar(image, ax=panels, label="linear CKA", shrink=0.8, pad=0.01)
         maps.savefig(out / f"{entry}.png", dpi=150, bbox_inches="tight")
     axes.legend(fontsize=7)
     curves.savefig(out / "curves.png", dpi=150)
     (out / "similarity.json").write_text(json.dumps(everything, indent=1), encoding="utf-8")
+    print(f"mean linear CKA between two architectures; pictures: {out}")
 
 
 if __name__ == "__main__":
