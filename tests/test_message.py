@@ -32,6 +32,7 @@ from interfuse.message import (
     disclosed,
     flatten,
     leaves,
+    settled,
     unflatten,
 )
 
@@ -251,7 +252,7 @@ nested = st.builds(
 
 def structure(record: Nested) -> Any:
     return (
-        len(record.pairs), list(record.by_client), list(record.by_name), record.count, record.rate, record.last,
+        len(record.pairs), sorted(record.by_client), sorted(record.by_name), record.count, record.rate, record.last,
         type(record.last),
     )  # fmt: skip
 
@@ -260,6 +261,7 @@ def structure(record: Nested) -> Any:
 def test_flat_and_back(record: Nested) -> None:
     again = unflatten(Nested, flatten(record))
     assert structure(again) == structure(record)
+    assert list(again.by_client) == sorted(record.by_client)
     assert same_bits(flatten(again), flatten(record))
 
 
@@ -267,7 +269,8 @@ def test_flat_and_back(record: Nested) -> None:
 def test_bytes_and_back(record: Nested) -> None:
     data = encode(record)
     again = decode(data, Nested, DIMS)
-    assert sorted(map(str, structure(again)[1])) == sorted(map(str, structure(record)[1]))
+    assert structure(again) == structure(record)
+    assert list(again.by_client) == sorted(record.by_client)
     assert same_bits(flatten(again), flatten(record))
     assert sizes(record) == (sum(t.numel() * t.element_size() for t in flatten(record).values()), len(data))
 
@@ -502,3 +505,24 @@ class Numeric(Message):
 def test_a_family_that_leaves_open_how_a_tensor_travels_is_refused(kind: type[Message]) -> None:
     with pytest.raises(TypeError, match=rf"{kind.__name__}\.\w+.*leaves the type open; name one"):
         leaves(kind)
+
+
+# --- order ----------------------------------------------------------------------------------------
+
+
+class ByClient(Message):
+    sent: Annotated[dict[int, Features], Disclosure.FEATURES]
+    weights: Parameters
+
+
+def test_the_order_of_a_mapping_is_that_of_its_keys_on_every_way() -> None:
+    """A method may draw from it, or sum over it: files and wires have an order of their own, such as 0, 10, 2."""
+    sent = {client: torch.full((1, 4), float(client)) for client in (10, 2, 0)}
+    message = ByClient(sent, {name: torch.ones(1, 4) for name in ("b", "a")})
+    flat = {path: flatten(message)[path] for path in sorted(flatten(message))}
+    for way in (
+        narrow(message, DIMS), settled(message), unflatten(ByClient, flat), decode(encode(message), ByClient, DIMS),
+    ):  # fmt: skip
+        assert list(way.sent) == [0, 2, 10]
+        assert list(way.weights) == ["a", "b"]
+        assert all(way.sent[client].eq(client).all() for client in way.sent)

@@ -348,10 +348,11 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
 
 
 def settled(state: R) -> R:
-    """The state as it would come back from a commit: every tensor contiguous and at the beginning of its memory.
+    """The state as it would come back from a commit: every tensor contiguous and at the beginning of its memory, every
+    mapping in the order of its keys.
 
-    Sums over a tensor depend on its layout and place, so a state must not have another one before a commit than after
-    it.
+    Sums over a tensor depend on its layout and place, draws from a mapping on its order, so a state must not have
+    another one before a commit than after it.
     """
     return unflatten(type(state), {path: aligned(tensor.contiguous()) for path, tensor in flatten(state).items()})
 
@@ -386,7 +387,8 @@ def _unflatten(node: _Node, value: Any, message: str, path: str) -> Any:
         return tuple(_unflatten(node.item, group[str(i)], message, f"{path}/{i}") for i in range(len(group)))
     if node.key is int and not all(k.isdecimal() and k.isascii() and str(int(k)) == k for k in group):
         raise MessageError(message, path, "whole numbers as keys", ", ".join(group))
-    return {node.key(key): _unflatten(node.item, item, message, f"{path}/{key}") for key, item in group.items()}
+    ordered = sorted(group, key=node.key)  # a method may go by it, so it must not be that of a file
+    return {node.key(key): _unflatten(node.item, group[key], message, f"{path}/{key}") for key in ordered}
 
 
 Change = Callable[[Leaf, Tensor, str], Tensor]
@@ -419,7 +421,7 @@ def _mapped_node(name: str, node: _Node, value: Any, path: str, change: Change) 
     item = node.item
     if node.kind == "tuple":
         return tuple(_mapped_node(name, item, one, f"{path}/{i}", change) for i, one in enumerate(value))
-    return {key: _mapped_node(name, item, one, f"{path}/{key}", change) for key, one in value.items()}
+    return {key: _mapped_node(name, item, value[key], f"{path}/{key}", change) for key in sorted(value)}
 
 
 def kind_of(message: Message | type[Message]) -> str:

@@ -32,7 +32,7 @@ from small_runs import (
     outcome,
     timeless,
 )
-from worlds import same_bits
+from worlds import same_bits, tiny_dataset
 
 from interfuse.client import Client
 from interfuse.clients import Clients
@@ -135,6 +135,23 @@ def test_a_kill_after_any_step_changes_nothing(
         assert_same(outcome(path), wanted)
         assert timeless(summary) == timeless(outcome(path).summary)
         shutil.rmtree(path)
+
+
+MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)))
+
+
+@pytest.mark.parametrize("method", sorted(built_in()))
+def test_with_numbers_of_two_figures_a_kill_changes_nothing(method: str, quick_path: Path) -> None:
+    """In a file, clients are in the order of their names: 0, 1, 10, 11, 2."""
+    settings = {"devices": {}, **STATEFUL.get(method, {}), "clients": 12, "rounds": 2, "eval_every": 2}
+    config, whole = config_of(method, **settings), Fuse()
+    execute(config, quick_path / "whole", given=MANY, engine=whole.engine)
+    second = (place for place, name in enumerate(whole.names, 1) if name.startswith("training 2"))
+    limit = next(second, whole.burnt // 2)  # pooled trains on the server
+    with pytest.raises(Killed):
+        execute(config, quick_path / "killed", given=MANY, engine=Fuse(limit).engine)
+    resume(quick_path / "killed", given=MANY)
+    assert_same(outcome(quick_path / "killed"), outcome(quick_path / "whole"))
 
 
 def test_many_kills_in_one_run_change_nothing(tmp_path: Path) -> None:
