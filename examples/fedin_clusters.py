@@ -66,6 +66,8 @@ def main(folder: Path, wanted: Sequence[str], label: int = 0, most: int = IMAGES
     out = folder / "clusters"
     out.mkdir(exist_ok=True)
     finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
+    if missing := set(wanted) - {run.parent.name for run in finished}:
+        sys.exit(f"no finished run of {', '.join(sorted(missing))} in {folder / 'runs'}")
     first = {run.parent.name: run for run in reversed(finished) if not wanted or run.parent.name in wanted}
     everything = {}
     for entry, run in sorted(first.items()):

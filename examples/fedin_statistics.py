@@ -3,10 +3,11 @@
     python examples/fedin_statistics.py comparisons/fedin-table1-small [ENTRY ...]
 
 Where few clients with skewed classes take part in a round, and their depths differ, the mean of their running
-statistics fits none of their models. For every finished seed of a comparison (or of the entries named) this takes one
-client of each architecture, after the last round, and gives its normalisation layers the statistics of 1,024 training
-images, 8 batches of 128. Nobody has such a mixture of all clients' images, so this is no method: it says how much of a
-difference between two methods is one of weights. All entries are treated alike, also those that normalise by the batch.
+statistics fits none of their models. For every finished seed of a comparison of averaging methods (or of the entries
+named) this takes one client of each architecture, after the last round, and gives its normalisation layers the
+statistics of 1,024 training images, 8 batches of 128. Nobody has such a mixture of all clients' images, so this is no
+method: it says how much of a difference between two methods is one of weights. All entries are treated alike, also
+those that normalise by the batch.
 
 It prints both accuracies on the comparison's test images, mean over architectures, and each seed by itself, and writes
 them to FOLDER/statistics/statistics.json.
@@ -60,7 +61,10 @@ def main(folder: Path, wanted: Sequence[str], images: int = IMAGES) -> None:
     out = folder / "statistics"
     out.mkdir(exist_ok=True)
     found: dict[str, dict[str, list[float]]] = {}
-    for run in sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json")):
+    finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
+    if missing := set(wanted) - {run.parent.name for run in finished}:
+        sys.exit(f"no finished run of {', '.join(sorted(missing))} in {folder / 'runs'}")
+    for run in finished:
         entry = run.parent.name
         if not wanted or entry in wanted:
             as_it_is, anew = both(run, images)

@@ -526,3 +526,11 @@ def test_the_order_of_a_mapping_is_that_of_its_keys_on_every_way() -> None:
         assert list(way.sent) == [0, 2, 10]
         assert list(way.weights) == ["a", "b"]
         assert all(way.sent[client].eq(client).all() for client in way.sent)
+
+
+@pytest.mark.parametrize("sent", [[], (), "", torch.empty(0), {"2": torch.ones(1, 4)}, {1: torch.ones(1, 4), "a": 1}])
+def test_what_is_no_mapping_of_the_declared_kind_is_refused(sent: Any) -> None:
+    with pytest.raises(MessageError) as caught:
+        narrow(ByClient(sent, {}), DIMS)
+    assert caught.value.field == "sent"
+    assert caught.value.expected == "a mapping with keys of type int"

@@ -421,6 +421,9 @@ def _mapped_node(name: str, node: _Node, value: Any, path: str, change: Change) 
     item = node.item
     if node.kind == "tuple":
         return tuple(_mapped_node(name, item, one, f"{path}/{i}", change) for i, one in enumerate(value))
+    if not isinstance(value, Mapping) or not all(isinstance(key, node.key) for key in value):
+        found = ", ".join(map(repr, value)) if isinstance(value, Mapping) else type(value).__name__
+        raise MessageError(name, path, f"a mapping with keys of type {node.key.__name__}", found[:100])
     return {key: _mapped_node(name, item, value[key], f"{path}/{key}", change) for key in sorted(value)}
 
 

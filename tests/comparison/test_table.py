@@ -185,7 +185,7 @@ def test_an_accuracy_that_nobody_has_gets_no_columns(tmp_path: Path) -> None:
     for title in ("Bytes until an accuracy", "Virtual time until an accuracy", "Rounds until an accuracy"):
         assert any("20 %" in head for head in made[title].heads)
         assert not any("99 %" in head for head in made[title].heads)
-    assert made["Accuracy and cost"].caption.endswith("Nobody's global accuracy is ever 99 %.")
+    assert made["Accuracy and cost"].caption.endswith("On no curve is the mean global accuracy ever 99 %.")
 
 
 def test_where_nobody_has_any_there_is_no_table_of_them(tmp_path: Path) -> None:

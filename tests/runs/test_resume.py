@@ -144,6 +144,7 @@ MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)))
 def test_with_numbers_of_two_figures_a_kill_changes_nothing(method: str, quick_path: Path) -> None:
     """In a file, clients are in the order of their names: 0, 1, 10, 11, 2."""
     settings = {"devices": {}, **STATEFUL.get(method, {}), "clients": 12, "rounds": 2, "eval_every": 2}
+    settings["commit_rounds"] = 1
     config, whole = config_of(method, **settings), Fuse()
     execute(config, quick_path / "whole", given=MANY, engine=whole.engine)
     second = (place for place, name in enumerate(whole.names, 1) if name.startswith("training 2"))

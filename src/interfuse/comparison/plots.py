@@ -81,6 +81,7 @@ def curves(
     """
     figure = Figure(figsize=(WIDTH, HEIGHT * 1.15))
     axes = figure.subplots()
+    banded = sum(not logarithmic or x(row.runs[0])[-1] > 0 for row in drawn) <= _MOST_BANDS
     for row in drawn:
         place = list(rows).index(row)
         at = np.mean([x(run) for run in row.runs], axis=0)
@@ -93,7 +94,7 @@ def curves(
             continue
         shown = at > 0 if logarithmic else np.ones(len(at), bool)
         low, high = (mean - std)[shown], (mean + std)[shown]
-        if len(drawn) <= _MOST_BANDS:
+        if banded:
             axes.fill_between(at[shown], low, high, color=_colour(place), alpha=0.15, linewidth=0)
         marker = "o" if shown.sum() < 3 else ""
         axes.plot(at[shown], mean[shown], linestyle=dashes, marker=marker, color=_colour(place), label=name)

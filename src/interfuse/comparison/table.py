@@ -42,8 +42,9 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
     text = f"{over}. Accuracy in %, after the last round and after that of the best validation accuracy."
     coded = any(run.summary.get("codecs") for row in rows for run in row.runs)
     reached = [a for a in asked.accuracies if any(row.values and row.known(f"uplink_to_{a:g}") for row in rows)]
-    missed = " and ".join(f"{100 * a:g} %" for a in asked.accuracies if a not in reached)
-    text += f" Nobody's global accuracy is ever {missed}." * bool(missed)
+    missed = ", ".join(f"{100 * a:g} %" for a in asked.accuracies if a not in reached)
+    if missed and any(row.values for row in rows):
+        text += f" On no curve is the mean global accuracy ever {missed}."
     found = [_table("Accuracy and cost", text, _MAIN, rows)]
     if coded:
         text = "MB of all clients before and after codecs, headers of messages included; and how many times less."
