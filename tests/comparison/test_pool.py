@@ -19,10 +19,13 @@ def all_of(pool: Pool[int]) -> list[Ended[int]]:
 def test_every_job_is_done_in_a_process_of_its_own_and_never_more_than_asked(tmp_path: Path) -> None:
     def work(job: int) -> None:
         (tmp_path / f"begun-{job}").write_text(str(os.getpid()))
+        while job == 0 and not (tmp_path / "begun-1").exists():  # for ever, if there were no second one beside it
+            time.sleep(0.01)
         time.sleep(0.05)
-        (tmp_path / f"ended-{job}").touch()
-        at_once = len(list(tmp_path.glob("begun-*"))) - len(list(tmp_path.glob("ended-*"))) + 1
+        at_once = len(list(tmp_path.glob("begun-*")))  # before those that ended, so it is never too many
+        at_once -= len(list(tmp_path.glob("ended-*")))
         (tmp_path / f"count-{job}").write_text(str(at_once))
+        (tmp_path / f"ended-{job}").touch()
 
     with Pool(work, 2) as pool:
         pool.add(range(5))
@@ -32,7 +35,7 @@ def test_every_job_is_done_in_a_process_of_its_own_and_never_more_than_asked(tmp
     processes = {path.read_text() for path in tmp_path.glob("begun-*")}
     assert len(processes) == 5
     assert str(os.getpid()) not in processes
-    assert max(int(path.read_text()) for path in tmp_path.glob("count-*")) == 2
+    assert max(int(path.read_text()) for path in tmp_path.glob("count-*")) <= 2
 
 
 def test_failures_say_why() -> None:
