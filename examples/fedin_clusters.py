@@ -64,10 +64,13 @@ def in_the_plane(points: Tensor) -> tuple[Tensor, str]:
 
 def main(folder: Path, wanted: Sequence[str], label: int = 0, most: int = IMAGES) -> None:
     out = folder / "clusters"
-    out.mkdir(exist_ok=True)
     finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
-    if missing := set(wanted) - {run.parent.name for run in finished}:
-        sys.exit(f"no finished run of {', '.join(sorted(missing))} in {folder / 'runs'}")
+    there = {run.parent.name for run in finished}
+    if not there or set(wanted) - there:
+        missing = ", ".join(sorted(set(wanted) - there)) or "any entry"
+        known = "; ".join(sorted(there)) or "none: is it the folder of a comparison?"
+        sys.exit(f"no finished run of {missing} in {folder / 'runs'}; there are: {known}")
+    out.mkdir(exist_ok=True)
     first = {run.parent.name: run for run in reversed(finished) if not wanted or run.parent.name in wanted}
     everything = {}
     for entry, run in sorted(first.items()):

@@ -59,11 +59,14 @@ def both(run: Path, images: int = IMAGES) -> tuple[float, float]:
 
 def main(folder: Path, wanted: Sequence[str], images: int = IMAGES) -> None:
     out = folder / "statistics"
-    out.mkdir(exist_ok=True)
     found: dict[str, dict[str, list[float]]] = {}
     finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
-    if missing := set(wanted) - {run.parent.name for run in finished}:
-        sys.exit(f"no finished run of {', '.join(sorted(missing))} in {folder / 'runs'}")
+    there = {run.parent.name for run in finished}
+    if not there or set(wanted) - there:
+        missing = ", ".join(sorted(set(wanted) - there)) or "any entry"
+        known = "; ".join(sorted(there)) or "none: is it the folder of a comparison?"
+        sys.exit(f"no finished run of {missing} in {folder / 'runs'}; there are: {known}")
+    out.mkdir(exist_ok=True)
     for run in finished:
         entry = run.parent.name
         if not wanted or entry in wanted:

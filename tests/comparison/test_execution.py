@@ -207,6 +207,11 @@ def test_another_plan_is_refused_and_the_difference_named(tmp_path: Path) -> Non
     ):
         with pytest.raises(RunError, match=re.escape(said)):
             prepare(other, tmp_path)
+    many = plan_of(*({**entry, "rounds": 9, "eval_every": 3} for entry in (IFL, LOCAL)))
+    with pytest.raises(
+        RunError, match=r"choose another --out. What differs: (entry\S+ \S+ became \S+; ){3}and 1 more$"
+    ):
+        prepare(many, tmp_path)
     (tmp_path / "comparison.toml").write_text("[comparison")
     with pytest.raises(RunError, match="cannot read"):
         prepare(plan_of(IFL, LOCAL), tmp_path)

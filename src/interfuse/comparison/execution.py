@@ -28,6 +28,8 @@ from interfuse.runs.loop import begin_or_resume
 from interfuse.training import DivergedError
 
 POLL_SECONDS = 0.25
+SHOWN = 3
+"""So many differences between two plans are named."""
 FAILED = "failed.json"
 """In the folder of a run: that its training failed, so that it need not be tried again."""
 FLOPS = "flops.json"
@@ -140,7 +142,8 @@ def prepare(plan: Plan, out: Path) -> None:
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"cannot read {path}: {error}; choose another --out") from error
         if changed := differences(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
-            raise RunError(f"{out} holds another comparison: {'; '.join(changed)}; choose another --out")
+            some = "; ".join(changed[:SHOWN]) + f"; and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
+            raise RunError(f"{out} holds another comparison; choose another --out. What differs: {some}")
         return
     try:
         out.mkdir(parents=True, exist_ok=True)

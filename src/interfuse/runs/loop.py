@@ -287,9 +287,9 @@ class _Run:
         self.federation = Federation(self.setup, self.engine, ledger)
         self.progress.begin(self.config, 0 if commit is None else commit.round)
         if commit is None:
+            self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
             if notice := self.setup.method.notice(self.setup.profiles):
                 self.progress.note(f"{notice.text} Try: {notice.remedy}")
-            self._round(self.federation.start, first=True)
         else:
             self._go_back(commit)
         while self.federation.round < self.config.rounds:
