@@ -23,7 +23,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import interfuse
+from interfuse.comparison.outcome import finished_runs
 from interfuse.data import load
+from interfuse.errors import RunError
 
 ARCHITECTURES = 3
 IMAGES = 200
@@ -64,14 +66,9 @@ def in_the_plane(points: Tensor) -> tuple[Tensor, str]:
 
 def main(folder: Path, wanted: Sequence[str], label: int = 0, most: int = IMAGES) -> None:
     out = folder / "clusters"
-    finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
-    there = {run.parent.name for run in finished}
-    if not there or set(wanted) - there:
-        missing = ", ".join(sorted(set(wanted) - there)) or "any entry"
-        known = "; ".join(sorted(there)) or "none: is it the folder of a comparison?"
-        sys.exit(f"no finished run of {missing} in {folder / 'runs'}; there are: {known}")
+    finished = finished_runs(folder, wanted)
     out.mkdir(exist_ok=True)
-    first = {run.parent.name: run for run in reversed(finished) if not wanted or run.parent.name in wanted}
+    first = {run.parent.name: run for run in reversed(finished)}
     everything = {}
     for entry, run in sorted(first.items()):
         found = features(run, label, most)
@@ -94,4 +91,7 @@ def main(folder: Path, wanted: Sequence[str], label: int = 0, most: int = IMAGES
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except RunError as error:
+        sys.exit(str(error))

@@ -19,7 +19,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import interfuse
+from interfuse.comparison.outcome import finished_runs
 from interfuse.data import load
+from interfuse.errors import RunError
 from interfuse.evaluation import similarity_by_group
 
 ROWS = 500
@@ -47,14 +49,9 @@ def between_models(matrix: Sequence[Sequence[float]]) -> float:
 
 def main(folder: Path, wanted: Sequence[str], rows: int = ROWS) -> None:
     out = folder / "similarity"
-    finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
-    there = {run.parent.name for run in finished}
-    if not there or set(wanted) - there:
-        missing = ", ".join(sorted(set(wanted) - there)) or "any entry"
-        known = "; ".join(sorted(there)) or "none: is it the folder of a comparison?"
-        sys.exit(f"no finished run of {missing} in {folder / 'runs'}; there are: {known}")
+    finished = finished_runs(folder, wanted)
     out.mkdir(exist_ok=True)
-    first = {run.parent.name: run for run in reversed(finished) if not wanted or run.parent.name in wanted}
+    first = {run.parent.name: run for run in reversed(finished)}
     curves, everything = Figure(figsize=(6, 4), layout="constrained"), {}
     axes = curves.add_subplot(xlabel="stage", ylabel="linear CKA, mean over pairs of models", ylim=(0, 1.02))
     for entry, run in sorted(first.items()):
@@ -83,4 +80,7 @@ def main(folder: Path, wanted: Sequence[str], rows: int = ROWS) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except RunError as error:
+        sys.exit(str(error))

@@ -26,7 +26,9 @@ from torch import Tensor
 
 import interfuse
 from interfuse.aggregation import recalibrate
+from interfuse.comparison.outcome import finished_runs
 from interfuse.data import load
+from interfuse.errors import RunError
 from interfuse.models import SplitModel
 
 IMAGES, BATCH = 1024, 128
@@ -60,20 +62,14 @@ def both(run: Path, images: int = IMAGES) -> tuple[float, float]:
 def main(folder: Path, wanted: Sequence[str], images: int = IMAGES) -> None:
     out = folder / "statistics"
     found: dict[str, dict[str, list[float]]] = {}
-    finished = sorted(path.parent for path in folder.glob("runs/*/seed-*/summary.json"))
-    there = {run.parent.name for run in finished}
-    if not there or set(wanted) - there:
-        missing = ", ".join(sorted(set(wanted) - there)) or "any entry"
-        known = "; ".join(sorted(there)) or "none: is it the folder of a comparison?"
-        sys.exit(f"no finished run of {missing} in {folder / 'runs'}; there are: {known}")
+    finished = finished_runs(folder, wanted)
     out.mkdir(exist_ok=True)
     for run in finished:
         entry = run.parent.name
-        if not wanted or entry in wanted:
-            as_it_is, anew = both(run, images)
-            values = found.setdefault(entry, {"running": [], "anew": []})
-            values["running"].append(as_it_is)
-            values["anew"].append(anew)
+        as_it_is, anew = both(run, images)
+        values = found.setdefault(entry, {"running": [], "anew": []})
+        values["running"].append(as_it_is)
+        values["anew"].append(anew)
     print("global accuracy, %: with its own statistics, with those of mixed images (seeds)")
     for entry, values in sorted(found.items(), key=lambda item: -np.mean(item[1]["anew"])):
         own, anew = (100 * np.array(values[key]) for key in ("running", "anew"))
@@ -84,4 +80,7 @@ def main(folder: Path, wanted: Sequence[str], images: int = IMAGES) -> None:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit(__doc__)
-    main(Path(sys.argv[1]), sys.argv[2:])
+    try:
+        main(Path(sys.argv[1]), sys.argv[2:])
+    except RunError as error:
+        sys.exit(str(error))

@@ -20,6 +20,7 @@ from interfuse.comparison import Plan, compare, parse, read, resolve
 from interfuse.comparison import plots as comparison_plots
 from interfuse.comparison.execution import State, carry_out, prepare
 from interfuse.comparison.flops import flops_of_a_round
+from interfuse.comparison.outcome import finished_runs
 from interfuse.comparison.progress import Lines, Nobody, Pace
 from interfuse.errors import ConfigError, RunError
 from interfuse.runs import parse_config
@@ -317,3 +318,16 @@ def test_the_bar_counts_to_its_end_also_where_an_entry_is_given_up(tmp_path: Pat
     compare(plan, tmp_path, follower=follower)
     assert follower.last == (2 * 4 + 2 * 1, 2 * 4 + 2 * 1)
     assert sorted(follower.failed) == ["local, lr=1e+30", "local, lr=1e+31"]
+
+
+def test_finished_runs_are_found_by_entry_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    for run, name in (("a/seed-0", "summary.json"), ("b/seed-1", "summary.json"), ("c/seed-0", "config.toml")):
+        (tmp_path / "runs" / run).mkdir(parents=True)
+        (tmp_path / "runs" / run / name).touch()
+    found = [run.relative_to(tmp_path / "runs").as_posix() for run in finished_runs(tmp_path)]
+    assert found == ["a/seed-0", "b/seed-1"]
+    assert [run.name for run in finished_runs(tmp_path, ["b"])] == ["seed-1"]
+    with pytest.raises(RunError, match="no finished run of c in .*; there are: a; b"):
+        finished_runs(tmp_path, ["c", "a"])
+    with pytest.raises(RunError, match="no finished run of any entry"):
+        finished_runs(tmp_path / "nowhere")
