@@ -48,7 +48,7 @@ from interfuse.engines.grpc.setups import RemoteSetup, no_labels
 from interfuse.engines.grpc.vendor import Vendor
 from interfuse.engines.processes import fork
 from interfuse.handler import programs
-from interfuse.message import Dims
+from interfuse.messages import Dims
 from interfuse.runs import parse_config
 from interfuse.wire import Ledger
 from lines import listens, proxy

@@ -26,7 +26,7 @@ from interfuse.clients import Answer, Request
 from interfuse.comparison.recipe import read
 from interfuse.engines import InProcess
 from interfuse.federation import Federation
-from interfuse.message import Message, flatten
+from interfuse.messages import Message, flatten
 from interfuse.runs import Given, RunConfig
 from interfuse.runs.loop import assemble
 from interfuse.setup import Setup

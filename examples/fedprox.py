@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import interfuse
 from interfuse import Client, Clients, Disclosure, Server, on_client
-from interfuse.parameters import Weights, averaged, held, initial_weights
+from interfuse.families.averaging import averaged, held, initial_weights
+from interfuse.messages import Weights
 from interfuse.training import proximal
 
 

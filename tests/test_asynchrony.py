@@ -22,7 +22,7 @@ from interfuse.clock import NAMED, Devices
 from interfuse.errors import ClientError, ConfigError
 from interfuse.federation import Federation
 from interfuse.handler import on_client
-from interfuse.message import Message, State, flatten
+from interfuse.messages import Message, State, flatten
 from interfuse.method import Method
 from interfuse.methods.fedbuff import FedBuff
 from interfuse.methods.ifl import IFL

@@ -19,13 +19,13 @@ from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients, Replies
 from interfuse.errors import ClientError, ConfigError, MessageError
+from interfuse.families.averaging import held, initial_weights
 from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
-from interfuse.message import ClassCounts, Disclosure, Features, Labels, Logits, Message, Parameters, State
+from interfuse.messages import ClassCounts, Disclosure, Features, Labels, Logits, Message, Parameters, State, Weights
 from interfuse.method import BUFFERS, NOTHING, Method
 from interfuse.methods import find
 from interfuse.models import SplitModel, pair
-from interfuse.parameters import Weights, held, initial_weights
 from interfuse.server import Server
 from interfuse.training import cross_entropy
 

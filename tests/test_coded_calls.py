@@ -27,19 +27,18 @@ from worlds import (
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.encoding import decode, encode, rounded, sizes
 from interfuse.errors import ConfigError, MessageError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Features, Labels, Message, Parameters, Precision, flatten, leaves
+from interfuse.messages import Disclosure, Features, Labels, Message, Parameters, Precision, Weights, flatten, leaves
+from interfuse.messages.encoding import decode, encode, rounded, sizes
 from interfuse.method import Method
 from interfuse.methods import built_in, find
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedbuff import Change, FedBuff
 from interfuse.methods.fednova import FedNova, Normalised
 from interfuse.methods.ifl import IFL
-from interfuse.parameters import Weights
 from interfuse.randomness import generator
 from interfuse.server import Server
 from interfuse.wire import Codecs, Limits

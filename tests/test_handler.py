@@ -12,7 +12,7 @@ from worlds import entries, everything_owned, federation, same_bits
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import Handler, Program, handlers, on_client, programs
-from interfuse.message import Features, Labels, Message
+from interfuse.messages import Features, Labels, Message
 from interfuse.method import Method
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.ifl import IFL

@@ -14,7 +14,7 @@ from torch import Tensor
 from interfuse.client import Client
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Features, Labels, Message, State
+from interfuse.messages import Disclosure, Features, Labels, Message, State
 from interfuse.method import (
     Count,
     Fraction,

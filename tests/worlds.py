@@ -25,7 +25,7 @@ from interfuse.engines.host import Resident
 from interfuse.evaluation import evaluation
 from interfuse.federation import Federation, check
 from interfuse.handler import Handler
-from interfuse.message import Message, flatten
+from interfuse.messages import Message, flatten
 from interfuse.method import Method
 from interfuse.methods import find
 from interfuse.methods.fedin import PARTS, FedIN

@@ -10,7 +10,7 @@ from interfuse.clock import Devices
 from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, Shards, load
 from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
-from interfuse.message import (
+from interfuse.messages import (
     ClassCounts,
     Data,
     Disclosure,

@@ -16,7 +16,7 @@ from typing_extensions import TypeVar
 from interfuse.aggregation import BufferPolicy, recalibrate, travels
 from interfuse.data import Dataset, Share
 from interfuse.errors import ConfigError
-from interfuse.message import Dims, State
+from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.numerics import aligned
 from interfuse.randomness import Key, generator, numpy_generator, uniform

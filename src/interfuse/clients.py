@@ -14,11 +14,11 @@ import torch
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, Work
-from interfuse.delivery import check, narrow
-from interfuse.encoding import rounded, sizes
 from interfuse.errors import ClientError, ConfigError, MessageError
 from interfuse.handler import Handler, Program
-from interfuse.message import Dims, Message, kind_of, settled
+from interfuse.messages import Dims, Message, kind_of, settled
+from interfuse.messages.delivery import check, narrow
+from interfuse.messages.encoding import rounded, sizes
 from interfuse.randomness import Key, generator
 from interfuse.wire import NO_CODECS, Codecs, Entry, FileRecord, Heading, Ledger
 

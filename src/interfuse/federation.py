@@ -13,7 +13,7 @@ from torch import Tensor
 from interfuse.clients import Clients, Engine, Exchange, Outstanding
 from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import Program, handlers, programs
-from interfuse.message import Message, Precision, flatten, kind_of, leaves, settled, unflatten
+from interfuse.messages import Message, Precision, flatten, kind_of, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, cast, get_type_hints, overload
 
 from interfuse.client import Client
 from interfuse.errors import DeclarationError
-from interfuse.message import Message
+from interfuse.messages import Message
 
 C = TypeVar("C", bound=Client[Any])
 M = TypeVar("M", bound=Message | None)

@@ -17,7 +17,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError, Notice, nearest
 from interfuse.handler import Program, handlers, programs
-from interfuse.message import Disclosure, State, disclosed, leaves
+from interfuse.messages import Disclosure, State, disclosed, leaves
 from interfuse.server import Server
 
 Count = Annotated[int, Ge(1)]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from interfuse.message import Dims, State
+from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import generator
 from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit

@@ -15,7 +15,7 @@ from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
 from interfuse.data import Dataset, Share, class_counts
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
-from interfuse.message import Dims
+from interfuse.messages import Dims
 from interfuse.method import Method
 from interfuse.models import Builder, SplitModel, measure
 from interfuse.numerics import DEFAULT, Numerics

@@ -31,7 +31,7 @@ from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, State
+from interfuse.messages import Disclosure, Message, State
 from interfuse.method import Method
 from interfuse.methods import built_in
 from interfuse.methods.local import Local

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from interfuse.delivery import check, narrow
 from interfuse.evaluation.metrics import (
     BINS,
     answers,
@@ -23,7 +22,8 @@ from interfuse.evaluation.metrics import (
     recalls,
     statistics,
 )
-from interfuse.message import Disclosure, disclosed
+from interfuse.messages import Disclosure, disclosed
+from interfuse.messages.delivery import check, narrow
 
 Case = tuple[Tensor, Tensor]
 FINITE = st.integers(-3, 3).map(float)

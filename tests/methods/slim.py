@@ -11,9 +11,8 @@ from worlds import Recorder
 
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
-from interfuse.message import Message
+from interfuse.messages import Message, Weights
 from interfuse.models import Builder, SplitModel
-from interfuse.parameters import Weights
 
 
 def slim(hidden: int, blocks: int = 1) -> Builder:

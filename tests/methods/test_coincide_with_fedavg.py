@@ -9,6 +9,7 @@ import pytest
 from slim import received_for_evaluation
 from worlds import Recorder, federation, largest_difference, shares_of, tiny_dataset
 
+from interfuse.messages import Weights
 from interfuse.method import Method
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedet import FedET
@@ -25,7 +26,6 @@ from interfuse.methods.moon import MOON
 from interfuse.methods.scaffold import SCAFFOLD
 from interfuse.methods.scalefl import ScaleFL
 from interfuse.models import Builder, SplitModel, resolve
-from interfuse.parameters import Weights
 
 SAME: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.05}
 """What all of them have."""

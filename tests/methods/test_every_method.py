@@ -29,12 +29,12 @@ from worlds import federation as any_federation
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
-from interfuse.encoding import decode, encode
 from interfuse.errors import ClientError
 from interfuse.evaluation import compose, evaluate, measure
 from interfuse.federation import Federation
 from interfuse.handler import handlers
-from interfuse.message import Disclosure, Message, State, disclosed, flatten, leaves
+from interfuse.messages import Disclosure, Message, State, disclosed, flatten, leaves
+from interfuse.messages.encoding import decode, encode
 from interfuse.method import RETAINABLE, Method, check_declaration, retained, settings
 from interfuse.methods import built_in
 from interfuse.models import SplitModel, pair

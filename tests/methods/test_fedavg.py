@@ -32,9 +32,9 @@ from interfuse.aggregation import BufferPolicy
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.local import Local
-from interfuse.parameters import Weights
 
 UNEVEN = [range(0, 7), range(7, 20), range(20, 50)]
 

@@ -21,9 +21,9 @@ from worlds import (
 
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
+from interfuse.messages import Weights
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedet import FedET, PublicRows, consensus
-from interfuse.parameters import Weights
 
 UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 60))
 OPTIONS: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.05}

@@ -26,8 +26,8 @@ from worlds import (
     weights_of,
 )
 
+from interfuse.families.prototypes import ClassMeans
 from interfuse.methods.fedgh import FedGH
-from interfuse.prototypes import ClassMeans
 
 
 def test_a_round_is_local_sgd_class_means_and_steps_of_the_head() -> None:

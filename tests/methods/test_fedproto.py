@@ -27,10 +27,10 @@ from worlds import (
 )
 
 from interfuse.evaluation import evaluate
+from interfuse.families.prototypes import ClassMeans
 from interfuse.federation import Federation
 from interfuse.methods.fedproto import FedProto
 from interfuse.models import SplitModel
-from interfuse.prototypes import ClassMeans
 from interfuse.training import Batch
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.1}

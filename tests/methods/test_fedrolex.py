@@ -9,9 +9,9 @@ from worlds import Recorder, federation, tiny_dataset
 
 from interfuse.errors import ModelError
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.fedrolex import FedRolex
 from interfuse.methods.heterofl import HeteroFL, TrainedOnClasses
-from interfuse.parameters import Weights
 
 
 def rolled(n: int, m: int, round: int) -> list[int]:

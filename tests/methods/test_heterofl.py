@@ -12,10 +12,10 @@ from worlds import Recorder, dataset_of, federation, shares_of, tiny_dataset
 from interfuse.aggregation import BufferPolicy
 from interfuse.errors import ModelError
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.heterofl import HeteroFL, TrainedOnClasses, masked_cross_entropy
 from interfuse.models import resolve
-from interfuse.parameters import Weights
 from interfuse.training import Batch, cross_entropy, fit
 
 CALM = {"lr": 0.05, "local_epochs": 1}

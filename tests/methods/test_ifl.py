@@ -31,10 +31,10 @@ from worlds import (
 )
 
 from interfuse.clock import Devices
-from interfuse.encoding import encode
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
+from interfuse.messages.encoding import encode
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs
 from interfuse.methods.local import Local
 from interfuse.models import SplitModel, resolve

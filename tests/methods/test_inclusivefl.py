@@ -9,9 +9,9 @@ from torch import Tensor
 from worlds import Recorder, federation, same_bits, shares_of, tiny_dataset
 
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.inclusivefl import InclusiveFL
-from interfuse.parameters import Weights
 
 DEPTHS = (1, 2, 4)
 QUIET = {"lr": 0.05, "batch_size": 4}

@@ -26,8 +26,8 @@ from worlds import (
 
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
+from interfuse.messages import Weights
 from interfuse.methods.lg_fedavg import LGFedAvg
-from interfuse.parameters import Weights
 
 HEAD = {"classifier.weight", "classifier.bias"}
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from worlds import Recorder, federation, tiny_dataset
 
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.scalefl import ScaleFL, multi_exit
 from interfuse.models import SplitModel
 from interfuse.models.resnets import Exit, exit_logits
-from interfuse.parameters import Weights
 from interfuse.training import Batch, cross_entropy
 
 

@@ -25,9 +25,9 @@ from worlds import (
 
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.splitfed_v1 import SplitFedV1
 from interfuse.methods.splitfed_v2 import SplitFedV2
-from interfuse.parameters import Weights
 
 both = pytest.mark.parametrize("kind", [SplitFedV1, SplitFedV2])
 averaging = pytest.mark.parametrize("average", [True, False])

@@ -27,13 +27,13 @@ from worlds import (
 
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
+from interfuse.families.split_learning import Smashed
 from interfuse.federation import Federation
+from interfuse.messages import Weights
 from interfuse.methods.ifl import IFL
 from interfuse.methods.splitfed_local import SplitFedLocal
 from interfuse.models import SplitModel
-from interfuse.parameters import Weights
 from interfuse.randomness import generator
-from interfuse.split_learning import Smashed
 
 TAU, BATCH = 3, 6
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from interfuse.client import Client
 from interfuse.engines.grpc.contract import Contract, interface
 from interfuse.handler import on_client
-from interfuse.message import Features, Message, Precision
+from interfuse.messages import Features, Message, Precision
 from interfuse.method import Method
 
 Sparse = Annotated[Features, Precision.SPARSE]

@@ -13,7 +13,7 @@ from worlds import Recorder
 from interfuse.engines import local
 from interfuse.engines.grpc import node
 from interfuse.federation import Federation
-from interfuse.message import flatten
+from interfuse.messages import flatten
 from interfuse.methods.ifl import FusionOutputs
 from interfuse.runs import RunConfig
 from interfuse.runs.loop import assemble

@@ -15,7 +15,7 @@ from worlds import same_bits, tiny_dataset
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Engine, Request
 from interfuse.engines import local
-from interfuse.message import Message
+from interfuse.messages import Message
 from interfuse.runs import Execution, Given, RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import Setup

@@ -18,7 +18,7 @@ from interfuse.errors import ConfigError, RunError
 from interfuse.evaluation import METRICS, accuracy, evaluate, measure
 from interfuse.evaluation.accuracy import Measurements
 from interfuse.federation import Federation
-from interfuse.message import Disclosure, disclosed
+from interfuse.messages import Disclosure, disclosed
 from interfuse.runs import Given, Result, RunConfig, execute, resume
 
 SCALARS = [name for name in METRICS if name != "recall"]

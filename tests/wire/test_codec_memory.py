@@ -12,9 +12,9 @@ from torch import Tensor
 from worlds import same_bits
 
 from interfuse import wire
-from interfuse.encoding import decode, encode, rounded
 from interfuse.errors import MessageError
-from interfuse.message import Features, Message, Parameters
+from interfuse.messages import Features, Message, Parameters
+from interfuse.messages.encoding import decode, encode, rounded
 from interfuse.randomness import generator
 from interfuse.wire import Codecs, Limits
 from interfuse.wire.codecs import codec

@@ -16,7 +16,7 @@ from interfuse import data, models, report
 from interfuse.cli.configuration import method_names
 from interfuse.cli.kinds import as_given, in_words
 from interfuse.handler import handlers
-from interfuse.message import Leaf, leaves
+from interfuse.messages import Leaf, leaves
 from interfuse.method import Method, settings
 from interfuse.methods import find
 from interfuse.runs import Result

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
-from interfuse.late_joining import LateJoining
+from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
 from interfuse.report.summary import (
     Curve,

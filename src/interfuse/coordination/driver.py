@@ -25,7 +25,7 @@ from interfuse.engines.grpc.logs import Events
 from interfuse.engines.grpc.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
-from interfuse.message import Disclosure
+from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, retained
 from interfuse.models import resolve
 from interfuse.runs import Progress, Result, RunConfig, conduct

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
-from interfuse.encoding import read
 from interfuse.engines.grpc.dialling import take_part
 from interfuse.engines.grpc.engine import Patience, Remote
 from interfuse.engines.grpc.frames import MESSAGE, Envelope, Payload, Reply
@@ -21,6 +20,7 @@ from interfuse.engines.grpc.vendor import MODES, Vendor
 from interfuse.errors import InterfuseError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
+from interfuse.messages.encoding import read
 from interfuse.models import resolve
 from interfuse.runs import RunConfig
 from interfuse.wire import Codecs

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId, SampleOrder
 from interfuse.clients import Answer, Failure, Request
-from interfuse.delivery import check, narrow, private, unmodified
-from interfuse.encoding import rounded
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
-from interfuse.message import Message, flatten, kind_of, settled, unflatten
+from interfuse.messages import Message, flatten, kind_of, settled, unflatten
+from interfuse.messages.delivery import check, narrow, private, unmodified
+from interfuse.messages.encoding import rounded
 from interfuse.method import ALL, BUFFERS, Method, check_state, state_type
 from interfuse.models import SplitModel
 from interfuse.randomness import generator, reseed, seeded

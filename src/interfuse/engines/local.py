@@ -22,7 +22,7 @@ from interfuse.engines.placement import Move, Placement
 from interfuse.engines.processes import available_cores, can_fork, fork
 from interfuse.errors import ConfigError, RunError
 from interfuse.handler import handlers
-from interfuse.message import Message, flatten, unflatten
+from interfuse.messages import Message, flatten, unflatten
 from interfuse.models import SplitModel
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord

@@ -18,7 +18,7 @@ from interfuse.data import Dataset, stratified_subset
 from interfuse.evaluation.metrics import Statistics, answers, share, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
-from interfuse.message import Disclosure, Features, Message
+from interfuse.messages import Disclosure, Features, Message
 from interfuse.method import Method
 from interfuse.randomness import numpy_generator
 from interfuse.training import Batch

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
-from interfuse.message import Disclosure, Message
+from interfuse.messages import Disclosure, Message
 
 METRICS = ("balanced-accuracy", "recall", "auroc", "calibration-error")
 """What a recipe can ask for."""

@@ -8,13 +8,12 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.heads import GlobalHead
+from interfuse.families.prototypes import fused_share
 from interfuse.handler import on_client
-from interfuse.heads import GlobalHead
-from interfuse.message import Disclosure, Features, Labels, Message
+from interfuse.messages import Disclosure, Features, Labels, Message, Weights
 from interfuse.method import Method
 from interfuse.methods.local import LocalTraining
-from interfuse.parameters import Weights
-from interfuse.prototypes import fused_share
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, cross_entropy
 

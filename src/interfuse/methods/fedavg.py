@@ -13,14 +13,9 @@ from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statisti
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError, Notice
-from interfuse.handler import Program, on_client
-from interfuse.message import Disclosure, NamedTensors, State
-from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
-from interfuse.methods.local import Local
-from interfuse.parameters import (
+from interfuse.families.averaging import (
     Holding,
     WeightRule,
-    Weights,
     averaged,
     by_key,
     held,
@@ -28,6 +23,10 @@ from interfuse.parameters import (
     nothing_in_common,
     one_of_each_architecture,
 )
+from interfuse.handler import Program, on_client
+from interfuse.messages import Disclosure, NamedTensors, State, Weights
+from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
+from interfuse.methods.local import Local
 from interfuse.server import Server
 from interfuse.training import Fitted, LearningRate, Objective, Optimizer, OptimizerName, cross_entropy
 

@@ -11,11 +11,11 @@ from interfuse.aggregation import counted_mean, keys_plan
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
+from interfuse.families.averaging import held, initial_weights, nothing_in_common
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, NamedTensors, Parameters, Precision, State
+from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, Precision, State, Weights
 from interfuse.method import NOTHING, Count, Method, NonNegative, Steps
 from interfuse.methods.local import Local
-from interfuse.parameters import Weights, held, initial_weights, nothing_in_common
 from interfuse.server import Server
 from interfuse.training import LearningRate, Optimizer, OptimizerName, cross_entropy
 

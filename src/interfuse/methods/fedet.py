@@ -15,13 +15,13 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
+from interfuse.families.averaging import averaged, one_of_each_architecture
+from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
-from interfuse.heads import check_common_head
-from interfuse.message import Data, Disclosure, Message, NamedTensors, State
+from interfuse.messages import Data, Disclosure, Message, NamedTensors, State
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import TrainingOnOwnData
 from interfuse.models import SplitModel
-from interfuse.parameters import averaged, one_of_each_architecture
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate
 

@@ -15,13 +15,13 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.averaging import by_architecture, one_of_each_architecture
+from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
-from interfuse.heads import check_common_head
-from interfuse.message import ClassCounts, Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.messages import ClassCounts, Disclosure, Message, NamedTensors, Parameters, State
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
 from interfuse.models import SplitModel
-from interfuse.parameters import by_architecture, one_of_each_architecture
 from interfuse.server import Server
 from interfuse.training import Batch, Exponential, LearningRate, Objective, Optimizer
 

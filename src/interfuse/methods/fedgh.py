@@ -8,13 +8,12 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.heads import GlobalHead
+from interfuse.families.prototypes import ClassMeans, class_means, fused_share
 from interfuse.handler import on_client
-from interfuse.heads import GlobalHead
-from interfuse.message import Disclosure
+from interfuse.messages import Disclosure, Weights
 from interfuse.method import Count, Method
 from interfuse.methods.local import LocalTraining
-from interfuse.parameters import Weights
-from interfuse.prototypes import ClassMeans, class_means, fused_share
 from interfuse.server import Server
 from interfuse.training import Batch, cross_entropy
 

@@ -15,13 +15,13 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
+from interfuse.families.averaging import WeightRule
+from interfuse.families.heads import check_same_cuts
 from interfuse.handler import on_client
-from interfuse.heads import check_same_cuts
-from interfuse.message import Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, State
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
 from interfuse.models import SplitModel
-from interfuse.parameters import WeightRule
 from interfuse.server import Server
 from interfuse.training import Batch, Gradients, LearningRate, Objective, OptimizerName, proximal, total
 

@@ -10,10 +10,9 @@ import torch
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, Parameters, Precision
+from interfuse.messages import Disclosure, Message, Parameters, Precision, Weights
 from interfuse.method import Method
 from interfuse.methods.fedavg import Averaging, Global
-from interfuse.parameters import Weights
 from interfuse.server import Server
 from interfuse.training import cross_entropy
 

@@ -11,13 +11,13 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.averaging import WeightRule
+from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, State
+from interfuse.messages import Disclosure, State
 from interfuse.method import Count, Method, NonNegative
 from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
-from interfuse.parameters import WeightRule
-from interfuse.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
 from interfuse.server import Server
 from interfuse.training import Batch, Objective
 

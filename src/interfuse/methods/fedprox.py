@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from interfuse.client import Client
 from interfuse.handler import on_client
+from interfuse.messages import Weights
 from interfuse.method import NonNegative
 from interfuse.methods.fedavg import FedAvg
-from interfuse.parameters import Weights
 from interfuse.training import cross_entropy, proximal, total
 
 

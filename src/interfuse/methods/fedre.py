@@ -12,14 +12,13 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.heads import GlobalHead
+from interfuse.families.prototypes import class_means, fused_share
 from interfuse.handler import on_client
-from interfuse.heads import GlobalHead
-from interfuse.message import Disclosure, Message
+from interfuse.messages import Disclosure, Message, Weights
 from interfuse.method import Method
 from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
-from interfuse.parameters import Weights
-from interfuse.prototypes import class_means, fused_share
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, Objective, cross_entropy
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from interfuse.families.averaging import Holding, rolling
 from interfuse.method import Count, NonNegative, Steps
 from interfuse.methods.heterofl import HeteroFL
-from interfuse.parameters import Holding, rolling
 from interfuse.training import LearningRate
 
 

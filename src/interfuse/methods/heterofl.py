@@ -14,13 +14,13 @@ from torch.nn import functional
 from interfuse.aggregation import Plan
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
+from interfuse.families.averaging import Holding, WeightRule, by_width, largest_weights
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, NamedTensors, Parameters
+from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, Weights
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging, Global, merged
 from interfuse.models import SplitModel
 from interfuse.models.plans import with_rows
-from interfuse.parameters import Holding, WeightRule, Weights, by_width, largest_weights
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, Objective, Rate
 

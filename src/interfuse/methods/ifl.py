@@ -10,9 +10,9 @@ import torch
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError
-from interfuse.fusion import FusionOutputs, FusionPairs, FusionSharing, Mixtures, shuffled
+from interfuse.families.fusion import FusionOutputs, FusionPairs, FusionSharing, Mixtures, shuffled
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, State
+from interfuse.messages import Disclosure, State
 from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server

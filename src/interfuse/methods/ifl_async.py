@@ -10,7 +10,7 @@ import torch
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.message import Disclosure
+from interfuse.messages import Disclosure
 from interfuse.method import Method, Steps
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
 from interfuse.server import Server

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
+from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
-from interfuse.late_joining import LateJoining
-from interfuse.message import Disclosure, Message, Parameters
+from interfuse.messages import Disclosure, Message, Parameters
 from interfuse.method import Steps
 from interfuse.methods.ifl import IFL, Late
 from interfuse.server import Server

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
-from interfuse.late_joining import LateJoining
-from interfuse.message import Disclosure, Message
+from interfuse.messages import Disclosure, Message
 from interfuse.method import Count, Method
 from interfuse.methods.ifl import IFL, FusionPairs, Late, check_plain
 from interfuse.server import Server

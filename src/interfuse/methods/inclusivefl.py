@@ -15,10 +15,10 @@ from torch import Tensor
 from interfuse.aggregation import Plan, keys_plan
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.message import Disclosure, NamedTensors, State
+from interfuse.families.averaging import averaged, by_architecture, one_of_each_architecture
+from interfuse.messages import Disclosure, NamedTensors, State, Weights
 from interfuse.method import Count, Method
 from interfuse.methods.fedavg import TrainingOnOwnData
-from interfuse.parameters import Weights, averaged, by_architecture, one_of_each_architecture
 from interfuse.server import Server
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
+from interfuse.families.averaging import ONE_HEAD, WeightRule, averaged, held, initial_weights
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, NamedTensors, State
+from interfuse.messages import Disclosure, NamedTensors, State, Weights
 from interfuse.method import Fraction, Method
 from interfuse.methods.local import Local, LocalTraining
-from interfuse.parameters import ONE_HEAD, WeightRule, Weights, averaged, held, initial_weights
 from interfuse.server import Server
 from interfuse.training import cross_entropy
 

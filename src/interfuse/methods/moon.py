@@ -14,11 +14,10 @@ from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.message import NamedTensors, State
+from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import Count, NonNegative, Steps
 from interfuse.methods.fedavg import FedAvg, Global
 from interfuse.models import SplitModel
-from interfuse.parameters import Weights
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, Objective, Rate
 

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.averaging import WeightRule, by_architecture
 from interfuse.handler import on_client
-from interfuse.message import Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, State
 from interfuse.method import Method
 from interfuse.methods.fedavg import Averaging, under
-from interfuse.parameters import WeightRule, by_architecture
 from interfuse.server import Server
 from interfuse.training import Combine, Gradients, Rate, cross_entropy
 

@@ -11,13 +11,12 @@ from torch.nn import functional
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.message import Disclosure
+from interfuse.messages import Disclosure, Weights
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Global
 from interfuse.methods.heterofl import SubModels
 from interfuse.models import SplitModel
 from interfuse.models.resnets import exit_logits
-from interfuse.parameters import Weights
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, Objective, Rate
 

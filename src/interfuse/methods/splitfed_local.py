@@ -10,14 +10,14 @@ from torch.func import functional_call
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.averaging import held
+from interfuse.families.heads import check_common_head
+from interfuse.families.split_learning import Global, Smashed, SplitLearning, Tail
 from interfuse.handler import on_client
-from interfuse.heads import check_common_head
-from interfuse.message import Disclosure
+from interfuse.messages import Disclosure, Weights
 from interfuse.method import Method, Steps
 from interfuse.methods.local import Local
-from interfuse.parameters import Weights, held
 from interfuse.server import Server
-from interfuse.split_learning import Global, Smashed, SplitLearning, Tail
 from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
 
 

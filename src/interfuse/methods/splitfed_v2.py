@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interfuse.clients import Clients
-from interfuse.heads import check_common_head
-from interfuse.message import Disclosure
+from interfuse.families.heads import check_common_head
+from interfuse.families.split_learning import EndToEnd, Global
+from interfuse.messages import Disclosure
 from interfuse.method import Method
 from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.split_learning import EndToEnd, Global
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
 from interfuse.federation import Federation, Saved, check
-from interfuse.message import Disclosure
+from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures
 from interfuse.methods import built_in, name_of
 from interfuse.models import Builder, resolve

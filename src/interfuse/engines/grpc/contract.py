@@ -16,7 +16,7 @@ from interfuse.errors import InterfuseError
 from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
 from interfuse.handler import handlers, programs
-from interfuse.message import Disclosure, Leaf, Message, leaves
+from interfuse.messages import Disclosure, Leaf, Message, leaves
 from interfuse.method import Method, disclosures, retained
 from interfuse.methods import find
 from interfuse.numerics import Numerics

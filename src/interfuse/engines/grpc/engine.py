@@ -14,13 +14,13 @@ import torch
 
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Failure, Request
-from interfuse.encoding import decode, encoded
 from interfuse.engines.grpc.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
 from interfuse.engines.grpc.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
 from interfuse.engines.grpc.setups import RemoteSetup
 from interfuse.errors import MessageError, RunError
 from interfuse.handler import handlers
-from interfuse.message import Message
+from interfuse.messages import Message
+from interfuse.messages.encoding import decode, encoded
 from interfuse.wire import FileRecord, Limits, Pieces, load_tensors, save_tensors
 
 

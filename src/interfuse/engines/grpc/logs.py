@@ -12,7 +12,7 @@ from typing import Any
 
 from interfuse.engines.grpc.frames import Envelope, Payload
 from interfuse.errors import RunError
-from interfuse.message import Message, flatten, kind_of
+from interfuse.messages import Message, flatten, kind_of
 from interfuse.wire import Pieces
 
 START = "0" * 64

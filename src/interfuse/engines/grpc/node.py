@@ -16,8 +16,6 @@ from pydantic import BaseModel
 
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
-from interfuse.delivery import disturbed
-from interfuse.encoding import decode, encoded, rounded
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.grpc.contract import (
     LIBRARY,
@@ -55,7 +53,9 @@ from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
 from interfuse.federation import check_codecs
 from interfuse.handler import Handler, handlers
-from interfuse.message import Message
+from interfuse.messages import Message
+from interfuse.messages.delivery import disturbed
+from interfuse.messages.encoding import decode, encoded, rounded
 from interfuse.setup import check_device
 from interfuse.wire import Codecs, FileRecord, Limits, sync_folder
 

@@ -16,7 +16,7 @@ from interfuse.engines.grpc.contract import Contract, Facts, Shapes
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import CommonTest, common_test, evaluation_on
 from interfuse.handler import Program, programs
-from interfuse.message import Dims
+from interfuse.messages import Dims
 from interfuse.method import Method
 from interfuse.models import Builder, SplitModel, measure
 from interfuse.numerics import Numerics

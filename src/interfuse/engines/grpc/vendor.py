@@ -12,14 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from interfuse.data import TABLES, Dataset, load, load_folder, load_table
-from interfuse.encoding import codec_of
 from interfuse.engines.grpc.contract import Contract, JoinError, Name, names
 from interfuse.engines.grpc.frames import MESSAGE
 from interfuse.engines.grpc.keys import KeyFiles
 from interfuse.errors import ConfigError
 from interfuse.evaluation import Mode
 from interfuse.handler import handlers, programs
-from interfuse.message import Disclosure, kind_of, leaves
+from interfuse.messages import Disclosure, kind_of, leaves
+from interfuse.messages.encoding import codec_of
 from interfuse.method import Method
 from interfuse.models import Builder, resolve, split_at
 from interfuse.references import is_reference, load_reference

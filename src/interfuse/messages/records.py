@@ -97,6 +97,12 @@ class Message(Record):
     """What travels in one direction of one call. Tensors of a received message are read-only by contract."""
 
 
+class Weights(Message):
+    """Tensors of a model, or of a part of it, by key."""
+
+    tensors: Parameters
+
+
 class State(Record):
     """What a client or the server owns between rounds. Replaced as a whole, never changed in place."""
 

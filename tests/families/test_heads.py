@@ -22,8 +22,8 @@ from worlds import (
 
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
+from interfuse.families.heads import check_common_head
 from interfuse.federation import Federation
-from interfuse.heads import check_common_head
 from interfuse.method import Method
 from interfuse.methods.fedallrep import FedAllRep
 from interfuse.methods.fedgh import FedGH

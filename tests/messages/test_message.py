@@ -15,10 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, Num, UInt
 from torch import Tensor
 from worlds import same_bits
 
-from interfuse.delivery import check, narrow, unmodified
-from interfuse.encoding import decode, encode, sizes
 from interfuse.errors import MessageError
-from interfuse.message import (
+from interfuse.messages import (
     ClassCounts,
     Data,
     Disclosure,
@@ -35,6 +33,8 @@ from interfuse.message import (
     settled,
     unflatten,
 )
+from interfuse.messages.delivery import check, narrow, unmodified
+from interfuse.messages.encoding import decode, encode, sizes
 
 DIMS = {"classes": 3, "clients": 2, "d": 4}
 

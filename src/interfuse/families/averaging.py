@@ -13,7 +13,7 @@ from interfuse.aggregation import BufferPolicy, Plan, counted_mean, extract, key
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ModelError, Notice
-from interfuse.message import Message, NamedTensors, Parameters
+from interfuse.messages import Message, NamedTensors, Weights
 from interfuse.models.plans import width_plan
 from interfuse.server import Server
 
@@ -27,12 +27,6 @@ Holding = Callable[[Mapping[str, Tensor], Profile], Plan]
 
 ONE_HEAD = "cnn,mlp-linear,mixed-linear,deep-linear"
 """Models of the zoo with different base blocks and one modular block: what to try where that is needed."""
-
-
-class Weights(Message):
-    """Tensors of a model, or of a part of it, by key."""
-
-    tensors: Parameters
 
 
 def initial_weights(

@@ -15,7 +15,7 @@ from worlds import Recorder, entries, federation, live_model, run_handler, same_
 
 from interfuse.data import IID
 from interfuse.errors import ConfigError
-from interfuse.fusion import FusionPairs, Mixtures, balanced, mixed, rows_of, sampled
+from interfuse.families.fusion import FusionPairs, Mixtures, balanced, mixed, rows_of, sampled
 from interfuse.method import Method
 from interfuse.methods.ifl import IFL, FusionOutputs
 from interfuse.methods.pooled import Pooled

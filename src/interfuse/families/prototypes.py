@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.client import Client
-from interfuse.message import Disclosure, Message
+from interfuse.messages import Disclosure, Message
 from interfuse.training import Batch
 
 _CHUNK = 500

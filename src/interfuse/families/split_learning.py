@@ -11,19 +11,11 @@ import torch
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
+from interfuse.families.averaging import WeightRule, averaged, held, initial_weights, nothing_in_common, part_of
 from interfuse.handler import on_client
-from interfuse.message import FeatureGradients, Features, Labels, Message, NamedTensors, State
+from interfuse.messages import FeatureGradients, Features, Labels, Message, NamedTensors, State, Weights
 from interfuse.method import NOTHING, Count, Method, Steps
 from interfuse.models import SplitModel
-from interfuse.parameters import (
-    WeightRule,
-    Weights,
-    averaged,
-    held,
-    initial_weights,
-    nothing_in_common,
-    part_of,
-)
 from interfuse.server import Server
 from interfuse.training import Batch, LearningRate, OptimizerName, lacks_variance, modular_cross_entropy, pull_back
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interfuse import wire
 from interfuse.errors import MessageError
-from interfuse.message import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, mapped
+from interfuse.messages.records import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, mapped
 from interfuse.numerics import aligned
 
 

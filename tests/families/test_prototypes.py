@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from worlds import federation, resident, shares_of, tiny_dataset, weights_of
 
+from interfuse.families.prototypes import by_class, class_means, fused_share
 from interfuse.methods.local import Local
 from interfuse.models import SplitModel, pair
-from interfuse.prototypes import by_class, class_means, fused_share
 from interfuse.training import Batch
 
 CLASSES = 5

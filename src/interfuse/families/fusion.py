@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.handler import Program
-from interfuse.message import Disclosure, Features, Labels, Message
+from interfuse.messages import Disclosure, Features, Labels, Message
 from interfuse.method import Count
 from interfuse.models import SplitModel
 from interfuse.privacy import log_reported, randomised_response

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from interfuse import wire
-from interfuse.delivery import check, check_declared
 from interfuse.errors import MessageError
-from interfuse.message import Dims, Leaf, M, Message, Precision, flatten, kind_of, leaf_at, mapped, unflatten
+from interfuse.messages.delivery import check, check_declared
+from interfuse.messages.records import Dims, Leaf, M, Message, Precision, flatten, kind_of, leaf_at, mapped, unflatten
 from interfuse.wire import NO_CODEC, NO_CODECS, Codec, Codecs, Pieces
 
 
