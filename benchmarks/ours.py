@@ -11,7 +11,7 @@ import numpy as np
 import workload
 from driver import Channel, Cohort, options, serve
 from interfuse import SplitModel
-from interfuse.client import SampleOrder
+from interfuse.data import EpochOrder
 from interfuse.engines import InProcess, local
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
@@ -67,7 +67,7 @@ def write_problem(setup: Setup, folder: Path, epochs: int, *, own_models: bool =
     data, shares = setup.dataset, setup.shares
     order = np.empty((len(shares), epochs, len(shares[0].train)), np.int64)
     for client, share in enumerate(shares):
-        samples = SampleOrder(setup.seed, client, len(share.train))
+        samples = EpochOrder(setup.seed, client, len(share.train))
         for epoch in range(epochs):
             order[client, epoch] = np.concatenate(list(samples.epochs(1, len(share.train))))
     np.savez(

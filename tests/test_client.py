@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from worlds import federation, resident, same_bits, setup_of, shares_of, tiny_dataset, wide
 
 from interfuse.aggregation import BufferPolicy
-from interfuse.client import Client, ClientData, SampleOrder
-from interfuse.data import Share
+from interfuse.client import Client
+from interfuse.data import Batch, ClientData, EpochOrder, Share
 from interfuse.errors import ConfigError
 from interfuse.methods.local import Local
-from interfuse.training import Batch, Exponential, cross_entropy
+from interfuse.training import Exponential, cross_entropy
 
-order = st.builds(SampleOrder, seed=st.integers(0, 5), client=st.integers(0, 3), size=st.integers(1, 20))
+order = st.builds(EpochOrder, seed=st.integers(0, 5), client=st.integers(0, 3), size=st.integers(1, 20))
 
 
 @given(order, st.lists(st.integers(1, 25), max_size=12))
-def test_every_epoch_has_every_sample_once(order: SampleOrder, sizes: list[int]) -> None:
+def test_every_epoch_has_every_sample_once(order: EpochOrder, sizes: list[int]) -> None:
     taken = np.concatenate([np.empty(0, np.int64), *(order.take(count) for count in sizes)])
     assert len(taken) == sum(min(count, order.size) for count in sizes)
     assert order.epoch * order.size + order.position == len(taken)
@@ -31,17 +31,17 @@ def test_every_epoch_has_every_sample_once(order: SampleOrder, sizes: list[int])
 
 
 @given(order, st.lists(st.integers(1, 25), max_size=6), st.lists(st.integers(1, 25), max_size=6))
-def test_epoch_and_position_are_all_there_is_to_keep(order: SampleOrder, past: list[int], future: list[int]) -> None:
+def test_epoch_and_position_are_all_there_is_to_keep(order: EpochOrder, past: list[int], future: list[int]) -> None:
     for count in past:
         order.take(count)
-    resumed = SampleOrder(order.seed, order.client, order.size, order.epoch, order.position)
+    resumed = EpochOrder(order.seed, order.client, order.size, order.epoch, order.position)
     for count in future:
         assert np.array_equal(order.take(count), resumed.take(count))
 
 
 @given(order, st.integers(0, 3), st.integers(1, 25), st.integers(0, 19))
 def test_epochs_begin_with_a_new_one_and_keep_the_last_batch(
-    order: SampleOrder, count: int, batch: int, begun: int
+    order: EpochOrder, count: int, batch: int, begun: int
 ) -> None:
     if begun:
         order.take(min(begun, order.size))
@@ -53,7 +53,7 @@ def test_epochs_begin_with_a_new_one_and_keep_the_last_batch(
     for epoch in range(count):
         per_epoch = -(-order.size // batch)
         rows = np.concatenate(batches[epoch * per_epoch : (epoch + 1) * per_epoch])
-        expected = SampleOrder(order.seed, order.client, order.size, first + epoch).take(order.size)
+        expected = EpochOrder(order.seed, order.client, order.size, first + epoch).take(order.size)
         assert np.array_equal(rows, expected)
     if count:
         assert (order.epoch, order.position) == (first + count, 0)
@@ -61,7 +61,7 @@ def test_epochs_begin_with_a_new_one_and_keep_the_last_batch(
 
 def test_orders_of_clients_epochs_and_seeds_differ() -> None:
     orders = [
-        tuple(SampleOrder(seed, client, 30, epoch).take(30).tolist())
+        tuple(EpochOrder(seed, client, 30, epoch).take(30).tolist())
         for seed in range(3)
         for client in range(3)
         for epoch in range(3)

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from worlds import largest_difference, plain_training, same_bits
 
+from interfuse.data import Batch
 from interfuse.errors import ModelError
 from interfuse.models import SplitModel
 from interfuse.randomness import seeded
 from interfuse.training import (
-    Batch,
     Cosine,
     DivergedError,
     Exponential,

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from interfuse.client import ClientId, SampleOrder
+from interfuse.client import ClientId
 from interfuse.clients import Answer, Engine, Request
 from interfuse.clock import UNIFORM, Devices
-from interfuse.data import IID, Dataset, Partition, Share, make_shares
+from interfuse.data import IID, Dataset, EpochOrder, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
 from interfuse.engines.host import Resident
 from interfuse.evaluation import evaluation
@@ -273,7 +273,7 @@ def tensors_in(messages: Iterable[Message]) -> list[Tensor]:
 def in_steps(setup: Setup, client: ClientId, steps: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """The first batches that a client draws with ``steps``, taken from the data set by hand."""
     share = setup.shares[client].train
-    order = SampleOrder(setup.seed, client, len(share))
+    order = EpochOrder(setup.seed, client, len(share))
     drawn = [torch.from_numpy(share[order.take(batch_size)]) for _ in range(steps)]
     return [(setup.dataset.normalise(setup.dataset.x_train[rows]), setup.dataset.y_train[rows]) for rows in drawn]
 
@@ -281,7 +281,7 @@ def in_steps(setup: Setup, client: ClientId, steps: int, batch_size: int) -> lis
 def in_epochs(setup: Setup, client: ClientId, epochs: int, batch_size: int) -> list[tuple[Tensor, Tensor]]:
     """The first batches that a client draws with ``epochs``, taken from the data set by hand."""
     share = setup.shares[client].train
-    order = SampleOrder(setup.seed, client, len(share))
+    order = EpochOrder(setup.seed, client, len(share))
     drawn = [torch.from_numpy(share[positions]) for positions in order.epochs(epochs, batch_size)]
     return [(setup.dataset.normalise(setup.dataset.x_train[rows]), setup.dataset.y_train[rows]) for rows in drawn]
 

@@ -7,7 +7,7 @@ from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Arrival, Clients, Replies
 from interfuse.clock import Devices
-from interfuse.data import IID, Dataset, Dirichlet, Natural, Pathological, Shards, load
+from interfuse.data import IID, Batch, Dataset, Dirichlet, Natural, Pathological, Shards, load
 from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
 from interfuse.messages import (
@@ -29,16 +29,7 @@ from interfuse.models import SplitModel, pair, split_at
 from interfuse.numerics import Numerics
 from interfuse.runs import Result, Silent
 from interfuse.server import Server
-from interfuse.training import (
-    Batch,
-    Cosine,
-    Exponential,
-    Fitted,
-    Optimizer,
-    cross_entropy,
-    modular_cross_entropy,
-    total,
-)
+from interfuse.training import Cosine, Exponential, Fitted, Optimizer, cross_entropy, modular_cross_entropy, total
 
 __all__ = [
     "ALL",

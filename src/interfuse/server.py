@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeVar
 
+from interfuse.data import Batch
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import generator
-from interfuse.training import Batch, FitOptions, Fitted, Objective, OptimizerState, fit
+from interfuse.training import FitOptions, Fitted, Objective, OptimizerState, fit
 
 S = TypeVar("S", bound=State | None, default=None)
 

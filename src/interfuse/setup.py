@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from interfuse.client import ClientData, ClientId, Profile
+from interfuse.client import ClientId, Profile
 from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
-from interfuse.data import Dataset, Share, class_counts
+from interfuse.data import ClientData, Dataset, Share, class_counts
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims

@@ -10,12 +10,13 @@ from typing import Annotated, Literal, Protocol, Required, TypedDict, Unpack
 
 import torch
 from annotated_types import Ge, Gt
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
+from interfuse.data import Batch
 from interfuse.errors import InterfuseError
 from interfuse.models import SplitModel
 
@@ -26,14 +27,6 @@ OptimizerState = dict[str, dict[str, Tensor]]
 
 class DivergedError(InterfuseError):
     """The loss became NaN or infinite."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Inputs (samples, or features of a cut) and their labels."""
-
-    x: Float[Tensor, "batch ..."]
-    y: Int64[Tensor, "batch"]
 
 
 Objective = Callable[[SplitModel, Batch], Float[Tensor, ""]]

@@ -13,14 +13,13 @@ from torch import Tensor
 from torch.nn import functional
 from worlds import Recorder, entries, federation, live_model, run_handler, same_bits, tiny_dataset, weights_of, wide
 
-from interfuse.data import IID
+from interfuse.data import IID, Batch
 from interfuse.errors import ConfigError
 from interfuse.families.fusion import FusionPairs, Mixtures, balanced, mixed, rows_of, sampled
 from interfuse.method import Method
 from interfuse.methods.ifl import IFL, FusionOutputs
 from interfuse.methods.pooled import Pooled
 from interfuse.randomness import generator
-from interfuse.training import Batch
 
 FORMS = ("pairs", "rows", "balanced", "mixed")
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from worlds import federation, resident, shares_of, tiny_dataset, weights_of
 
+from interfuse.data import Batch
 from interfuse.families.prototypes import by_class, class_means, fused_share
 from interfuse.methods.local import Local
 from interfuse.models import SplitModel, pair
-from interfuse.training import Batch
 
 CLASSES = 5
 labels = st.lists(st.integers(0, CLASSES - 1), min_size=1, max_size=30)

@@ -22,11 +22,11 @@ from worlds import (
     wide,
 )
 
+from interfuse.data import Batch
 from interfuse.errors import ModelError
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedgen import FedGen, ModelAndGenerator, alike, network, recognised
 from interfuse.models import SplitModel
-from interfuse.training import Batch
 
 UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 60))
 OPTIONS: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.05}

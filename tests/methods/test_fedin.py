@@ -24,7 +24,8 @@ from worlds import (
     tiny_dataset,
 )
 
-from interfuse.client import ClientId, SampleOrder
+from interfuse.client import ClientId
+from interfuse.data import EpochOrder
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
@@ -362,7 +363,7 @@ def test_training_apart(order: Any) -> None:
     share = f.setup.shares[0].train
 
     def local() -> None:
-        drawn = SampleOrder(f.setup.seed, 0, len(share), epoch=3)  # two epochs, then a batch of features from the third
+        drawn = EpochOrder(f.setup.seed, 0, len(share), epoch=3)  # two epochs, then a batch of features from the third
         model.train()
         for positions in drawn.epochs(2, 8):
             rows = torch.from_numpy(share[positions])

@@ -23,11 +23,11 @@ from worlds import (
 )
 
 from interfuse.client import ClientId
+from interfuse.data import Batch
 from interfuse.methods import fednova
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fednova import FedNova, Normalised, accumulated
 from interfuse.models import SplitModel
-from interfuse.training import Batch
 
 UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 60))
 

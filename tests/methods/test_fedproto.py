@@ -26,12 +26,12 @@ from worlds import (
     wide,
 )
 
+from interfuse.data import Batch
 from interfuse.evaluation import evaluate
 from interfuse.families.prototypes import ClassMeans
 from interfuse.federation import Federation
 from interfuse.methods.fedproto import FedProto
 from interfuse.models import SplitModel
-from interfuse.training import Batch
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.1}
 

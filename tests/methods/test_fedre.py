@@ -9,10 +9,10 @@ from by_hand import HELD, fused, global_head, means_by_hand, server_batches, ske
 from torch.nn import functional
 from worlds import Recorder, entries, federation, largest_difference, weights_of, wide
 
+from interfuse.data import Batch
 from interfuse.federation import Federation
 from interfuse.methods.fedgh import FedGH
 from interfuse.methods.fedre import Entangled, FedRE, entangled_cross_entropy
-from interfuse.training import Batch
 
 
 def recorded(rounds: int, **settings: Any) -> tuple[Federation, list[tuple[int, Entangled]]]:

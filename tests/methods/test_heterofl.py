@@ -10,13 +10,14 @@ from torch.nn import functional
 from worlds import Recorder, dataset_of, federation, shares_of, tiny_dataset
 
 from interfuse.aggregation import BufferPolicy
+from interfuse.data import Batch
 from interfuse.errors import ModelError
 from interfuse.federation import Federation
 from interfuse.messages import Weights
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.heterofl import HeteroFL, TrainedOnClasses, masked_cross_entropy
 from interfuse.models import resolve
-from interfuse.training import Batch, cross_entropy, fit
+from interfuse.training import cross_entropy, fit
 
 CALM = {"lr": 0.05, "local_epochs": 1}
 """Settings with which a few small batches do not go astray."""

@@ -9,12 +9,13 @@ from slim import Round, mean_by_loops
 from torch import Tensor, nn
 from worlds import Recorder, federation, tiny_dataset
 
+from interfuse.data import Batch
 from interfuse.federation import Federation
 from interfuse.messages import Weights
 from interfuse.methods.scalefl import ScaleFL, multi_exit
 from interfuse.models import SplitModel
 from interfuse.models.resnets import Exit, exit_logits
-from interfuse.training import Batch, cross_entropy
+from interfuse.training import cross_entropy
 
 
 def several_exits(count: int) -> SplitModel:

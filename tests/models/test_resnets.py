@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from interfuse.data import Batch
 from interfuse.errors import ConfigError
 from interfuse.models import FEDERATIONS, SplitModel, expanded, measure, resolve
 from interfuse.models.resnets import DEPTHS, exit_logits
 from interfuse.runs.config import parse_config
-from interfuse.training import Batch, cross_entropy, fit
+from interfuse.training import cross_entropy, fit
 
 PARAMETERS = {  # by depth, with three channels; one channel has 2 * 49 * 64 fewer
     10: 4_910_922, 14: 10_812_234, 18: 11_181_642, 22: 17_082_954, 26: 17_452_362

@@ -1,5 +1,6 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
+from interfuse.data.batches import Batch, ClientData, EpochOrder
 from interfuse.data.dataset import Dataset, stratified_subset
 from interfuse.data.loading import available, load
 from interfuse.data.own import TABLES, load_folder, load_table
@@ -23,9 +24,12 @@ __all__ = [
     "IID",
     "PARTITIONS",
     "TABLES",
+    "Batch",
+    "ClientData",
     "Dataset",
     "DatasetInfo",
     "Dirichlet",
+    "EpochOrder",
     "Natural",
     "Partition",
     "Pathological",

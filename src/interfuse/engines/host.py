@@ -13,8 +13,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from interfuse.client import Client, ClientId, SampleOrder
+from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Failure, Request
+from interfuse.data import EpochOrder
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler
 from interfuse.messages import Message, flatten, kind_of, settled, unflatten
@@ -40,7 +41,7 @@ class Resident:
         self.kept_buffers: dict[str, Tensor] | None = None
         self.feedback: dict[str, Tensor] = {}
         data = setup.data_of(client)
-        order = SampleOrder(setup.seed, client, len(data.share.train))
+        order = EpochOrder(setup.seed, client, len(data.share.train))
         self.client: Client[Any] = Client(
             setup.profiles[client], model, data, order, setup.dims, setup.secret, setup.numerics.autocast
         )

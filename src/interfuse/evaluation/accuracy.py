@@ -14,14 +14,13 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.data import Dataset, stratified_subset
+from interfuse.data import Batch, Dataset, stratified_subset
 from interfuse.evaluation.metrics import Statistics, answers, share, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
 from interfuse.messages import Disclosure, Features, Message
 from interfuse.method import Method
 from interfuse.randomness import numpy_generator
-from interfuse.training import Batch
 
 Mode = Literal["shared", "own", "none"]
 """What is measured: everything, on a test set that all clients have; clients' own counts alone; nothing."""

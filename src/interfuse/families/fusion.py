@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.client import Client
+from interfuse.data import Batch
 from interfuse.handler import Program
 from interfuse.messages import Disclosure, Features, Labels, Message
 from interfuse.method import Count
 from interfuse.models import SplitModel
 from interfuse.privacy import log_reported, randomised_response
 from interfuse.server import Server
-from interfuse.training import Batch, Objective
+from interfuse.training import Objective
 
 Epsilon = Annotated[float, Gt(0), Le(30)]
 """Beyond 30 flips are too rare for the digits of the noise (:func:`interfuse.privacy.randomised_response`)."""

@@ -13,13 +13,14 @@ import torch
 
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.errors import ModelError
 from interfuse.families.averaging import ONE_HEAD, one_of_each_architecture
 from interfuse.handler import Program, on_client
 from interfuse.messages import Weights
 from interfuse.method import Count, Steps
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, modular_cross_entropy
+from interfuse.training import LearningRate, Objective, modular_cross_entropy
 
 _HEAD = "head"
 

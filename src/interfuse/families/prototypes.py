@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.client import Client
+from interfuse.data import Batch
 from interfuse.messages import Disclosure, Message
-from interfuse.training import Batch
 
 _CHUNK = 500
 

@@ -10,6 +10,7 @@ import torch
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.errors import Notice
 from interfuse.families.averaging import WeightRule, averaged, held, initial_weights, nothing_in_common, part_of
 from interfuse.handler import on_client
@@ -17,7 +18,7 @@ from interfuse.messages import FeatureGradients, Features, Labels, Message, Name
 from interfuse.method import NOTHING, Count, Method, Steps
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, OptimizerName, lacks_variance, modular_cross_entropy, pull_back
+from interfuse.training import LearningRate, OptimizerName, lacks_variance, modular_cross_entropy, pull_back
 
 
 class Global(State):

@@ -8,6 +8,7 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import fused_share
 from interfuse.handler import on_client
@@ -15,7 +16,7 @@ from interfuse.messages import Disclosure, Features, Labels, Message, Weights
 from interfuse.method import Method
 from interfuse.methods.local import LocalTraining
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, cross_entropy
+from interfuse.training import LearningRate, cross_entropy
 
 
 class AllFeatures(Message):

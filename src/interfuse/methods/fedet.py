@@ -15,6 +15,7 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import averaged, one_of_each_architecture
 from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
@@ -23,7 +24,7 @@ from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import TrainingOnOwnData
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate
+from interfuse.training import LearningRate
 
 _CHUNK = 256
 

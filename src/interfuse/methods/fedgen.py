@@ -15,6 +15,7 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import by_architecture, one_of_each_architecture
 from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
@@ -23,7 +24,7 @@ from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, Exponential, LearningRate, Objective, Optimizer
+from interfuse.training import Exponential, LearningRate, Objective, Optimizer
 
 GENERATOR_LR = Exponential(3e-4, 0.98)
 GeneratorTensors = dict[str, Annotated[Float32[Tensor, "..."], Disclosure.PARAMETERS]]

@@ -8,6 +8,7 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import ClassMeans, class_means, fused_share
 from interfuse.handler import on_client
@@ -15,7 +16,7 @@ from interfuse.messages import Disclosure, Weights
 from interfuse.method import Count, Method
 from interfuse.methods.local import LocalTraining
 from interfuse.server import Server
-from interfuse.training import Batch, cross_entropy
+from interfuse.training import cross_entropy
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import WeightRule
 from interfuse.families.heads import check_same_cuts
 from interfuse.handler import on_client
@@ -23,7 +24,7 @@ from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, Gradients, LearningRate, Objective, OptimizerName, proximal, total
+from interfuse.training import Gradients, LearningRate, Objective, OptimizerName, proximal, total
 
 PARTS = ("extractor", "intermediate", "classifier")
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import WeightRule
 from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
 from interfuse.handler import on_client
@@ -19,7 +20,7 @@ from interfuse.method import Count, Method, NonNegative
 from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, Objective
+from interfuse.training import Objective
 
 
 class Global(State):

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import class_means, fused_share
 from interfuse.handler import on_client
@@ -20,7 +21,7 @@ from interfuse.method import Method
 from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, cross_entropy
+from interfuse.training import LearningRate, Objective, cross_entropy
 
 
 class Entangled(Message):

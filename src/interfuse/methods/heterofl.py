@@ -14,6 +14,7 @@ from torch.nn import functional
 from interfuse.aggregation import Plan
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import Holding, WeightRule, by_width, largest_weights
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, Weights
@@ -22,7 +23,7 @@ from interfuse.methods.fedavg import Averaging, Global, merged
 from interfuse.models import SplitModel
 from interfuse.models.plans import with_rows
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, Rate
+from interfuse.training import LearningRate, Objective, Rate
 
 
 class TrainedOnClasses(Message):

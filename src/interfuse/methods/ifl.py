@@ -9,6 +9,7 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.errors import ConfigError
 from interfuse.families.fusion import FusionOutputs, FusionPairs, FusionSharing, Mixtures, shuffled
 from interfuse.handler import on_client
@@ -16,7 +17,7 @@ from interfuse.messages import Disclosure, State
 from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, OptimizerName, cross_entropy
+from interfuse.training import LearningRate, Objective, OptimizerName, cross_entropy
 
 __all__ = ["IFL", "FusionOutputs", "FusionPairs"]
 

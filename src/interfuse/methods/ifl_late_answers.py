@@ -7,13 +7,14 @@ from typing import Literal
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, FeatureGradients, Features, Labels, Message
 from interfuse.method import Steps
 from interfuse.methods.ifl import IFL, Late
 from interfuse.server import Server
-from interfuse.training import Batch, cross_entropy, gradient_of_features, lacks_variance, pull_back
+from interfuse.training import cross_entropy, gradient_of_features, lacks_variance, pull_back
 
 
 class Question(Message):

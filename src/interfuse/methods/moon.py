@@ -13,13 +13,14 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import Count, NonNegative, Steps
 from interfuse.methods.fedavg import FedAvg, Global
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, Rate
+from interfuse.training import LearningRate, Objective, Rate
 
 
 class Previous(State):

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import by_architecture
 from interfuse.handler import on_client
 from interfuse.messages import Data, Disclosure, Labels, Message, State, Weights
 from interfuse.method import NOTHING, Method
 from interfuse.methods.local import OwnSteps
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, cross_entropy
+from interfuse.training import LearningRate, cross_entropy
 
 
 class Samples(Message):

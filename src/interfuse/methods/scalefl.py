@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Weights
 from interfuse.method import Count, Method, NonNegative, Steps
@@ -18,7 +19,7 @@ from interfuse.methods.heterofl import SubModels
 from interfuse.models import SplitModel
 from interfuse.models.resnets import exit_logits
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, Objective, Rate
+from interfuse.training import LearningRate, Objective, Rate
 
 
 def multi_exit(gamma: float, temperature: float) -> Objective:

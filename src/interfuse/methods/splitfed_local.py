@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.data import Batch
 from interfuse.families.averaging import held
 from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import Global, Smashed, SplitLearning, Tail
@@ -18,7 +19,7 @@ from interfuse.messages import Disclosure, Weights
 from interfuse.method import Method, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.training import Batch, LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
+from interfuse.training import LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
 
 
 @dataclass(frozen=True)

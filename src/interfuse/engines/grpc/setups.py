@@ -9,9 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from interfuse.client import ClientData, ClientId, Profile
+from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
-from interfuse.data import IID, Dataset, Share, make_shares
+from interfuse.data import IID, ClientData, Dataset, Share, make_shares
 from interfuse.engines.grpc.contract import Contract, Facts, Shapes
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import CommonTest, common_test, evaluation_on

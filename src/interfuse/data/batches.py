@@ -1,0 +1,134 @@
+"""Batches, the order in which a client visits its samples, and its share of a data set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from interfuse.data.dataset import Dataset
+from interfuse.data.partitions import Share
+from interfuse.numerics import aligned
+from interfuse.randomness import numpy_generator
+
+BYTES_AT_ONCE = 1 << 20
+"""Training rows that are taken and normalised together, in bytes: enough to make it cheap, few enough for the cache."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs (samples, or features of a cut) and their labels."""
+
+    x: Float[Tensor, "batch ..."]
+    y: Int64[Tensor, "batch"]
+
+
+@dataclass
+class EpochOrder:
+    """The order in which a client visits its training samples: a permutation for each epoch, derived from its number.
+
+    ``epoch`` and ``position`` are all there is to keep, so the order does not depend on who asks or when.
+    """
+
+    seed: int
+    client: int
+    size: int
+    epoch: int = 0
+    position: int = 0
+    _permutation: tuple[int, np.ndarray] | None = field(default=None, repr=False)
+
+    def _order(self) -> np.ndarray:
+        if self._permutation is None or self._permutation[0] != self.epoch:
+            shuffled = numpy_generator(self.seed, "order", self.client, self.epoch).permutation(self.size)
+            self._permutation = (self.epoch, shuffled)
+        return self._permutation[1]
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``min(count, size)`` positions, going on into the next epoch where one ends."""
+        wanted, taken = min(count, self.size), []
+        while wanted:
+            piece = self._order()[self.position : self.position + wanted]
+            taken.append(piece)
+            wanted -= len(piece)
+            self.position += len(piece)
+            if self.position == self.size:
+                self.epoch, self.position = self.epoch + 1, 0
+        return np.concatenate(taken)
+
+    def epochs(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
+        """``count`` whole epochs in batches; the last batch of an epoch is kept, however small."""
+        for _ in range(count):
+            if self.position:
+                self.epoch, self.position = self.epoch + 1, 0
+            order = self._order()
+            for start in range(0, self.size, batch_size):
+                yield order[start : start + batch_size]
+            self.epoch += 1
+
+
+class ClientData:
+    """A client's share: rows of a data set that stays where it is, normalised as they are taken."""
+
+    def __init__(self, dataset: Dataset, share: Share, inputs: Callable[[Tensor], Tensor]) -> None:
+        self.dataset, self.share, self._inputs = dataset, share, inputs
+        self._train = torch.from_numpy(np.asarray(share.train, dtype=np.int64))
+
+    def train(self, positions: np.ndarray) -> Batch:
+        """Rows of the training share by position in it."""
+        rows = self._train[torch.from_numpy(positions)]
+        return Batch(self._inputs(self.dataset.x_train[rows]), self.dataset.y_train[rows])
+
+    def batches(self, positions: Iterable[np.ndarray]) -> Iterator[Batch]:
+        """A batch for each array of positions. Some are taken at once: one by one, taking costs as much as a layer."""
+        at_once = BYTES_AT_ONCE // (4 * max(1, math.prod(self.dataset.shape)))
+        waiting: list[np.ndarray] = []
+        for wanted in positions:
+            if waiting and sum(map(len, waiting)) + len(wanted) > at_once:
+                yield from self._split(waiting)
+                waiting = []
+            waiting.append(wanted)
+        if waiting:
+            yield from self._split(waiting)
+
+    def _split(self, positions: Sequence[np.ndarray]) -> Iterator[Batch]:
+        together, sizes = self.train(np.concatenate(positions)), [len(wanted) for wanted in positions]
+        # a batch has the same bits whether or not it was taken with others
+        return map(Batch, map(aligned, torch.split(together.x, sizes)), torch.split(together.y, sizes))
+
+    def train_batches(self, chunk: int) -> Iterator[Batch]:
+        """The whole training share as it lies, once; the client's order of samples goes on untouched."""
+        positions = np.arange(len(self._train))
+        return (self.train(positions[start : start + chunk]) for start in range(0, len(positions), chunk))
+
+    def raw(self) -> Batch:
+        """The whole training share as stored, not normalised."""
+        return Batch(self.dataset.x_train[self._train], self.dataset.y_train[self._train])
+
+    def labels(self) -> Tensor:
+        """The labels of the whole training share ``[n]``."""
+        return self.dataset.y_train[self._train]
+
+    def validation(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
+        """The validation share, or its first ``limit`` rows (their order is random already)."""
+        return self._own(self.share.validation[:limit], chunk)
+
+    def test(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
+        """The client's own test share, or its first ``limit`` rows."""
+        return self._own(self.share.test[:limit], chunk)
+
+    def common_test(self, rows: Tensor | None = None, chunk: int = 64) -> Iterator[Batch]:
+        """The common test set, or some rows of it."""
+        x, y = self.dataset.x_test, self.dataset.y_test
+        if rows is not None:
+            x, y = x[rows], y[rows]
+        return (Batch(self._inputs(a), b) for a, b in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True))
+
+    def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
+        for start in range(0, len(rows), chunk):
+            index = torch.from_numpy(np.asarray(rows[start : start + chunk], dtype=np.int64))
+            yield Batch(self._inputs(self.dataset.x_train[index]), self.dataset.y_train[index])
