@@ -91,7 +91,7 @@ def setup_of(
         method, [dataset] * len(shares), shares,
         [resolve(m) if isinstance(m, str) else m for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
-        width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation([dataset] * len(shares)),
+        width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation,
         codecs=Codecs.parse(codecs or {}),
     )  # fmt: skip
     check(setup)

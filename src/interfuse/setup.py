@@ -94,9 +94,13 @@ class Serving(Agreed, Protocol):
     def make_clock(self) -> Clock: ...
 
 
+ExtraPrograms = Callable[[Sequence[Dataset]], Callable[[Method], Mapping[str, Program]]]
+"""From the data sets of the clients to programs by path, for a method with these hyperparameters."""
+
+
 @dataclass(frozen=True, eq=False)
 class Setup:
-    """A federation ready to be hosted by an engine.
+    """A federation ready to be hosted by an engine. It can be pickled where method and builders can.
 
     Attributes:
         datasets: The data set of each client, in order; those of several clients may be one.
@@ -104,7 +108,7 @@ class Setup:
         architectures: Name of the builder of each client; equal names mean equal architectures.
         devices: What the virtual clock goes by.
         overrides: Hyperparameters that differ for a client.
-        extra_programs: Programs beside a method, such as the evaluation, by path.
+        extra_programs: Makes programs beside a method, such as the evaluation, from the data sets.
         codecs: What is done to the method's messages on their way.
     """
 
@@ -119,7 +123,7 @@ class Setup:
     numerics: Numerics = DEFAULT
     devices: Devices = UNIFORM
     overrides: Mapping[ClientId, Mapping[str, Any]] = field(default_factory=dict)
-    extra_programs: Callable[[Method], Mapping[str, Program]] = lambda method: {}
+    extra_programs: ExtraPrograms | None = None
     codecs: Codecs = NO_CODECS
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
@@ -263,7 +267,15 @@ class Setup:
 
     def programs_with(self, method: Method) -> dict[str, Program]:
         """All programs by path, for a method with these hyperparameters."""
-        return programs(method, "method") | dict(self.extra_programs(method))
+        return programs(method, "method") | ({} if self._extra is None else dict(self._extra(method)))
+
+    @cached_property
+    def _extra(self) -> Callable[[Method], Mapping[str, Program]] | None:
+        return None if self.extra_programs is None else self.extra_programs(self.datasets)
+
+    def __getstate__(self) -> dict[str, object]:
+        """What it was made of: another process works out the rest again."""
+        return {made.name: getattr(self, made.name) for made in fields(self)}
 
 
 def make_model(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -75,16 +76,17 @@ def cut_after(layers: int) -> Callable[[Shape, int, int], SplitModel]:
 
     Its tensors have the same keys and shapes wherever the cut is.
     """
-
-    def build(sample_shape: Shape, classes: int, width: int) -> SplitModel:
-        stages: dict[str, nn.Module] = {"five.fc1": nn.Linear(math.prod(sample_shape), width)}
-        stages |= {f"five.fc{number}": nn.Linear(width, width) for number in range(2, 5)}
-        stages = {name: nn.Sequential(nn.Flatten(), layer, nn.ReLU()) for name, layer in stages.items()}
-        behind = dict(list(stages.items())[layers:]) | {"classifier": nn.Linear(width, classes)}
-        return two_parts(dict(list(stages.items())[:layers]), behind)
-
+    build = partial(_cut_after, layers)
     build.__doc__ = f"Five linear layers as wide as the fusion layer, {layers} of them in the base block."
     return build
+
+
+def _cut_after(layers: int, sample_shape: Shape, classes: int, width: int) -> SplitModel:
+    stages: dict[str, nn.Module] = {"five.fc1": nn.Linear(math.prod(sample_shape), width)}
+    stages |= {f"five.fc{number}": nn.Linear(width, width) for number in range(2, 5)}
+    stages = {name: nn.Sequential(nn.Flatten(), layer, nn.ReLU()) for name, layer in stages.items()}
+    behind = dict(list(stages.items())[layers:]) | {"classifier": nn.Linear(width, classes)}
+    return two_parts(dict(list(stages.items())[:layers]), behind)
 
 
 class _ResidualBlock(nn.Module):

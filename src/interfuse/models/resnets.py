@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -75,29 +76,32 @@ def resnet(
         exits: End behind this group, with an exit (:class:`Exit`) behind it and each before it; 0 for one classifier.
         rate: Every hidden number of channels n becomes ⌈rate · n⌉.
     """
-
-    def build(sample_shape: Shape, classes: int, _width: int) -> SplitModel:
-        inputs, *sides = grid(f"resnet{depth}", sample_shape)
-        norm_of = _norm(norm, len(sides))
-        channels = math.ceil(rate * width)
-        stages: dict[str, nn.Module] = {"stem": _Stem(len(sides), inputs, channels, norm_of)}
-        for group, blocks in enumerate(DEPTHS[depth][: exits or None], 1):
-            outputs = math.ceil(rate * width * 2 ** (group - 1))
-            for block in range(blocks):
-                stride = 2 if group > 1 and block == 0 else 1
-                stages[f"layer{group}.{block}"] = _Block(len(sides), channels, outputs, stride, norm_of)
-                channels = outputs
-            if exits:
-                stages[f"exit{group}"] = Exit(channels, classes, last=group == exits)
-        if not exits:
-            stages |= {"pool": _Mean(), "fc": nn.Linear(channels, classes)}
-        first, *middle, last = stages
-        return SplitModel(stages, {"extractor": (first,), "intermediate": tuple(middle), "classifier": (last,)})
-
+    build = partial(_resnet, depth, width, norm, exits, rate)
     build.__doc__ = (
         f"A ResNet of {depth} layers with {width} to {8 * width} channels; its features are the fused vector."
     )
     return build
+
+
+def _resnet(
+    depth: int, width: int, norm: NormName, exits: int, rate: Fraction, sample_shape: Shape, classes: int, _width: int
+) -> SplitModel:
+    inputs, *sides = grid(f"resnet{depth}", sample_shape)
+    norm_of = _norm(norm, len(sides))
+    channels = math.ceil(rate * width)
+    stages: dict[str, nn.Module] = {"stem": _Stem(len(sides), inputs, channels, norm_of)}
+    for group, blocks in enumerate(DEPTHS[depth][: exits or None], 1):
+        outputs = math.ceil(rate * width * 2 ** (group - 1))
+        for block in range(blocks):
+            stride = 2 if group > 1 and block == 0 else 1
+            stages[f"layer{group}.{block}"] = _Block(len(sides), channels, outputs, stride, norm_of)
+            channels = outputs
+        if exits:
+            stages[f"exit{group}"] = Exit(channels, classes, last=group == exits)
+    if not exits:
+        stages |= {"pool": _Mean(), "fc": nn.Linear(channels, classes)}
+    first, *middle, last = stages
+    return SplitModel(stages, {"extractor": (first,), "intermediate": tuple(middle), "classifier": (last,)})
 
 
 class Exit(nn.Module):

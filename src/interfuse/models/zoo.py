@@ -13,6 +13,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 from torch import nn
@@ -163,20 +164,29 @@ def _adapted(function: Callable[..., object], name: str) -> Builder:
                 f"model {name} asks for {parameter.name!r}; a builder gets the keywords {', '.join(_ARGUMENTS)}"
             )
 
-    def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-        given = zip(_ARGUMENTS, (sample_shape, classes, width), strict=True)
-        built = function(**{key: value for key, value in given if open_ended or key in named})
-        match built:
-            case SplitModel():
-                return built
-            case (nn.Module() as base, nn.Module() as modular):
-                return pair(base, modular)
-        raise ModelError(
-            f"model {name} must return a SplitModel (see split_at) or a pair (base block, modular block), "
-            f"not {type(built).__name__}"
-        )
+    wanted = frozenset(_ARGUMENTS if open_ended else named.intersection(_ARGUMENTS))
+    return partial(_built, function, name, wanted)
 
-    return build
+
+def _built(
+    function: Callable[..., object],
+    name: str,
+    wanted: frozenset[str],
+    sample_shape: tuple[int, ...],
+    classes: int,
+    width: int,
+) -> SplitModel:
+    given = zip(_ARGUMENTS, (sample_shape, classes, width), strict=True)
+    built = function(**{key: value for key, value in given if key in wanted})
+    match built:
+        case SplitModel():
+            return built
+        case (nn.Module() as base, nn.Module() as modular):
+            return pair(base, modular)
+    raise ModelError(
+        f"model {name} must return a SplitModel (see split_at) or a pair (base block, modular block), "
+        f"not {type(built).__name__}"
+    )
 
 
 def _three_convolutions(

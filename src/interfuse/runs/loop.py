@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,7 +104,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        devices=config.devices, overrides=config.client, extra_programs=evaluation(datasets, config.evaluation),
+        devices=config.devices, overrides=config.client, extra_programs=partial(evaluation, mode=config.evaluation),
         codecs=Codecs.parse(config.codecs),
     )  # fmt: skip
     check(setup)
