@@ -4,6 +4,7 @@ interfuse run examples/fedprox.py --data digits --models cnn --rounds 50 --set m
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import interfuse
 from interfuse import Client, Clients, Disclosure, Server, on_client
@@ -40,7 +41,7 @@ class FedProx(interfuse.Method):
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
         client.model.load(received.tensors)
-        objective = interfuse.total(interfuse.cross_entropy, proximal(received.tensors, self.mu))
+        objective = interfuse.total(interfuse.cross_entropy, partial(proximal, anchor=received.tensors, mu=self.mu))
         client.fit(objective, epochs=self.local_epochs, lr=self.lr)
         return Weights(client.tensors())
 

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
@@ -174,7 +175,7 @@ def test_a_parameter_with_gaps_in_memory_is_trained_too(optimizer: Optimizer, bu
 def test_autocast_computes_the_objective_in_bfloat16_and_leaves_the_rest() -> None:
     seen: list[torch.dtype] = []
 
-    def looking(model: SplitModel, batch: Batch) -> Tensor:
+    def looking(model: SplitModel, batch: Batch, step: int) -> Tensor:
         logits = model(batch.x)
         seen.append(logits.dtype)
         return functional.cross_entropy(logits, batch.y)
@@ -246,7 +247,7 @@ def test_exponential_and_cosine() -> None:
 
 
 def two_losses() -> dict[str, Objective]:
-    return {"ce": cross_entropy, "size": lambda model, batch: model(batch.x).square().mean()}
+    return {"ce": cross_entropy, "size": lambda model, batch, step: model(batch.x).square().mean()}
 
 
 def summed(gradients: Mapping[str, Gradients], parameters: Mapping[str, Tensor]) -> Gradients:
@@ -268,7 +269,7 @@ def test_a_rule_sees_each_gradient_and_the_parameters_and_decides_the_step() -> 
     batch = draw(1)[0]
     wanted = {}
     for name, objective in two_losses().items():
-        found = torch.autograd.grad(objective(expected, batch), list(expected.parameters()))
+        found = torch.autograd.grad(objective(expected, batch, 0), list(expected.parameters()))
         wanted[name] = dict(zip(dict(expected.named_parameters()), found, strict=True))
     given_: dict[str, Any] = {}
 
@@ -332,7 +333,7 @@ def test_a_pulled_back_gradient_trains_the_front_as_the_whole_would() -> None:
         z = front.detach().requires_grad_()
         fit(cut, modular_cross_entropy, [Batch(z, b.y)], lr=0.1, train="modular")
         assert z.grad is not None
-        fit(cut, pull_back(front, z.grad), [Batch(front, b.y)], lr=0.1, train="base")
+        fit(cut, partial(pull_back, gradient=z.grad), [Batch(front, b.y)], lr=0.1, train="base")
     plain_training(whole, [(b.x, b.y) for b in draw()], torch.optim.SGD(whole.parameters(), lr=0.1))
     assert largest_difference(state(whole), state(cut)) < 1e-6
 
@@ -341,14 +342,14 @@ def test_a_part_without_parameters_is_trained_without_effect() -> None:
     model = SplitModel({"in": nn.Identity(), "c": nn.Linear(5, 3)})
     before = state(model)
     b = draw(1)[0]
-    done = fit(model, pull_back(b.x, torch.ones(8, 5)), [b], lr=0.1, train="in")
+    done = fit(model, partial(pull_back, gradient=torch.ones(8, 5)), [b], lr=0.1, train="in")
     assert done.steps == 1
     assert same_bits(before, state(model))
 
 
 def test_an_objective_that_ignores_the_model_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="does not require grad"):
-        fit(smooth(), lambda model, batch: model(batch.x).detach().sum(), draw(1), lr=0.1)
+        fit(smooth(), lambda model, batch, step: model(batch.x).detach().sum(), draw(1), lr=0.1)
 
 
 def test_proximal_is_the_sum_of_squares_over_the_anchors_keys() -> None:
@@ -357,8 +358,8 @@ def test_proximal_is_the_sum_of_squares_over_the_anchors_keys() -> None:
     for keys in (set(anchor), {"a.0.weight"}):
         kept = {key: anchor[key] for key in keys}
         expected = 0.5 * 0.3 * sum(float((own[key] - anchor[key]).square().sum()) for key in keys)
-        assert float(proximal(kept, 0.3)(model, draw(1)[0]).detach()) == pytest.approx(expected, rel=1e-5)
-    fit(model, proximal(anchor, 0.5), draw(1), lr=0.2)
+        assert float(proximal(model, draw(1)[0], 0, anchor=kept, mu=0.3).detach()) == pytest.approx(expected, rel=1e-5)
+    fit(model, partial(proximal, anchor=anchor, mu=0.5), draw(1), lr=0.2)
     for key in own:  # without a loss on data the distance shrinks by 1 - eta mu
         assert torch.allclose(state(model)[key] - anchor[key], (own[key] - anchor[key]) * 0.9, atol=1e-6)
 

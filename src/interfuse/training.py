@@ -1,12 +1,30 @@
-"""The one training loop: objectives, rules that combine gradients, schedules, and :func:`fit`."""
+"""The one training loop: objectives, rules that combine gradients, schedules, and :func:`fit`.
+
+**An objective is a value.** ``objective(model, batch, step)`` is the loss of a view of a model on a batch, a tensor
+``[]``; ``step`` counts from 0 in each call of :func:`fit`. What else it needs are keyword arguments that
+:func:`functools.partial` binds: tensors, mappings of tensors by key, and settings::
+
+    client.fit(total(cross_entropy, partial(proximal, anchor=received.tensors, mu=0.1)), ...)
+
+So the clients of a method share one function and differ in ``partial.keywords`` alone, and an engine may hand over the
+live module or one whose tensors :func:`torch.func.functional_call` and :func:`torch.func.vmap` put in place. For that
+
+- a module-level function: no closure over a client's tensors, no method of a client or server;
+- no state: it changes nothing but normalisation statistics of the model, and draws only from PyTorch's global
+  generator, which is seeded around each handler;
+- no values of tensors in Python: no ``.item()``, ``int(tensor)`` or ``if tensor``; index with tensors, choose with
+  :func:`torch.where`. Shapes and ``step`` are plain numbers;
+- another model is tensors by key, run with :func:`interfuse.models.run_with`; it is not a module that is bound.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol, Required, TypedDict, Unpack
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol, Required, TypedDict, Unpack
 
 import torch
 from annotated_types import Ge, Gt
@@ -29,51 +47,68 @@ class DivergedError(InterfuseError):
     """The loss became NaN or infinite."""
 
 
-Objective = Callable[[SplitModel, Batch], Float[Tensor, ""]]
-"""A loss of a view of the model and a batch. It keeps no state; other tensors are bound when it is made."""
+Objective = Callable[[SplitModel, Batch, int], Float[Tensor, ""]]
+"""A loss of a view of the model, a batch, and the step within :func:`fit`, from 0. It sees only its arguments."""
 
 Gradients = dict[str, Tensor]
 Combine = Callable[[Mapping[str, Gradients], Mapping[str, Tensor]], Gradients]
 """From the gradients of every named loss and the current parameters, by key, to the gradient of the step."""
 
 
-def cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
+def cross_entropy(model: SplitModel, batch: Batch, step: int) -> Tensor:
     """Mean cross entropy of the whole model."""
     return functional.cross_entropy(model(batch.x), batch.y)
 
 
-def modular_cross_entropy(model: SplitModel, batch: Batch) -> Tensor:
+def modular_cross_entropy(model: SplitModel, batch: Batch, step: int) -> Tensor:
     """Mean cross entropy of the modular block on features of the fusion layer."""
     return functional.cross_entropy(model.modular(batch.x), batch.y)
 
 
-def pull_back(output: Float[Tensor, "batch d"], gradient: Float[Tensor, "batch d"]) -> Objective:
-    """The objective whose gradient is that of the loss behind the cut: ⟨output, gradient⟩ (split learning)."""
-    return lambda model, batch: (output * gradient).sum()
+def pull_back(model: SplitModel, batch: Batch, step: int, *, gradient: Float[Tensor, "batch d"]) -> Tensor:
+    """⟨output, gradient⟩: its gradient is that of the loss behind the cut (split learning).
+
+    The ``x`` of the batch is the front's output, with the graph in which it was made: the front is not run again.
+    """
+    return (batch.x * gradient).sum()
 
 
 def gradient_of_features(loss: Objective, model: SplitModel, batch: Batch) -> Float[Tensor, "batch d"]:
     """∂loss/∂x on features of the fusion layer; the model stays as it is."""
     z = batch.x.detach().requires_grad_()
     with model.training_parts(()):
-        (gradient,) = torch.autograd.grad(loss(model, Batch(z, batch.y)), z)
+        (gradient,) = torch.autograd.grad(loss(model, Batch(z, batch.y), 0), z)
     return gradient
 
 
-def proximal(anchor: Mapping[str, Tensor], mu: float) -> Objective:
+def proximal(model: SplitModel, batch: Batch, step: int, *, anchor: Mapping[str, Tensor], mu: float) -> Tensor:
     """(mu/2) ‖w − anchor‖² over the anchor's trainable keys, as a sum of squares (FedProx)."""
-
-    def penalty(model: SplitModel, batch: Batch) -> Tensor:
-        parameters = dict(model.named_parameters())
-        squares = [(p - anchor[key]).square().sum() for key, p in parameters.items() if key in anchor]
-        return 0.5 * mu * torch.stack(squares).sum()
-
-    return penalty
+    parameters = dict(model.named_parameters())
+    squares = [(p - anchor[key]).square().sum() for key, p in parameters.items() if key in anchor]
+    return 0.5 * mu * torch.stack(squares).sum()
 
 
 def total(*objectives: Objective) -> Objective:
     """The sum of objectives: how penalties compose."""
-    return lambda model, batch: torch.stack([objective(model, batch) for objective in objectives]).sum()
+    functions, keywords = zip(*map(_parts_of, objectives), strict=True)
+    return partial(summed, functions=functions, keywords=keywords)
+
+
+def summed(
+    model: SplitModel,
+    batch: Batch,
+    step: int,
+    *,
+    functions: Sequence[Callable[..., Tensor]],
+    keywords: Sequence[Mapping[str, Any]],
+) -> Tensor:
+    """What :func:`total` makes: the functions that all clients share, and apart from them what is bound for each."""
+    bound = zip(functions, keywords, strict=True)
+    return torch.stack([function(model, batch, step, **own) for function, own in bound]).sum()
+
+
+def _parts_of(objective: Objective) -> tuple[Callable[..., Tensor], Mapping[str, Any]]:
+    return (objective.func, objective.keywords) if isinstance(objective, partial) else (objective, {})
 
 
 class Schedule(Protocol):
@@ -252,7 +287,7 @@ def fit(
     device = next((p.device.type for p in parameters.values()), "cpu")
     steps = samples = 0
     rates = 0.0
-    summed = torch.zeros(())
+    losses_so_far = torch.zeros(())
     _forget_gradients(parameters)
     with model.training_parts(parts):
         for batch in batches:
@@ -260,15 +295,15 @@ def fit(
                 continue
             current = rate(round, steps)
             with nullcontext() if autocast is None else torch.autocast(device, autocast):
-                losses_now = {name: objective(model, batch) for name, objective in objectives.items()}
+                losses_now = {name: objective(model, batch, steps) for name, objective in objectives.items()}
             loss = _differentiate(losses_now, combine, parameters)
             if clip is not None and parameters:
                 torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
             step(current)
             _forget_gradients(parameters)
-            summed = summed + loss
+            losses_so_far = losses_so_far + loss
             steps, samples, rates = steps + 1, samples + len(batch.y), rates + current
-    mean = float(summed) / steps if steps else 0.0
+    mean = float(losses_so_far) / steps if steps else 0.0
     if not math.isfinite(mean):
         raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
     return Fitted(steps, samples, rates, mean)

@@ -24,8 +24,9 @@ from worlds import (
 
 from interfuse.data import Batch
 from interfuse.errors import ModelError
+from interfuse.families.generators import alike, labelled, network, recognised
 from interfuse.methods.fedavg import FedAvg
-from interfuse.methods.fedgen import FedGen, ModelAndGenerator, alike, network, recognised
+from interfuse.methods.fedgen import FedGen, ModelAndGenerator
 from interfuse.models import SplitModel
 
 UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 60))
@@ -92,7 +93,7 @@ def test_the_heads_learn_to_be_recognised() -> None:
     generator = method.generator(f.server.dims, torch.device("cpu")).frozen(state.generator)
     head = server_copy(f.setup, "logistic", state.weights)
     y = torch.arange(3).repeat(50)
-    answers = head.modular(generator(method.inputs(y, 3))).argmax(1)
+    answers = head.modular(generator(labelled(y, 3, method.noise))).argmax(1)
     assert float((answers == y).float().mean()) > 0.9
 
 
@@ -105,7 +106,7 @@ def test_heads_count_for_a_label_by_their_part_of_its_samples() -> None:
         parts[k][int(y[i])] * functional.cross_entropy(heads[k](z[i : i + 1]), y[i : i + 1])
         for k in range(2) for i in range(5)
     ) / 5  # fmt: skip
-    torch.testing.assert_close(recognised(z, y, heads, counts), by_hand)
+    torch.testing.assert_close(recognised([head(z) for head in heads], y, counts), by_hand)
 
 
 @pytest.mark.parametrize("steps", [0, 2, 3])
@@ -144,7 +145,7 @@ def test_the_clients_loss_by_hand() -> None:
     generator.load(state.generator)
     generator.eval()
     torch.default_generator.manual_seed(7)
-    found = loss(model, Batch(x, y)).detach()
+    found = loss(model, Batch(x, y), 0).detach()
     torch.default_generator.manual_seed(7)
     others = torch.multinomial(state.counts, 8, replacement=True)
     of_others, of_own = (

@@ -28,10 +28,11 @@ from interfuse.client import ClientId
 from interfuse.data import EpochOrder
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
+from interfuse.families.imitation import Rule, alleviated
 from interfuse.federation import Federation
 from interfuse.method import Method
 from interfuse.methods.fedavg import FedAvg
-from interfuse.methods.fedin import FeaturePair, FedIN, ModelAndFeatures, Rule, alleviated
+from interfuse.methods.fedin import FeaturePair, FedIN, ModelAndFeatures
 from interfuse.methods.fedprox import FedProx
 from interfuse.methods.scaffold import SCAFFOLD
 from interfuse.models import SplitModel
@@ -219,7 +220,7 @@ def test_a_clients_own_features_teach_it_nothing() -> None:  # FedIN-6
         pair = FeaturePair(s_in, model.run(s_in, "intermediate"))
     method = FedIN()
     with model.training_parts():
-        loss = method.imitating((pair,))(model, NO_BATCH)
+        loss = method.imitating((pair,))(model, NO_BATCH, 0)
         local = functional.cross_entropy(model(x), y)
     parameters = model.parameters_of("intermediate")
     g_in = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
@@ -302,9 +303,9 @@ def test_a_step_takes_one_of_the_batches_received() -> None:
     model = _parted(1, (1, 4, 4), 3, 8)
     pairs = tuple(FeaturePair(torch.randn(6, 6), torch.full((6, 8), float(level))) for level in range(3))
     with model.evaluating():
-        one_by_one = {float(FedIN().imitating((pair,))(model, NO_BATCH)) for pair in pairs}
+        one_by_one = {float(FedIN().imitating((pair,))(model, NO_BATCH, 0)) for pair in pairs}
         loss = FedIN().imitating(pairs)
-        assert {float(loss(model, NO_BATCH)) for _ in range(60)} == one_by_one
+        assert {float(loss(model, NO_BATCH, 0)) for _ in range(60)} == one_by_one
     assert len(one_by_one) == 3
 
 
@@ -344,7 +345,7 @@ def test_whose_statistics_others_features_move(mode: Any) -> None:
     pair = FeaturePair(5 + torch.randn(6, 6), torch.zeros(6, 8))
     before = {key: t.clone() for key, t in model.state_dict().items()}
     with model.training_parts():
-        loss = FedIN(in_normalisation=mode).imitating((pair,))(model, NO_BATCH)
+        loss = FedIN(in_normalisation=mode).imitating((pair,))(model, NO_BATCH, 0)
         assert norm.training
     assert same_bits(before, model.state_dict()) == (mode != "train")
     model.load({key: t for key, t in before.items() if "num_batches" not in key})

@@ -28,9 +28,9 @@ from worlds import (
 
 from interfuse.data import Batch
 from interfuse.evaluation import evaluate
-from interfuse.families.prototypes import ClassMeans
+from interfuse.families.prototypes import ClassMeans, by_class
 from interfuse.federation import Federation
-from interfuse.methods.fedproto import FedProto
+from interfuse.methods.fedproto import FedProto, pulled
 from interfuse.models import SplitModel
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.1}
@@ -107,9 +107,9 @@ def test_loss_and_gradient_are_those_of_a_loop_over_samples() -> None:
     known = ClassMeans(torch.randn(2, 8), torch.tensor([3, 1], dtype=torch.uint8))
     passes: list[None] = []
     next(model.children()).register_forward_hook(lambda *_: passes.append(None))
-    loss = FedProto(pull=2.5).objective(known, 4)
+    table, present = by_class(known, 4)
     by_label = {3: known.mean[0], 1: known.mean[1]}
-    mine = loss(model, Batch(x, y))
+    mine = pulled(model, Batch(x, y), 0, table=table, present=present, pull=2.5)
     assert len(passes) == 1  # one pass serves both terms
     expected = pulled_loss(model, x, y, by_label, 2.5)
     torch.testing.assert_close(mine, expected)
@@ -125,7 +125,9 @@ def test_classes_without_a_prototype_are_not_pulled() -> None:
     known = ClassMeans(torch.randn(1, 8), torch.tensor([2], dtype=torch.uint8))
     others = data.y_train != 2
     x, y = data.x_train[others], data.y_train[others]
-    loss, plain = FedProto().objective(known, 4)(model, Batch(x, y)), functional.cross_entropy(model(x), y)
+    table, present = by_class(known, 4)
+    loss = pulled(model, Batch(x, y), 0, table=table, present=present, pull=10.0)
+    plain = functional.cross_entropy(model(x), y)
     parameters = list(model.parameters())
     assert torch.equal(loss, plain)
     for one, other in zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(plain, parameters), strict=True):

@@ -46,7 +46,7 @@ def test_the_loss_is_the_sum_of_weighted_cross_entropies() -> None:
     model = wide((5,), 4, 8)
     z, labels = torch.randn(3, 8), torch.softmax(torch.randn(5, 4), 1)
     rows = torch.tensor([4, 0, 2])
-    loss = entangled_cross_entropy(labels)(model, Batch(z, rows))
+    loss = entangled_cross_entropy(model, Batch(z, rows), 0, labels=labels)
     expected = torch.zeros(())
     for position, row in enumerate(rows.tolist()):
         for c in range(4):

@@ -92,12 +92,12 @@ def test_masked_logits_are_zero_and_not_minus_infinity() -> None:
     expected = torch.stack(
         [torch.log(logits[i, 0].exp() + 1 + logits[i, 2].exp()) - logits[i, y[i]] for i in range(5)]
     ).mean()
-    loss = masked_cross_entropy(present)(model, Batch(x, y))  # type: ignore[arg-type]
+    loss = masked_cross_entropy(model, Batch(x, y), 0, present=present)  # type: ignore[arg-type]
     torch.testing.assert_close(loss, expected)
     loss.backward()  # type: ignore[no-untyped-call]
     assert model.weight.grad is not None
     assert model.weight.grad[1].eq(0).all()
-    everything = masked_cross_entropy(torch.ones(3, dtype=torch.bool))(model, Batch(x, y))  # type: ignore[arg-type]
+    everything = masked_cross_entropy(model, Batch(x, y), 0, present=torch.ones(3, dtype=torch.bool))  # type: ignore[arg-type]
     torch.testing.assert_close(everything, functional.cross_entropy(logits, y))
 
 

@@ -49,12 +49,12 @@ def test_the_loss_by_hand(exits: int, gamma: float, t: float) -> None:
     model = several_exits(exits)
     with torch.no_grad():
         expected = by_loops(exit_logits(model, BATCH.x), BATCH.y, gamma, t)
-    assert multi_exit(gamma, t)(model, BATCH).item() == pytest.approx(expected, rel=1e-5)
+    assert multi_exit(model, BATCH, 0, gamma=gamma, temperature=t).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_exit_is_plain_cross_entropy() -> None:  # U10
     model = several_exits(1)
-    assert torch.equal(multi_exit(7.0, 3.0)(model, BATCH), cross_entropy(model, BATCH))
+    assert torch.equal(multi_exit(model, BATCH, 0, gamma=7.0, temperature=3.0), cross_entropy(model, BATCH, 0))
 
 
 def test_exits_that_agree_have_no_distance() -> None:
@@ -62,7 +62,7 @@ def test_exits_that_agree_have_no_distance() -> None:
     for exit in ("exit1", "exit2", "exit3"):
         for parameter in model.parameters_of(exit).values():
             nn.init.zeros_(parameter)
-    with_distillation, without = (multi_exit(gamma, 3.0)(model, BATCH) for gamma in (5.0, 0.0))
+    with_distillation, without = (multi_exit(model, BATCH, 0, gamma=g, temperature=3.0) for g in (5.0, 0.0))
     torch.testing.assert_close(with_distillation, without)
     torch.testing.assert_close(without, torch.tensor(math.log(3.0)))
 
@@ -70,7 +70,8 @@ def test_exits_that_agree_have_no_distance() -> None:
 def test_the_teacher_does_not_learn_from_its_students() -> None:
     """The distance alone moves early exits and what lies before them, not what only the last exit uses."""
     model = several_exits(3)
-    difference = multi_exit(1.0, 3.0)(model, BATCH) - multi_exit(0.0, 3.0)(model, BATCH)
+    one, none = (multi_exit(model, BATCH, 0, gamma=g, temperature=3.0) for g in (1.0, 0.0))
+    difference = one - none
     difference.backward()  # type: ignore[no-untyped-call]
     moved = {
         part

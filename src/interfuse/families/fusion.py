@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -91,21 +92,30 @@ class FusionSharing(Program):
             y, client.dims["classes"], self.label_epsilon, noise[torch.from_numpy(positions)].to(y.device)
         )
 
-    def likelihood(self, model: SplitModel, batch: Batch) -> Tensor:
-        """The mean negative log-likelihood of labels as they were uploaded, from features."""
-        return functional.nll_loss(self._log_probabilities(model, batch.x), batch.y)
+    def likelihood(self) -> Objective:
+        """How a modular block learns from labels as they were uploaded."""
+        return partial(likelihood, epsilon=self.label_epsilon)
 
     def mixed_likelihood(self, labels: Float32[Tensor, "mixtures classes"]) -> Objective:
-        """The same for mixed labels; the ``y`` of a batch are places of mixtures in ``labels``."""
+        """The same for mixed labels."""
+        return partial(mixed_likelihood, labels=labels, epsilon=self.label_epsilon)
 
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            return -(labels[batch.y] * self._log_probabilities(model, batch.x)).sum(1).mean()
 
-        return loss
+def likelihood(model: SplitModel, batch: Batch, step: int, *, epsilon: float | None) -> Tensor:
+    """The mean negative log-likelihood of labels reported with this epsilon (None: true ones), from features."""
+    return functional.nll_loss(_log_probabilities(model, batch.x, epsilon), batch.y)
 
-    def _log_probabilities(self, model: SplitModel, z: Tensor) -> Float32[Tensor, "batch classes"]:
-        found = functional.log_softmax(model.modular(z), dim=1)
-        return found if self.label_epsilon is None else log_reported(found, self.label_epsilon)
+
+def mixed_likelihood(
+    model: SplitModel, batch: Batch, step: int, *, labels: Float32[Tensor, "mixtures classes"], epsilon: float | None
+) -> Tensor:
+    """The same for mixed labels; the ``y`` of a batch are places of mixtures in ``labels``."""
+    return -(labels[batch.y] * _log_probabilities(model, batch.x, epsilon)).sum(1).mean()
+
+
+def _log_probabilities(model: SplitModel, z: Tensor, epsilon: float | None) -> Float32[Tensor, "batch classes"]:
+    found = functional.log_softmax(model.modular(z), dim=1)
+    return found if epsilon is None else log_reported(found, epsilon)
 
 
 def rows_of(fused: FusionPairs) -> Batch:

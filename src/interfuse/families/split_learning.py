@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -156,6 +157,6 @@ class EndToEnd(SplitLearning):
     def backward(self, client: Client, received: CutGradient) -> None:
         batch = client.scratch["batch"]
         client.fit(
-            pull_back(batch.x, received.gradient), batches=[batch], train="base", lr=self.lr,
+            partial(pull_back, gradient=received.gradient), batches=[batch], train="base", lr=self.lr,
             optimizer=self.optimizer, keep_optimizer="front",
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -116,16 +117,28 @@ class FedET(TrainingOnOwnData, Method):
         x = server.inputs(server.state.public)
         scores = torch.stack([answers(model, tensors, x) for model, tensors in models])
         answer, dissent = consensus(scores)
-        disputed = dissent.abs().sum(1) > 0
-
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            rows, logits = batch.y, model(batch.x)  # for labels the batch has the places of its rows
-            distance = functional.kl_div(logits.log_softmax(1), dissent[rows].softmax(1), reduction="none").sum(1)
-            entropy = functional.cross_entropy(logits, answer[rows])
-            return entropy + self.diversity * (distance * disputed[rows]).mean()
-
+        loss = partial(taught, answer=answer, dissent=dissent, weight=self.diversity)
         drawn = torch.randint(len(x), (self.server_steps, self.server_batch_size), generator=server.generator)
         server.fit(server.models["large"], loss, (Batch(x[rows], rows) for rows in drawn), lr=self.server_lr)
+
+
+def taught(
+    model: SplitModel,
+    batch: Batch,
+    step: int,
+    *,
+    answer: Int64[Tensor, "rows"],
+    dissent: Float[Tensor, "rows classes"],
+    weight: float,
+) -> Tensor:
+    """Cross entropy with what all agree on, and the weighted divergence from those who do not, where there are any.
+
+    For labels the batch has the places of its rows.
+    """
+    logits, answer, dissent = model(batch.x), answer[batch.y], dissent[batch.y]
+    distance = functional.kl_div(logits.log_softmax(1), dissent.softmax(1), reduction="none").sum(1)
+    disputed = dissent.abs().sum(1) > 0
+    return functional.cross_entropy(logits, answer) + weight * (distance * disputed).mean()
 
 
 def answers(model: SplitModel, tensors: NamedTensors, x: Tensor) -> Float[Tensor, "rows classes"]:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from functools import partial
 from typing import Annotated
 
 import torch
-from jaxtyping import Float, Float32, Int64
-from torch import Tensor, nn
-from torch.nn import functional
+from jaxtyping import Float32
+from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.averaging import by_architecture, one_of_each_architecture
+from interfuse.families.generators import generating, labelled, network, regularised
 from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
 from interfuse.messages import ClassCounts, Disclosure, Message, NamedTensors, Parameters, State
@@ -51,32 +51,6 @@ class Global(State):
     weights: NamedTensors
     generator: NamedTensors
     counts: Float32[Tensor, "classes"]
-
-
-def network(classes: int, d: int, noise: int, hidden: int) -> SplitModel:
-    """G: noise and the one-hot label, side by side ``[batch, noise + classes]``, to features ``[batch, d]``."""
-    inner = nn.Sequential(nn.Linear(noise + classes, hidden), nn.BatchNorm1d(hidden), nn.ReLU())
-    return SplitModel({"hidden": inner, "features": nn.Linear(hidden, d)})
-
-
-def alike(noise: Float[Tensor, "batch n"], z: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
-    """exp(− mean over pairs of (mean squared distance of noise · mean absolute distance of features)): 1 where all
-    features are the same, and the less the more these follow the noise."""
-    of_noise = (noise[:, None] - noise[None]).square().mean(2)
-    of_features = (z[:, None] - z[None]).abs().mean(2)
-    return torch.exp(-(of_noise * of_features).mean())
-
-
-def recognised(
-    z: Float[Tensor, "batch d"],
-    y: Int64[Tensor, "batch"],
-    heads: Sequence[SplitModel],
-    counts: Float32[Tensor, "k classes"],
-) -> Float[Tensor, ""]:
-    """Σ_k mean_i ω_k(y_i) CE(h_k(z_i), y_i), with ω_k(y) the part of client k in all samples that have label y."""
-    omega = counts / counts.sum(0).clamp(min=1)
-    losses = [functional.cross_entropy(head(z), y, reduction="none") for head in heads]
-    return (omega[:, y] * torch.stack(losses)).sum(0).mean()
 
 
 @dataclass(frozen=True)
@@ -130,12 +104,8 @@ class FedGen(Averaging, Method):
         generator, (first, *_) = self.generator(server.dims, counts.device), one_of_each_architecture(clients)
         generator.load(server.state.generator)
         head = server.scratch_model("head", first.architecture).only("modular")
-        heads = [head.frozen({key: reply.weights[key] for key in head.tensors()}) for reply in sent]
-
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            z = model(batch.x)
-            return recognised(z, batch.y, heads, counts) + self.diversity * alike(batch.x[:, : self.noise], z)
-
+        heads = [head.frozen({key: reply.weights[key] for key in head.tensors()}).tensors() for reply in sent]
+        loss = partial(generating, head=head, heads=heads, counts=counts, diversity=self.diversity)
         batches = self.drawn(counts.sum(0), server.generator)
         adam = Optimizer("adam", weight_decay=self.generator_weight_decay)
         server.fit(generator, loss, batches, lr=self.generator_lr, optimizer=adam, keep_optimizer="generator")
@@ -145,14 +115,7 @@ class FedGen(Averaging, Method):
         for _ in range(self.generator_steps):
             drawn = torch.multinomial(counts.cpu(), self.batch_size, replacement=True, generator=generator)
             y = drawn.to(counts.device)
-            yield Batch(self.inputs(y, len(counts), generator), y)
-
-    def inputs(
-        self, y: Int64[Tensor, "batch"], classes: int, generator: torch.Generator | None = None
-    ) -> Float32[Tensor, "batch inputs"]:
-        """Uniform noise and the one-hot label."""
-        noise = torch.rand(len(y), self.noise, generator=generator)
-        return torch.cat([noise.to(y.device), functional.one_hot(y, classes).float()], 1)
+            yield Batch(labelled(y, len(counts), self.noise, generator), y)
 
     @on_client
     def train(self, client: Client, received: ModelAndGenerator) -> ModelAndCounts:
@@ -162,22 +125,10 @@ class FedGen(Averaging, Method):
         return ModelAndCounts(client.tensors(buffers=self.buffers), counts)
 
     def loss(self, client: Client, received: ModelAndGenerator) -> Objective:
-        """CE(f(x), y) + α_t CE(h(G(ỹ)), ỹ) + β_t KL(h(G(y)) ‖ f(x)), with the client's head h as it is now."""
-        generator = self.generator(client.dims, received.counts.device).frozen(received.generator)
+        generator = self.generator(client.dims, received.counts.device).frozen(received.generator).tensors()
         decayed = ((weight, weight * self.decay ** (client.round - 1)) for weight in (self.alpha, self.beta))
         alpha, beta = (min(weight, max(1e-4, now)) for weight, now in decayed)
-        steps = count()
-
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            logits = model(batch.x)
-            entropy = functional.cross_entropy(logits, batch.y)
-            if not received.generator or next(steps) >= self.regularised_steps:
-                return entropy
-            y = torch.multinomial(received.counts, len(batch.y), replacement=True)
-            generated = functional.cross_entropy(model.modular(generator(self.inputs(y, len(received.counts)))), y)
-            with torch.no_grad():
-                teacher = model.modular(generator(self.inputs(batch.y, len(received.counts)))).softmax(1)
-            distance = functional.kl_div(logits.log_softmax(1), teacher, reduction="batchmean")
-            return entropy + alpha * generated + beta * distance
-
-        return loss
+        return partial(
+            regularised, generator=generator if received.generator else {}, counts=received.counts, alpha=alpha,
+            beta=beta, steps=self.regularised_steps,
+        )  # fmt: skip

@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float32
 from torch import Tensor
-from torch.nn import functional
 
-from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
+from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.averaging import WeightRule
 from interfuse.families.heads import check_same_cuts
+from interfuse.families.imitation import Normalisation, Rule, alleviated, imitation, noisy, noisy_cross_entropy, stacked
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, State
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
-from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Gradients, LearningRate, Objective, OptimizerName, proximal, total
 
 PARTS = ("extractor", "intermediate", "classifier")
-
-Rule = Literal["simplified", "exact", "sum", "projected"]
 
 
 class FeaturePair(Message):
@@ -50,21 +47,6 @@ class Global(State):
 
     weights: NamedTensors
     pool: dict[int, FeaturePair]
-
-
-def alleviated(local: Gradients, foreign: Gradients, rule: Rule, lam: float) -> Gradients:
-    """Z = G_IN + f · G_local, the gradient of the intermediate layers, from gradients of the same tensors.
-
-    The factor f is λ/2 for ``simplified`` (eq. 13), and for ``exact`` (eq. 12) λ*/2 with the λ* that minimises
-    ‖G_IN − Z‖ under ⟨Z, G_local⟩ ≥ 0: max(0, −2b/a), with a = ⟨G_local, G_local⟩ and b = ⟨G_local, G_IN⟩. It is 1 for
-    ``sum``, which leaves the conflict as it is, and 1 + λ*/2 for ``projected``, which adds the exact Z to G_local.
-    """
-    a = torch.stack([g.square().sum() for g in local.values()]).sum()
-    b = torch.stack([(g * foreign[key]).sum() for key, g in local.items()]).sum()
-    least = torch.finfo(a.dtype).tiny  # no local gradient: nothing to be in conflict with
-    half = (-b).clamp(min=0) / a.clamp(min=least)
-    factors: dict[Rule, float | Tensor] = {"simplified": lam / 2, "exact": half, "sum": 1.0, "projected": 1 + half}
-    return {key: g + factors[rule] * local[key] for key, g in foreign.items()}
 
 
 @dataclass(frozen=True)
@@ -91,7 +73,7 @@ class FedIN(Averaging, Method):
     per_tensor: bool = False  # apply the rule to each tensor by itself, not to the intermediate layers as a whole
     in_weight: NonNegative = 1.0  # factor before the IN loss
     in_order: Literal["interleaved", "after", "before"] = "interleaved"  # with local steps; or E steps apart, no rule
-    in_normalisation: Literal["eval", "batch", "train"] = "eval"  # IN training by running, or the batch's statistics
+    in_normalisation: Normalisation = "eval"  # IN training by running, or the batch's statistics
     received_batches: Count = 1  # batches of features that a client receives for a round; a step takes one of them
     noise: NonNegative = 0.0  # standard deviation of noise on features, in units of theirs; FedIN (+Noise) has 0.8
     noise_where: Literal["upload", "forward", "both"] = "upload"  # on features sent, in local training, or on both
@@ -120,7 +102,7 @@ class FedIN(Averaging, Method):
     @on_client
     def train(self, client: Client, received: ModelAndFeatures) -> ModelAndFeatures:
         client.model.load(received.weights)
-        local = total(self.cross_entropy, proximal(received.weights, self.mu))
+        local = total(self.local_loss(), partial(proximal, anchor=received.weights, mu=self.mu))
         features = received.features if self.imitation else ()
         if features and self.in_order == "before":
             self.train_apart(client, features)
@@ -132,28 +114,14 @@ class FedIN(Averaging, Method):
             self.train_apart(client, features)
         return ModelAndFeatures(client.tensors(buffers=self.buffers), (self.features(client),))
 
-    def cross_entropy(self, model: SplitModel, batch: Batch) -> Tensor:
-        """Of the whole model; where the noise is in the forward pass, with noise at both cuts."""
-        s_in = self.noisy(model.run(batch.x, "extractor"), "forward")
-        s_out = self.noisy(model.run(s_in, "intermediate"), "forward")
-        return functional.cross_entropy(model.run(s_out, "classifier"), batch.y)
+    def local_loss(self) -> Objective:
+        """Cross entropy of the whole model; where the noise is in the forward pass, with noise at both cuts."""
+        return partial(noisy_cross_entropy, noise=self.noise_at("forward"))
 
     def imitating(self, features: tuple[FeaturePair, ...]) -> Objective:
-        """The IN loss (eq. 7) on one of the batches received, drawn for each step; the own batch plays no part."""
-
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            pair = features[int(torch.randint(len(features), ()))]
-            s_in, s_out = at_least_two(pair.s_in), at_least_two(pair.s_out)
-            with self.normalised(model):
-                return self.in_weight * functional.mse_loss(model.run(s_in, "intermediate"), s_out)
-
-        return loss
-
-    def normalised(self, model: SplitModel) -> AbstractContextManager[None]:
-        """Which statistics normalise others' features; only ``train`` lets these move the running ones."""
-        if self.in_normalisation == "eval":
-            return model.in_evaluation_mode()
-        return use_batch_statistics(model) if self.in_normalisation == "batch" else nullcontext()
+        """The IN loss on the batches received."""
+        s_in, s_out = (stacked([getattr(pair, side) for pair in features]) for side in ("s_in", "s_out"))
+        return partial(imitation, s_in=s_in, s_out=s_out, normalisation=self.in_normalisation, weight=self.in_weight)
 
     def combine(self, gradients: Mapping[str, Gradients], parameters: Mapping[str, Tensor]) -> Gradients:
         """The local gradient on extractor and classifier, Z on the intermediate layers."""
@@ -178,10 +146,8 @@ class FedIN(Averaging, Method):
         with client.model.evaluating():
             s_in = client.model.run(batch.x, "extractor")
             s_out = client.model.run(s_in, "intermediate")
-        return FeaturePair(self.noisy(s_in, "upload"), self.noisy(s_out, "upload"))
+        noise = self.noise_at("upload")
+        return FeaturePair(noisy(s_in, noise), noisy(s_out, noise))
 
-    def noisy(self, s: Tensor, where: Literal["upload", "forward"]) -> Tensor:
-        """Features with Gaussian noise of ``noise`` times their standard deviation, where there is any."""
-        if not self.noise or self.noise_where not in (where, "both"):
-            return s
-        return s + self.noise * s.detach().std(correction=0) * torch.randn_like(s)
+    def noise_at(self, where: Literal["upload", "forward"]) -> float:
+        return self.noise if self.noise_where in (where, "both") else 0.0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,13 +22,27 @@ from interfuse.method import Count, Method, NonNegative
 from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import Objective
 
 
 class Global(State):
     """Global prototypes: a row for each class that some client has."""
 
     prototypes: ClassMeans
+
+
+def pulled(
+    model: SplitModel,
+    batch: Batch,
+    step: int,
+    *,
+    table: Float32[Tensor, "classes d"],
+    present: Bool[Tensor, "classes"],
+    pull: float,
+) -> Tensor:
+    """Cross entropy + λ · mean (z − c_y)² over batch and features; a class without a prototype c_y adds nothing."""
+    z = model.base(batch.x)
+    target = torch.where(present[batch.y, None], table[batch.y], z.detach())
+    return functional.cross_entropy(model.modular(z), batch.y) + pull * functional.mse_loss(z, target)
 
 
 @dataclass(frozen=True)
@@ -59,19 +75,9 @@ class FedProto(LocalTraining, Method):
     @on_client
     def train(self, client: Client, prototypes: ClassMeans) -> CountedMeans:
         classes = client.dims["classes"]
-        self.train_locally(client, self.objective(prototypes, classes))
-        return class_means(fused_share(client), classes)
-
-    def objective(self, prototypes: ClassMeans, classes: int) -> Objective:
-        """Cross entropy + λ · mean (z − c_y)² over batch and features; a class without a prototype c_y adds nothing."""
         table, present = by_class(prototypes, classes)
-
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            z = model.base(batch.x)
-            target = torch.where(present[batch.y, None], table[batch.y], z.detach())
-            return functional.cross_entropy(model.modular(z), batch.y) + self.pull * functional.mse_loss(z, target)
-
-        return loss
+        self.train_locally(client, partial(pulled, table=table, present=present, pull=self.pull))
+        return class_means(fused_share(client), classes)
 
     def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
         clients.call(self.receive, server.state.prototypes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from interfuse.client import Client
 from interfuse.handler import on_client
@@ -24,5 +25,5 @@ class FedProx(FedAvg):
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
         client.model.load(received.tensors)
-        self.fit(client, total(cross_entropy, proximal(received.tensors, self.mu)))
+        self.fit(client, total(cross_entropy, partial(proximal, anchor=received.tensors, mu=self.mu)))
         return Weights(client.tensors(buffers=self.buffers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -21,7 +22,7 @@ from interfuse.method import Method
 from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import LearningRate, Objective, cross_entropy
+from interfuse.training import LearningRate, cross_entropy
 
 
 class Entangled(Message):
@@ -47,7 +48,7 @@ class FedRE(GlobalHead, LocalTraining, Method):
         sent = clients.call(self.train, self.head(server)).values()
         labels = torch.stack([mixture.y for mixture in sent])
         rows = Batch(torch.stack([mixture.z for mixture in sent]), torch.arange(len(sent)))
-        self.train_head(server, rows, entangled_cross_entropy(labels))
+        self.train_head(server, rows, partial(entangled_cross_entropy, labels=labels))
 
     @on_client
     def train(self, client: Client, head: Weights) -> Entangled:
@@ -61,10 +62,8 @@ class FedRE(GlobalHead, LocalTraining, Method):
         return Entangled(weights @ means.mean, weights @ functional.one_hot(means.y, classes).to(weights))
 
 
-def entangled_cross_entropy(labels: Float32[Tensor, "rows classes"]) -> Objective:
+def entangled_cross_entropy(
+    model: SplitModel, batch: Batch, step: int, *, labels: Float32[Tensor, "rows classes"]
+) -> Tensor:
     """−Σ_k Σ_c y_kc log softmax(h(z_k))_c over the rows k of a batch; its ``y`` are their numbers in ``labels``."""
-
-    def loss(model: SplitModel, batch: Batch) -> Tensor:
-        return functional.cross_entropy(model.modular(batch.x), labels[batch.y], reduction="sum")
-
-    return loss
+    return functional.cross_entropy(model.modular(batch.x), labels[batch.y], reduction="sum")

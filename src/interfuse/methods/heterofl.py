@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -23,7 +24,7 @@ from interfuse.methods.fedavg import Averaging, Global, merged
 from interfuse.models import SplitModel
 from interfuse.models.plans import with_rows
 from interfuse.server import Server
-from interfuse.training import LearningRate, Objective, Rate
+from interfuse.training import LearningRate, Rate
 
 
 class TrainedOnClasses(Message):
@@ -33,13 +34,9 @@ class TrainedOnClasses(Message):
     present: Annotated[Bool[Tensor, "classes"], Disclosure.STATISTICS]
 
 
-def masked_cross_entropy(present: Bool[Tensor, "classes"]) -> Objective:
+def masked_cross_entropy(model: SplitModel, batch: Batch, step: int, *, present: Bool[Tensor, "classes"]) -> Tensor:
     """Mean cross entropy with the logits of absent classes at 0, so that training does not push these away."""
-
-    def loss(model: SplitModel, batch: Batch) -> Tensor:
-        return functional.cross_entropy(model(batch.x).masked_fill(~present, 0), batch.y)
-
-    return loss
+    return functional.cross_entropy(model(batch.x).masked_fill(~present, 0), batch.y)
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ class HeteroFL(SubModels, Method):
         client.model.load(received.tensors)
         counts = torch.bincount(client.data.labels(), minlength=client.dims["classes"])
         present = counts > 0 if self.mask else torch.ones_like(counts, dtype=torch.bool)
-        self.fit(client, masked_cross_entropy(present), clip=self.clip)
+        self.fit(client, partial(masked_cross_entropy, present=present), clip=self.clip)
         return TrainedOnClasses(client.tensors(buffers=self.buffers), present)
 
 

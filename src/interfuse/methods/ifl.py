@@ -113,7 +113,7 @@ class IFL(FusionSharing, Method):
         batches = [Batch(pair.z, pair.y.long()) for pair in fused.pairs]
         if self.modular_update == "joint":
             batches = [Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
-        self.fit_modular(client, batches, self.likelihood)
+        self.fit_modular(client, batches, self.likelihood())
 
     @on_client
     def train_on_mixtures(self, client: Client, mixtures: Mixtures) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from interfuse.client import Client, ClientId
@@ -69,13 +70,13 @@ class IFLLateAnswers(LateJoining, IFL):
 
     @on_client
     def answer(self, client: Client, question: Question) -> Reply:
-        return Reply(gradient_of_features(self.likelihood, client.model, Batch(question.z, question.y.long())))
+        return Reply(gradient_of_features(self.likelihood(), client.model, Batch(question.z, question.y.long())))
 
     @on_client
     def learn(self, client: Client, reply: Reply) -> None:
         batch = client.scratch["batch"]
         client.fit(
-            pull_back(batch.x, reply.gradient), batches=[batch], train="base", lr=self.base_lr,
+            partial(pull_back, gradient=reply.gradient), batches=[batch], train="base", lr=self.base_lr,
             optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,7 @@ from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import Count, NonNegative, Steps
 from interfuse.methods.fedavg import FedAvg, Global
-from interfuse.models import SplitModel
+from interfuse.models import SplitModel, run_with
 from interfuse.server import Server
 from interfuse.training import LearningRate, Objective, Rate
 
@@ -38,6 +39,24 @@ def contrast(
     """ℓ_con, mean over the batch (MOON, eq. 3): how hard z_global is to tell from z_previous by the cosine with z."""
     cosines = [functional.cosine_similarity(z, other) for other in (z_global, *z_previous)]
     return -functional.log_softmax(torch.stack(cosines, 1) / temperature, dim=1)[:, 0].mean()
+
+
+def contrastive(
+    model: SplitModel,
+    batch: Batch,
+    step: int,
+    *,
+    received: NamedTensors,
+    previous: Sequence[NamedTensors],
+    mu: float,
+    temperature: float,
+) -> Tensor:
+    """Cross entropy plus μ ℓ_con between the model in training, the one received, and the client's previous one."""
+    with torch.no_grad():
+        z_global, *z_previous = (run_with(model, own, batch.x, "base") for own in (received, *previous))
+    z = model.base(batch.x)
+    entropy = functional.cross_entropy(model.modular(z), batch.y)
+    return entropy + mu * contrast(z, z_global, z_previous, temperature)
 
 
 @dataclass(frozen=True)
@@ -72,15 +91,7 @@ class MOON(FedAvg):
         return Weights(client.tensors(buffers=self.buffers))
 
     def loss(self, client: Client[Previous]) -> Objective:
-        """Cross entropy plus μ ℓ_con between the model in training, the one received, and the client's previous one."""
-        received = client.model.frozen({})
-        previous = [client.model.frozen(client.state.weights)] if client.state.weights else []
-
-        def loss(model: SplitModel, batch: Batch) -> Tensor:
-            with torch.no_grad():
-                z_global, z_previous = received.base(batch.x), [own.base(batch.x) for own in previous]
-            z = model.base(batch.x)
-            entropy = functional.cross_entropy(model.modular(z), batch.y)
-            return entropy + self.mu * contrast(z, z_global, z_previous, self.temperature)
-
-        return loss
+        # copies of the model: values that are laid out as it wants them
+        received = client.model.frozen({}).tensors()
+        previous = (client.model.frozen(client.state.weights).tensors(),) if client.state.weights else ()
+        return partial(contrastive, received=received, previous=previous, mu=self.mu, temperature=self.temperature)

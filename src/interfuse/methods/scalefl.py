@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,29 +20,25 @@ from interfuse.methods.heterofl import SubModels
 from interfuse.models import SplitModel
 from interfuse.models.resnets import exit_logits
 from interfuse.server import Server
-from interfuse.training import LearningRate, Objective, Rate
+from interfuse.training import LearningRate, Rate
 
 
-def multi_exit(gamma: float, temperature: float) -> Objective:
+def multi_exit(model: SplitModel, batch: Batch, step: int, *, gamma: float, temperature: float) -> Tensor:
     """Σ_j j · (CE_j + γ T² KL(p_J ‖ p_j)) / (1 + … + J) over the exits j = 1 … J, without KL for the last one.
 
     The probabilities p are of logits divided by T. The last exit teaches and does not learn from it: no gradient goes
     through p_J. KL is the mean over the batch of the sum over classes.
     """
-
-    def loss(model: SplitModel, batch: Batch) -> Tensor:
-        *early, last = exit_logits(model, batch.x)
-        teacher = functional.log_softmax(last.detach() / temperature, dim=1)
-        losses = []
-        for logits in early:
-            student = functional.log_softmax(logits / temperature, dim=1)
-            distance = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
-            losses.append(functional.cross_entropy(logits, batch.y) + gamma * temperature**2 * distance)
-        losses.append(functional.cross_entropy(last, batch.y))
-        ranks = torch.arange(1, len(losses) + 1, device=last.device)
-        return (ranks * torch.stack(losses)).sum() / ranks.sum()
-
-    return loss
+    *early, last = exit_logits(model, batch.x)
+    teacher = functional.log_softmax(last.detach() / temperature, dim=1)
+    losses = []
+    for logits in early:
+        student = functional.log_softmax(logits / temperature, dim=1)
+        distance = functional.kl_div(student, teacher, reduction="batchmean", log_target=True)
+        losses.append(functional.cross_entropy(logits, batch.y) + gamma * temperature**2 * distance)
+    losses.append(functional.cross_entropy(last, batch.y))
+    ranks = torch.arange(1, len(losses) + 1, device=last.device)
+    return (ranks * torch.stack(losses)).sum() / ranks.sum()
 
 
 @dataclass(frozen=True)
@@ -75,5 +72,6 @@ class ScaleFL(SubModels, Method):
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
         client.model.load(received.tensors)
-        self.fit(client, multi_exit(self.gamma if client.round > self.warm_up else 0.0, self.temperature))
+        gamma = self.gamma if client.round > self.warm_up else 0.0
+        self.fit(client, partial(multi_exit, gamma=gamma, temperature=self.temperature))
         return Weights(client.tensors(buffers=self.buffers))

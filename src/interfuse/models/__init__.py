@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair
+from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with
 from interfuse.models.splitting import split_at
 from interfuse.models.zoo import DEFAULT_MODELS, FEDERATIONS, Builder, ModelInfo, available, expanded, resolve
 
@@ -19,5 +19,6 @@ __all__ = [
     "measure",
     "pair",
     "resolve",
+    "run_with",
     "split_at",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
@@ -12,6 +12,7 @@ from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from interfuse.errors import ModelError, nearest
 
@@ -236,6 +237,32 @@ class SplitModel(nn.Module):
 
     def _stage_of(self, key: str) -> str:
         return next(stage for stage in self._stages if key.startswith(stage + "."))
+
+
+def run_with(
+    model: SplitModel, tensors: Mapping[str, Tensor], x: Tensor, part: str | None = None, *, training: bool = False
+) -> Tensor:
+    """A part of the model (None: all of it) with these tensors in place of its own, of which nothing changes.
+
+    In evaluation mode, unless ``training``. This is how an objective runs another model of the same architecture, such
+    as the server's or the client's last one: tensors by key can be stacked by client, modules cannot.
+    """
+    with nullcontext() if training else model.in_evaluation_mode():
+        named = {f"model.{key}": tensor for key, tensor in tensors.items()}
+        found: Tensor = functional_call(_Run(model), named, (x, part))
+        return found
+
+
+class _Run(nn.Module):
+    """Runs a part of a model as ``forward``, the one method that PyTorch calls with other tensors in place."""
+
+    def __init__(self, model: SplitModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, part: str | None) -> Tensor:
+        found: Tensor = self.model(x) if part is None else self.model.run(x, part)
+        return found
 
 
 def pair(base: nn.Module, modular: nn.Module) -> SplitModel:
