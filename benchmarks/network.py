@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Annotated
@@ -37,15 +37,24 @@ from interfuse.client import ClientId
 from interfuse.clients import Exchange
 from interfuse.clock import WallClock
 from interfuse.coordination.driver import Public, make_contract
-from interfuse.engines.grpc.dialling import METHOD, OPTIONS, take_part
-from interfuse.engines.grpc.engine import Patience, Remote
-from interfuse.engines.grpc.frames import CHUNK, MESSAGE
-from interfuse.engines.grpc.hub import Hub, Member, Security
-from interfuse.engines.grpc.keys import Admission, KeyFiles, make_keys
-from interfuse.engines.grpc.logs import Events
-from interfuse.engines.grpc.node import Node
-from interfuse.engines.grpc.setups import RemoteSetup, no_labels
-from interfuse.engines.grpc.vendor import Vendor
+from interfuse.engines.grpc import Listener, dial, make_keys
+from interfuse.engines.grpc.dialling import METHOD, OPTIONS
+from interfuse.engines.grpc.keys import of_node, of_server
+from interfuse.engines.parties import (
+    MESSAGE,
+    Events,
+    Hub,
+    KeyFiles,
+    Node,
+    Patience,
+    Remote,
+    RemoteSetup,
+    Vendor,
+    take_part,
+)
+from interfuse.engines.parties.frames import CHUNK
+from interfuse.engines.parties.hub import Member
+from interfuse.engines.parties.setups import no_labels
 from interfuse.engines.processes import fork
 from interfuse.handler import programs
 from interfuse.messages import Dims
@@ -192,17 +201,16 @@ def _node(place: Place, name: str) -> None:
             "keys": {"key": keys / f"{name}.key", "certificate": keys / f"{name}.crt", "authority": keys / "ca.crt"},
         }
     )  # fmt: skip
-    take_part(Node(vendor, Events(None, lambda text: None)), vendor, insecure=False, patience=60)
+    take_part(Node(vendor, Events(None, lambda text: None)), partial(dial, vendor, insecure=False), patience=60)
 
 
 def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int]) -> None:
-    place = folder / "keys" / "coordinator"
-    security = Security(KeyFiles.in_folder(place, "coordinator"), Admission(place))
+    carrier = Listener(f"127.0.0.1:{port}", folder / "keys" / "coordinator")
     config = parse_config({"method": f"{__name__}:Echo", "evaluation": "none", "rounds": 1, "fusion_width": 8})
     method = Echo()
     public = Public(2, ["0", "1"], no_labels())
     contract = make_contract(config, method, "benchmark", public)
-    hub = Hub(contract, method, len(names), f"127.0.0.1:{port}", security, Events(None, lambda text: None))
+    hub = Hub(contract, method, len(names), carrier, Events(None, lambda text: None))
     while len(hub.connected()) < len(names):
         time.sleep(0.05)
     members: dict[ClientId, Member] = {client: hub.members[name] for client, name in enumerate(names)}
@@ -247,10 +255,10 @@ def _pieces(size: int) -> Iterator[bytes]:
 
 def _bare_node(place: Place, name: str) -> None:
     keys = place.folder / "keys" / name
-    credentials = KeyFiles(keys / f"{name}.key", keys / f"{name}.crt", keys / "ca.crt").of_node()
+    files = KeyFiles.in_folder(keys, name)
     outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     options = [*OPTIONS, *([("grpc.http_proxy", f"http://{place.proxy}")] if place.proxy else [])]
-    channel = grpc.secure_channel(place.address, credentials, options)
+    channel = grpc.secure_channel(place.address, of_node(files), options)
     grpc.channel_ready_future(channel).result(timeout=60)
     join = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
     held = 0
@@ -286,7 +294,7 @@ def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int]) -> 
     service, name = METHOD.strip("/").split("/")
     handler = grpc.stream_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: handler})])
-    server.add_secure_port(f"127.0.0.1:{port}", KeyFiles.in_folder(place, "coordinator").of_server())
+    server.add_secure_port(f"127.0.0.1:{port}", of_server(KeyFiles.in_folder(place, "coordinator")))
     server.start()
     while len(links) < nodes:
         time.sleep(0.05)

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from interfuse.client import Client
-from interfuse.engines.grpc.contract import Contract, interface
+from interfuse.engines.parties.contract import Contract, interface
 from interfuse.handler import on_client
 from interfuse.messages import Features, Message, Precision
 from interfuse.method import Method

@@ -13,8 +13,8 @@ import slow
 from parties import Parties, assert_equal_to_local, parties, states
 
 from interfuse.coordination.driver import Terms, coordinate
-from interfuse.engines.grpc import node
-from interfuse.engines.grpc.frames import Call, Payload
+from interfuse.engines.parties import Loopback, node
+from interfuse.engines.parties.frames import Call, Payload
 from interfuse.errors import ConfigError
 from interfuse.runs import Silent, parse_config
 
@@ -99,7 +99,7 @@ def test_newcomers_who_cannot_join_are_refused_before_nodes_are_waited_for(
     asked: dict[str, int], setting: str, tmp_path: Path
 ) -> None:
     recipe = parse_config({"method": "ifl-late-answers", "rounds": 3, "settings": {"joins_at": 2} | asked})
-    terms = Terms("127.0.0.1:0", nodes=2, security=None)
+    terms = Terms(Loopback(), nodes=2)
     with pytest.raises(ConfigError, match=setting):
         coordinate(recipe, tmp_path / "run", terms, Silent())
     assert not (tmp_path / "run").exists()

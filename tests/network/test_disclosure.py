@@ -15,7 +15,7 @@ from parties import CLASSES, parties, rows
 from typer.testing import CliRunner
 
 from interfuse.cli import app
-from interfuse.engines.grpc.logs import verify
+from interfuse.engines.parties.logs import verify
 from interfuse.errors import RunError
 
 SECRETS = ("blue-whale", "giraffe", "okapi", "secret_layer", "SecretNet", "hidden_file")

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from parties import assert_equal_to_local, parties, until
 
-from interfuse.engines.grpc import dialling, node
-from interfuse.engines.grpc.frames import Reply, frames
 from interfuse.engines.grpc.keys import make_keys
+from interfuse.engines.parties import node, participation
+from interfuse.engines.parties.frames import Reply, frames
 from interfuse.methods.ifl import FusionOutputs
 
 THREE = ("ant", "bee", "cat")
@@ -33,7 +33,7 @@ def in_rounds(change: Callable[[Reply, bytes], Iterator[bytes]]) -> Callable[[],
                 return change(envelope, payload)
             return frames(envelope, payload)
 
-        dialling.frames = frames_of  # type: ignore[assignment]
+        participation.frames = frames_of  # type: ignore[assignment]
 
     return lie
 

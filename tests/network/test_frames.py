@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from interfuse.engines.grpc import frames as module
-from interfuse.engines.grpc.frames import CHUNK, Assembler, Call, Cancel, FrameError, Reply, frames
+from interfuse.engines.parties import frames as module
+from interfuse.engines.parties.frames import CHUNK, Assembler, Call, Cancel, FrameError, Reply, frames
 from interfuse.wire import Pieces
 
 REPLY = Reply(attempt=1, number=2, message=True)

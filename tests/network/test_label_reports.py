@@ -11,7 +11,7 @@ from torch import Tensor
 from worlds import Recorder
 
 from interfuse.engines import local
-from interfuse.engines.grpc import node
+from interfuse.engines.parties import node
 from interfuse.federation import Federation
 from interfuse.messages import flatten
 from interfuse.methods.ifl import FusionOutputs

@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 from parties import assert_equal_to_local, parties, until
 
-from interfuse.engines.grpc.contract import LIBRARY, WIRE
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
-from interfuse.engines.grpc.frames import PROTOCOL, Cancel, End, Hello, Reply, frames
+from interfuse.engines.parties.contract import LIBRARY, WIRE
+from interfuse.engines.parties.frames import PROTOCOL, Cancel, End, Hello, Reply, frames
 from interfuse.engines.processes import fork
 
 TWO = ("ant", "bee")

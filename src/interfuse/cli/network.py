@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -50,7 +51,7 @@ def keys(
     FOLDER/coordinator goes to the coordinator, FOLDER/NAME to the node of that name, ca.key nowhere.
     """
     _needs_grpc()
-    from interfuse.engines.grpc.keys import make_keys
+    from interfuse.engines.grpc import make_keys
 
     for path in make_keys(folder, listed(nodes) or [], listed(hosts) or []):
         typer.echo(f"made {path}")
@@ -82,10 +83,8 @@ def node(
     """Take part in a federation with the data and the model that VENDOR.toml names, and within its limits."""
     _needs_grpc()
     from interfuse.coordination import dry_run
-    from interfuse.engines.grpc.dialling import take_part
-    from interfuse.engines.grpc.logs import Events
-    from interfuse.engines.grpc.node import Node
-    from interfuse.engines.grpc.vendor import read_vendor
+    from interfuse.engines.grpc import dial
+    from interfuse.engines.parties import Events, Node, read_vendor, take_part
 
     given = read_vendor(vendor)
     say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
@@ -99,7 +98,7 @@ def node(
     events = Events(given.state_folder / "node.jsonl", say)
     taking_part = Node(given, events)
     try:
-        end = take_part(taking_part, given, insecure=insecure, patience=patience)
+        end = take_part(taking_part, partial(dial, given, insecure=insecure), patience=patience)
         typer.echo(f"{given.name}: {end}", err=True)
     finally:
         taking_part.close()
@@ -154,19 +153,15 @@ def coordinate(
     _needs_grpc()
     from interfuse.coordination import Terms
     from interfuse.coordination import coordinate as carry_out
-    from interfuse.engines.grpc.engine import Patience
-    from interfuse.engines.grpc.hub import Security
-    from interfuse.engines.grpc.keys import Admission, KeyFiles
+    from interfuse.engines.grpc import Listener
+    from interfuse.engines.parties import Patience
 
     config = configure(recipe, {"execution": {"commit_rounds": commit_every}})
     if (key_folder is None) != insecure:
         raise ConfigError("either --keys FOLDER (`interfuse keys` makes one), or --insecure")
     if insecure:
         _warn()
-    security = None
-    if key_folder is not None:
-        security = Security(KeyFiles.in_folder(key_folder, "coordinator"), Admission(key_folder))
-    terms = Terms(listen, nodes, security, minimum, classes, Patience(back, answer), largest, metrics)
+    terms = Terms(Listener(listen, key_folder), nodes, minimum, classes, Patience(back, answer), largest, metrics)
     with shown(quiet) as progress:
         result = carry_out(config, out or api.new_folder(config), terms, progress)
     show_result(result, as_json=as_json)
@@ -197,8 +192,7 @@ def status(folder: RunArgument, as_json: Json = False) -> None:
 
 def audit(log: Annotated[Path, typer.Argument(metavar="AUDIT.jsonl", show_default=False)]) -> None:
     """Check the chain of a node's audit log: that no line of it was changed or taken out."""
-    _needs_grpc()
-    from interfuse.engines.grpc.logs import verify
+    from interfuse.engines.parties import verify
 
     typer.echo(f"{verify(log)} lines, the chain holds")
 

@@ -17,12 +17,13 @@ from interfuse.clock import UNIFORM
 from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
 from interfuse.data import load
-from interfuse.engines.grpc.contract import LIBRARY, WIRE, Contract, interface, labels_digest, weight_rule
-from interfuse.engines.grpc.engine import Fault, InterruptedRoundError, Patience, Remote
-from interfuse.engines.grpc.frames import MESSAGE
-from interfuse.engines.grpc.hub import Hub, Member, Security
-from interfuse.engines.grpc.logs import Events
-from interfuse.engines.grpc.setups import RemoteSetup, no_labels
+from interfuse.engines.parties.carrier import Carrier
+from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest, weight_rule
+from interfuse.engines.parties.frames import MESSAGE
+from interfuse.engines.parties.hub import Hub, Member
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.remote import Fault, InterruptedRoundError, Patience, Remote
+from interfuse.engines.parties.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.messages import Disclosure
@@ -45,16 +46,15 @@ class Terms:
     """How a run between parties is carried out. Results do not depend on it, unless nodes are lost.
 
     Attributes:
+        carrier: Carries the messages.
         nodes: How many nodes begin.
         minimum: How many must remain; a node that fails is sent away while so many do. None: all.
         classes: Where no public test set says how many there are.
-        security: Keys; None: without TLS.
         metrics: ``HOST:PORT`` for Prometheus.
     """
 
-    address: str
+    carrier: Carrier
     nodes: int
-    security: Security | None
     minimum: int | None = None
     classes: int | None = None
     patience: Patience = field(default_factory=Patience)
@@ -176,7 +176,7 @@ class _Coordinator:
         self._events = Events(folder.path / "coordinator.jsonl", progress.note)
         known = {name: node.facts for name, node in record.nodes.items()}
         self._hub = Hub(
-            self._contract, method, terms.nodes, terms.address, terms.security, self._events,
+            self._contract, method, terms.nodes, terms.carrier, self._events,
             message_bytes=terms.message_bytes, known=known,
         )  # fmt: skip
         self._watch = Watch(config, folder.path, record, self._hub, progress)
@@ -191,7 +191,7 @@ class _Coordinator:
             for name, node in self._record.nodes.items():
                 if node.gone is not None:
                     self._hub.ban(name, node.gone)
-            self._events.add("listens", port=self._hub.port, run=self._record.run)
+            self._events.add("listens", address=self._hub.address, run=self._record.run)
             members = self._gather(None)
             while not self._attempt(members):
                 members = self._gather(self._terms.patience.back)

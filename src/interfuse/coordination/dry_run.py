@@ -9,14 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
-from interfuse.engines.grpc.dialling import take_part
-from interfuse.engines.grpc.engine import Patience, Remote
-from interfuse.engines.grpc.frames import MESSAGE, Envelope, Payload, Reply
-from interfuse.engines.grpc.hub import Hub, Joined
-from interfuse.engines.grpc.logs import Events
-from interfuse.engines.grpc.node import Node
-from interfuse.engines.grpc.setups import RemoteSetup
-from interfuse.engines.grpc.vendor import MODES, Vendor
+from interfuse.engines.parties.frames import MESSAGE, Envelope, Payload, Reply
+from interfuse.engines.parties.hub import Hub, Joined
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.loopback import Loopback
+from interfuse.engines.parties.node import Node
+from interfuse.engines.parties.participation import take_part
+from interfuse.engines.parties.remote import Patience, Remote
+from interfuse.engines.parties.setups import RemoteSetup
+from interfuse.engines.parties.vendor import MODES, Vendor
 from interfuse.errors import InterfuseError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
@@ -32,7 +33,7 @@ VALUES = 8
 def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], None]) -> list[Path]:
     """Play one round of a recipe with the vendor's node alone, and write everything it would send to ``out``.
 
-    The vendor's limits hold; its state, logs and byte counts are left alone. No network but this machine's own is used.
+    The vendor's limits hold; its state, logs and byte counts are left alone. No network is used.
 
     Returns: the files, in the order of sending.
     Raises:
@@ -54,10 +55,10 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
         method = config.make_method()
         contract = make_contract(config, method, "dry-run", public)
         events = Events(None, show)
-        hub = Hub(contract, method, 1, "127.0.0.1:0", None, events)
-        node = Node(trial.model_copy(update={"coordinator": f"127.0.0.1:{hub.port}", "proxy": None}), events, tap)
+        carrier = Loopback()
+        hub, node = Hub(contract, method, 1, carrier, events), Node(trial, events, tap)
         failed: list[InterfuseError] = []
-        thread = threading.Thread(target=_serve, args=(node, failed), daemon=True)
+        thread = threading.Thread(target=_serve, args=(node, carrier, failed), daemon=True)
         thread.start()
         try:
             while not isinstance(event := _event(hub, thread), Joined):
@@ -82,9 +83,9 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
     return files
 
 
-def _serve(node: Node, failed: list[InterfuseError]) -> None:
+def _serve(node: Node, carrier: Loopback, failed: list[InterfuseError]) -> None:
     try:
-        take_part(node, node.vendor, insecure=True, patience=5.0)
+        take_part(node, carrier.dial, patience=5.0)
     except InterfuseError as error:
         failed.append(error)
 

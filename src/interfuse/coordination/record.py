@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
-from interfuse.engines.grpc.contract import Facts
+from interfuse.engines.parties.contract import Facts
 from interfuse.errors import RunError
 from interfuse.runs import NETWORK_FILE
 from interfuse.runs.folder import write_whole

@@ -10,9 +10,9 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
 from interfuse.coordination.record import STATUS_FILE, NodeStatus, Record, Status
-from interfuse.engines.grpc.engine import Remote
-from interfuse.engines.grpc.hub import Hub
-from interfuse.engines.grpc.logs import now
+from interfuse.engines.parties.hub import Hub
+from interfuse.engines.parties.logs import now
+from interfuse.engines.parties.remote import Remote
 from interfuse.errors import ConfigError
 from interfuse.runs import Progress, RunConfig
 from interfuse.runs.folder import write_whole
@@ -116,5 +116,5 @@ class Watch:
             )  # fmt: skip
         return Status(
             time=now(), state=self.state, round=self.round, rounds=self._config.rounds, attempt=self._record.attempt,
-            address=str(self._hub.port), nodes=nodes,
+            address=self._hub.address, nodes=nodes,
         )  # fmt: skip

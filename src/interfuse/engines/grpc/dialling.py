@@ -1,19 +1,17 @@
-"""How a node reaches its coordinator: one long-lived stream, made anew for as long as it takes."""
+"""A node's stream over gRPC. See :class:`interfuse.engines.parties.Line`."""
 
 from __future__ import annotations
 
 import queue
-import random
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import grpc
 
-from interfuse.engines.grpc.frames import LARGEST_FRAME, Assembler, Begin, Call, End, FrameError, Order, frames
-from interfuse.engines.grpc.node import Node, RefusedError
-from interfuse.engines.grpc.vendor import Vendor
-from interfuse.errors import ConfigError, RunError
+from interfuse.engines.grpc.keys import of_node
+from interfuse.engines.parties import LARGEST_FRAME, LineError, Vendor
+from interfuse.errors import ConfigError
 
 METHOD = "/interfuse.Federation/Join"
 OPTIONS = (
@@ -27,51 +25,24 @@ OPTIONS = (
 """Of both sides: a peer that is gone is noticed within 20 seconds, whatever stands between."""
 FRAMES = 8
 """Frames that wait until gRPC takes them: a coordinator that does not read makes its node wait, not grow."""
-SHORTEST, LONGEST = 0.1, 10.0
-"""Seconds between two attempts to reach the coordinator, before jitter."""
 
 
-def take_part(node: Node, vendor: Vendor, *, insecure: bool, patience: float | None = None) -> str:
-    """Take part in a run to its end; returns the coordinator's last words.
+@contextmanager
+def dial(vendor: Vendor, *, insecure: bool) -> Iterator[GrpcLine]:
+    """Open a stream to the vendor's coordinator.
 
     Args:
         insecure: Without TLS: everybody on the way can read and change everything.
-        patience: Seconds without a coordinator after which to give up; None: never.
 
     Raises:
-        RefusedError: one of the sides does not agree with the other.
-        RunError: no coordinator could be reached within ``patience``, or nothing may leave.
+        ConfigError: keys are needed, and are not there.
     """
-    pause, lost = SHORTEST, time.monotonic()
-    while True:
-        reached = False
-        with _channel(vendor, insecure) as channel:
-            stream = _Stream(channel)
-            try:
-                for last in stream.serve(node):
-                    reached = True
-                    if last is not None:
-                        node.events.add("ends", reason=last.reason)
-                        if not last.finished:
-                            raise RefusedError(f"the coordinator ended this node's part: {last.reason}")
-                        return last.reason
-                reason = "the stream ended"
-            except grpc.RpcError as error:
-                reason = f"{error.code().name}: {error.details()}" if isinstance(error, grpc.Call) else str(error)
-            except FrameError as error:
-                reason = f"the coordinator sent no frame of ours: {error}"
-            except RefusedError as error:
-                stream.finish()
-                if not error.retry:
-                    raise
-                reason = str(error)
-        if reached:
-            pause, lost = SHORTEST, time.monotonic()
-        if patience is not None and time.monotonic() - lost > patience:
-            raise RunError(f"no coordinator at {vendor.coordinator} for {patience:g} seconds; the last try: {reason}")
-        node.events.add("connects again", reason=reason, pause=round(pause, 1))
-        time.sleep(pause * random.uniform(0.5, 1.5))
-        pause = min(2 * pause, LONGEST)
+    with _channel(vendor, insecure) as channel:
+        line = GrpcLine(channel)
+        try:
+            yield line
+        finally:
+            line.send(None)
 
 
 def _channel(vendor: Vendor, insecure: bool) -> grpc.Channel:
@@ -81,10 +52,10 @@ def _channel(vendor: Vendor, insecure: bool) -> grpc.Channel:
     files = vendor.key_files()
     if files is None:
         raise ConfigError("the vendor's file names no [keys]; `interfuse keys` makes some, --insecure goes without")
-    return grpc.secure_channel(vendor.coordinator, files.of_node(), options)
+    return grpc.secure_channel(vendor.coordinator, of_node(files), options)
 
 
-class _Stream:
+class GrpcLine:
     """One stream, from the hello to its end."""
 
     def __init__(self, channel: grpc.Channel) -> None:
@@ -92,41 +63,24 @@ class _Stream:
         join = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
         self._incoming = join(iter(self._outgoing.get, None))
 
-    def serve(self, node: Node) -> Iterator[End | None]:
-        """Answer until the stream ends. Yields None for every piece of a run's work, and the end if there is one."""
-        assembler = Assembler(node.vendor.limits.message_bytes)
+    def received(self) -> Iterator[bytes]:
         try:
-            self._send(frames(*node.hello()))
-            for frame in self._incoming:
-                whole = assembler.feed(frame)
-                if whole is None:
-                    continue
-                if isinstance(whole[0], End):
-                    yield whole[0]
-                    return
-                for answer in node.answer(*whole):
-                    self._send(frames(*answer))
-                if isinstance(whole[0], Begin | Call | Order):
-                    yield None
-        finally:
-            self._put(None)
+            yield from self._incoming
+        except grpc.RpcError as error:
+            called = isinstance(error, grpc.Call)
+            raise LineError(f"{error.code().name}: {error.details()}" if called else str(error)) from error
+
+    def send(self, frame: bytes | None) -> None:
+        """Hand a frame to gRPC, which takes one after the other; None is the last."""
+        while True:
+            with suppress(queue.Full):
+                return self._outgoing.put(frame, timeout=0.5)
+            if self._incoming.done():
+                return None
 
     def finish(self, seconds: float = 2.0) -> None:
-        """Let what was sent last arrive."""
-        self._put(None)
+        self.send(None)
         end = time.monotonic() + seconds
         with suppress(grpc.RpcError):
             while not self._incoming.done() and time.monotonic() < end:
                 time.sleep(0.01)
-
-    def _send(self, pieces: Iterator[bytes]) -> None:
-        for piece in pieces:
-            self._put(piece)
-
-    def _put(self, piece: bytes | None) -> None:
-        """Hand a frame to gRPC, which takes one after the other; nothing, once the stream has ended."""
-        while True:
-            with suppress(queue.Full):
-                return self._outgoing.put(piece, timeout=0.5)
-            if self._incoming.done():
-                return None

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from interfuse.engines.grpc.contract import JoinError
+from interfuse.engines.parties import JoinError, KeyFiles
 from interfuse.errors import ConfigError
 
 DAYS = 365
@@ -29,39 +29,16 @@ DAYS = 365
 NODE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-@dataclass(frozen=True)
-class KeyFiles:
-    """The three files of one side: its key, its certificate, and the authority it trusts."""
+def of_server(files: KeyFiles) -> grpc.ServerCredentials:
+    """For a coordinator: nodes must show a certificate of the authority."""
+    key, certificate, authority = files.read()
+    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
 
-    key: Path
-    certificate: Path
-    authority: Path
 
-    @classmethod
-    def in_folder(cls, folder: Path, name: str) -> KeyFiles:
-        """The files as :func:`make_keys` names them."""
-        return cls(folder / f"{name}.key", folder / f"{name}.crt", folder / "ca.crt")
-
-    def read(self) -> tuple[bytes, bytes, bytes]:
-        """Key, certificate and authority as PEM.
-
-        Raises:
-            ConfigError: a file cannot be read; names it.
-        """
-        try:
-            return self.key.read_bytes(), self.certificate.read_bytes(), self.authority.read_bytes()
-        except OSError as error:
-            raise ConfigError(f"cannot read {error.filename}: {error.strerror}; `interfuse keys` makes some") from error
-
-    def of_server(self) -> grpc.ServerCredentials:
-        """For a coordinator: nodes must show a certificate of the authority."""
-        key, certificate, authority = self.read()
-        return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
-
-    def of_node(self) -> grpc.ChannelCredentials:
-        """For a node: the coordinator must show one for its host's name."""
-        key, certificate, authority = self.read()
-        return grpc.ssl_channel_credentials(authority, key, certificate)
+def of_node(files: KeyFiles) -> grpc.ChannelCredentials:
+    """For a node: the coordinator must show one for its host's name."""
+    key, certificate, authority = files.read()
+    return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
 @dataclass(frozen=True)
@@ -76,7 +53,10 @@ class Admission:
         Raises:
             JoinError: it may not, and why.
         """
-        shown = fingerprint(x509.load_pem_x509_certificate(pem))
+        certificate = x509.load_pem_x509_certificate(pem)
+        shown, named = fingerprint(certificate), name_in(certificate)
+        if named != name:
+            raise JoinError("name", f"that of the certificate, {named!r}", repr(name))
         if shown in self.revoked():
             raise JoinError("key", "one that was not revoked", f"revoked key {shown[:16]} of {name}")
         if not NODE_NAME.fullmatch(name) or shown not in self._fingerprints("nodes", f"{name}.crt"):
@@ -102,9 +82,9 @@ def fingerprint(certificate: x509.Certificate) -> str:
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
-def name_in(pem: bytes) -> str:
+def name_in(certificate: x509.Certificate) -> str:
     """The common name of a certificate."""
-    found = x509.load_pem_x509_certificate(pem).subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+    found = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if found else ""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
 from interfuse.data import IID, ClientData, Dataset, Share, make_shares
-from interfuse.engines.grpc.contract import Contract, Facts, Shapes
+from interfuse.engines.parties.contract import Contract, Facts, Shapes
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import CommonTest, common_test, evaluation_on
 from interfuse.handler import Program, programs

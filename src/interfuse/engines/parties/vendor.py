@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from interfuse.data import TABLES, Dataset, load, load_folder, load_table
-from interfuse.engines.grpc.contract import Contract, JoinError, Name, names
-from interfuse.engines.grpc.frames import MESSAGE
-from interfuse.engines.grpc.keys import KeyFiles
+from interfuse.engines.parties.contract import Contract, JoinError, Name, names
+from interfuse.engines.parties.frames import MESSAGE
+from interfuse.engines.parties.keys import KeyFiles
 from interfuse.errors import ConfigError
 from interfuse.evaluation import Mode
 from interfuse.handler import handlers, programs
@@ -102,14 +102,6 @@ class DataTable(_Table):
         return load_folder(path, self.classes) if path.is_dir() else load(source)
 
 
-class KeysTable(_Table):
-    """``[keys]``: PEM files."""
-
-    key: Path
-    certificate: Path
-    authority: Path
-
-
 class AllowTable(_Table):
     """``[allow]``: what the coordinator may ask. Methods by the names that the contract uses."""
 
@@ -153,7 +145,7 @@ class Vendor(_Table):
     data: DataTable
     allow: AllowTable
     limits: LimitsTable = LimitsTable()
-    keys: KeysTable | None = None
+    keys: KeyFiles | None = None
     folder: Path = Field(default=Path(), exclude=True)
 
     @property
@@ -163,9 +155,7 @@ class Vendor(_Table):
 
     def key_files(self) -> KeyFiles | None:
         """Key, certificate and authority, or None."""
-        if self.keys is None:
-            return None
-        return KeyFiles(*(self.folder / path for path in (self.keys.key, self.keys.certificate, self.keys.authority)))
+        return None if self.keys is None else self.keys.below(self.folder)
 
     def check(self, contract: Contract) -> None:
         """Refuse what the vendor does not allow.

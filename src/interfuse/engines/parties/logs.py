@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from interfuse.engines.grpc.frames import Envelope, Payload
+from interfuse.engines.parties.frames import Envelope, Payload
 from interfuse.errors import RunError
 from interfuse.messages import Message, flatten, kind_of
 from interfuse.wire import Pieces

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from interfuse.engines.grpc.contract import Contract, Facts, Name
+from interfuse.engines.parties.contract import Contract, Facts, Name
 from interfuse.errors import InterfuseError
 from interfuse.wire import Heading, Pieces
 

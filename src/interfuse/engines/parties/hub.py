@@ -1,46 +1,38 @@
 """The coordinator's end of all streams: who joined, who is there, and what arrives.
 
-Streams live in threads of gRPC. All that a run has to hear of is put into one queue of events, which only the thread of
-the run reads; members are changed under one lock.
+Streams live in threads of their carrier. All that a run has to hear of is put into one queue of events, which only the
+thread of the run reads; members are changed under one lock.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from interfuse.client import ClientId
 from interfuse.engines.allocator import keep_freed_memory
-from interfuse.engines.grpc.contract import LIBRARY, WIRE, Contract, Facts, JoinError, check_facts, same
-from interfuse.engines.grpc.dialling import METHOD, OPTIONS
-from interfuse.engines.grpc.frames import (
+from interfuse.engines.parties.carrier import Carrier, Counters, Link, Peer
+from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, Facts, JoinError, check_facts, same
+from interfuse.engines.parties.frames import (
     MESSAGE,
     PROTOCOL,
     Accept,
     Assembler,
     Begin,
-    Call,
     Done,
     End,
     Envelope,
     FrameError,
     Hello,
     Offer,
-    Order,
     Payload,
     Ready,
     Refusal,
     Reply,
-    frames,
 )
-from interfuse.engines.grpc.keys import Admission, KeyFiles, name_in
-from interfuse.engines.grpc.logs import Events
+from interfuse.engines.parties.logs import Events
 from interfuse.errors import ConfigError
 from interfuse.method import Method
 
@@ -49,24 +41,6 @@ HELLO_SECONDS, AGREE_SECONDS = 20.0, 300.0
 one that says nothing is sent away."""
 SPARE_STREAMS = 16
 """Streams beside those of the nodes: joins that are refused, health checks."""
-
-
-@dataclass(frozen=True)
-class Security:
-    """Keys of the coordinator and whom it lets in."""
-
-    keys: KeyFiles
-    admission: Admission
-
-
-@dataclass
-class Counters:
-    """What went over a member's streams, in bytes: frames with everything, and the payloads in them."""
-
-    frames_up: int = 0
-    frames_down: int = 0
-    payload_up: int = 0
-    payload_down: int = 0
 
 
 @dataclass
@@ -125,48 +99,6 @@ class _NodeRefusedError(Exception):
         super().__init__(f"it refused: {refusal.field}: expected {refusal.expected}, found {refusal.found}"[:500])
 
 
-class Link:
-    """One stream of a node: frames wait here until gRPC takes them."""
-
-    def __init__(self, close: Callable[[], object]) -> None:
-        self._queue: queue.SimpleQueue[tuple[Envelope, Payload] | None] = queue.SimpleQueue()
-        self._close = close
-        self._asked = self._answered = 0
-        self.counters = Counters()
-
-    def send(self, envelope: Envelope, payload: Payload = b"") -> None:
-        """Queue an envelope with its payload."""
-        self._asked += isinstance(envelope, Begin | Call | Order)  # counted first: the answer may be quick
-        self._queue.put((envelope, payload))
-
-    def answered(self) -> None:
-        """Count an answer: one for each thing asked, so that no node can fill the coordinator's memory.
-
-        Raises:
-            FrameError: nothing was asked.
-        """
-        self._answered += 1
-        if self._answered > self._asked:
-            raise FrameError("an answer to nothing that was asked")
-
-    def end(self) -> None:
-        """End the stream once everything has gone."""
-        self._queue.put(None)
-
-    def abort(self) -> None:
-        """End the stream now."""
-        self._close()
-        self._queue.put(None)
-
-    def outgoing(self) -> Iterator[bytes]:
-        """What gRPC sends."""
-        while (message := self._queue.get()) is not None:
-            self.counters.payload_down += len(message[1])
-            for frame in frames(*message):
-                self.counters.frames_down += len(frame)
-                yield frame
-
-
 class Hub:
     """A listening coordinator.
 
@@ -174,7 +106,7 @@ class Hub:
         contract: What joining nodes are offered.
         known: Facts that nodes had when the run began, by name: they must come back with the same.
         most: At most so many nodes.
-        security: Keys; None: without TLS, whoever comes is who it says it is.
+        carrier: Carries their streams from now on, until :meth:`close`.
     """
 
     def __init__(
@@ -182,8 +114,7 @@ class Hub:
         contract: Contract,
         method: Method,
         most: int,
-        address: str,
-        security: Security | None,
+        carrier: Carrier,
         events: Events,
         *,
         message_bytes: int = MESSAGE,
@@ -193,30 +124,17 @@ class Hub:
         self.arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.members: dict[str, Member] = {}
         self.lock = threading.RLock()
-        self._contract, self._method, self._most, self._security = contract, method, most, security
+        self._contract, self._method, self._most, self._carrier = contract, method, most, carrier
         self._events, self._message_bytes = events, message_bytes
         self._known = dict(known or {})
         self._banned: dict[str, str] = {}
         self._closing = False
-        streams = most + SPARE_STREAMS
-        self._server = grpc.server(
-            futures.ThreadPoolExecutor(streams), options=OPTIONS, maximum_concurrent_rpcs=streams
-        )
-        self._health = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        service, name = METHOD.strip("/").split("/")
-        join = grpc.stream_stream_rpc_method_handler(self._stream)
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: join})])
-        try:
-            if security is None:
-                self.port = self._server.add_insecure_port(address)
-            else:
-                self.port = self._server.add_secure_port(address, security.keys.of_server())
-        except RuntimeError as error:
-            raise ConfigError(f"cannot listen at {address}: is the port taken? name another (--listen)") from error
-        self._server.start()
-        self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        carrier.open(most + SPARE_STREAMS, self._join)
+
+    @property
+    def address(self) -> str:
+        """Where nodes find the coordinator."""
+        return self._carrier.address
 
     def connected(self) -> list[str]:
         """Names of the nodes that are there now."""
@@ -237,12 +155,10 @@ class Hub:
 
     def check_keys(self) -> None:
         """Drop members whose key was revoked since they joined."""
-        if self._security is None:
-            return
         with self.lock:
             present = [member for member in self.members.values() if member.link is not None]
         try:
-            revoked = self._security.admission.revoked()
+            revoked = self._carrier.revoked()
         except ConfigError as error:  # such as a file that is being copied; the next call looks again
             self._events.add("cannot check keys", reason=error)
             return
@@ -260,19 +176,14 @@ class Hub:
             if finished:
                 link.send(End(reason=reason, finished=True))
             link.end()
-        self._server.stop(grace=2.0).wait()
+        self._carrier.close()
 
-    # --- one stream, in two threads of its own: this one sends, the other one reads
+    # --- one stream: the carrier sends, a thread of its own reads
 
-    def _stream(self, incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        link = Link(context.cancel)
-        pem = b"".join(context.auth_context().get("x509_pem_cert", []))
-        peer = context.peer()
-        context.add_callback(link.end)
-        threading.Thread(target=self._read, args=(link, incoming, pem, peer), name="join", daemon=True).start()
-        yield from link.outgoing()
+    def _join(self, link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
+        threading.Thread(target=self._read, args=(link, incoming, peer), name="join", daemon=True).start()
 
-    def _read(self, link: Link, incoming: Iterator[bytes], pem: bytes, peer: str) -> None:
+    def _read(self, link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
         """Read a stream to its end; whatever goes wrong concerns this one alone."""
         assembler = Assembler(self._message_bytes)
         impatience = _started(HELLO_SECONDS, link)
@@ -283,7 +194,7 @@ class Hub:
             if not isinstance(hello, Hello):
                 raise FrameError(f"{hello.kind!r} before a hello")
             name = hello.name
-            fingerprint = self._check(hello, pem)
+            fingerprint = self._check(hello, peer)
             impatience.cancel()
             impatience = _started(AGREE_SECONDS, link)
             link.send(Offer(contract=self._contract))
@@ -301,29 +212,27 @@ class Hub:
             reason = "the stream ended"
         except JoinError as error:
             reason = str(error)
-            self._events.add("refused", node=name, peer=peer, field=error.field, reason=error)
+            self._events.add("refused", node=name, peer=peer.place, field=error.field, reason=error)
             link.send(Refusal(field=error.field, expected=error.expected, found=error.found, retry=error.retry))
             link.end()
         except _NodeRefusedError as error:
             reason = str(error)
-            self._events.add("refused by the node", node=name, peer=peer, reason=reason)
+            self._events.add("refused by the node", node=name, peer=peer.place, reason=reason)
             if member is not None:
                 self.arrivals.put(Broke(member, reason))
             link.end()
         except FrameError as error:
             reason = str(error)
-            self._events.add("malformed", node=name, peer=peer, reason=reason)
+            self._events.add("malformed", node=name, peer=peer.place, reason=reason)
             if member is not None:
                 self.arrivals.put(Broke(member, reason))
             link.abort()
         except ConfigError as error:  # a file in the folder of keys cannot be read: nobody is let in by it
             reason = str(error)
-            self._events.add("cannot check keys", node=name, peer=peer, reason=reason)
+            self._events.add("cannot check keys", node=name, peer=peer.place, reason=reason)
             link.abort()
-        except grpc.RpcError as error:
-            reason = f"the connection broke: {type(error).__name__}"
-        except Exception as error:  # gRPC's request iterator raises a bare Exception when its call has ended
-            reason = f"the connection broke: {error}"
+        except Exception as error:  # of the carrier, whatever it is: gRPC raises bare ones when a call has ended
+            reason = f"the connection broke: {str(error) or type(error).__name__}"
         finally:
             impatience.cancel()
             if member is not None:
@@ -339,18 +248,14 @@ class Hub:
                 link.counters.payload_up += len(whole[1])
                 yield whole
 
-    def _check(self, hello: Hello, pem: bytes) -> str:
+    def _check(self, hello: Hello, peer: Peer) -> str:
         """Whether a node may join; returns its key's fingerprint."""
         same("protocol version", PROTOCOL, hello.protocol)
         same("library version", LIBRARY, hello.library)
         same("wire version", WIRE, hello.wire)
         if hello.name in self._banned:
             raise JoinError("node", "one that was not sent away", f"{hello.name}: {self._banned[hello.name]}")
-        if self._security is None:
-            return f"(insecure) {hello.name}"
-        if name_in(pem) != hello.name:
-            raise JoinError("name", f"that of the certificate, {name_in(pem)!r}", repr(hello.name))
-        return self._security.admission.check(hello.name, pem)
+        return self._carrier.admitted(hello.name, peer)
 
     def _enter(self, hello: Hello, fingerprint: str, facts: Facts, link: Link) -> Member:
         """Make the node a member, or connect the member again."""

@@ -14,9 +14,9 @@ import torch
 
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Failure, Request
-from interfuse.engines.grpc.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
-from interfuse.engines.grpc.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
-from interfuse.engines.grpc.setups import RemoteSetup
+from interfuse.engines.parties.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
+from interfuse.engines.parties.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
+from interfuse.engines.parties.setups import RemoteSetup
 from interfuse.errors import MessageError, RunError
 from interfuse.handler import handlers
 from interfuse.messages import Message

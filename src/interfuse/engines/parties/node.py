@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
 from interfuse.engines.allocator import keep_freed_memory
-from interfuse.engines.grpc.contract import (
+from interfuse.engines.host import Host
+from interfuse.engines.parties.contract import (
     LIBRARY,
     WIRE,
     Contract,
@@ -28,7 +29,7 @@ from interfuse.engines.grpc.contract import (
     method_of,
     same,
 )
-from interfuse.engines.grpc.frames import (
+from interfuse.engines.parties.frames import (
     PROTOCOL,
     Accept,
     Begin,
@@ -45,10 +46,9 @@ from interfuse.engines.grpc.frames import (
     Refusal,
     Reply,
 )
-from interfuse.engines.grpc.logs import Audit, Events, described
-from interfuse.engines.grpc.setups import NodeSetup, dims_of, facts_of, own_share
-from interfuse.engines.grpc.vendor import Vendor
-from interfuse.engines.host import Host
+from interfuse.engines.parties.logs import Audit, Events, described
+from interfuse.engines.parties.setups import NodeSetup, dims_of, facts_of, own_share
+from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
 from interfuse.federation import check_codecs

@@ -1,0 +1,65 @@
+"""A coordinator that listens over gRPC. See :class:`interfuse.engines.parties.Carrier`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from interfuse.engines.grpc.dialling import METHOD, OPTIONS
+from interfuse.engines.grpc.keys import Admission, of_server
+from interfuse.engines.parties import Join, KeyFiles, Link, Peer
+from interfuse.errors import ConfigError
+
+
+class Listener:
+    """Streams over gRPC, each in two threads of its own: gRPC's sends, the one behind ``join`` reads.
+
+    Args:
+        address: ``HOST:PORT``; port 0 is any that is free.
+        keys: The coordinator's folder of `interfuse keys`; None: without TLS, whoever comes is who it says it is.
+    """
+
+    def __init__(self, address: str, keys: Path | None) -> None:
+        self.address = address
+        self._keys, self._admission = keys, None if keys is None else Admission(keys)
+
+    def open(self, streams: int, join: Join) -> None:
+        pool = futures.ThreadPoolExecutor(streams)
+        self._join, self._server = join, grpc.server(pool, options=OPTIONS, maximum_concurrent_rpcs=streams)
+        known = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(known, self._server)
+        service, name = METHOD.strip("/").split("/")
+        handler = grpc.stream_stream_rpc_method_handler(self._stream)
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: handler})])
+        try:
+            if self._keys is None:
+                port = self._server.add_insecure_port(self.address)
+            else:
+                credentials = of_server(KeyFiles.in_folder(self._keys, "coordinator"))
+                port = self._server.add_secure_port(self.address, credentials)
+        except RuntimeError as error:
+            raise ConfigError(f"cannot listen at {self.address}: is the port taken? name another (--listen)") from error
+        self.address = f"{self.address.rpartition(':')[0]}:{port}"
+        self._server.start()
+        for serving in ("", service):
+            known.set(serving, health_pb2.HealthCheckResponse.SERVING)
+
+    def _stream(self, incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        link = Link(context.cancel)
+        context.add_callback(link.end)
+        pem = b"".join(context.auth_context().get("x509_pem_cert", []))
+        self._join(link, incoming, Peer(context.peer(), pem))
+        yield from link.outgoing()
+
+    def admitted(self, name: str, peer: Peer) -> str:
+        return f"(insecure) {name}" if self._admission is None else self._admission.check(name, peer.credential)
+
+    def revoked(self) -> set[str]:
+        return set() if self._admission is None else self._admission.revoked()
+
+    def close(self) -> None:
+        self._server.stop(grace=2.0).wait()
