@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import torch
 from PIL import Image
+from pyarrow import parquet
 
 from interfuse.data import load_folder, load_table
 from interfuse.errors import DataError
@@ -28,8 +30,6 @@ def test_a_table_becomes_numbers_and_labels(tmp_path: Path) -> None:
 
 
 def test_parquet_is_read_as_csv_is(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet = pytest.importorskip("pyarrow.parquet")
     columns = {"a": [1.5, -3.0, 0.0], "kind": ["cat", "dog", "cat"], "b": [2, 40, 0]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "rows.parquet")
     (tmp_path / "rows.csv").write_text(CSV)

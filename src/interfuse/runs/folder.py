@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
@@ -12,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from interfuse.errors import RunError
 from interfuse.federation import Saved
@@ -64,20 +65,20 @@ class RunFolder:
         Raises:
             RunError: another process does.
         """
+        lock = FileLock(self.path / ".lock")
         with _explained(self.path):
-            lock = open(self.path / ".lock", "w")  # noqa: SIM115 (closed below; errors of the run are not the disk's)
-        with lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+                lock.acquire(timeout=0)
+            except Timeout:
                 raise RunError(f"{self.path} is being written by another process") from None
-            try:
-                yield
-            finally:
-                with _explained(self.path), ExitStack() as closing:
-                    for file in self._files.values():
-                        closing.callback(file.close)
-                    self._files.clear()
+        try:
+            yield
+        finally:
+            with _explained(self.path), ExitStack() as closing:
+                closing.callback(lock.release)
+                for file in self._files.values():
+                    closing.callback(file.close)
+                self._files.clear()
 
     def create(self, config: str) -> None:
         """Make the folder with its configuration.
