@@ -12,6 +12,7 @@ import workload
 from driver import Channel, Cohort, options, serve
 from interfuse import SplitModel
 from interfuse.data import EpochOrder
+from interfuse.data.inputs import ONLY, named
 from interfuse.engines import InProcess, local
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
@@ -64,7 +65,7 @@ def write_problem(setup: Setup, folder: Path, epochs: int, *, own_models: bool =
         epochs: How many epochs of each client are needed at most.
         own_models: Each client begins with weights of its own, not with the server's.
     """
-    data, shares = setup.dataset, setup.shares
+    data, shares, normal = setup.dataset, setup.shares, setup.dataset.normalisation[ONLY]
     order = np.empty((len(shares), epochs, len(shares[0].train)), np.int64)
     for client, share in enumerate(shares):
         samples = EpochOrder(setup.seed, client, len(share.train))
@@ -72,10 +73,10 @@ def write_problem(setup: Setup, folder: Path, epochs: int, *, own_models: bool =
             order[client, epoch] = np.concatenate(list(samples.epochs(1, len(share.train))))
     np.savez(
         folder / "problem.npz",
-        x_train=data.x_train.numpy(), y_train=data.y_train.numpy(),
-        x_test=data.x_test.numpy(), y_test=data.y_test.numpy(),
+        x_train=named(data.x_train)[ONLY].numpy(), y_train=data.y_train.numpy(),
+        x_test=named(data.x_test)[ONLY].numpy(), y_test=data.y_test.numpy(),
         rows=np.stack([share.train for share in shares]), test_rows=np.stack([share.test for share in shares]),
-        order=order, mean=np.array(data.mean, np.float32), std=np.array(data.std, np.float32),
+        order=order, mean=np.array(normal.mean, np.float32), std=np.array(normal.std, np.float32),
     )  # fmt: skip
     if own_models:
         for client, architecture in enumerate(setup.architectures):

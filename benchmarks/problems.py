@@ -14,6 +14,7 @@ import interfuse
 import workload
 from common import Course
 from interfuse.data import available
+from interfuse.data.inputs import ONLY, named
 
 
 def images(
@@ -30,7 +31,7 @@ def images(
         x, y, x_test, y_test = made_up(rows, test_rows)
     else:
         data = interfuse.load(name)
-        x, y, x_test, y_test = data.x_train, data.y_train, data.x_test, data.y_test
+        x, y, x_test, y_test = named(data.x_train)[ONLY], data.y_train, named(data.x_test)[ONLY], data.y_test
     parts = {"x_train": x[:rows], "y_train": y[:rows], "x_test": x_test[:test_rows], "y_test": y_test[:test_rows]}
     workload.write_weights(folder / "images.npz", parts)
     return str(folder / "images.npz"), name

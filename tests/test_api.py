@@ -138,7 +138,7 @@ def test_inputs_in_other_forms(result: Result) -> None:
 
 @pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 4), (2, 1, 5), (2, 5, 1), ()])
 def test_inputs_of_another_shape_are_refused(shape: tuple[int, ...], result: Result) -> None:
-    with pytest.raises(ModelError, match=r"expected samples \[batch, 5\], found"):
+    with pytest.raises(InterfuseError, match=r"expected samples \[batch, 5\], found"):
         result.compose(0, 1)(torch.zeros(shape))
 
 
@@ -146,7 +146,7 @@ def test_images_of_one_channel_may_come_without_it(tmp_path: Path) -> None:
     data = tiny_dataset(shape=(1, 4, 4), dtype=torch.uint8)
     predict = interfuse.run("ifl", **FEW | {"data": data, "out": tmp_path / "run"}).compose(0, 1)
     assert torch.equal(predict(data.x_test[:, 0]), predict(data.x_test))
-    with pytest.raises(ModelError, match=r"expected samples \[batch, 1, 4, 4\], found \(4, 4\)"):
+    with pytest.raises(InterfuseError, match=r"expected samples \[batch, 1, 4, 4\], found \(4, 4\)"):
         predict(data.x_test[0, 0])
 
 
@@ -424,7 +424,7 @@ def test_a_handler_that_raises_is_named_with_client_and_round_and_the_run_can_go
 
 def test_a_data_set_may_have_samples_of_any_shape(tmp_path: Path) -> None:
     x = torch.randn(40, 2, 3)
-    data = Dataset("rows", x, (x.sum((1, 2)) > 0).long(), x[:10], (x[:10].sum((1, 2)) > 0).long(), ("no", "yes"),
-                   scale=1.0, mean=(0.0,), std=(1.0,))  # fmt: skip
+    y = (x.sum((1, 2)) > 0).long()
+    data = Dataset.from_arrays("rows", x, y, x[:10], y[:10], has_channels=True)
     done = interfuse.run("ifl", **FEW | {"data": data, "out": tmp_path / "run"})
     assert done.compose(0, 1)(x[:4]).shape == (4, 2)

@@ -19,7 +19,7 @@ from torch.nn import functional
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Engine, Request
 from interfuse.clock import UNIFORM, Devices
-from interfuse.data import IID, Dataset, EpochOrder, Partition, Share, make_shares
+from interfuse.data import IID, Classification, Dataset, EpochOrder, Normalisation, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
 from interfuse.engines.host import Resident
 from interfuse.evaluation import evaluation
@@ -32,6 +32,9 @@ from interfuse.methods.fedin import PARTS, FedIN
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
 from interfuse.wire import Codecs, Entry, FileRecord, load_tensors
+
+PLAIN = Normalisation(1.0, (0.0,), (1.0,))
+"""Leaves floats as they are."""
 
 
 def tiny_dataset(
@@ -50,16 +53,18 @@ def tiny_dataset(
     x = centres[y] + 0.5 * torch.randn(rows + test_rows, *shape, generator=noise)
     if dtype == torch.uint8:
         x = (x * 40 + 128).clamp(0, 255).to(torch.uint8)
-    return Dataset(
-        "tiny", x[:rows], y[:rows], x[rows:], y[rows:], tuple(f"class {i}" for i in range(classes)),
-        scale=255.0 if dtype == torch.uint8 else 1.0, mean=(0.0,), std=(1.0,),
-    )  # fmt: skip
+    normal = Normalisation(255.0 if dtype == torch.uint8 else 1.0, (0.0,), (1.0,))
+    return Dataset("tiny", x[:rows], y[:rows], x[rows:], y[rows:], classes_of(classes), {"x": normal})
 
 
 def dataset_of(x: Tensor, y: Tensor, classes: int, *, test_rows: int = 6) -> Dataset:
     """A data set of given training rows; the first of them are the test set too."""
-    names = tuple(f"class {i}" for i in range(classes))
-    return Dataset("given", x, y, x[:test_rows], y[:test_rows], names, scale=1.0, mean=(0.0,), std=(1.0,))
+    return Dataset("given", x, y, x[:test_rows], y[:test_rows], classes_of(classes), {"x": PLAIN})
+
+
+def classes_of(count: int) -> Classification:
+    """So many classes."""
+    return Classification(tuple(f"class {i}" for i in range(count)))
 
 
 def shares_of(*rows: Sequence[int]) -> list[Share]:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int64, Shaped
 from torch import Tensor, nn
 
+from interfuse.data import Inputs
 from interfuse.errors import ConfigError, DataError, ModelError, nearest
 
 Index = tuple[Int64[Tensor, " held"] | None, ...]
@@ -218,7 +219,7 @@ def at_least_two(x: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "rows ..."]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """Compute the running statistics of normalisation layers anew, from inputs ``[batch, *sample]``.
 
     They become the plain averages of the batches' means and unbiased variances, every batch counting the same: one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, Unpack
 
 import numpy as np
@@ -14,12 +15,20 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from interfuse.aggregation import BufferPolicy, recalibrate, travels
-from interfuse.data import Batch, ClientData, EpochOrder
+from interfuse.data import Batch, ClientData, EpochOrder, Task
 from interfuse.errors import ConfigError
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import Key, generator, uniform
-from interfuse.training import FitOptions, Fitted, Objective, OptimizerState, fit
+from interfuse.training import (
+    FitOptions,
+    Fitted,
+    Objective,
+    OptimizerState,
+    fit,
+    supervised,
+    supervised_modular,
+)
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -94,6 +103,21 @@ class Client(Generic[S]):
         """A handler begins: its place in the run, from which :attr:`generator` is derived."""
         self.steps = 0
         self._seed, self._place, self._generator = seed, place, None
+
+    @property
+    def task(self) -> Task:
+        """What targets and outputs are."""
+        return self.data.task
+
+    @property
+    def loss(self) -> Objective:
+        """The task's loss of the whole model."""
+        return partial(supervised, task=self.task)
+
+    @property
+    def modular_loss(self) -> Objective:
+        """The task's loss of the modular block on features of the fusion layer."""
+        return partial(supervised_modular, task=self.task)
 
     @property
     def generator(self) -> torch.Generator:

@@ -133,6 +133,7 @@ class Federation:
             setup.dims,
             lambda architecture, name: setup.build(architecture, "server", name),
             setup.inputs,
+            setup.task,
             setup.numerics.autocast,
         )
         self.server.state = None

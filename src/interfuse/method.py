@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.data import Inputs
 from interfuse.errors import ConfigError, Notice, nearest
 from interfuse.handler import Program, handlers, programs
 from interfuse.messages import Disclosure, State, disclosed, leaves
@@ -86,8 +87,8 @@ class Method(Program):
         held = () if state is None else leaves(state)
         return frozenset(leaf.disclosure for leaf in held if leaf.disclosure in RETAINABLE)
 
-    def predict(self, client: Client[Any], x: Tensor) -> Tensor:
-        """What accuracy means for this method: inputs ``[batch, ...]`` to scores ``[batch, classes]``."""
+    def predict(self, client: Client[Any], x: Inputs) -> Tensor:
+        """What a score means for this method: inputs to outputs, such as logits ``[batch, classes]``."""
         scores: Tensor = client.model(x)
         return scores
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Generic, Unpack
 
 import torch
-from torch import Tensor
 from typing_extensions import TypeVar
 
-from interfuse.data import Batch
+from interfuse.data import Batch, Inputs, Task
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import generator
-from interfuse.training import FitOptions, Fitted, Objective, OptimizerState, fit
+from interfuse.training import (
+    FitOptions,
+    Fitted,
+    Objective,
+    OptimizerState,
+    fit,
+    supervised,
+    supervised_modular,
+)
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -31,6 +39,7 @@ class Server(Generic[S]):
         round: The current round, from 1; 0 during ``start``.
         dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
         steps: Gradient steps of the server since the round began.
+        task: What targets and outputs are.
         inputs: From samples as stored to normalised inputs of a model, for methods that hand over data.
     """
 
@@ -43,10 +52,12 @@ class Server(Generic[S]):
         seed: int,
         dims: Dims,
         build: Build,
-        inputs: Callable[[Tensor], Tensor],
+        inputs: Callable[[Inputs], Inputs],
+        task: Task,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.dims, self.inputs, self._seed, self._build, self._autocast = dims, inputs, seed, build, autocast
+        self.task = task
         self.models: dict[str, SplitModel] = {}
         self.architectures: dict[str, str] = {}
         self.optimizers: dict[str, OptimizerState] = {}
@@ -59,6 +70,16 @@ class Server(Generic[S]):
         self._scratch_of_round.clear()
         self.steps = 0
         self.round, self.generator = round, generator(self._seed, "server", heading, round)
+
+    @property
+    def loss(self) -> Objective:
+        """The task's loss of a whole model."""
+        return partial(supervised, task=self.task)
+
+    @property
+    def modular_loss(self) -> Objective:
+        """The task's loss of a modular block on features of the fusion layer."""
+        return partial(supervised_modular, task=self.task)
 
     def model(self, name: str, architecture: str) -> SplitModel:
         """The server's model of that name, built when first asked for. Its tensors are part of what is committed."""

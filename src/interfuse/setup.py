@@ -12,7 +12,8 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
-from interfuse.data import ClientData, Dataset, Share, class_counts
+from interfuse.data import ClientData, Dataset, Inputs, Shape, Share, Task, class_counts
+from interfuse.data.inputs import each
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
@@ -34,6 +35,9 @@ class Agreed(Protocol):
 
     @property
     def numerics(self) -> Numerics: ...
+
+    @property
+    def task(self) -> Task: ...
 
     @property
     def dims(self) -> Dims: ...
@@ -82,7 +86,7 @@ class Serving(Agreed, Protocol):
     def class_counts(self) -> list[list[int]] | None:
         """Rows of each class by client, or None where clients keep that to themselves."""
 
-    def inputs(self, x: Tensor) -> Tensor: ...
+    def inputs(self, x: Inputs) -> Inputs: ...
 
     def programs_with(self, method: Method) -> Mapping[str, Program]: ...
 
@@ -135,7 +139,7 @@ class Setup:
         return make_model(
             self.builders[client],
             dataset.shape,
-            dataset.classes,
+            dataset.task.outputs,
             self.width,
             self.seed,
             key,
@@ -157,14 +161,10 @@ class Setup:
             dataset = self.datasets[client]
             try:
                 model = self.build(architecture, "measure")
-                measured = measure(model, dataset.shape)
+                measured = measure(model, dataset.example)
+                check_output(dataset, measured.output_shape)
             except ModelError as error:
                 raise ModelError(f"client {client} ({architecture}): {error}") from error
-            if measured.classes != dataset.classes:
-                raise ModelError(
-                    f"client {client} ({architecture}): the model has {measured.classes} outputs, "
-                    f"but {dataset.name} has {dataset.classes} classes"
-                )
             keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
             buffers = frozenset(keys.keys() - model.tensors(buffers=False).keys())
             facts[architecture] = (keys, measured.fusion_width, measured.cut_shapes, model.stage_names, buffers)
@@ -173,12 +173,20 @@ class Setup:
             for client, name in enumerate(self.architectures)
         }
 
+    @property
+    def task(self) -> Task:
+        """What targets and outputs are, of all clients."""
+        return self.datasets[0].task
+
     @cached_property
     def dims(self) -> Dims:
-        """Sizes bound for the run. ``d`` is there when all clients agree on the width of the fusion layer."""
+        """Sizes bound for the run: that of the task, such as ``classes``, that of its sums, the number of clients.
+
+        ``d`` is there when all clients agree on the width of the fusion layer.
+        """
         widths = {profile.fusion_width for profile in self.profiles.values()}
         width = widths.pop() if len(widths) == 1 else None
-        sizes = {"classes": self.datasets[0].classes, "clients": len(self.shares)}
+        sizes = {**self.task.dims(), "sums": self.task.size, "clients": len(self.shares)}
         return sizes if width is None else sizes | {"d": width}
 
     @property
@@ -229,8 +237,10 @@ class Setup:
         return list(first) if all(names == first for names in others) else [str(label) for label in range(len(first))]
 
     @property
-    def class_counts(self) -> list[list[int]]:
-        """Rows of each class by client."""
+    def class_counts(self) -> list[list[int]] | None:
+        """Rows of each class by client; None where there are no classes."""
+        if not self.datasets[0].classes:
+            return None
         counts: list[list[int]] = class_counts(self.datasets, self.shares).tolist()
         return counts
 
@@ -246,15 +256,15 @@ class Setup:
         """A client's share of its data set."""
         return ClientData(self.datasets[client], self.shares[client], self.inputs_of(client))
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def inputs(self, x: Inputs) -> Inputs:
         """What :meth:`inputs_of` gives where all clients have one data set."""
         return self._inputs(self.dataset, x)
 
-    def inputs_of(self, client: ClientId) -> Callable[[Tensor], Tensor]:
+    def inputs_of(self, client: ClientId) -> Callable[[Inputs], Inputs]:
         """From samples as the client's data set stores them to normalised inputs, in the memory layout of the run."""
         return partial(self._inputs, self.datasets[client])
 
-    def _inputs(self, dataset: Dataset, x: Tensor) -> Tensor:
+    def _inputs(self, dataset: Dataset, x: Inputs) -> Inputs:
         return as_inputs(dataset, self.numerics, x)
 
     def method_of(self, client: ClientId) -> Method:
@@ -280,8 +290,8 @@ class Setup:
 
 def make_model(
     builder: Builder,
-    shape: tuple[int, ...],
-    classes: int,
+    shape: Shape,
+    outputs: int,
     width: int,
     seed: int,
     key: Sequence[str | int],
@@ -290,17 +300,32 @@ def make_model(
 ) -> SplitModel:
     """A new model for samples of a shape; its initial values are a function of seed and key."""
     with seeded(seed, "model", *key):
-        model = builder(shape, classes, width)
+        model = builder(shape, outputs, width)
     model.to(device)
     if numerics.layout == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
     return model
 
 
-def as_inputs(dataset: Dataset, numerics: Numerics, x: Tensor) -> Tensor:
+def as_inputs(dataset: Dataset, numerics: Numerics, x: Inputs) -> Inputs:
     """From samples as a data set stores them to normalised inputs in the memory layout of the run."""
-    normal = dataset.normalise(x)
-    return normal.contiguous(memory_format=numerics.memory_format) if normal.ndim == 4 else normal
+
+    def laid_out(tensor: Tensor) -> Tensor:
+        return tensor.contiguous(memory_format=numerics.memory_format) if tensor.ndim == 4 else tensor
+
+    return each(laid_out, dataset.normalise(x))
+
+
+def check_output(dataset: Dataset, shape: tuple[int, ...]) -> None:
+    """Check the shape of what a model makes of one sample.
+
+    Raises:
+        ModelError: the task needs another.
+    """
+    wanted = dataset.task.output_shape(tuple(dataset.y_train.shape[1:]))
+    if shape != wanted:
+        found, needed = ("×".join(map(str, sizes)) or "no" for sizes in (shape, wanted))
+        raise ModelError(f"the model has {found} outputs, but {dataset.name} has {needed} {dataset.task.unit}")
 
 
 def with_settings(method: Method, own: Mapping[str, Any]) -> Method:
@@ -365,10 +390,11 @@ def check_setup(setup: Setup) -> None:
         raise ConfigError("clients = 0: a federation needs at least one client")
     first = setup.datasets[0]
     for client, dataset in enumerate(setup.datasets):
-        if dataset.classes != first.classes:
+        if not first.task.fits(dataset.task):
             raise ConfigError(
-                f"client {client} has {dataset.name} with {dataset.classes} classes, but client 0 {first.name} with "
-                f"{first.classes}; all data sets of a federation must have as many"
+                f"client {client} has {dataset.name} with {dataset.task.outputs} {dataset.task.unit}, but client 0 "
+                f"{first.name} with {first.task.outputs} {first.task.unit}; all data sets of a federation must have "
+                "one task, a regression one mean and deviation of its targets"
             )
     for client in setup.overrides:
         if client not in range(len(setup.shares)):

@@ -34,7 +34,7 @@ from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from interfuse.data import Batch
+from interfuse.data import Batch, Task
 from interfuse.errors import InterfuseError
 from interfuse.models import SplitModel
 
@@ -65,17 +65,27 @@ def modular_cross_entropy(model: SplitModel, batch: Batch, step: int) -> Tensor:
     return functional.cross_entropy(model.modular(batch.x), batch.y)
 
 
+def supervised(model: SplitModel, batch: Batch, step: int, *, task: Task) -> Tensor:
+    """The task's loss of the whole model."""
+    return task.loss(model(batch.x), batch.y)
+
+
+def supervised_modular(model: SplitModel, batch: Batch, step: int, *, task: Task) -> Tensor:
+    """The task's loss of the modular block on features of the fusion layer."""
+    return task.loss(model.modular(batch.x), batch.y)
+
+
 def pull_back(model: SplitModel, batch: Batch, step: int, *, gradient: Float[Tensor, "batch d"]) -> Tensor:
     """⟨output, gradient⟩: its gradient is that of the loss behind the cut (split learning).
 
     The ``x`` of the batch is the front's output, with the graph in which it was made: the front is not run again.
     """
-    return (batch.x * gradient).sum()
+    return (batch.features * gradient).sum()
 
 
 def gradient_of_features(loss: Objective, model: SplitModel, batch: Batch) -> Float[Tensor, "batch d"]:
     """∂loss/∂x on features of the fusion layer; the model stays as it is."""
-    z = batch.x.detach().requires_grad_()
+    z = batch.features.detach().requires_grad_()
     with model.training_parts(()):
         (gradient,) = torch.autograd.grad(loss(model, Batch(z, batch.y), 0), z)
     return gradient

@@ -10,21 +10,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interfuse.data import Dataset, stratified_subset
+from interfuse.data import Classification, Dataset, Normalisation, stratified_subset
 from interfuse.errors import ConfigError, DataError
 
 
 def good(**changes: Any) -> Dataset:
+    normal = Normalisation(**{"scale": 255.0, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)} | {
+        name: changes.pop(name) for name in ("scale", "mean", "std") if name in changes
+    })  # fmt: skip
     fields: dict[str, Any] = {
         "name": "made",
         "x_train": torch.arange(48, dtype=torch.uint8).reshape(4, 3, 2, 2),
         "y_train": torch.tensor([0, 1, 1, 0]),
         "x_test": torch.zeros(1, 3, 2, 2, dtype=torch.uint8),
         "y_test": torch.tensor([1]),
-        "class_names": ("no", "yes"),
-        "scale": 255.0,
-        "mean": (0.1, 0.2, 0.3),
-        "std": (0.4, 0.5, 0.6),
+        "task": Classification(("no", "yes")),
+        "normalisation": {"x": normal},
         "groups": torch.tensor([0, 0, 1, 2]),
     }
     return Dataset(**fields | changes)
@@ -99,40 +100,42 @@ class TestFromArrays:
         dataset = Dataset.from_arrays("made", x, y.astype(np.uint8), torch.tensor(x[:2]), y[:2].tolist())
         assert dataset.x_train.shape == (10, 1, 6, 5)
         assert (dataset.x_train.dtype, dataset.y_train.dtype) == (torch.uint8, torch.int64)
-        assert (dataset.scale, dataset.class_names) == (255, ("0", "1", "2"))
-        assert dataset.mean == pytest.approx([x.mean() / 255], rel=1e-12)
-        assert dataset.std == pytest.approx([x.std() / 255], rel=1e-12)
+        normal = dataset.normalisation["x"]
+        assert (normal.scale, dataset.class_names) == (255, ("0", "1", "2"))
+        assert normal.mean == pytest.approx([x.mean() / 255], rel=1e-12)
+        assert normal.std == pytest.approx([x.std() / 255], rel=1e-12)
 
     def test_moments_per_channel(self) -> None:
         x = np.random.default_rng(0).integers(0, 256, (10, 3, 6, 5), np.uint8)
         x[:, 2] = 7
-        dataset = Dataset.from_arrays("made", x, [0] * 10, x, [0] * 10)
-        assert dataset.mean == pytest.approx(x.mean(axis=(0, 2, 3)) / 255, rel=1e-12)
-        assert dataset.std == pytest.approx([*x[:, :2].std(axis=(0, 2, 3)) / 255, 1.0], rel=1e-12)
+        normal = Dataset.from_arrays("made", x, [0] * 10, x, [0] * 10).normalisation["x"]
+        assert normal.mean == pytest.approx(x.mean(axis=(0, 2, 3)) / 255, rel=1e-12)
+        assert normal.std == pytest.approx([*x[:, :2].std(axis=(0, 2, 3)) / 255, 1.0], rel=1e-12)
 
     @pytest.mark.parametrize("dtype", [np.float64, np.int16, np.float32])
     def test_other_numbers_become_floats(self, dtype: type) -> None:
         x = (np.random.default_rng(0).normal(size=(10, 4)) * 100).astype(dtype)
         dataset = Dataset.from_arrays("table", x, [0, 1] * 5, x[:1], [1])
-        assert (dataset.x_train.dtype, dataset.scale, dataset.shape) == (torch.float32, 1, (4,))
-        assert dataset.mean == pytest.approx(x.astype(np.float32).mean(axis=0, dtype=np.float64), rel=1e-9)
-        assert dataset.std == pytest.approx(x.astype(np.float32).std(axis=0, dtype=np.float64), rel=1e-9)
+        normal = dataset.normalisation["x"]
+        assert (dataset.x_train.dtype, normal.scale, dataset.shape) == (torch.float32, 1, (4,))
+        assert normal.mean == pytest.approx(x.astype(np.float32).mean(axis=0, dtype=np.float64), rel=1e-9)
+        assert normal.std == pytest.approx(x.astype(np.float32).std(axis=0, dtype=np.float64), rel=1e-9)
 
     def test_signals_keep_their_channels(self) -> None:
         x = np.random.default_rng(0).normal(size=(10, 9, 128))
         dataset = Dataset.from_arrays("signals", x, [0] * 10, x, [0] * 10, has_channels=True, groups=range(10))
-        assert (dataset.shape, len(dataset.mean)) == ((9, 128), 9)
+        assert (dataset.shape, len(dataset.normalisation["x"].mean)) == ((9, 128), 9)
         assert dataset.groups is not None
         assert dataset.groups.tolist() == list(range(10))
 
     def test_what_is_given_is_kept(self) -> None:
         x = np.zeros((2, 4, 4), np.uint8)
-        facts: dict[str, Any] = {"note": "n", "licence": "l", "class_names": ("a", "b", "c"), "scale": 16.0}
-        dataset = Dataset.from_arrays("made", x, [0, 1], x, [0, 1], mean=[0.5], std=[0.25], **facts)
+        facts: dict[str, Any] = {"note": "n", "licence": "l", "class_names": ("a", "b", "c")}
+        dataset = Dataset.from_arrays("made", x, [0, 1], x, [0, 1], scale=16.0, mean=[0.5], std=[0.25], **facts)
         assert {name: getattr(dataset, name) for name in facts} == facts
-        assert (dataset.mean, dataset.std) == ((0.5,), (0.25,))
+        assert dataset.normalisation["x"] == Normalisation(16.0, (0.5,), (0.25,))
 
-    @pytest.mark.parametrize("y", [[0, 0.5], ["a", "b"], [0, float("nan")]])
+    @pytest.mark.parametrize("y", [["a", "b"], [0, float("nan")]])
     def test_labels_that_are_no_whole_numbers(self, y: list[Any]) -> None:
         with pytest.raises(DataError, match="y_train"):
             Dataset.from_arrays("made", np.zeros((2, 4)), y, np.zeros((1, 4)), [0])

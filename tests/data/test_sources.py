@@ -80,10 +80,14 @@ class TestSource:
         dataset = source.load(places)
         for field, published in zip(("x_train", "y_train", "x_test", "y_test"), files, strict=True):
             np.testing.assert_array_equal(getattr(dataset, field).numpy().squeeze(), published.array)
-        assert (dataset.shape, dataset.class_names, dataset.scale) == ((1, 4, 4), ("a", "b", "c"), 255)
+        assert (dataset.shape, dataset.class_names, dataset.normalisation["x"].scale) == (
+            (1, 4, 4),
+            ("a", "b", "c"),
+            255,
+        )
         assert (dataset.note, dataset.licence) == ("a note", "none")
-        assert dataset.mean == pytest.approx([files[0].array.mean() / 255])
-        assert dataset.std == pytest.approx([files[0].array.std() / 255])
+        assert dataset.normalisation["x"].mean == pytest.approx([files[0].array.mean() / 255])
+        assert dataset.normalisation["x"].std == pytest.approx([files[0].array.std() / 255])
 
     def test_state_follows_the_files_and_asks_nobody(self, places: Places, web: Web) -> None:
         source, files = tiny_source(web)
@@ -108,7 +112,7 @@ class TestSource:
         source, files = tiny_source(web)
         web.contents = {f"/official/{published.file.name}": published.packed for published in files}
         dataset = dataclasses.replace(source, mean=(0.25,), std=(0.5,)).load(places)
-        assert (dataset.mean, dataset.std) == ((0.25,), (0.5,))
+        assert (dataset.normalisation["x"].mean, dataset.normalisation["x"].std) == ((0.25,), (0.5,))
 
 
 def published_as(source: Source, web: Web, *contents: bytes) -> Source:
@@ -138,7 +142,11 @@ class TestArchives:
         np.testing.assert_array_equal(dataset.y_train, labels[:10])
         np.testing.assert_array_equal(dataset.x_test, images[10:])
         np.testing.assert_array_equal(dataset.y_test, labels[10:])
-        assert (len(dataset.mean), dataset.scale, source.state(places)) == (3, 255, "cached")
+        assert (len(dataset.normalisation["x"].mean), dataset.normalisation["x"].scale, source.state(places)) == (
+            3,
+            255,
+            "cached",
+        )
         # The same rows from single batches, packed anew and as the archive leaves them.
         stems = [file.name.removesuffix(".bin.xz") for file in source.layouts[1].files]
         files = [
@@ -192,7 +200,11 @@ class TestArchives:
         halves = [libsvm_bz2(grey[part], labels[part], sparse=False) for part in (slice(3), slice(3, 5))]
         source = published_as(SOURCES["usps"], web, *halves)
         dataset = source.load(places)
-        assert (dataset.shape, dataset.scale, dataset.y_train.tolist()) == ((1, 16, 16), 1, [9, 0, 3])
+        assert (dataset.shape, dataset.normalisation["x"].scale, dataset.y_train.tolist()) == (
+            (1, 16, 16),
+            1,
+            [9, 0, 3],
+        )
         np.testing.assert_allclose(dataset.x_test.squeeze(1), (grey[3:] / 1000 + 1) / 2, atol=1e-7)
         arrays = io.BytesIO()
         np.savez(arrays, X_train=grey[:3], y_train=labels[:3], X_test=grey[3:], y_test=labels[3:])
@@ -253,7 +265,7 @@ class TestDigits:
         dataset = load_digits()
         assert dataset.x_train.shape == (1437, 1, 8, 8)
         assert dataset.x_test.shape == (360, 1, 8, 8)
-        assert (dataset.scale, int(dataset.x_train.max()), int(dataset.x_train.min())) == (16, 16, 0)
+        assert (dataset.normalisation["x"].scale, int(dataset.x_train.max()), int(dataset.x_train.min())) == (16, 16, 0)
         counts = np.bincount(dataset.y_test), np.bincount(dataset.y_train)
         # Published class counts of this half of the UCI set.
         assert (counts[0] + counts[1]).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
@@ -315,8 +327,10 @@ class TestOfficial:
         assert info.state == "found"
         # The published numbers have four digits; those of kmnist-test are of its 10,000 images, test rows included.
         tolerance = 1e-3 if name == "kmnist-test" else 6e-5
-        for channel, (mean, std) in enumerate(zip(dataset.mean, dataset.std, strict=True)):
-            scaled = dataset.x_train[:, channel].double() / dataset.scale
+        for channel, (mean, std) in enumerate(
+            zip(dataset.normalisation["x"].mean, dataset.normalisation["x"].std, strict=True)
+        ):
+            scaled = dataset.x_train[:, channel].double() / dataset.normalisation["x"].scale
             assert float(scaled.mean()) == pytest.approx(mean, abs=tolerance)
             assert float(scaled.std()) == pytest.approx(std, abs=tolerance)
 

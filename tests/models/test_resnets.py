@@ -64,9 +64,9 @@ def test_tensors_of_a_shallower_network_are_a_part_of_those_of_a_deeper_one() ->
 def test_features_on_either_side_of_the_intermediate_layers() -> None:
     for shape, features in (((3, 32, 32), (64, 8, 8)), ((1, 28, 28), (64, 7, 7))):
         model = resolve("resnet10")(shape, 10, 432)
-        facts = measure(model, shape)
+        facts = measure(model, torch.zeros(2, *shape))
         assert facts.cut_shapes == {"extractor": features, "intermediate": (512,), "classifier": (10,)}
-        assert (facts.fusion_width, facts.classes) == (512, 10)
+        assert (facts.fusion_width, facts.output_shape) == (512, (10,))
         x = torch.randn(2, *shape)
         with model.evaluating():
             steps = x

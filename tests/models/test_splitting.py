@@ -143,11 +143,11 @@ def test_a_sequential_and_its_copy() -> None:
 def test_a_width_puts_a_vector_between_the_blocks(width: int, x: Tensor) -> None:
     module = Residual()
     split = split_at(module, "layer1", width=width, sample_shape=SHAPE)
-    facts = measure(split, SHAPE)
+    facts = measure(split, torch.zeros(2, *SHAPE))
     assert facts.fusion_width == width
-    assert facts.classes == 3
+    assert facts.output_shape == (3,)
     flat = 4 * 4 * 4
-    plain = measure(split_at(module, "layer1"), SHAPE).parameters
+    plain = measure(split_at(module, "layer1"), torch.zeros(2, *SHAPE)).parameters
     assert facts.parameters["base"] - plain["base"] == flat * width + width
     assert facts.parameters["modular"] - plain["modular"] == flat * width + flat
     with split.evaluating():
@@ -167,7 +167,7 @@ def test_a_width_puts_a_vector_between_the_blocks(width: int, x: Tensor) -> None
 def test_a_code_of_the_right_size_gets_no_parameters(x: Tensor) -> None:
     module = Residual().eval()
     split = split_at(module, "stem", width=64, sample_shape=SHAPE)
-    assert measure(split, SHAPE).fusion_width == 64
+    assert measure(split, torch.zeros(2, *SHAPE)).fusion_width == 64
     assert set(split.state_dict()) == set(split_at(module, "stem").state_dict())
     with split.evaluating():
         assert torch.equal(split(x), module(x))

@@ -50,9 +50,9 @@ NAMES = [info.name for info in available() if not info.name.startswith("resnet")
     ],
 )
 def test_parameter_counts(name: str, base: int, modular: int) -> None:
-    facts = measure(resolve(name)(IMAGE, 10, 432), IMAGE)
+    facts = measure(resolve(name)(IMAGE, 10, 432), torch.zeros(2, *IMAGE))
     assert facts.parameters == {"base": base, "modular": modular}
-    assert (facts.fusion_width, facts.classes) == (432, 10)
+    assert (facts.fusion_width, facts.output_shape) == (432, (10,))
 
 
 def test_what_the_zoo_lists() -> None:
@@ -147,7 +147,7 @@ def test_equal_keys_have_equal_shapes_and_the_defaults_share_none() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_vectors_fit_only_the_fully_connected(name: str) -> None:
     if name in ("mlp", "mlp-linear", "shallow", "logistic") or name.startswith("cut-"):
-        assert measure(resolve(name)((13,), 3, 8), (13,)).fusion_width == 8
+        assert measure(resolve(name)((13,), 3, 8), torch.zeros(2, 13)).fusion_width == 8
         return
     for shape in ((13,), (1, 3, 28), (9, 3), (1, 4, 28, 28)):
         with pytest.raises(ModelError, match=f"'{name}' takes images .*mlp, mlp-linear, shallow, logistic"):
@@ -180,16 +180,16 @@ def file(tmp_path: Path) -> Path:
 
 def test_a_model_of_ones_own(file: Path) -> None:
     two = resolve(f"{file}:two")((4,), 3, 6)
-    assert (measure(two, (4,)).fusion_width, two.part_names) == (6, ("base", "modular"))
+    assert (measure(two, torch.zeros(2, 4)).fusion_width, two.part_names) == (6, ("base", "modular"))
     split = resolve(f"{file}:split")((4,), 9, 6)
-    assert (measure(split, (4,)).fusion_width, measure(split, (4,)).classes) == (5, 9)
+    assert (measure(split, torch.zeros(2, 4)).fusion_width, measure(split, torch.zeros(2, 4)).output_shape) == (5, (9,))
 
     def mine(width: int) -> SplitModel:
         return pair(nn.Linear(4, width), nn.Linear(width, 2))
 
-    assert measure(resolve(mine)((4,), 3, 11), (4,)).fusion_width == 11
+    assert measure(resolve(mine)((4,), 3, 11), torch.zeros(2, 4)).fusion_width == 11
     assert resolve(cnn)(IMAGE, 10, 432).state_dict().keys() == resolve("cnn")(IMAGE, 10, 432).state_dict().keys()
-    assert measure(resolve("interfuse.models.zoo:logistic")((4,), 3, 6), (4,)).classes == 3
+    assert measure(resolve("interfuse.models.zoo:logistic")((4,), 3, 6), torch.zeros(2, 4)).output_shape == (3,)
 
 
 def test_references_that_are_no_builder(file: Path) -> None:

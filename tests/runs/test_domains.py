@@ -16,7 +16,7 @@ from worlds import tiny_dataset
 import interfuse
 from interfuse import Silent, report
 from interfuse.cli.configuration import configure
-from interfuse.data import Dataset, make_shares
+from interfuse.data import Classification, Dataset, Normalisation, make_shares
 from interfuse.errors import ConfigError, RunError
 from interfuse.report.summary import clients
 from interfuse.report.text import title
@@ -27,7 +27,11 @@ from interfuse.runs.loop import assemble
 SMALL = tiny_dataset(rows=60, shape=(1, 5, 4), seed=1, test_rows=24)
 OTHER = tiny_dataset(rows=90, shape=(2, 6, 6), seed=2, test_rows=30)
 LARGE = dataclasses.replace(
-    OTHER, name="large", std=(2.0,), x_test=OTHER.x_test.flip(0), y_test=OTHER.y_test.flip(0)
+    OTHER,
+    name="large",
+    normalisation={"x": Normalisation(1.0, (0.0,), (2.0,))},
+    x_test=OTHER.x_test.flip(0),
+    y_test=OTHER.y_test.flip(0),
 )  # the labels of both test sets would be the same otherwise
 GIVEN = Given(dataset=(SMALL, LARGE))
 NAMES = ["in-memory:tiny", "in-memory:large"]
@@ -101,7 +105,7 @@ def test_the_report_of_a_run_under_way(path: Path, tmp_path: Path) -> None:
 
 
 def test_differing_class_names_become_numbers(tmp_path: Path) -> None:
-    other = dataclasses.replace(LARGE, class_names=("x", "y", "z"))
+    other = dataclasses.replace(LARGE, task=Classification(("x", "y", "z")))
     given = Given(dataset=(SMALL, other))
     summary = execute(mixed(rounds=1), tmp_path / "run", given=given)
     assert summary["class_names"] == ["0", "1", "2"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import GIVEN, Fuse, Killed, assert_same, config_of, lines, outcome, timeless
-from worlds import Recorder, dataset_of, federation, live_model, same_bits, tensors_in, tiny_dataset
+from worlds import PLAIN, Recorder, dataset_of, federation, live_model, same_bits, tensors_in, tiny_dataset
 
 from interfuse.data import Dataset
 from interfuse.errors import ConfigError, RunError
@@ -196,7 +196,7 @@ def test_a_client_is_measured_on_the_test_set_of_its_own_domain(tmp_path: Path) 
     large = Dataset(
         "large", torch.rand(90, 2, 6, 6), torch.arange(90) % 3,
         torch.rand(10, 2, 6, 6), torch.tensor([0] * 7 + [2] * 3),
-        small.class_names, scale=1.0, mean=(0.0,), std=(1.0,),
+        small.task, {"x": PLAIN},
     )  # fmt: skip
     config = measured(data=["in-memory:tiny", "in-memory:large"], models=["logistic", "mlp"], rounds=2, beside=[])
     execute(config, tmp_path / "run", given=Given(dataset=(small, large)))

@@ -1,7 +1,8 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
-from interfuse.data.batches import Batch, ClientData, EpochOrder
-from interfuse.data.dataset import Dataset, stratified_subset
+from interfuse.data.batches import Batch, ClientData, EpochOrder, SampleOrder
+from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
+from interfuse.data.inputs import Inputs, Shape
 from interfuse.data.loading import available, load
 from interfuse.data.own import TABLES, load_folder, load_table
 from interfuse.data.partitions import (
@@ -19,22 +20,40 @@ from interfuse.data.partitions import (
     parse_partition,
 )
 from interfuse.data.sources import DatasetInfo
+from interfuse.data.task import (
+    Classification,
+    LanguageModelling,
+    MultiLabel,
+    QuestionAnswering,
+    Regression,
+    Task,
+)
 
 __all__ = [
     "IID",
     "PARTITIONS",
     "TABLES",
     "Batch",
+    "Classification",
     "ClientData",
     "Dataset",
     "DatasetInfo",
     "Dirichlet",
     "EpochOrder",
+    "Inputs",
+    "LanguageModelling",
+    "MultiLabel",
     "Natural",
+    "Normalisation",
     "Partition",
     "Pathological",
+    "QuestionAnswering",
+    "Regression",
+    "SampleOrder",
+    "Shape",
     "Shards",
     "Share",
+    "Task",
     "available",
     "class_counts",
     "deal",

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Shaped
 from torch import Tensor
 
 from interfuse.data.dataset import Dataset
+from interfuse.data.inputs import Inputs, each, named, split
 from interfuse.data.partitions import Share
+from interfuse.data.task import Task
+from interfuse.errors import ConfigError
 from interfuse.numerics import aligned
 from interfuse.randomness import numpy_generator
 
@@ -22,10 +26,39 @@ BYTES_AT_ONCE = 1 << 20
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs (samples, or features of a cut) and their labels."""
+    """Inputs (samples, or features of a cut) and their targets, as the task has them."""
 
-    x: Float[Tensor, "batch ..."]
-    y: Int64[Tensor, "batch"]
+    x: Inputs
+    y: Shaped[Tensor, "batch *target"]
+
+    @property
+    def features(self) -> Shaped[Tensor, "batch ..."]:
+        """The inputs where they are one tensor, as features are.
+
+        Raises:
+            ConfigError: they are several.
+        """
+        if isinstance(self.x, Tensor):
+            return self.x
+        raise ConfigError(f"samples have the inputs {', '.join(self.x)}, but the method takes one tensor")
+
+
+class SampleOrder(Protocol):
+    """The order in which a client visits its training samples. What it saves is all that it depends on, beside what it
+    was made of.
+    """
+
+    def take(self, count: int) -> np.ndarray:
+        """The next ``min(count, size)`` positions in the share."""
+
+    def epochs(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
+        """``count`` whole epochs in batches of positions."""
+
+    def saved(self) -> dict[str, Tensor]:
+        """All there is to keep, as tensors by name."""
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """The inverse of :meth:`saved`."""
 
 
 @dataclass
@@ -47,6 +80,14 @@ class EpochOrder:
             shuffled = numpy_generator(self.seed, "order", self.client, self.epoch).permutation(self.size)
             self._permutation = (self.epoch, shuffled)
         return self._permutation[1]
+
+    def saved(self) -> dict[str, Tensor]:
+        """All there is to keep, as tensors by name."""
+        return {"place": torch.tensor([self.epoch, self.position])}
+
+    def restore(self, saved: Mapping[str, Tensor]) -> None:
+        """The inverse of :meth:`saved`."""
+        self.epoch, self.position = saved["place"].tolist()
 
     def take(self, count: int) -> np.ndarray:
         """The next ``min(count, size)`` positions, going on into the next epoch where one ends."""
@@ -74,18 +115,27 @@ class EpochOrder:
 class ClientData:
     """A client's share: rows of a data set that stays where it is, normalised as they are taken."""
 
-    def __init__(self, dataset: Dataset, share: Share, inputs: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, dataset: Dataset, share: Share, inputs: Callable[[Inputs], Inputs]) -> None:
         self.dataset, self.share, self._inputs = dataset, share, inputs
         self._train = torch.from_numpy(np.asarray(share.train, dtype=np.int64))
 
+    @property
+    def task(self) -> Task:
+        """What targets and outputs are."""
+        return self.dataset.task
+
     def train(self, positions: np.ndarray) -> Batch:
         """Rows of the training share by position in it."""
-        rows = self._train[torch.from_numpy(positions)]
-        return Batch(self._inputs(self.dataset.x_train[rows]), self.dataset.y_train[rows])
+        return self._rows(self._train[torch.from_numpy(positions)])
+
+    def _rows(self, rows: Tensor) -> Batch:
+        return Batch(self._inputs(each(lambda x: x[rows], self.dataset.x_train)), self.dataset.y_train[rows])
 
     def batches(self, positions: Iterable[np.ndarray]) -> Iterator[Batch]:
         """A batch for each array of positions. Some are taken at once: one by one, taking costs as much as a layer."""
-        at_once = BYTES_AT_ONCE // (4 * max(1, math.prod(self.dataset.shape)))
+        at_once = BYTES_AT_ONCE // (
+            4 * max(1, sum(math.prod(x.shape[1:]) for x in named(self.dataset.x_train).values()))
+        )
         waiting: list[np.ndarray] = []
         for wanted in positions:
             if waiting and sum(map(len, waiting)) + len(wanted) > at_once:
@@ -98,7 +148,8 @@ class ClientData:
     def _split(self, positions: Sequence[np.ndarray]) -> Iterator[Batch]:
         together, sizes = self.train(np.concatenate(positions)), [len(wanted) for wanted in positions]
         # a batch has the same bits whether or not it was taken with others
-        return map(Batch, map(aligned, torch.split(together.x, sizes)), torch.split(together.y, sizes))
+        pieces = (each(aligned, piece) for piece in split(together.x, sizes))
+        return map(Batch, pieces, torch.split(together.y, sizes))
 
     def train_batches(self, chunk: int) -> Iterator[Batch]:
         """The whole training share as it lies, once; the client's order of samples goes on untouched."""
@@ -107,10 +158,10 @@ class ClientData:
 
     def raw(self) -> Batch:
         """The whole training share as stored, not normalised."""
-        return Batch(self.dataset.x_train[self._train], self.dataset.y_train[self._train])
+        return Batch(each(lambda x: x[self._train], self.dataset.x_train), self.labels())
 
     def labels(self) -> Tensor:
-        """The labels of the whole training share ``[n]``."""
+        """The targets of the whole training share ``[n, ...]``."""
         return self.dataset.y_train[self._train]
 
     def validation(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
@@ -125,10 +176,9 @@ class ClientData:
         """The common test set, or some rows of it."""
         x, y = self.dataset.x_test, self.dataset.y_test
         if rows is not None:
-            x, y = x[rows], y[rows]
-        return (Batch(self._inputs(a), b) for a, b in zip(torch.split(x, chunk), torch.split(y, chunk), strict=True))
+            x, y = each(lambda tensor: tensor[rows], x), y[rows]
+        return (Batch(self._inputs(a), b) for a, b in zip(split(x, chunk), torch.split(y, chunk), strict=True))
 
     def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
         for start in range(0, len(rows), chunk):
-            index = torch.from_numpy(np.asarray(rows[start : start + chunk], dtype=np.int64))
-            yield Batch(self._inputs(self.dataset.x_train[index]), self.dataset.y_train[index])
+            yield self._rows(torch.from_numpy(np.asarray(rows[start : start + chunk], dtype=np.int64)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,127 +15,27 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from interfuse.errors import ConfigError, DataError
+from interfuse.data.inputs import ONLY, Inputs, Shape, each, named, rows_of, shape_of, together
+from interfuse.data.task import TASKS, Classification, MultiLabel, Regression, Task
+from interfuse.errors import ConfigError, DataError, nearest
 from interfuse.randomness import numpy_generator
 
 
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training and test rows with their labels, held whole in memory on the CPU.
+@dataclass(frozen=True)
+class Normalisation:
+    """``(x / scale - mean) / std`` as float32.
 
-    :param name: the name that runs and reports show.
-    :param x_train: uint8 or float32; images are ``[n, channels, height, width]``, signals ``[n, channels, time]``,
-        tables ``[n, columns]``.
-    :param y_train: int64, from 0 to ``classes - 1``.
-    :param class_names: one name a class, in the order of the labels.
     :param scale: ``x / scale`` maps a row to [0, 1]: 255 for usual images, 1 for floats that need none.
     :param mean: of the scaled training rows, one number a channel (axis 1), or one for all channels.
     :param std: as ``mean``; positive.
-    :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
-    :param blocks: training rows that overlap, such as windows of one recording, have one number, from 0: a client's
-        rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
-    :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
-    Raises:
-        DataError: a field contradicts this description; the text names the field.
     """
 
-    name: str
-    x_train: Shaped[Tensor, "n_train *sample"] = field(repr=False)
-    y_train: Int64[Tensor, "n_train"] = field(repr=False)
-    x_test: Shaped[Tensor, "n_test *sample"] = field(repr=False)
-    y_test: Int64[Tensor, "n_test"] = field(repr=False)
-    class_names: tuple[str, ...]
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    groups: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
-    blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
-    note: str = ""
-    licence: str = "not stated"
 
-    def __post_init__(self) -> None:
-        self._check_rows("x_train", self.x_train)
-        self._check_rows("x_test", self.x_test)
-        self._require(len(self.x_train) > 0, "x_train", "has no rows; at least one is needed")
-        self._require(
-            self.x_test.shape[1:] == self.x_train.shape[1:] and self.x_test.dtype == self.x_train.dtype,
-            "x_test",
-            f"holds {_kind(self.x_test)} rows, but x_train {_kind(self.x_train)}",
-        )
-        self._check_labels("y_train", self.y_train, len(self.x_train), self.classes)
-        self._check_labels("y_test", self.y_test, len(self.x_test), self.classes)
-        for name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
-            if numbers is not None:
-                self._check_labels(name, numbers, len(self.x_train), None)
-        self._require(math.isfinite(self.scale) and self.scale > 0, "scale", f"is {self.scale}, must be positive")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            channels = self.shape[0]
-            self._require(
-                len(values) in (1, channels), name, f"has {len(values)} numbers; {channels} channels need as many, or 1"
-            )
-            self._require(all(map(math.isfinite, values)), name, "is not finite")
-        self._require(min(self.std) > 0, "std", "must be positive; give 1 for a constant channel")
-
-    def _require(self, condition: bool, field_name: str, problem: str) -> None:
-        if not condition:
-            raise DataError(f"data set {self.name!r}: {field_name} {problem}")
-
-    def _check_rows(self, field_name: str, x: Tensor) -> None:
-        self._require(x.dtype in (torch.uint8, torch.float32), field_name, f"is {x.dtype}, must be uint8 or float32")
-        self._require(
-            x.ndim >= 2, field_name, f"has shape {list(x.shape)}, needs at least 2 axes (rows and values or channels)"
-        )
-        self._require(
-            not x.is_floating_point() or bool(torch.isfinite(x).all()), field_name, "has values that are not finite"
-        )
-
-    def _check_labels(self, field_name: str, y: Tensor, rows: int, end: int | None) -> None:
-        self._require(y.dtype == torch.int64, field_name, f"is {y.dtype}, must be int64")
-        self._require(list(y.shape) == [rows], field_name, f"has shape {list(y.shape)}, needs {[rows]}, one a row")
-        if rows:
-            low, high = int(y.min()), int(y.max())
-            limit = "0 or more" if end is None else f"0 to {end - 1}, one a class name"
-            self._require(
-                low >= 0 and (end is None or high < end),
-                field_name,
-                f"has labels from {low} to {high}; they must be {limit}",
-            )
-
-    @property
-    def classes(self) -> int:
-        """Number of classes."""
-        return len(self.class_names)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample, channels first, without the batch axis."""
-        return tuple(self.x_train.shape[1:])
-
-    @cached_property
-    def digest(self) -> str:
-        """A hash of all samples and labels, in hexadecimal."""
-        found = hashlib.blake2b(digest_size=16)
-        for tensor in (self.x_train, self.y_train, self.x_test, self.y_test):
-            found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-            found.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
-        return found.hexdigest()
-
-    def to(self, device: str) -> Dataset:
-        """The same data set with its samples and labels on a device."""
-        if device == "cpu":
-            return self
-        names = ("x_train", "y_train", "x_test", "y_test")
-        return replace(self, **{name: getattr(self, name).to(device) for name in names})
-
-    def with_test_rows(self, rows: int | None) -> Dataset:
-        """The same with so many fixed rows of its test set, every class in its proportion; None: with all."""
-        if rows is None or rows >= len(self.y_test):
-            return self
-        chosen = stratified_subset(self.y_test.numpy(), rows, numpy_generator(0, "test rows"))
-        return replace(self, x_test=self.x_test[chosen], y_test=self.y_test[chosen])
-
-    def normalise(self, x: Shaped[Tensor, "batch *sample"]) -> Float[Tensor, "batch *sample"]:
-        """``(x / scale - mean) / std`` per channel as float32, a new tensor on the device of ``x``."""
+    def __call__(self, x: Shaped[Tensor, "batch *sample"]) -> Float[Tensor, "batch *sample"]:
+        """The rows normalised, a new tensor on the device of ``x``."""
         factors = [1 / (self.scale * std) for std in self.std]
         offsets = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         out = x.to(torch.float32, copy=True)
@@ -145,15 +46,194 @@ class Dataset:
         factor, offset = torch.tensor([factors, offsets], device=x.device).reshape(2, *per_channel)
         return out.mul_(factor).add_(offset)
 
+    def check(self, channels: int) -> None:
+        """Check that it fits so many channels.
+
+        Raises:
+            DataError: it does not; without a subject.
+        """
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise DataError(f"scale is {self.scale}, must be positive")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, channels):
+                raise DataError(f"{name} has {len(values)} numbers; {channels} channels need as many, or 1")
+            if not all(map(math.isfinite, values)):
+                raise DataError(f"{name} is not finite")
+        if min(self.std) <= 0:
+            raise DataError("std must be positive; give 1 for a constant channel")
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test rows with their targets, held whole in memory on the CPU.
+
+    A row has one input, a tensor, or several in a mapping by name. Each keeps the type it came with: uint8 or float32
+    is a quantity and is normalised (images are ``[n, channels, height, width]``, signals ``[n, channels, time]``,
+    tables ``[n, columns]``), int64 is a number of something, such as a token, and is not.
+
+    :param name: the name that runs and reports show.
+    :param y_train: targets as the task has them; of a classification int64, from 0 to ``classes - 1``.
+    :param task: what targets and outputs are.
+    :param normalisation: of each input that is a quantity, by name; a single input is called ``x``.
+    :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
+    :param blocks: training rows that overlap, such as windows of one recording, have one number, from 0: a client's
+        rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
+    :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
+    Raises:
+        DataError: a field contradicts this description; the text names the field.
+    """
+
+    name: str
+    x_train: Inputs = field(repr=False)
+    y_train: Shaped[Tensor, "n_train *target"] = field(repr=False)
+    x_test: Inputs = field(repr=False)
+    y_test: Shaped[Tensor, "n_test *target"] = field(repr=False)
+    task: Task
+    normalisation: Mapping[str, Normalisation]
+    groups: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
+    blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
+    note: str = ""
+    licence: str = "not stated"
+
+    def __post_init__(self) -> None:
+        self._check_inputs("x_train", self.x_train)
+        self._check_inputs("x_test", self.x_test)
+        rows, rows_test = rows_of(self.x_train), rows_of(self.x_test)
+        self._require(rows > 0, "x_train", "has no rows; at least one is needed")
+        train, test = named(self.x_train), named(self.x_test)
+        alike = train.keys() == test.keys()
+        self._require(alike, "x_test", f"has the inputs {', '.join(test)}, but x_train {', '.join(train)}")
+        for name, x in train.items():
+            held = test[name]
+            fits = held.shape[1:] == x.shape[1:] and held.dtype == x.dtype
+            self._require(fits, "x_test", f"holds {_kind(held)} rows, but x_train {_kind(x)}")
+            if x.dtype != torch.int64:
+                self._require(name in self.normalisation, "normalisation", f"is missing for {name!r}")
+                with self._naming("" if name == ONLY else f"{name}: "):
+                    self.normalisation[name].check(x.shape[1])
+        for field_name, y, count in (("y_train", self.y_train, rows), ("y_test", self.y_test, rows_test)):
+            with self._naming(f"{field_name} "):
+                self.task.check(y, count)
+        for field_name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
+            if numbers is not None:
+                with self._naming(f"{field_name} "):
+                    _check_numbers(numbers, rows)
+
+    def _require(self, condition: bool, field_name: str, problem: str) -> None:
+        if not condition:
+            raise DataError(f"data set {self.name!r}: {field_name} {problem}")
+
+    @contextmanager
+    def _naming(self, subject: str) -> Iterator[None]:
+        """Say of what an error inside the block is."""
+        try:
+            yield
+        except DataError as error:
+            raise DataError(f"data set {self.name!r}: {subject}{error}") from None
+
+    def _check_inputs(self, field_name: str, x: Inputs) -> None:
+        several = named(x)
+        self._require(
+            isinstance(x, Tensor) or len(several) > 1, field_name, "has one input by name; give it as a tensor"
+        )
+        for name, tensor in several.items():
+            subject = field_name if name == ONLY else f"{field_name}[{name!r}]"
+            known = tensor.dtype in (torch.uint8, torch.float32, torch.int64)
+            self._require(known, subject, f"is {tensor.dtype}, must be uint8, float32 or int64")
+            self._require(
+                tensor.ndim >= 2,
+                subject,
+                f"has shape {list(tensor.shape)}, needs at least 2 axes (rows and values or channels)",
+            )
+            finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+            self._require(finite, subject, "has values that are not finite")
+            self._require(len(tensor) == rows_of(x), subject, f"has {len(tensor)} rows, not {rows_of(x)} as the others")
+
+    @property
+    def classes(self) -> int:
+        """Number of classes; 0 where the task has none."""
+        return self.task.dims().get("classes", 0)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """One name a class, in the order of the labels."""
+        return self.task.names if self.classes else ()
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of one sample, channels first, without the batch axis."""
+        return shape_of(self.x_train)
+
+    @cached_property
+    def example(self) -> Inputs:
+        """Inputs of two samples, to look at what a model makes of such."""
+        return self.normalise(each(lambda x: x[[0, -1]], self.x_train))
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of all samples and targets, in hexadecimal."""
+        found = hashlib.blake2b(digest_size=16)
+        for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
+            if not isinstance(x, Tensor):
+                found.update("/".join(sorted(x)).encode())
+            for tensor in (*(named(x)[name] for name in sorted(named(x))), y):
+                found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+                found.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        return found.hexdigest()
+
+    def to(self, device: str) -> Dataset:
+        """The same data set with its samples and targets on a device."""
+        if device == "cpu":
+            return self
+        return self._with(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device))
+
+    def with_test_rows(self, rows: int | None) -> Dataset:
+        """The same with so many fixed rows of its test set, every class in its proportion; None: with all."""
+        if rows is None or rows >= len(self.y_test):
+            return self
+        chosen = stratified_subset(self.task.strata(self.y_test), rows, numpy_generator(0, "test rows"))
+        return self._with(lambda tensor: tensor, lambda tensor: tensor[chosen])
+
+    def _with(self, train: Callable[[Tensor], Tensor], test: Callable[[Tensor], Tensor]) -> Dataset:
+        return replace(
+            self, x_train=each(train, self.x_train), y_train=train(self.y_train), x_test=each(test, self.x_test),
+            y_test=test(self.y_test),
+        )  # fmt: skip
+
+    def normalise(self, x: Inputs) -> Inputs:
+        """From rows as stored to a model's inputs, on the same device."""
+        return together({
+            name: self.normalisation[name](tensor) if name in self.normalisation else tensor
+            for name, tensor in named(x).items()
+        })  # fmt: skip
+
+    def stored(self, x: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]) -> Inputs:
+        """Samples that somebody brings, ``[batch, *shape]``, as rows of this data set; grey images may lack their axis.
+
+        Raises:
+            DataError: they have another shape.
+        """
+        given = {name: torch.as_tensor(np.ascontiguousarray(one)) for name, one in _named_arrays(x).items()}
+        for name, rows in named(each(lambda x: x[:0], self.x_train)).items():
+            found, shape = given.get(name, rows), tuple(rows.shape[1:])
+            if tuple(found.shape[1:]) == shape[1:] and shape[0] == 1:
+                given[name] = found = found.unsqueeze(1)
+            if tuple(found.shape[1:]) != shape or not len(found):
+                raise DataError(
+                    f"input {name}: expected samples [batch, {', '.join(map(str, shape))}], found {tuple(found.shape)}"
+                )
+        return together(given)
+
     @classmethod
     def from_arrays(
         cls,
         name: str,
-        x_train: ArrayLike | Tensor,
+        x_train: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor],
         y_train: ArrayLike | Tensor,
-        x_test: ArrayLike | Tensor,
+        x_test: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor],
         y_test: ArrayLike | Tensor,
         *,
+        task: Task | str | None = None,
         has_channels: bool = False,
         class_names: Sequence[str] | None = None,
         scale: float | None = None,
@@ -166,42 +246,40 @@ class Dataset:
     ) -> Dataset:
         """A data set from NumPy arrays or tensors, with what is not given worked out.
 
+        - ``x`` is one array, or several by name;
         - ``x`` of three axes is taken for images ``[n, height, width]`` and gets a channel axis, unless
           ``has_channels`` says that it holds signals ``[n, channels, time]``;
-        - uint8 stays, every other number becomes float32; labels must be whole numbers and become int64; arrays that
-          have the right type already are shared, not copied;
-        - ``scale`` is 255 for uint8, else 1; class names are the labels' numbers;
+        - uint8 stays; int32 and int64 are numbers of something (tokens) and become int64; every other number becomes
+          float32; arrays that have the right type already are shared, not copied;
+        - ``task`` is one, or a name of :data:`.task.TASKS`. Not given, whole numbers, one a row, are classes; several
+          a row that are all 0 or 1 are labels; numbers that are not whole are a regression's;
+        - names of classes, labels or outputs (``class_names``) are their numbers;
+        - ``scale`` is 255 for uint8, else 1;
         - ``mean`` and ``std`` are those of the scaled training rows, per channel (per column of ``[n, columns]``); a
-          constant channel gets a ``std`` of 1.
+          constant channel gets a ``std`` of 1. So are those of a regression's targets.
 
         Raises:
             DataError: an array has not the form described in :class:`Dataset`.
         """
         x, x_held = (
-            _rows(name, part, values, has_channels) for part, values in (("x_train", x_train), ("x_test", x_test))
+            {key: _rows(name, part, one, has_channels) for key, one in _named_arrays(values).items()}
+            for part, values in (("x_train", x_train), ("x_test", x_test))
         )
-        y, y_held = (_labels(name, part, values) for part, values in (("y_train", y_train), ("y_test", y_test)))
-        if class_names is None:
-            highest = max((int(part.max()) for part in (y, y_held) if part.numel()), default=-1)
-            class_names = [str(label) for label in range(highest + 1)]
-        if scale is None:
-            scale = 255.0 if x.dtype == torch.uint8 else 1.0
-        if mean is None or std is None:
-            found_mean, found_std = _moments(x, scale)
-            mean = found_mean if mean is None else mean
-            std = found_std if std is None else std
+        y, y_held = (_array(name, part, values) for part, values in (("y_train", y_train), ("y_test", y_test)))
+        if not isinstance(task, Task):
+            task = _task(name, task, y, y_held, class_names)
         return cls(
             name=name,
-            x_train=x,
-            y_train=y,
-            x_test=x_held,
-            y_test=y_held,
-            class_names=tuple(class_names),
-            scale=scale,
-            mean=tuple(mean),
-            std=tuple(std),
-            groups=None if groups is None else _labels(name, "groups", groups),
-            blocks=None if blocks is None else _labels(name, "blocks", blocks),
+            x_train=together(x),
+            y_train=_targets(name, "y_train", y, task),
+            x_test=together(x_held),
+            y_test=_targets(name, "y_test", y_held, task),
+            task=task,
+            normalisation={
+                key: _normalisation(rows, scale, mean, std) for key, rows in x.items() if rows.dtype != torch.int64
+            },
+            groups=None if groups is None else _whole(name, "groups", _array(name, "groups", groups)),
+            blocks=None if blocks is None else _whole(name, "blocks", _array(name, "blocks", blocks)),
             note=note,
             licence=licence,
         )
@@ -242,20 +320,78 @@ def _array(name: str, part: str, values: ArrayLike | Tensor) -> np.ndarray:
     return array
 
 
+def _named_arrays(values: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]) -> Mapping[str, ArrayLike | Tensor]:
+    return values if isinstance(values, Mapping) else {ONLY: values}
+
+
 def _rows(name: str, part: str, values: ArrayLike | Tensor, has_channels: bool) -> Tensor:
     array = _array(name, part, values)
+    kept = {np.dtype(np.uint8): np.uint8, np.dtype(np.int64): np.int64, np.dtype(np.int32): np.int64}
     # PyTorch cannot mark memory as read-only, so a read-only array is copied.
-    array = np.require(array, np.uint8 if array.dtype == np.uint8 else np.float32, requirements=["C", "W"])
-    return torch.from_numpy(array[:, np.newaxis] if array.ndim == 3 and not has_channels else array)
+    array = np.require(array, kept.get(array.dtype, np.float32), requirements=["C", "W"])
+    image = array.ndim == 3 and array.dtype != np.int64 and not has_channels
+    return torch.from_numpy(array[:, np.newaxis] if image else array)
 
 
-def _labels(name: str, part: str, values: ArrayLike | Tensor) -> Tensor:
-    array = _array(name, part, values)
+def _task(name: str, kind: str | None, y: np.ndarray, y_held: np.ndarray, names: Sequence[str] | None) -> Task:
+    """The task that is named, or that targets look like."""
+    if kind is None:
+        whole = bool((np.isnan(y) | (y == np.trunc(y))).all()) if y.dtype.kind == "f" else True
+        kind = Classification.name if y.ndim == 1 else MultiLabel.name
+        if not whole:
+            kind = Regression.name
+        elif y.ndim != 1 and not np.isin(y, (0, 1)).all():
+            raise DataError(
+                f"data set {name!r}: y_train has several whole numbers a row, which may be many things; give the task"
+            )
+    if kind == Classification.name:
+        parts = (_whole(name, part, array) for part, array in (("y_train", y), ("y_test", y_held)))
+        highest = max((int(part.max()) for part in parts if part.numel()), default=-1)
+        return Classification(tuple(names or map(str, range(highest + 1))))
+    columns = y.astype(np.float64).reshape(len(y), -1)
+    labels = tuple(names or map(str, range(columns.shape[1])))
+    if kind == MultiLabel.name:
+        return MultiLabel(labels)
+    if kind != Regression.name:
+        raise DataError(f"data set {name!r}: unknown task {kind!r}: {nearest(kind, TASKS)}")
+    std = columns.std(axis=0)
+    return Regression(labels, tuple(columns.mean(axis=0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+
+
+def _targets(name: str, part: str, array: np.ndarray, task: Task) -> Tensor:
+    if task.dtype == torch.int64:
+        return _whole(name, part, array)
+    array = np.require(array, np.float32, requirements=["C", "W"])
+    return torch.from_numpy(array[:, np.newaxis] if array.ndim == 1 else array)
+
+
+def _whole(name: str, part: str, array: np.ndarray) -> Tensor:
     with np.errstate(invalid="ignore"):
         whole = np.require(array, np.int64, requirements=["C", "W"])
     if not np.array_equal(whole, array):
         raise DataError(f"data set {name!r}: {part} has labels that are not whole numbers")
     return torch.from_numpy(whole)
+
+
+def _check_numbers(numbers: Tensor, rows: int) -> None:
+    if numbers.dtype != torch.int64:
+        raise DataError(f"is {numbers.dtype}, must be int64")
+    if list(numbers.shape) != [rows]:
+        raise DataError(f"has shape {list(numbers.shape)}, needs {[rows]}, one a row")
+    if int(numbers.min()) < 0:
+        raise DataError(f"has numbers from {int(numbers.min())}; they must be 0 or more")
+
+
+def _normalisation(
+    x: Tensor, scale: float | None, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Normalisation:
+    if scale is None:
+        scale = 255.0 if x.dtype == torch.uint8 else 1.0
+    if mean is None or std is None:
+        found_mean, found_std = _moments(x, scale)
+        mean = found_mean if mean is None else mean
+        std = found_std if std is None else std
+    return Normalisation(scale, tuple(mean), tuple(std))
 
 
 def _moments(x: Tensor, scale: float) -> tuple[list[float], list[float]]:

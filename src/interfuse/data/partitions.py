@@ -27,7 +27,7 @@ class Partition(Protocol):
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """The rows of each client, in client order: sorted, disjoint, a function of the arguments only.
 
-        :param labels: class of each row.
+        :param labels: class of each row; 0 where the task has no classes.
         :param clients: number of clients, at least 1.
         :param groups: natural client of each row; None where the data set has none.
         Raises:
@@ -267,7 +267,12 @@ def make_shares(
     if not (validation >= 0 and test >= 0 and validation + test < 1):
         raise ConfigError(f"validation {validation} and test {test} must be 0 or more and together below 1")
     groups = None if dataset.groups is None else dataset.groups.numpy()
-    parts = partition.split(dataset.y_train.cpu().numpy(), clients, numpy_generator(seed, *key, "partition"), groups)
+    if not dataset.classes and isinstance(partition, Dirichlet | Pathological | Shards):
+        raise ConfigError(
+            f"{type(partition).__name__} goes by class, but the task is {dataset.task}; take IID or Natural"
+        )
+    labels = dataset.task.strata(dataset.y_train)
+    parts = partition.split(labels, clients, numpy_generator(seed, *key, "partition"), groups)
     _check_parts(parts, clients, len(dataset.y_train))
     blocks = None if dataset.blocks is None else dataset.blocks.numpy()
     return [

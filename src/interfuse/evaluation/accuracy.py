@@ -1,4 +1,4 @@
-"""Accuracy of every client, and of every base block with every modular block."""
+"""The task's score of every client, and of every base block with every modular block."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from enum import Enum
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Float64, Int64, Shaped
 from torch import Tensor
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.data import Batch, Dataset, stratified_subset
-from interfuse.evaluation.metrics import Statistics, answers, share, statistics
+from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
+from interfuse.data.inputs import named, together
+from interfuse.evaluation.metrics import Statistics, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
-from interfuse.messages import Disclosure, Features, Message
+from interfuse.messages import Data, Disclosure, Features, Message
 from interfuse.method import Method
 from interfuse.randomness import numpy_generator
 
@@ -48,15 +49,15 @@ class Scope(Message):
     common: bool
 
 
-class Hits(Message):
-    """Right answers and questions: on the client's test share, its validation share, and the common test set."""
+Sums = Annotated[Float64[Tensor, "sums"], Disclosure.STATISTICS]
 
-    own: int
-    own_total: int
-    validation: int
-    validation_total: int
-    common: int
-    common_total: int
+
+class Counted(Message):
+    """The task's sums over the client's test share, its validation share, and the common test set."""
+
+    own: Sums
+    validation: Sums
+    common: Sums
 
 
 class FusedTest(Message):
@@ -72,10 +73,10 @@ class FusedTests(Message):
     full: bool
 
 
-class CompositionHits(Message):
-    """Right answers of one modular block behind every base block, in the order of clients."""
+class Composition(Message):
+    """The task's sums of one modular block behind every base block, in the order of clients."""
 
-    right: Annotated[Int64[Tensor, "bases"], Disclosure.STATISTICS]
+    by_base: Annotated[Float64[Tensor, "bases sums"], Disclosure.STATISTICS]
 
 
 class Measurements(Message):
@@ -87,20 +88,20 @@ class Measurements(Message):
 
 @dataclass(frozen=True, eq=False)
 class CommonTest:
-    """What everybody knows of a common test set: its labels, and the rows behind each point of a curve."""
+    """What everybody knows of a common test set: its targets, and the rows behind each point of a curve."""
 
-    y: Int64[Tensor, "n"]
+    y: Shaped[Tensor, "n *target"]
     curve_rows: Int64[Tensor, "rows"]
 
-    def labels(self, *, full: bool) -> Int64[Tensor, "asked"]:
+    def labels(self, *, full: bool) -> Shaped[Tensor, "asked *target"]:
         """Of all rows, or of those of the curve."""
         return self.y if full else self.y[self.curve_rows]
 
 
 class PredictionRequest(Message):
-    """Inputs, normalised, for one block of a client."""
+    """Inputs of one block of a client by name: normalised samples, or features."""
 
-    x: Annotated[Float32[Tensor, "batch ..."], Disclosure.DATA]
+    x: dict[str, Data]
 
 
 class Prediction(Message):
@@ -122,23 +123,18 @@ class Evaluation(Program):
     mode: Mode = "shared"
 
     @on_client
-    def hits(self, client: Client, scope: Scope) -> Hits:
-        """Count right answers of the method's prediction."""
+    def count(self, client: Client, scope: Scope) -> Counted:
+        """The sums of what the method predicts."""
         limit = None if scope.full else CURVE_OWN_ROWS
         rows = None if scope.full else self.tests[client.id].curve_rows
         common = client.data.common_test(rows) if scope.common else ()
-        counted = [
-            self._count(client, batches) for batches in (client.data.test(limit), client.data.validation(limit), common)
-        ]
-        return Hits(*(number for pair in counted for number in pair))
+        sides = (client.data.test(limit), client.data.validation(limit), common)
+        return Counted(*(self._sums(client, batches) for batches in sides))
 
-    def _count(self, client: Client, batches: Iterable[Batch]) -> tuple[int, int]:
-        right = total = 0
+    def _sums(self, client: Client, batches: Iterable[Batch]) -> Tensor:
         with client.model.evaluating():
-            for batch in batches:
-                right += int((answers(self.method.predict(client, batch.x)) == batch.y).sum())
-                total += len(batch.y)
-        return right, total
+            found = [client.task.sums(self.method.predict(client, batch.x), batch.y) for batch in batches]
+        return torch.stack(found).sum(0) if found else torch.zeros(client.task.size, dtype=torch.float64)
 
     @on_client
     def measurements(self, client: Client) -> Measurements:
@@ -163,32 +159,33 @@ class Evaluation(Program):
             return FusedTest(torch.cat([client.model.base(batch.x) for batch in client.data.common_test(rows)]))
 
     @on_client
-    def composed(self, client: Client, tests: FusedTests) -> CompositionHits:
-        """Count right answers of the modular block behind every base block."""
+    def composed(self, client: Client, tests: FusedTests) -> Composition:
+        """The sums of the modular block behind every base block."""
         with client.model.evaluating():
-            right = [
-                int((answers(client.model.modular(test.z)) == self.tests[base].labels(full=tests.full)).sum())
+            found = [
+                client.task.sums(client.model.modular(test.z), self.tests[base].labels(full=tests.full))
                 for base, test in sorted(tests.outputs.items())
             ]
-        return CompositionHits(torch.tensor(right))
+        return Composition(torch.stack(found))
 
     @on_client
     def base(self, client: Client, request: PredictionRequest) -> Prediction:
         """The base block on given inputs."""
         with client.model.evaluating():
-            return Prediction(client.model.base(request.x))
+            return Prediction(client.model.base(together(request.x)))
 
     @on_client
     def modular(self, client: Client, request: PredictionRequest) -> Prediction:
         """The modular block on given fusion-layer outputs."""
         with client.model.evaluating():
-            return Prediction(client.model.modular(request.x))
+            return Prediction(client.model.modular(together(request.x)))
 
 
 def evaluation(datasets: Sequence[Dataset], mode: Mode = "shared") -> Callable[[Method], dict[str, Program]]:
     """The evaluation on the data sets of the clients, for the method with the hyperparameters that a client has."""
     tests = {
-        id(dataset): common_test(dataset.y_test, dataset.name) for dataset in {id(d): d for d in datasets}.values()
+        id(dataset): common_test(dataset.task, dataset.y_test, dataset.name)
+        for dataset in {id(d): d for d in datasets}.values()
     }
     return evaluation_on({client: tests[id(dataset)] for client, dataset in enumerate(datasets)}, mode)
 
@@ -198,15 +195,15 @@ def evaluation_on(tests: Mapping[ClientId, CommonTest], mode: Mode) -> Callable[
     return lambda method: {"evaluation": Evaluation(method, tests, mode)}
 
 
-def common_test(labels: Int64[Tensor, "n"], name: str) -> CommonTest:
+def common_test(task: Task, labels: Shaped[Tensor, "n *target"], name: str) -> CommonTest:
     """A test set with a fixed, stratified choice of rows for the curve; the choice depends on labels and name."""
-    rows = stratified_subset(labels.cpu().numpy(), CURVE_ROWS, numpy_generator(0, "curve", name))
+    rows = stratified_subset(task.strata(labels), CURVE_ROWS, numpy_generator(0, "curve", name))
     return CommonTest(labels, torch.from_numpy(rows))
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Accuracies between 0 and 1 by client; NaN where a share is empty or a client was not evaluated.
+    """The task's scores by client, such as accuracies between 0 and 1; NaN where nothing can be said.
 
     ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
     on the common test set (that of the base block's client); None where the fusion layers of the clients differ, and in
@@ -229,16 +226,17 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     # the diagonal is every client's own composition: where the method predicts with it, there is nothing to add
     apart = composed is not Composed.AS_ASKED or type(federation.method).predict is not Method.predict
     with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
-        hits = clients.call(program.hits, Scope(full, apart and program.mode == "shared"))
+        counted = clients.call(program.count, Scope(full, apart and program.mode == "shared"))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
-            matrix = _composition(program, clients, full and composed is Composed.AS_ASKED)
-    common = {client: share(h.common, h.common_total) for client, h in hits.items()}
+            matrix = _composition(program, federation.setup.task, clients, full and composed is Composed.AS_ASKED)
+    score = federation.setup.task.score
+    common = {client: score(sums.common) for client, sums in counted.items()}
     if matrix is not None and not apart:
-        common = {client: matrix[client][client] for client in hits}
+        common = {client: matrix[client][client] for client in counted}
     return Accuracies(
-        own=_of_all(federation, {client: share(h.own, h.own_total) for client, h in hits.items()}),
-        validation=_of_all(federation, {c: share(h.validation, h.validation_total) for c, h in hits.items()}),
+        own=_of_all(federation, {client: score(sums.own) for client, sums in counted.items()}),
+        validation=_of_all(federation, {client: score(sums.validation) for client, sums in counted.items()}),
         common=_of_all(federation, common),
         composition=None if matrix is None else [_of_all(federation, row) for row in _rows_of_all(federation, matrix)],
     )
@@ -278,21 +276,22 @@ def _composable(federation: Federation, program: Evaluation, *, full: bool) -> C
     return Composed.AS_ASKED if small else Composed.ON_CURVE_ROWS
 
 
-def _composition(program: Evaluation, clients: Clients, full: bool) -> dict[ClientId, dict[ClientId, float]]:
-    """Accuracy by base block and modular block."""
+def _composition(
+    program: Evaluation, task: Task, clients: Clients, full: bool
+) -> dict[ClientId, dict[ClientId, float]]:
+    """Score by base block and modular block."""
     outputs = clients.call(program.fused, Scope(full, True))
     columns = clients.call(program.composed, FusedTests(dict(outputs), full))
-    totals = {base: len(program.tests[base].labels(full=full)) for base in outputs}
     return {
-        base: {modular: int(column.right[row]) / totals[base] for modular, column in columns.items()}
+        base: {modular: task.score(column.by_base[row]) for modular, column in columns.items()}
         for row, base in enumerate(outputs)
     }
 
 
-def compose(federation: Federation, base: ClientId, modular: ClientId, x: Tensor) -> Tensor:
-    """Scores of client ``modular``'s modular block behind client ``base``'s base block, for normalised inputs."""
+def compose(federation: Federation, base: ClientId, modular: ClientId, x: Inputs) -> Tensor:
+    """Outputs of client ``modular``'s modular block behind client ``base``'s base block, for normalised inputs."""
     program = federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
     with federation.evaluating() as clients:
-        z = clients.only([base]).call(program.base, PredictionRequest(x))[base].y
-        return clients.only([modular]).call(program.modular, PredictionRequest(z))[modular].y
+        z = clients.only([base]).call(program.base, PredictionRequest(dict(named(x))))[base].y
+        return clients.only([modular]).call(program.modular, PredictionRequest(dict(named(z))))[modular].y

@@ -7,7 +7,6 @@ and its confidence is 1.
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import torch
@@ -15,6 +14,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
+from interfuse.data.task import answers, share
 from interfuse.messages import Disclosure, Message
 
 METRICS = ("balanced-accuracy", "recall", "auroc", "calibration-error")
@@ -59,17 +59,6 @@ def metric_values(found: Statistics) -> dict[str, Any]:
         "auroc": share(found.auroc_sum, found.auroc_classes),
         "calibration-error": share(found.calibration_gap, int(found.confusion.sum())),
     }
-
-
-def share(part: float, whole: int) -> float:
-    """A part of a whole; NaN where there is no whole."""
-    return part / whole if whole else math.nan
-
-
-def answers(scores: Float[Tensor, "n classes"]) -> Int64[Tensor, "n"]:
-    """The class of the largest score, the first of equals; ``classes``, which is none, where a score is NaN."""
-    # argmax alone would answer the first class that is NaN
-    return torch.where(scores.isnan().any(1), scores.shape[1], scores.argmax(1))
 
 
 def confusion(scores: Float[Tensor, "n classes"], y: Int64[Tensor, "n"]) -> Int64[Tensor, "classes answers"]:

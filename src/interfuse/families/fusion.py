@@ -75,7 +75,7 @@ class FusionSharing(Program):
             return FusionPairs(tuple(fused.pairs[place] for place in drawn.values.tolist()))
         draw = balanced if self.downlink == "balanced" else sampled
         rows = draw(rows_of(fused), self.downlink_rows, server.generator)
-        pieces = zip(torch.split(rows.x, batch_size), torch.split(rows.y, batch_size), strict=True)
+        pieces = zip(torch.split(rows.features, batch_size), torch.split(rows.y, batch_size), strict=True)
         return FusionPairs(tuple(FusionOutputs(z, y) for z, y in pieces))
 
     def mixtures(self, fused: FusionPairs, server: Server[Any]) -> Mixtures:
@@ -103,14 +103,14 @@ class FusionSharing(Program):
 
 def likelihood(model: SplitModel, batch: Batch, step: int, *, epsilon: float | None) -> Tensor:
     """The mean negative log-likelihood of labels reported with this epsilon (None: true ones), from features."""
-    return functional.nll_loss(_log_probabilities(model, batch.x, epsilon), batch.y)
+    return functional.nll_loss(_log_probabilities(model, batch.features, epsilon), batch.y)
 
 
 def mixed_likelihood(
     model: SplitModel, batch: Batch, step: int, *, labels: Float32[Tensor, "mixtures classes"], epsilon: float | None
 ) -> Tensor:
     """The same for mixed labels; the ``y`` of a batch are places of mixtures in ``labels``."""
-    return -(labels[batch.y] * _log_probabilities(model, batch.x, epsilon)).sum(1).mean()
+    return -(labels[batch.y] * _log_probabilities(model, batch.features, epsilon)).sum(1).mean()
 
 
 def _log_probabilities(model: SplitModel, z: Tensor, epsilon: float | None) -> Float32[Tensor, "batch classes"]:
@@ -157,12 +157,12 @@ def mixed(
     """
     chosen = torch.stack([torch.randperm(len(rows.y), generator=generator)[:parts] for _ in range(count)])
     weights = 1 - torch.rand(chosen.shape, generator=generator)  # from (0, 1]: a sum is never 0
-    weights = (weights / weights.sum(1, keepdim=True)).to(rows.x.device)
-    chosen = chosen.to(rows.x.device)
-    labels = functional.one_hot(rows.y, classes).to(rows.x)
-    return (weights[..., None] * rows.x[chosen]).sum(1), (weights[..., None] * labels[chosen]).sum(1)
+    weights = (weights / weights.sum(1, keepdim=True)).to(rows.features.device)
+    chosen = chosen.to(rows.features.device)
+    labels = functional.one_hot(rows.y, classes).to(rows.features)
+    return (weights[..., None] * rows.features[chosen]).sum(1), (weights[..., None] * labels[chosen]).sum(1)
 
 
 def _taken(rows: Batch, index: Tensor) -> Batch:
     index = index.to(rows.y.device)
-    return Batch(rows.x[index], rows.y[index])
+    return Batch(rows.features[index], rows.y[index])

@@ -58,7 +58,7 @@ def generating(
     """
     z = model(batch.x)
     scores = [run_with(head, own, z) for own in heads]
-    noise = batch.x[:, : batch.x.shape[1] - counts.shape[1]]
+    noise = batch.features[:, : batch.features.shape[1] - counts.shape[1]]
     return recognised(scores, batch.y, counts) + diversity * alike(noise, z)
 
 

@@ -106,4 +106,4 @@ def check_same_cuts(clients: Clients, parts: Sequence[str]) -> None:
 def _shuffled(rows: Batch, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
     for _ in range(epochs):
         for index in torch.split(torch.randperm(len(rows.y), generator=generator), batch_size):
-            yield Batch(rows.x[index], rows.y[index])
+            yield Batch(rows.features[index], rows.y[index])

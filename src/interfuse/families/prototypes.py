@@ -36,7 +36,7 @@ def fused_share(client: Client[Any]) -> Batch:
     """
     with client.model.evaluating():
         chunks = [Batch(client.model.base(batch.x), batch.y) for batch in client.data.train_batches(_CHUNK)]
-    return Batch(torch.cat([chunk.x for chunk in chunks]), torch.cat([chunk.y for chunk in chunks]))
+    return Batch(torch.cat([chunk.features for chunk in chunks]), torch.cat([chunk.y for chunk in chunks]))
 
 
 def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | None = None) -> CountedMeans:
@@ -44,12 +44,12 @@ def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | No
 
     Means of parts, weighted by their counts, give the mean of the union.
     """
-    membership = functional.one_hot(rows.y, classes).to(rows.x.dtype)
+    membership = functional.one_hot(rows.y, classes).to(rows.features.dtype)
     if weights is not None:
         membership = membership * weights[:, None]
     count = membership.sum(0)
     present = count.nonzero().flatten()
-    return CountedMeans((membership.T @ rows.x)[present] / count[present, None], present, count[present])
+    return CountedMeans((membership.T @ rows.features)[present] / count[present, None], present, count[present])
 
 
 def by_class(means: ClassMeans, classes: int) -> tuple[Float32[Tensor, "classes d"], Bool[Tensor, "classes"]]:

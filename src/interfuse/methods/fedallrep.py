@@ -47,4 +47,4 @@ class FedAllRep(GlobalHead, LocalTraining, Method):
         client.model.load(head.tensors)
         self.train_locally(client, cross_entropy)
         share = fused_share(client)
-        return AllFeatures(share.x, share.y)
+        return AllFeatures(share.features, share.y)

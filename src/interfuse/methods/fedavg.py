@@ -12,6 +12,8 @@ from torch import Tensor
 from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.data import Inputs
+from interfuse.data.inputs import each, rows_of
 from interfuse.errors import ConfigError, Notice
 from interfuse.families.averaging import (
     Holding,
@@ -128,13 +130,13 @@ class Averaging(Program):
         if self.buffers is BufferPolicy.RECALIBRATE:
             client.recalibrate(self.batch_size)
 
-    def predict(self, client: Client[Any], x: Tensor) -> Tensor:
+    def predict(self, client: Client[Any], x: Inputs) -> Tensor:
         if self.buffers is not BufferPolicy.BATCH_STATISTICS:
             scores: Tensor = client.model(x)
             return scores
         with use_batch_statistics(client.model):
-            together: Tensor = client.model(at_least_two(x))
-            return together[: len(x)]
+            together: Tensor = client.model(each(at_least_two, x))
+            return together[: rows_of(x)]
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return nothing_in_common(profiles, apart=self.aggregation == "group")

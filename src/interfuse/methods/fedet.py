@@ -16,7 +16,8 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
-from interfuse.data import Batch
+from interfuse.data import Batch, Inputs
+from interfuse.data.inputs import split
 from interfuse.families.averaging import averaged, one_of_each_architecture
 from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
@@ -89,7 +90,7 @@ class FedET(TrainingOnOwnData, Method):
 
     @on_client
     def give(self, client: Client) -> PublicRows:
-        rows = client.data.raw().x
+        rows = client.data.raw().features
         return PublicRows(rows[torch.randperm(len(rows), generator=client.generator)[: self.public_rows]])
 
     def round(self, server: Server[Global], clients: Clients) -> None:
@@ -141,11 +142,11 @@ def taught(
     return functional.cross_entropy(logits, answer) + weight * (distance * disputed).mean()
 
 
-def answers(model: SplitModel, tensors: NamedTensors, x: Tensor) -> Float[Tensor, "rows classes"]:
+def answers(model: SplitModel, tensors: NamedTensors, x: Inputs) -> Float[Tensor, "rows classes"]:
     """The logits of a model with these weights."""
     model.load(tensors)
     with model.evaluating():
-        return torch.cat([model(rows) for rows in torch.split(x, _CHUNK)])
+        return torch.cat([model(rows) for rows in split(x, _CHUNK)])
 
 
 def size(profile: Profile) -> int:

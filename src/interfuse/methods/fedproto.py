@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.data import Batch
+from interfuse.data import Batch, Inputs
 from interfuse.families.averaging import WeightRule
 from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
 from interfuse.handler import on_client
@@ -89,7 +89,7 @@ class FedProto(LocalTraining, Method):
     def retains(self) -> frozenset[Disclosure]:
         return frozenset()  # its labels are the numbers of classes, not of samples
 
-    def predict(self, client: Client[Any], x: Tensor) -> Tensor:
+    def predict(self, client: Client[Any], x: Inputs) -> Tensor:
         prototypes: ClassMeans = client.scratch["prototypes"]
         if self.predict_by == "model" or not len(prototypes.y):  # before the first round there are none
             return super().predict(client, x)

@@ -112,7 +112,7 @@ class IFL(FusionSharing, Method):
     def train_modular(self, client: Client, fused: FusionPairs) -> None:
         batches = [Batch(pair.z, pair.y.long()) for pair in fused.pairs]
         if self.modular_update == "joint":
-            batches = [Batch(torch.cat([b.x for b in batches]), torch.cat([b.y for b in batches]))]
+            batches = [Batch(torch.cat([b.features for b in batches]), torch.cat([b.y for b in batches]))]
         self.fit_modular(client, batches, self.likelihood())
 
     @on_client

@@ -54,7 +54,7 @@ class Pooled(OwnSteps, Method):
     @on_client
     def hand_over(self, client: Client) -> Samples:
         share = client.data.raw()
-        return Samples(share.x, share.y)
+        return Samples(share.features, share.y)
 
     def round(self, server: Server[Pool], clients: Clients) -> None:
         epoch = math.ceil(len(server.state.y) / len(clients) / self.batch_size)

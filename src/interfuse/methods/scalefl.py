@@ -29,7 +29,7 @@ def multi_exit(model: SplitModel, batch: Batch, step: int, *, gamma: float, temp
     The probabilities p are of logits divided by T. The last exit teaches and does not learn from it: no gradient goes
     through p_J. KL is the mean over the batch of the sum over classes.
     """
-    *early, last = exit_logits(model, batch.x)
+    *early, last = exit_logits(model, batch.features)
     teacher = functional.log_softmax(last.detach() / temperature, dim=1)
     losses = []
     for logits in early:

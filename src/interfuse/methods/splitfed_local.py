@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.data import Batch
+from interfuse.data import Batch, Inputs
 from interfuse.families.averaging import held
 from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import Global, Smashed, SplitLearning, Tail
@@ -91,7 +91,7 @@ class SplitFedLocal(SplitLearning):
     def receive_head(self, client: Client, head: Weights) -> None:
         client.scratch["head"] = head.tensors
 
-    def predict(self, client: Client, x: Tensor) -> Tensor:
+    def predict(self, client: Client, x: Inputs) -> Tensor:
         scores: Tensor = functional_call(client.model, client.scratch["head"], (x,))
         return scores
 

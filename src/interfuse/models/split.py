@@ -9,11 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from operator import attrgetter
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from interfuse.data import Inputs
+from interfuse.data.inputs import each, named, rows_of
 from interfuse.errors import ModelError, nearest
 
 Parts = str | Collection[str]
@@ -63,11 +66,14 @@ class SplitModel(nn.Module):
         """The stages, from input to output."""
         return self._stages
 
-    def forward(self, x: Tensor) -> Tensor:
-        """All stages: samples ``[batch, *sample]`` to logits ``[batch, classes]``."""
+    def forward(self, x: Inputs) -> Tensor:
+        """All stages: samples ``[batch, *sample]`` to outputs, such as logits ``[batch, classes]``.
+
+        Where samples have several inputs, ``x`` is a mapping of them by name, which the first stage gets as it is.
+        """
         return self._through(self._stages, x)
 
-    def run(self, x: Tensor, part: str) -> Tensor:
+    def run(self, x: Inputs, part: str) -> Tensor:
         """One part (or ``"base"``, ``"modular"``) alone.
 
         Raises:
@@ -78,13 +84,13 @@ class SplitModel(nn.Module):
     # Properties, not methods: where a stage has the name "base", PyTorch (functional_call, get_submodule) must find
     # that child module under this attribute.
     @property
-    def base(self) -> Callable[[Tensor], Tensor]:
+    def base(self) -> Callable[[Inputs], Tensor]:
         """The base block: samples ``[batch, *sample]`` to fusion-layer outputs, ``[batch, d]`` for a fused vector."""
         return self._block("base")
 
     @property
-    def modular(self) -> Callable[[Tensor], Tensor]:
-        """The modular block: fusion-layer outputs to logits ``[batch, classes]``."""
+    def modular(self) -> Callable[[Inputs], Tensor]:
+        """The modular block: fusion-layer outputs to outputs, such as logits ``[batch, classes]``."""
         return self._block("modular")
 
     def regrouped(self, parts: Mapping[str, Sequence[str]]) -> SplitModel:
@@ -212,13 +218,13 @@ class SplitModel(nn.Module):
             for module, training in modes:
                 module.training = training
 
-    def _through(self, stages: Sequence[str], x: Tensor) -> Tensor:
+    def _through(self, stages: Sequence[str], x: Inputs) -> Tensor:
         for stage in stages:
             # Not get_submodule: its checks cost as much as a small layer.
             x = attrgetter(stage)(self)(x)
-        return x
+        return cast(Tensor, x)  # several inputs need a stage that takes them: see `measure`
 
-    def _block(self, name: str) -> Callable[[Tensor], Tensor]:
+    def _block(self, name: str) -> Callable[[Inputs], Tensor]:
         child = self._modules.get(name)
         return partial(self._through, self._expand(name)) if child is None else child
 
@@ -240,7 +246,7 @@ class SplitModel(nn.Module):
 
 
 def run_with(
-    model: SplitModel, tensors: Mapping[str, Tensor], x: Tensor, part: str | None = None, *, training: bool = False
+    model: SplitModel, tensors: Mapping[str, Tensor], x: Inputs, part: str | None = None, *, training: bool = False
 ) -> Tensor:
     """A part of the model (None: all of it) with these tensors in place of its own, of which nothing changes.
 
@@ -260,7 +266,7 @@ class _Run(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, x: Tensor, part: str | None) -> Tensor:
+    def forward(self, x: Inputs, part: str | None) -> Tensor:
         found: Tensor = self.model(x) if part is None else self.model.run(x, part)
         return found
 
@@ -280,8 +286,8 @@ class ModelFacts:
     """Number of parameters by part."""
     fusion_shape: tuple[int, ...]
     """Output shape of the base block."""
-    classes: int
-    """Number of logits."""
+    output_shape: tuple[int, ...]
+    """Of one sample, such as as many logits as there are classes."""
 
     @property
     def fusion_width(self) -> int | None:
@@ -289,29 +295,29 @@ class ModelFacts:
         return self.fusion_shape[0] if len(self.fusion_shape) == 1 else None
 
 
-def measure(model: SplitModel, sample_shape: tuple[int, ...], *, dtype: torch.dtype = torch.float32) -> ModelFacts:
-    """Run two samples of zeros through the model in evaluation mode and note the shapes.
+def measure(model: SplitModel, example: Inputs) -> ModelFacts:
+    """Run an example, two samples or more, through the model in evaluation mode and note the shapes.
 
     Raises:
-        ModelError: a stage cannot take its input, or does not return one tensor with the batch first, or the model's
-            output is not ``[batch, classes]``.
+        ModelError: a stage cannot take its input, or does not return one tensor with the batch first.
     """
-    batch = 2
+    batch = rows_of(example)
     device = next((tensor.device for tensor in model.state_dict().values()), torch.device("cpu"))
-    x = torch.zeros(batch, *sample_shape, dtype=dtype, device=device)
-    shapes = [tuple(sample_shape)]
+    x: Inputs = each(lambda tensor: tensor.to(device), example)
+    if not isinstance(x, Tensor) and not model._parts[model.part_names[0]]:
+        raise ModelError(f"part {model.part_names[0]!r} is empty, and a cut in front of {', '.join(x)} is no tensor")
+    shapes = [tuple(x.shape[1:]) if isinstance(x, Tensor) else ()]
     with model.evaluating():
         for stage in model.stage_names:
+            taken = ", ".join(f"shape {tuple(t.shape[1:])}{_type(t)}" for t in named(x).values())
             try:
                 x = model.get_submodule(stage)(x)
-            except (RuntimeError, ValueError, IndexError, TypeError) as error:
-                raise ModelError(f"stage {stage!r} cannot take samples of shape {shapes[-1]}: {error}") from error
+            except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(f"stage {stage!r} cannot take samples of {taken}: {error}") from error
             if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != batch:
                 found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                raise ModelError(f"stage {stage!r} must return one tensor [batch, ...]; two samples gave {found}")
+                raise ModelError(f"stage {stage!r} must return one tensor [batch, ...]; {batch} samples gave {found}")
             shapes.append(tuple(x.shape[1:]))
-    if len(shapes[-1]) != 1:
-        raise ModelError(f"the model's output must be [batch, classes]; one sample gives shape {shapes[-1]}")
     ends = accumulate(len(model._parts[part]) for part in model.part_names)
     return ModelFacts(
         cut_shapes={part: shapes[end] for part, end in zip(model.part_names, ends, strict=True)},
@@ -320,8 +326,12 @@ def measure(model: SplitModel, sample_shape: tuple[int, ...], *, dtype: torch.dt
             for part in model.part_names
         },
         fusion_shape=shapes[model._fusion_cut],
-        classes=shapes[-1][0],
+        output_shape=shapes[-1],
     )
+
+
+def _type(tensor: Tensor) -> str:
+    return "" if tensor.is_floating_point() else f" and type {tensor.dtype}"
 
 
 def _nest(model: SplitModel, name: str, stage: nn.Module) -> None:

@@ -147,7 +147,7 @@ def _with_attributes(nodes: Iterable[fx.Node], side: Iterable[fx.Node]) -> Itera
 
 def _fuse(base: fx.GraphModule, modular: fx.GraphModule, width: int, sample_shape: tuple[int, ...]) -> None:
     """Make the code between the two blocks a vector of ``width``."""
-    shape = measure(pair(base, modular), sample_shape).fusion_shape
+    shape = measure(pair(base, modular), torch.zeros(2, *sample_shape)).fusion_shape
     flat = math.prod(shape)
     if shape == (width,):
         return

@@ -14,10 +14,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
+from interfuse.data import Shape
 from interfuse.errors import ConfigError, ModelError, nearest
 from interfuse.models.contrasts import cut_after, deep, residual, shallow, transformer
 from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
@@ -25,8 +26,8 @@ from interfuse.models.resnets import DEPTHS, WIDTHS, named, resnet
 from interfuse.models.split import SplitModel, pair
 from interfuse.references import is_reference, load_reference
 
-Builder = Callable[[tuple[int, ...], int, int], SplitModel]
-"""Sample shape, classes, width -> model."""
+Builder = Callable[[Any, int, int], SplitModel]
+"""Sample shape (by name where a sample has several inputs), classes or other outputs, width -> model."""
 
 M = TypeVar("M")
 
@@ -145,11 +146,17 @@ def resolve(reference: str | Callable[..., object]) -> Builder:
                 f"unknown model {reference!r}: {nearest(reference, _ZOO)}; "
                 "or name your own as 'package.module:function' or 'path/file.py:function'"
             )
-        return builder
+        return partial(_of_one_input, reference, builder)
     found = load_reference(reference) if isinstance(reference, str) else reference
     if not callable(found):
         raise ConfigError(f"model {reference!r} must be a function that builds a model, not {type(found).__name__}")
     return _adapted(found, str(reference))
+
+
+def _of_one_input(name: str, builder: Builder, sample_shape: Shape, outputs: int, width: int) -> SplitModel:
+    if not isinstance(sample_shape, tuple):
+        raise ModelError(f"model {name!r} takes one input, but samples have {', '.join(sample_shape)}; bring your own")
+    return builder(sample_shape, outputs, width)
 
 
 def _adapted(function: Callable[..., object], name: str) -> Builder:
@@ -172,7 +179,7 @@ def _built(
     function: Callable[..., object],
     name: str,
     wanted: frozenset[str],
-    sample_shape: tuple[int, ...],
+    sample_shape: Shape,
     classes: int,
     width: int,
 ) -> SplitModel:

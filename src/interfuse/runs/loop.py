@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from interfuse.clients import Engine
 from interfuse.data import Dataset, deal, load
+from interfuse.data.inputs import described
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
@@ -135,9 +136,9 @@ def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> No
 def _architectures(config: RunConfig, datasets: Sequence[Dataset]) -> list[str]:
     """Names of the clients' models; on samples of different shapes one builder makes different architectures."""
     names = [config.models[i % len(config.models)] for i in range(config.clients)]
-    if len({dataset.shape for dataset in datasets}) == 1:
+    shapes = [described(dataset.shape) for dataset in datasets]
+    if len(set(shapes)) == 1:
         return names
-    shapes = ("x".join(map(str, dataset.shape)) for dataset in datasets)
     return [f"{name} {shape}" for name, shape in zip(names, shapes, strict=True)]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -23,6 +22,8 @@ from interfuse.runs.config import RunConfig, read_config
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import Given, assemble
 from interfuse.setup import Setup
+
+Samples = ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]
 
 
 class Result:
@@ -119,14 +120,14 @@ class Result:
         with self._federation.evaluating():
             return self._engine.model(client)
 
-    def compose(
-        self, base: ClientId, modular: ClientId
-    ) -> Callable[[ArrayLike | Tensor], Float[Tensor, "batch classes"]]:
+    def compose(self, base: ClientId, modular: ClientId) -> Callable[[Samples], Float[Tensor, "batch *outputs"]]:
         """Client ``base``'s base block followed by client ``modular``'s modular block, at the last commit.
 
-        The function takes samples as the data set of ``base`` stores them, ``[batch, *shape]``, and gives scores.
+        The function takes samples as the data set of ``base`` stores them, ``[batch, *shape]`` (several inputs by
+        name), and gives outputs.
 
         Raises:
+            DataError: samples have another shape.
             ModelError: no such client, or the two blocks meet at different widths.
         """
         self._known(base)
@@ -137,15 +138,8 @@ class Result:
                 f"clients {base} and {modular}: their fusion layers differ in width, so they do not compose"
             )
 
-        def predict(x: ArrayLike | Tensor) -> Tensor:
-            samples = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
-            shape = setup.datasets[base].shape
-            if tuple(samples.shape[1:]) == shape[1:] and shape[0] == 1:
-                samples = samples.unsqueeze(1)
-            if tuple(samples.shape[1:]) != shape or not len(samples):
-                raise ModelError(
-                    f"input: expected samples [batch, {', '.join(map(str, shape))}], found {tuple(samples.shape)}"
-                )
+        def predict(x: Samples) -> Tensor:
+            samples = setup.datasets[base].stored(x)
             return compose(self._federation, base, modular, setup.inputs_of(base)(samples))
 
         return predict

@@ -73,11 +73,13 @@ class Contract(BaseModel):
 
 
 class Shapes(BaseModel):
-    """What is known of a public model: the shape of a sample, and the rest as in a profile."""
+    """What is known of a public model: the shape of a sample, by name where it has several inputs, and the rest as in a
+    profile.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sample: tuple[Size, ...]
+    sample: tuple[Size, ...] | dict[Name, tuple[Size, ...]]
     keys: dict[Name, tuple[Size, ...]]
     cuts: dict[Name, tuple[Size, ...]]
     stages: tuple[Name, ...]

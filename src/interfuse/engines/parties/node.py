@@ -69,7 +69,7 @@ class Outgoing(NamedTuple):
 
 
 Tap = Callable[[Envelope, Payload], None]
-EVALUATION = {"none": set[str](), "own": {"hits"}, "shared": {"hits", "fused", "composed"}}
+EVALUATION = {"none": set[str](), "own": {"count"}, "shared": {"count", "fused", "composed"}}
 """Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
 
 RUN_FILE = "run.json"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
-from interfuse.data import IID, ClientData, Dataset, Share, make_shares
+from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, Share, Task, make_shares
 from interfuse.engines.parties.contract import Contract, Facts, Shapes
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import CommonTest, common_test, evaluation_on
@@ -24,15 +24,21 @@ from interfuse.setup import as_inputs, block_sizes, make_model, with_settings
 from interfuse.wire import Codecs
 
 
+def task_of(contract: Contract) -> Task:
+    """What targets and outputs are. Classes of a contract have numbers only."""
+    return Classification(tuple(map(str, range(contract.classes))))
+
+
 def dims_of(contract: Contract, clients: int, d: int | None) -> Dims:
     """Sizes bound for the run, as :attr:`interfuse.setup.Setup.dims` has them."""
-    sizes = {"classes": contract.classes, "clients": clients}
+    task = task_of(contract)
+    sizes = {**task.dims(), "sums": task.size, "clients": clients}
     return sizes if d is None else sizes | {"d": d}
 
 
 def tests_of(contract: Contract, labels: Tensor, clients: int) -> dict[ClientId, CommonTest]:
     """The public test set as every client's common one."""
-    return dict.fromkeys(range(clients), common_test(labels, contract.public_test))
+    return dict.fromkeys(range(clients), common_test(task_of(contract), labels, contract.public_test))
 
 
 def own_share(contract: Contract, dataset: Dataset) -> Share:
@@ -54,6 +60,10 @@ class _OfContract:
     @property
     def numerics(self) -> Numerics:
         return self.contract.numerics
+
+    @property
+    def task(self) -> Task:
+        return task_of(self.contract)
 
     @cached_property
     def codecs(self) -> Codecs:
@@ -132,15 +142,16 @@ def facts_of(
         builder, dataset.shape, contract.classes, contract.fusion_width, contract.seed, ("measure",), device,
         contract.numerics,
     )  # fmt: skip
-    measured = measure(model, dataset.shape)
+    measured = measure(model, dataset.example)
     keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
     shapes = Shapes(
-        sample=dataset.shape, keys=keys, cuts=dict(measured.cut_shapes), stages=model.stage_names,
+        sample=dict(shape) if isinstance(shape := dataset.shape, Mapping) else shape, keys=keys,
+        cuts=dict(measured.cut_shapes), stages=model.stage_names,
         buffers=tuple(sorted(keys.keys() - model.tensors(buffers=False).keys())),
     )  # fmt: skip
     facts = Facts(
-        architecture=label, classes=measured.classes, fusion_width=measured.fusion_width, samples=len(share.train),
-        test_labels=test, shapes=shapes,
+        architecture=label, classes=measured.output_shape[-1], fusion_width=measured.fusion_width,
+        samples=len(share.train), test_labels=test, shapes=shapes,
     )  # fmt: skip
     return facts if public else facts.model_copy(update={"shapes": None}), facts.profile(0)
 
@@ -209,7 +220,7 @@ class RemoteSetup(_OfContract):
             key, self.device, self.numerics,
         )  # fmt: skip
 
-    def inputs(self, x: Tensor) -> Tensor:
+    def inputs(self, x: Inputs) -> Inputs:
         """Raw samples stay with their vendors.
 
         Raises:

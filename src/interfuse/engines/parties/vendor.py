@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from torch import nn
 
 from interfuse.data import TABLES, Dataset, load, load_folder, load_table
+from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
 from interfuse.engines.parties.frames import MESSAGE
 from interfuse.engines.parties.keys import KeyFiles
@@ -87,7 +88,7 @@ class DataTable(_Table):
         """The vendor's rows as training rows, with the public test set as test rows (none where there is none)."""
         own = self._read(_located(self.source, folder))
         if self.test is None:
-            return replace(own, x_test=own.x_train[:0], y_test=own.y_train[:0])
+            return replace(own, x_test=each(lambda x: x[:0], own.x_train), y_test=own.y_train[:0])
         public = own if self.test == self.source else self._read(_located(self.test, folder))
         if not len(public.y_test):
             return replace(own, x_test=public.x_train, y_test=public.y_train)

@@ -1,0 +1,322 @@
+"""What a model's output is of, what it costs to be wrong, and what an answer is worth.
+
+A score is worked out from sums that add up over batches, so it does not depend on how samples were divided. Sums are
+float64: counts are exact in it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64, Shaped
+from torch import Tensor
+from torch.nn import functional
+
+from interfuse.errors import DataError
+
+IGNORED = -100
+"""A place of a language model's targets that does not count."""
+_WORST = 1e30
+"""Stands for the squared error of an answer that is not finite."""
+
+Sums = Float64[Tensor, "sums"]
+
+
+class Task(ABC):
+    """A task is a value: equal tasks are one task.
+
+    Attributes:
+        name: How files and messages to the user call it.
+        score_name: What :meth:`score` is.
+        axes: Names of the axes of one sample's target.
+        dtype: Of targets.
+        names: Of classes, labels or outputs, in the order of their numbers.
+    """
+
+    name: ClassVar[str]
+    score_name: ClassVar[str]
+    axes: ClassVar[tuple[str, ...]] = ()
+    dtype: ClassVar[torch.dtype] = torch.int64
+    names: tuple[str, ...]
+
+    @abstractmethod
+    def dims(self) -> dict[str, int]:
+        """The size that it binds for messages, by name."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, y: Tensor) -> Float[Tensor, ""]:
+        """The mean loss of a batch's outputs."""
+
+    @abstractmethod
+    def sums(self, output: Tensor, y: Tensor) -> Sums:
+        """What :meth:`score` follows from, on the CPU; there may be no samples."""
+
+    @abstractmethod
+    def score(self, sums: Sums) -> float:
+        """How good the answers are: higher is better, 1 is perfect; NaN where nothing can be said."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Number of sums."""
+
+    @abstractmethod
+    def wrong(self, y: Tensor) -> str:
+        """What is wrong with values of targets of the right type and shape; empty: nothing."""
+
+    @property
+    def outputs(self) -> int:
+        """Length of the last axis of a model's output."""
+        return next(iter(self.dims().values()))
+
+    @property
+    def unit(self) -> str:
+        """What these are: classes, outputs, labels, tokens."""
+        return next(iter(self.dims()))
+
+    def output_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of one sample's output where its target has this shape."""
+        return (*target, self.outputs)
+
+    def fits(self, other: Task) -> bool:
+        """Whether models of one can be those of the other; the names may differ."""
+        return type(other) is type(self) and other.dims() == self.dims()
+
+    def strata(self, y: Tensor) -> Int64[np.ndarray, "n"]:
+        """Class of each target, or 0 where there are no classes."""
+        return np.zeros(len(y), np.int64)
+
+    def check(self, y: Tensor, rows: int) -> None:
+        """Check targets of so many samples.
+
+        Raises:
+            DataError: they are not as the task has them; without a subject.
+        """
+        sizes = self.dims()
+        wanted = (rows, *(sizes.get(axis) for axis in self.axes))
+        if y.dtype != self.dtype:
+            raise DataError(f"is {y.dtype}, must be {str(self.dtype).removeprefix('torch.')}")
+        if y.ndim != len(wanted) or any(w not in (None, s) for w, s in zip(wanted, y.shape, strict=True)):
+            needs = ", ".join(
+                name if size is None else str(size) for name, size in zip(("", *self.axes), wanted, strict=True)
+            )
+            raise DataError(f"has shape {list(y.shape)}, needs [{needs}]" + ("" if self.axes else ", one a row"))
+        if y.numel() and (problem := self.wrong(y)):
+            raise DataError(problem)
+
+    def __str__(self) -> str:
+        names = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
+        return f"{self.name} ({names or self.outputs})"
+
+
+class _OfClasses(Task):
+    """Each sample belongs to one class."""
+
+    score_name = "accuracy"
+
+    def dims(self) -> dict[str, int]:
+        return {"classes": len(self.names)}
+
+    def loss(self, output: Float[Tensor, "batch classes"], y: Shaped[Tensor, "batch"]) -> Float[Tensor, ""]:
+        return functional.cross_entropy(output, y.long())
+
+    def sums(self, output: Float[Tensor, "batch classes"], y: Shaped[Tensor, "batch"]) -> Sums:
+        """Right answers, samples."""
+        return torch.tensor([(answers(output) == y).sum(), len(y)], dtype=torch.float64)
+
+    @property
+    def size(self) -> int:
+        return 2
+
+    def score(self, sums: Sums) -> float:
+        return share(*sums.tolist())
+
+    def wrong(self, y: Tensor) -> str:
+        low, high, end = int(y.min()), int(y.max()), len(self.names)
+        if low >= 0 and high < end:
+            return ""
+        return f"has labels from {low} to {high}; they must be 0 to {end - 1}, one a class name"
+
+    def strata(self, y: Tensor) -> Int64[np.ndarray, "n"]:
+        found: np.ndarray = y.cpu().numpy()
+        return found
+
+
+@final
+@dataclass(frozen=True)
+class Classification(_OfClasses):
+    """One class a sample: outputs are scores ``[batch, classes]``, targets class numbers, int64 ``[batch]``."""
+
+    name = "classification"
+    names: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class QuestionAnswering(_OfClasses):
+    """A question, often beside a picture, whose answer is one of several: inputs by name, else as classes."""
+
+    name = "question answering"
+    names: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True)
+class Regression(Task):
+    """Numbers: targets are float32 ``[batch, outputs]`` in their own unit, outputs as many in standard deviations.
+
+    The loss is the mean squared error of standardised targets, the score R² = 1 − Σ(y − ŷ)² / Σ(y − ȳ)², the mean over
+    the outputs; ȳ is the mean of the targets that the score is of. NaN where they do not vary.
+
+    Attributes:
+        mean: Of the training targets, by output.
+        std: As ``mean``; positive.
+    """
+
+    name = "regression"
+    score_name = "R²"
+    axes = ("outputs",)
+    dtype = torch.float32
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def dims(self) -> dict[str, int]:
+        return {"outputs": len(self.names)}
+
+    def output_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
+        return target
+
+    def fits(self, other: Task) -> bool:
+        return isinstance(other, Regression) and (other.mean, other.std) == (self.mean, self.std)
+
+    def loss(self, output: Float[Tensor, "batch outputs"], y: Float[Tensor, "batch outputs"]) -> Float[Tensor, ""]:
+        return functional.mse_loss(output, self.standardised(y))
+
+    def standardised(self, y: Float[Tensor, "batch outputs"]) -> Float[Tensor, "batch outputs"]:
+        """Targets as a model answers them."""
+        mean, std = (torch.tensor(values, dtype=y.dtype, device=y.device) for values in (self.mean, self.std))
+        return (y - mean) / std
+
+    def sums(self, output: Float[Tensor, "batch outputs"], y: Float[Tensor, "batch outputs"]) -> Sums:
+        """Samples; then of each output Σ(y − ŷ)², Σy, Σy²."""
+        y = self.standardised(y.double())
+        errors = (y - output).square().nan_to_num(nan=_WORST, posinf=_WORST)
+        return torch.cat([y.new_tensor([len(y)]), errors.sum(0), y.sum(0), y.square().sum(0)]).cpu()
+
+    @property
+    def size(self) -> int:
+        return 1 + 3 * len(self.names)
+
+    def score(self, sums: Sums) -> float:
+        errors, total, squares = sums[1:].view(3, -1)
+        spread = squares - total.square() / sums[0]
+        told = spread > 1e-12 * squares
+        return share(float((1 - errors / spread)[told].sum()), int(told.sum()))
+
+    def wrong(self, y: Tensor) -> str:
+        return "" if bool(torch.isfinite(y).all()) else "has values that are not finite"
+
+
+@final
+@dataclass(frozen=True)
+class MultiLabel(Task):
+    """Any number of labels a sample: targets are float32 ``[batch, labels]``, 1 or 0, outputs as many logits.
+
+    The loss is the mean binary cross entropy. The score is F1 = 2 TP / (2 TP + FP + FN) over all samples and labels, a
+    logit above 0 for yes, and not the share of right labels: with rare labels that is near 1 for a model that always
+    says no. NaN where no label is there and none is said.
+    """
+
+    name = "multi-label"
+    score_name = "F1"
+    axes = ("labels",)
+    dtype = torch.float32
+    names: tuple[str, ...]
+
+    def dims(self) -> dict[str, int]:
+        return {"labels": len(self.names)}
+
+    def output_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
+        return target
+
+    def loss(self, output: Float[Tensor, "batch labels"], y: Float[Tensor, "batch labels"]) -> Float[Tensor, ""]:
+        return functional.binary_cross_entropy_with_logits(output, y)
+
+    def sums(self, output: Float[Tensor, "batch labels"], y: Float[Tensor, "batch labels"]) -> Sums:
+        """Labels said and there, said and not there, there and not said. A logit that is NaN says what is wrong."""
+        there = y > 0.5
+        said = torch.where(output.isnan(), ~there, output > 0)
+        return torch.stack([(a & b).sum() for a, b in ((said, there), (said, ~there), (~said, there))]).double().cpu()
+
+    @property
+    def size(self) -> int:
+        return 3
+
+    def score(self, sums: Sums) -> float:
+        right, false, missed = sums.tolist()
+        return share(2 * right, 2 * right + false + missed)
+
+    def wrong(self, y: Tensor) -> str:
+        return "" if bool(((y == 0) | (y == 1)).all()) else "has values other than 0 and 1"
+
+
+@final
+@dataclass(frozen=True)
+class LanguageModelling(Task):
+    """A token for each place: targets are int64 ``[batch, time]``, outputs scores ``[batch, time, tokens]``.
+
+    Places whose target is -100 do not count. The loss is the mean cross entropy of the places that do (0 where none
+    does), the score the share of them whose token is right.
+
+    Attributes:
+        tokens: Size of the vocabulary.
+    """
+
+    name = "language modelling"
+    score_name = "token accuracy"
+    axes = ("time",)
+    tokens: int
+    names: tuple[str, ...] = ()
+
+    def dims(self) -> dict[str, int]:
+        return {"tokens": self.tokens}
+
+    def loss(self, output: Float[Tensor, "batch time tokens"], y: Int64[Tensor, "batch time"]) -> Float[Tensor, ""]:
+        total = functional.cross_entropy(output.flatten(0, 1), y.flatten(), ignore_index=IGNORED, reduction="sum")
+        return total / (y != IGNORED).sum().clamp(min=1)
+
+    def sums(self, output: Float[Tensor, "batch time tokens"], y: Int64[Tensor, "batch time"]) -> Sums:
+        """Right tokens, places that count."""
+        return torch.stack([(answers(output) == y).sum(), (y != IGNORED).sum()]).double().cpu()
+
+    @property
+    def size(self) -> int:
+        return 2
+
+    def score(self, sums: Sums) -> float:
+        return share(*sums.tolist())
+
+    def wrong(self, y: Tensor) -> str:
+        counted = (y >= 0) & (y < self.tokens) | (y == IGNORED)
+        return "" if bool(counted.all()) else f"has tokens other than 0 to {self.tokens - 1} and {IGNORED}"
+
+
+TASKS = (Classification.name, Regression.name, MultiLabel.name)
+"""What can be said of targets in a file."""
+
+
+def answers(scores: Float[Tensor, "*n classes"]) -> Int64[Tensor, "*n"]:
+    """The class of the largest score, the first of equals; ``classes``, which is none, where a score is NaN."""
+    # argmax alone would answer the first class that is NaN
+    return torch.where(scores.isnan().any(-1), scores.shape[-1], scores.argmax(-1))
+
+
+def share(part: float, whole: float) -> float:
+    """A part of a whole; NaN where there is no whole."""
+    return part / whole if whole else math.nan
