@@ -29,8 +29,6 @@ class Numbers(Message):
 class Echo(Method):
     """Clients answer twice a round with what they were sent."""
 
-    discloses = frozenset({Disclosure.STATISTICS})
-
     numbers: int = 1024  # values of a message, each way
     participation: Fraction = 1.0  # fraction of the clients drawn for a round
 

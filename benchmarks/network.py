@@ -93,8 +93,6 @@ class Load(Message):
 class Echo(Method):
     """Sends a message down, or up, or none."""
 
-    discloses = frozenset({Disclosure.STATISTICS})
-
     def round(self, server: Server, clients: Clients) -> None: ...
 
     @on_client

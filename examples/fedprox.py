@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import interfuse
-from interfuse import Client, Clients, Disclosure, Server, on_client
+from interfuse import Client, Clients, Server, on_client
 from interfuse.families.averaging import averaged, held, initial_weights
 from interfuse.messages import Weights
 from interfuse.training import proximal
@@ -20,8 +20,6 @@ class Global(interfuse.State):
 @dataclass(frozen=True)
 class FedProx(interfuse.Method):
     """Federated averaging where every client stays near the model it received: + (mu/2) times the squared distance."""
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     local_epochs: int = 1  # epochs of a client in a round
     lr: float = 0.01  # learning rate
@@ -45,9 +43,5 @@ class FedProx(interfuse.Method):
         client.fit(objective, epochs=self.local_epochs, lr=self.lr)
         return Weights(client.tensors())
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, held(server.state.weights, clients))
-
-    @on_client
-    def receive(self, client: Client, received: Weights) -> None:
-        client.model.load(received.tensors)
+    def deployed(self, server: Server[Global], clients: Clients) -> dict[int, Weights]:
+        return held(server.state.weights, clients)

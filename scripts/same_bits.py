@@ -60,6 +60,7 @@ COMMON: dict[str, Any] = {
 KILLED_IN = 3  # the round; the last commit is that of the one before
 VARIANTS = ("1 worker", "2 workers", "resumed")
 KINDS = ("tensors", "models", "metrics", "ledger")
+RENAMED = {"receive": "deploy"}  # handlers by the name that they had in older trees
 TREES = ("COMMIT", "working tree")
 
 Flat = dict[str, Any]  # from the name of a value to the value
@@ -130,10 +131,14 @@ def evidence(path: Path) -> dict[str, Flat]:
     found = {"tensors": committed(path / "commits"), "models": models}
     for name in ("metrics", "ledger"):
         rows = map(json.loads, (path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
-        found[name] = dict(flat([{k: v for k, v in row.items() if k != "seconds"} for row in rows], "line"))
+        found[name] = dict(flat([{k: renamed(k, v) for k, v in row.items() if k != "seconds"} for row in rows], "line"))
     if empty := [kind for kind in KINDS if not found[kind]]:
         raise RuntimeError(f"{path} has no {empty[0]}")
     return found
+
+
+def renamed(key: str, value: Any) -> Any:
+    return RENAMED.get(value, value) if key == "handler" else value
 
 
 def committed(commits: Path) -> Flat:

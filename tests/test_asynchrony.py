@@ -51,8 +51,6 @@ class Runs(State):
 class Trial(Method):
     """Clients that work for as many steps as they are told, or as their number and history say."""
 
-    discloses = frozenset({"statistics"})  # type: ignore[arg-type]
-
     replies: int = 2
 
     def new_client(self, client: Client[Runs]) -> Runs:

@@ -24,6 +24,7 @@ from interfuse import load_run, recipes, report
 from interfuse.cli import app
 from interfuse.cli.configuration import configure, toml_or_text
 from interfuse.errors import ConfigError
+from interfuse.method import disclosures_of
 from interfuse.methods import built_in
 from interfuse.references import short_name
 from interfuse.report.progress import Standing, duration
@@ -476,7 +477,7 @@ def test_methods_lists_every_built_in_method_and_what_it_discloses() -> None:
     text = plain_text(good("methods"))
     for name, kind in built_in().items():
         assert f"{name} " in text
-        assert all(disclosure in text for disclosure in kind.discloses)
+        assert all(disclosure in text for disclosure in disclosures_of(kind))
     assert re.search(r"local +nothing", text)
 
 

@@ -22,7 +22,7 @@ from interfuse.errors import ClientError, ConfigError, MessageError
 from interfuse.families.averaging import held, initial_weights
 from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
-from interfuse.messages import ClassCounts, Disclosure, Features, Labels, Logits, Message, Parameters, State, Weights
+from interfuse.messages import ClassCounts, Features, Labels, Logits, Message, Parameters, State, Weights
 from interfuse.method import BUFFERS, NOTHING, Method
 from interfuse.methods import find
 from interfuse.models import SplitModel, pair
@@ -66,10 +66,6 @@ class Seen(State):
 @dataclass(frozen=True)
 class Trial(Method):
     """Handlers that go right and wrong on request."""
-
-    discloses = frozenset(
-        {Disclosure.STATISTICS, Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS}
-    )  # fmt: skip
 
     troubled: int = 3
 
@@ -339,11 +335,11 @@ def test_samples_are_a_function_of_seed_and_round() -> None:
 class Curious(Trial):
     """Draws samples, replaces its state and keeps an optimizer while it is evaluated."""
 
-    def prepare_evaluation(self, server: Server, clients: Clients) -> None:
-        clients.call(self.peek)
+    def deployed(self, server: Server, clients: Clients) -> Weights:
+        return Weights({})
 
     @on_client
-    def peek(self, client: Client[Seen]) -> None:
+    def deploy(self, client: Client[Seen], message: Weights) -> None:
         client.batch(3)
         client.state = Seen(client.state.calls + 100)
         assert client.optimizers == {}
@@ -405,8 +401,6 @@ def test_statistics_of_a_client_that_failed_are_put_back(rounds: int) -> None:
 @dataclass(frozen=True)
 class Forgetful(Method):
     """FedAvg that loads what it received in the first round only."""
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     def keeps(self) -> frozenset[str]:
         return NOTHING
@@ -514,8 +508,6 @@ BAD_FIGURES: list[tuple[str, Any]] = [
 @dataclass(frozen=True)
 class Careless(Method):
     """Handlers that use what they received in ways of their own; 3 is the troubled client."""
-
-    discloses = frozenset({Disclosure.STATISTICS})
 
     @on_client
     def slope(self, client: Client, received: Counts) -> Counts:
@@ -750,8 +742,6 @@ def test_a_state_without_its_annotation_is_refused(kind: Any, error: Any, told: 
 @dataclass(frozen=True)
 class OwnBase(Method):
     """Clients keep the base block. The modular block comes anew each round, without its statistics."""
-
-    discloses = frozenset({Disclosure.LOGITS})
 
     def keeps(self) -> frozenset[str]:
         return frozenset({"base"})

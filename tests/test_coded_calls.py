@@ -144,8 +144,6 @@ class Constant(Message):
 class Repeats(Method):
     """Clients send the same numbers in every round."""
 
-    discloses = frozenset({Disclosure.PARAMETERS})
-
     def round(self, server: Server, clients: Clients) -> None:
         clients.call(self.send)
 

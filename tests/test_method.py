@@ -11,11 +11,15 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
+import interfuse
 from interfuse.client import Client
-from interfuse.errors import ConfigError, InterfuseError
-from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Features, Labels, Message, State
+from interfuse.clients import Clients
+from interfuse.errors import ConfigError, DeclarationError, InterfuseError
+from interfuse.handler import handlers, on_client
+from interfuse.messages import Disclosure, Features, Labels, Message, State, Weights
 from interfuse.method import (
+    ALL,
+    NOTHING,
     Count,
     Fraction,
     Method,
@@ -23,6 +27,8 @@ from interfuse.method import (
     Setting,
     Steps,
     check_declaration,
+    disclosures,
+    disclosures_of,
     settings,
     state_type,
 )
@@ -32,6 +38,7 @@ from interfuse.methods.ifl import IFL
 from interfuse.methods.scaffold import SCAFFOLD
 from interfuse.methods.scaffold import Global as ScaffoldGlobal
 from interfuse.methods.scaffold import Own as ScaffoldOwn
+from interfuse.server import Server
 from interfuse.training import Cosine, Exponential, LearningRate
 
 
@@ -129,51 +136,70 @@ class Loose(Message):
 
 
 @dataclass(frozen=True)
-class Quiet(Method):
-    discloses = frozenset({Disclosure.FEATURES})
-
+class Sender(Method):
     @on_client
     def send(self, client: Client) -> Pair:
         raise AssertionError
 
 
 @dataclass(frozen=True)
-class Loud(Method):
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
-
-    @on_client
-    def send(self, client: Client) -> Pair:
+class Inheriting(Sender):
+    def deployed(self, server: Server, clients: Clients) -> Weights:
+        """What goes down discloses nothing of a client."""
         raise AssertionError
 
 
 @dataclass(frozen=True)
-class Inheriting(Loud):
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS})
-
-
-@dataclass(frozen=True)
-class Receiver(Method):
-    """What goes down discloses nothing of a client, but must be declared completely too."""
-
-    @on_client
-    def receive(self, client: Client, pair: Pair) -> None: ...
+class Wrapping(Method):
+    inner: Sender = Sender()
 
 
 @dataclass(frozen=True)
 class LooseReceiver(Method):
+    """What goes down must be declared completely too."""
+
     @on_client
     def receive(self, client: Client, loose: Loose) -> None: ...
 
 
-def test_what_is_sent_must_be_declared_and_no_more() -> None:
-    with pytest.raises(ConfigError, match="Quiet sends labels; add it to its `discloses`"):
-        check_declaration(Quiet)
-    with pytest.raises(ConfigError, match="Loud declares parameters, but no reply of it carries that"):
-        check_declaration(Loud)
+def test_what_a_method_discloses_follows_from_its_replies() -> None:
+    assert disclosures_of(Method) == disclosures_of(LooseReceiver) == frozenset()
+    assert disclosures_of(Sender) == disclosures_of(Inheriting) == {Disclosure.FEATURES, Disclosure.LABELS}
+    assert disclosures(Wrapping()) == {Disclosure.FEATURES, Disclosure.LABELS}
     check_declaration(Inheriting)
-    check_declaration(Receiver)
     with pytest.raises(TypeError, match=r"Loose\.z.*needs its shape and what it discloses"):
         check_declaration(LooseReceiver)
+
+
+def test_no_client_answers_to_deploy_where_nothing_is_deployed() -> None:
+    """Otherwise a coordinator could replace models that clients keep to themselves."""
+    assert list(handlers(Sender)) == ["send"]
+    assert list(handlers(Inheriting)) == ["deploy", "send"]
+
+
+@dataclass(frozen=True)
+class Forgetful(Method):
+    def keeps(self) -> frozenset[str]:
+        return NOTHING
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)  # type: ignore[call-overload]  # what the test is about
+
+    def train(self, client: Client) -> None:
+        raise AssertionError
+
+
+@dataclass(frozen=True)
+class Unmarked(Forgetful):
+    def keeps(self) -> frozenset[str]:
+        return ALL
+
+
+def test_errors_name_the_hook_or_decorator_that_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"Forgetful keeps nothing.*define `deployed\(self, server, clients\)`"):
+        interfuse.run(Forgetful(), data="digits", rounds=1, clients=2)
+    with pytest.raises(DeclarationError, match=r"Forgetful\.train.*write @on_client above it"):
+        interfuse.run(Unmarked(), data="digits", rounds=1, clients=2, beside=())
 
 
 def test_types_of_state_are_read_off_the_annotations() -> None:

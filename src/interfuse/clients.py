@@ -15,7 +15,7 @@ import torch
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, Work
 from interfuse.errors import ClientError, ConfigError, MessageError
-from interfuse.handler import Handler, Program
+from interfuse.handler import Handler, Program, check_handler
 from interfuse.messages import Dims, Message, kind_of, settled
 from interfuse.messages.delivery import check, narrow
 from interfuse.messages.encoding import rounded, sizes
@@ -266,6 +266,7 @@ class Clients:
             ClientError: too few clients replied; names the first that failed, the handler and the round.
             MessageError: the server's own message does not match its declaration.
         """
+        check_handler(handler)
         exchange, began = self._exchange, time.perf_counter()
         wanted = (len(message) if isinstance(message, Mapping) else len(self.ids)) if minimum is None else minimum
         if deadline is None or exchange.heading == "evaluation":
@@ -327,6 +328,7 @@ class Clients:
             ClientError: a client failed; names it, the handler and the round.
             MessageError: the server's own message does not match its declaration.
         """
+        check_handler(handler)
         exchange, path = self._exchange, self._exchange.path_of(handler.program)
         idle = [client for client in self.ids if client not in exchange.outstanding]
         while True:

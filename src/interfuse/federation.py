@@ -180,7 +180,9 @@ class Federation:
         self.server.optimizers = {}
         try:
             with self.setup.numerics.applied(), seeded(self.setup.seed, "evaluation", self.round):
-                self.method.prepare_evaluation(self.server, clients)
+                answers = self.method.deployed(self.server, clients)
+                if answers is not None:
+                    clients.call(self.method.deploy, answers)
                 yield clients
         finally:
             self.server.state, self.server.optimizers = state, optimizers

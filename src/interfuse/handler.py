@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Generic, TypeVar, cast, get_type_hints, overload
@@ -19,6 +19,11 @@ R = TypeVar("R", bound=Message | None)
 
 class Program:
     """A set of handlers: a method, or the evaluation that interfuse brings."""
+
+    @classmethod
+    def idle(cls) -> Collection[str]:
+        """Handlers that a program inherits and has no use for: no party answers to them."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,21 @@ class on_client(Generic[M, R]):  # noqa: N801 (reads as a keyword)
 
 
 def handlers(program: type[Program]) -> dict[str, on_client[Any, Any]]:
-    """All handlers of a program's class by name, inherited ones included."""
+    """The handlers of a program's class by name, inherited ones included, without those that are idle."""
     found = {name: value for kind in reversed(program.__mro__) for name, value in vars(kind).items()}
-    return {name: value for name, value in found.items() if isinstance(value, on_client)}
+    idle = program.idle()
+    return {name: value for name, value in found.items() if isinstance(value, on_client) and name not in idle}
+
+
+def check_handler(found: object) -> None:
+    """Check that what a call is given is a handler.
+
+    Raises:
+        DeclarationError: it is another function; says what to write.
+    """
+    if not isinstance(found, Handler):
+        name = getattr(found, "__qualname__", repr(found))
+        raise DeclarationError(f"{name} is no work of a client: write @on_client above it, and call it as self.NAME")
 
 
 def programs(root: Program, path: str) -> dict[str, Program]:

@@ -17,8 +17,8 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Inputs
 from interfuse.errors import ConfigError, Notice, nearest
-from interfuse.handler import Program, handlers, programs
-from interfuse.messages import Disclosure, State, disclosed, leaves
+from interfuse.handler import Program, handlers, on_client, programs
+from interfuse.messages import Disclosure, Message, State, Weights, disclosed, leaves
 from interfuse.server import Server
 
 Count = Annotated[int, Ge(1)]
@@ -32,8 +32,16 @@ NOTHING: frozenset[str] = frozenset()
 """A client's model is scratch: loaded from messages, gone after the round."""
 BUFFERS = "buffers"
 """The name under which :meth:`Method.keeps` speaks of normalisation statistics."""
+DEPLOY = "deploy"
+"""The handler that puts in place what a client answers with."""
 RETAINABLE = (Disclosure.DATA, Disclosure.FEATURES, Disclosure.LABELS)
 """What speaks of single samples: parties agree whether it may be kept beyond its round."""
+
+
+def _load(method: Method, client: Client[Any], message: Weights) -> None:
+    """Put what :meth:`Method.deployed` returns in place, in the client's model; a method with another message or
+    another place for it defines ``deploy`` anew."""
+    client.model.load(message.tensors)
 
 
 @dataclass(frozen=True)
@@ -45,8 +53,6 @@ class Method(Program):
     ``client.state`` and the parts of the model that :meth:`keeps` names.
     """
 
-    discloses: ClassVar[Collection[Disclosure]] = ()
-    """Everything that a client's messages disclose. Checked against the reply types."""
     agreed: ClassVar[Collection[str]] = ()
     """Hyperparameters that no client may have of its own."""
     lasting: ClassVar[bool] = True
@@ -78,8 +84,14 @@ class Method(Program):
         """The parts of its model that a client owns between rounds: ``ALL``, ``NOTHING``, or names of parts."""
         return ALL
 
-    def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
-        """Put the models in place that :meth:`predict` uses, where clients do not keep them."""
+    def deployed(self, server: Server[Any], clients: Clients) -> Weights | Mapping[ClientId, Message] | Message | None:
+        """The tensors with which each client answers when the run is over: one message for all, or one each.
+
+        Evaluation, export and a service use it; handler ``deploy`` puts it in place. None: what clients keep is all.
+        """
+        return None
+
+    deploy: ClassVar[on_client[Any, None]] = on_client(_load)
 
     def retains(self) -> frozenset[Disclosure]:
         """What of the clients' messages the server's state still holds when a round is over; commits hold it too."""
@@ -106,6 +118,10 @@ class Method(Program):
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         """What a user should know before this method runs with these clients; None: nothing."""
         return None
+
+    @classmethod
+    def idle(cls) -> Collection[str]:
+        return () if cls.deployed is not Method.deployed else (DEPLOY,)
 
     @classmethod
     def configure(cls, settings: Mapping[str, Any]) -> Self:
@@ -169,22 +185,16 @@ def _source(kind: type) -> str:
         return ""
 
 
-def check_declaration(cls: type[Method]) -> None:
-    """Check that a method discloses just what its handlers' replies disclose.
+def check_declaration(cls: type[Program]) -> None:
+    """Check that all messages of a method are declared completely, those that go down too.
 
     Raises:
-        ConfigError: naming what is missing or too much.
-        TypeError: a handler or message is not declared completely.
+        TypeError: a handler or message is not.
     """
-    sent = {d for h in handlers(cls).values() if h.reply_type is not None for d in disclosed(h.reply_type)}
-    declared = set(cls.discloses)
-    if sent - declared:
-        raise ConfigError(f"{cls.__name__} sends {_names(sent - declared)}; add it to its `discloses`")
-    if declared - sent:
-        raise ConfigError(f"{cls.__name__} declares {_names(declared - sent)}, but no reply of it carries that")
     for handler in handlers(cls).values():
-        if handler.message_type is not None:
-            disclosed(handler.message_type)
+        for message in (handler.message_type, handler.reply_type):
+            if message is not None:
+                disclosed(message)
 
 
 def check_run(method: Method, clients: Sequence[ClientId], rounds: int) -> None:
@@ -193,25 +203,36 @@ def check_run(method: Method, clients: Sequence[ClientId], rounds: int) -> None:
     Raises:
         ConfigError: names the setting, and what to do.
     """
+    _check_answers(method)
     for program in programs(method, "method").values():
         if isinstance(program, Method):
             program.check_run(clients, rounds)
 
 
+def _check_answers(method: Method) -> None:
+    kind = type(method)
+    if not method.keeps() - {BUFFERS} and DEPLOY in kind.idle() and kind.predict is Method.predict:
+        raise ConfigError(
+            f"{kind.__name__} keeps nothing of a client's model between rounds, so a client has nothing to answer "
+            "with: define `deployed(self, server, clients)`, which returns the tensors, or let `keeps` say what stays"
+        )
+
+
+def disclosures_of(kind: type[Program]) -> frozenset[Disclosure]:
+    """What the replies of a method's handlers disclose, all together."""
+    replies = (handler.reply_type for handler in handlers(kind).values())
+    return frozenset(disclosure for reply in replies if reply is not None for disclosure in disclosed(reply))
+
+
 def disclosures(method: Method) -> frozenset[Disclosure]:
     """What a method discloses, with those that it wraps."""
-    found = [program.discloses for program in programs(method, "method").values() if isinstance(program, Method)]
-    return frozenset(disclosure for declared in found for disclosure in declared)
+    return frozenset[Disclosure]().union(*map(disclosures_of, map(type, programs(method, "method").values())))
 
 
 def retained(method: Method) -> frozenset[Disclosure]:
     """What a method and those that it wraps retain."""
     found = [program.retains() for program in programs(method, "method").values() if isinstance(program, Method)]
     return frozenset(disclosure for held in found for disclosure in held)
-
-
-def _names(disclosures: Collection[Disclosure]) -> str:
-    return ", ".join(sorted(disclosures))
 
 
 def check_state(state: object, function: Any) -> None:

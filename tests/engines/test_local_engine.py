@@ -65,8 +65,6 @@ class Number(Message):
 class Probe(Method):
     """Handlers that show where they run and go wrong on request."""
 
-    discloses = frozenset({Disclosure.STATISTICS})
-
     victim: int = 1  # the client that goes wrong
 
     def round(self, server: Server, clients: Clients) -> None:
@@ -511,8 +509,6 @@ class Kernel(State):
 @dataclass(frozen=True)
 class Norms(Method):
     """A method that looks at its state as a whole: such sums depend on the layout in memory."""
-
-    discloses = frozenset({Disclosure.STATISTICS})
 
     def new_client(self, client: Client) -> Kernel:
         key = next(key for key, t in client.model.tensors().items() if t.ndim == 4 and t.shape[1] > 1)

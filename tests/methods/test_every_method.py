@@ -35,7 +35,7 @@ from interfuse.federation import Federation
 from interfuse.handler import handlers
 from interfuse.messages import Disclosure, Message, State, disclosed, flatten, leaves
 from interfuse.messages.encoding import decode, encode
-from interfuse.method import RETAINABLE, Method, check_declaration, retained, settings
+from interfuse.method import RETAINABLE, Method, check_declaration, disclosures_of, retained, settings
 from interfuse.methods import built_in
 from interfuse.models import SplitModel, pair
 from interfuse.wire import Entry, Volume
@@ -111,7 +111,7 @@ def test_the_declaration_is_what_the_replies_carry(name: str) -> None:
     check_declaration(kind)
     f, watcher = watched(name)
     carried = {d for request, _, m in watcher.up if request.heading != "evaluation" for d in disclosed(type(m))}
-    assert carried == set(kind.discloses)
+    assert carried == disclosures_of(kind)
     assert {type(m) for request, _, m in watcher.up if request.program == "method"} == {
         h.reply_type for h in handlers(type(f.method)).values() if h.reply_type is not None
     }
@@ -124,7 +124,9 @@ def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
     sent = [row for row in watcher.parameters if row in traffic]
     assert len(watcher.parameters) > 50 or name == "pooled"
     # changes tell the parameters to whoever knows where they began, but are not these
-    assert bool(sent) == (Disclosure.PARAMETERS in built_in()[name].discloses and name not in ("fednova", "fedbuff"))
+    assert bool(sent) == (
+        Disclosure.PARAMETERS in disclosures_of(built_in()[name]) and name not in ("fednova", "fedbuff")
+    )
 
 
 @every_method
@@ -292,7 +294,7 @@ def test_every_setting_is_explained_beside_its_field(name: str) -> None:
 def test_what_a_client_would_do_alone_sends_nothing(name: str) -> None:
     alone = tiny(name).alone()
     if alone is not None:
-        assert not alone.discloses
+        assert not disclosures_of(type(alone))
         f = federation(alone, rounds=1, **uneven())
         assert f.exchange.ledger.totals().uplink == Volume()
         assert in_process(f).profiles == f.clients.profiles

@@ -30,7 +30,7 @@ from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
 from interfuse.families.imitation import Rule, alleviated
 from interfuse.federation import Federation
-from interfuse.method import Method
+from interfuse.method import Method, disclosures_of
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedin import FeaturePair, FedIN, ModelAndFeatures
 from interfuse.methods.fedprox import FedProx
@@ -281,7 +281,7 @@ def test_clients_send_features_of_their_new_model_in_evaluation_mode() -> None:
             s_out = model.run(s_in, "intermediate")
         assert torch.equal(sent.features[0].s_in, s_in)
         assert torch.equal(sent.features[0].s_out, s_out)
-    assert not {"labels", "data"} & set(FedIN.discloses)
+    assert not {"labels", "data"} & disclosures_of(FedIN)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

@@ -28,8 +28,6 @@ class Memory(State):
 class Hurry(Method):
     """Asks everybody, and waits no longer than the deadline for more than the first two."""
 
-    discloses = frozenset({Disclosure.STATISTICS})
-
     deadline: float = 1.0
     minimum: int = 2
 

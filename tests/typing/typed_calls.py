@@ -8,7 +8,6 @@ from interfuse import (
     Arrival,
     Client,
     Clients,
-    Disclosure,
     Features,
     Labels,
     Message,
@@ -35,8 +34,6 @@ class Own(State):
 
 @dataclass(frozen=True)
 class Mine(Method):
-    discloses = frozenset({Disclosure.LABELS})
-
     def round(self, server: Server, clients: Clients) -> None:
         replies: Replies[Tell] = clients.call(self.answer, self.ask())
         for client, reply in replies.items():

@@ -17,7 +17,7 @@ from interfuse.cli.configuration import method_names
 from interfuse.cli.kinds import as_given, in_words
 from interfuse.handler import handlers
 from interfuse.messages import Leaf, leaves
-from interfuse.method import Method, settings
+from interfuse.method import Method, disclosures_of, settings
 from interfuse.methods import find
 from interfuse.runs import Result
 
@@ -89,7 +89,7 @@ def _first_sentence(kind: type[Method]) -> str:
 
 
 def _disclosed(kind: type[Method]) -> str:
-    return ", ".join(sorted(kind.discloses)) or "nothing"
+    return ", ".join(sorted(disclosures_of(kind))) or "nothing"
 
 
 def _messages(kind: type[Method]) -> Iterable[Sequence[str]]:

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from interfuse.client import Client, Profile
+from interfuse.client import Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ModelError
 from interfuse.families.averaging import ONE_HEAD, one_of_each_architecture
-from interfuse.handler import Program, on_client
+from interfuse.handler import Program
 from interfuse.messages import Weights
 from interfuse.method import Count, Steps
 from interfuse.server import Server
@@ -52,12 +52,8 @@ class GlobalHead(Program):
         batches = _shuffled(rows, self.server_batch_size, self.server_epochs, server.generator)
         server.fit(server.models[_HEAD], objective, batches, train="modular", lr=self.server_lr)
 
-    def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
-        clients.call(self.receive, self.head(server))
-
-    @on_client
-    def receive(self, client: Client, head: Weights) -> None:
-        client.model.load(head.tensors)
+    def deployed(self, server: Server[Any], clients: Clients) -> Weights:
+        return self.head(server)
 
 
 def check_common_head(server: Server[Any], clients: Clients) -> None:

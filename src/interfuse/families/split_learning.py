@@ -75,7 +75,7 @@ class SplitLearning(Method):
     def hand_out_fronts(self, server: Server[Global], clients: Clients) -> None:
         """Put the mean of the client parts in place, where they are averaged."""
         if self.average_clients:
-            clients.call(self.receive, held(server.state.fronts, clients))
+            clients.call(self.deploy, held(server.state.fronts, clients))
 
     def averaged_fronts(self, server: Server[Global], clients: Clients) -> NamedTensors:
         """The mean of the client parts after training."""
@@ -108,16 +108,12 @@ class SplitLearning(Method):
         return [clients.ids[place] for place in torch.randperm(len(clients), generator=server.generator).tolist()]
 
     @on_client
-    def receive(self, client: Client, received: Weights) -> None:
-        client.model.load(received.tensors)
-
-    @on_client
     def send(self, client: Client) -> Weights:
         client.optimizers.clear()
         return Weights(client.tensors("base"))
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, held(server.state.fronts | server.state.tails, clients))
+    def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
+        return held(server.state.fronts | server.state.tails, clients)
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return nothing_in_common(profiles)

@@ -12,7 +12,7 @@ from interfuse.data import Batch
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import fused_share
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Features, Labels, Message, Weights
+from interfuse.messages import Features, Labels, Message, Weights
 from interfuse.method import Method
 from interfuse.methods.local import LocalTraining
 from interfuse.server import Server
@@ -33,8 +33,6 @@ class FedAllRep(GlobalHead, LocalTraining, Method):
     A round is that of FedGH, but a client sends the features of all its samples. The closest published relative of
     IFL, which sends one minibatch and leaves every client its own modular block. All modular blocks must be alike.
     """
-
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS})
 
     lr: LearningRate = 0.06  # learning rate of clients
 

@@ -26,7 +26,7 @@ from interfuse.families.averaging import (
     one_of_each_architecture,
 )
 from interfuse.handler import Program, on_client
-from interfuse.messages import Disclosure, NamedTensors, State, Weights
+from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import BUFFERS, NOTHING, Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -121,12 +121,12 @@ class Averaging(Program):
     def stepper(self) -> Optimizer:
         return Optimizer(self.optimizer, self.momentum, self.weight_decay)
 
-    def prepare_evaluation(self, server: Server[Any], clients: Clients) -> None:
-        clients.call(self.receive, self.models(server.state.weights, clients))
+    def deployed(self, server: Server[Any], clients: Clients) -> Mapping[ClientId, Weights]:
+        return self.models(server.state.weights, clients)
 
     @on_client
-    def receive(self, client: Client[Any], received: Weights) -> None:
-        client.model.load(received.tensors)
+    def deploy(self, client: Client[Any], message: Weights) -> None:
+        client.model.load(message.tensors)
         if self.buffers is BufferPolicy.RECALIBRATE:
             client.recalibrate(self.batch_size)
 
@@ -166,8 +166,6 @@ class FedAvg(TrainingOnOwnData, Method):
 
     With one architecture this is the published method.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         return Global(self.initial(server, clients))

@@ -13,7 +13,7 @@ from interfuse.clients import Clients
 from interfuse.errors import Notice
 from interfuse.families.averaging import held, initial_weights, nothing_in_common
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, Precision, State, Weights
+from interfuse.messages import Message, NamedTensors, Parameters, Precision, State, Weights
 from interfuse.method import NOTHING, Count, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -40,8 +40,6 @@ class FedBuff(Method):
     server adds their mean, each divided by (1 + staleness)^0.5, staleness being the number of the server's models that
     came in between. A round ends with a new model.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     replies: Steps = 0  # K: size of the buffer; 0 is as many as there are clients
     server_lr: NonNegative = 1.0  # eta_g: what the mean change is multiplied by
@@ -77,12 +75,8 @@ class FedBuff(Method):
         )  # fmt: skip
         return Change({key: tensor - received.tensors[key] for key, tensor in client.tensors().items()})
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, held(server.state.weights, clients))
-
-    @on_client
-    def receive(self, client: Client, received: Weights) -> None:
-        client.model.load(received.tensors)
+    def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
+        return held(server.state.weights, clients)
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return nothing_in_common(profiles)

@@ -21,7 +21,7 @@ from interfuse.data.inputs import split
 from interfuse.families.averaging import averaged, one_of_each_architecture
 from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
-from interfuse.messages import Data, Disclosure, Message, NamedTensors, State
+from interfuse.messages import Data, Message, NamedTensors, State
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import TrainingOnOwnData
 from interfuse.models import SplitModel
@@ -70,8 +70,6 @@ class FedET(TrainingOnOwnData, Method):
     of rows that clients give once, without labels: more like their data than a public set would be. Scores are logits,
     whose variance is bounded where that of log-probabilities is not.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.DATA})
 
     aggregation: Literal["layerwise", "group"] = "group"  # in each architecture apart, or over all who hold a key
     diversity: NonNegative = 0.05  # lambda: weight of the distance to the dissenters

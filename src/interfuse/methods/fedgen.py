@@ -62,8 +62,6 @@ class FedGen(Averaging, Method):
     samples that have it. Clients learn from its features from the second round on.
     """
 
-    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.STATISTICS})
-
     local_steps: Steps = 20  # steps of a client in a round, instead of local_epochs where above 0
     alpha: NonNegative = 10.0  # weight of generated features, for labels drawn as they are there over all
     beta: NonNegative = 10.0  # weight of the head's answer to a generated feature of the sample's own label

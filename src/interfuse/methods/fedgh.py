@@ -12,7 +12,7 @@ from interfuse.data import Batch
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import ClassMeans, class_means, fused_share
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Weights
+from interfuse.messages import Weights
 from interfuse.method import Count, Method
 from interfuse.methods.local import LocalTraining
 from interfuse.server import Server
@@ -27,8 +27,6 @@ class FedGH(GlobalHead, LocalTraining, Method):
     models, and send the mean feature of each of their classes; on these the server trains the head. Every mean is one
     sample to it, however many samples it stands for. All modular blocks must be alike.
     """
-
-    discloses = frozenset({Disclosure.PROTOTYPES, Disclosure.LABELS})
 
     batch_size: Count = 10  # B: samples of a step
     server_batch_size: Count = 10  # class means of a step of the global head

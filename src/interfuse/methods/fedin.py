@@ -59,8 +59,6 @@ class FedIN(Averaging, Method):
     models and one new batch of features each, drawn at random and taken in evaluation mode; labels never travel.
     """
 
-    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.FEATURES})
-
     local_epochs: Steps = 5  # E: epochs of a client in a round
     batch_size: Count = 16  # B: samples of a step, and of the features that a client sends
     lr: LearningRate = 0.001  # learning rate

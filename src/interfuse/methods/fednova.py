@@ -10,7 +10,7 @@ import torch
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Message, Parameters, Precision, Weights
+from interfuse.messages import Message, Parameters, Precision, Weights
 from interfuse.method import Method
 from interfuse.methods.fedavg import Averaging, Global
 from interfuse.server import Server
@@ -38,8 +38,6 @@ class FedNova(Averaging, Method):
     Clients that make more steps do not pull the model to themselves. Layer-wise as FedAvg: sums over k are over those
     who hold a tensor. The theory is for SGD; with Adam, whose way is not known from its steps, a_k is their number.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.STATISTICS})
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         return Global(self.initial(server, clients))

@@ -55,8 +55,6 @@ class FedProto(LocalTraining, Method):
     of the fusion layer. By default a client answers with the nearest global prototype.
     """
 
-    discloses = frozenset({Disclosure.PROTOTYPES, Disclosure.LABELS, Disclosure.STATISTICS})
-
     batch_size: Count = 10  # B: samples of a step
     pull: NonNegative = 10.0  # lambda: weight of the squared distance to the prototypes, a mean over batch and features
     weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform
@@ -79,12 +77,12 @@ class FedProto(LocalTraining, Method):
         self.train_locally(client, partial(pulled, table=table, present=present, pull=self.pull))
         return class_means(fused_share(client), classes)
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, server.state.prototypes)
+    def deployed(self, server: Server[Global], clients: Clients) -> ClassMeans:
+        return server.state.prototypes
 
     @on_client
-    def receive(self, client: Client, prototypes: ClassMeans) -> None:
-        client.scratch["prototypes"] = prototypes
+    def deploy(self, client: Client, message: ClassMeans) -> None:
+        client.scratch["prototypes"] = message
 
     def retains(self) -> frozenset[Disclosure]:
         return frozenset()  # its labels are the numbers of classes, not of samples

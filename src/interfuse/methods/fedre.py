@@ -40,8 +40,6 @@ class FedRE(GlobalHead, LocalTraining, Method):
     and are drawn anew each round, with its labels mixed by the same weights. All modular blocks must be alike.
     """
 
-    discloses = frozenset({Disclosure.PROTOTYPES, Disclosure.LABELS})
-
     lr: LearningRate = 0.06  # learning rate of clients
 
     def round(self, server: Server, clients: Clients) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.aggregation import Plan
-from interfuse.client import Client, Profile
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.averaging import Holding, WeightRule, by_width, largest_weights
@@ -52,8 +52,8 @@ class SubModels(Averaging):
         """What a client holds in a round, counted from 1: the first channels of every layer."""
         return by_width
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, self.models(server.state.weights, clients, self.holding(server.round)))
+    def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
+        return self.models(server.state.weights, clients, self.holding(server.round))
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,6 @@ class HeteroFL(SubModels, Method):
     statistics of one width fit no other; the authors compute them anew, of all clients' data, before evaluation. Use
     ``buffers="recalibrate"`` (of a client's own data), or ``"batch-statistics"``, which costs nothing.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS, Disclosure.STATISTICS})
 
     local_epochs: Steps = 5  # E: epochs of a client in a round
     batch_size: Count = 10  # B: samples of a step

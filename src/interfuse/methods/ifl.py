@@ -48,8 +48,6 @@ class IFL(FusionSharing, Method):
     modular block on all of them. Any base block then works with any modular block.
     """
 
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS})
-
     local_steps: Steps = 10  # tau: base-block steps between two exchanges
     batch_size: Count = 32  # B: samples of a step, and of an upload
     base_lr: LearningRate = 0.01  # eta_b: learning rate of the base block

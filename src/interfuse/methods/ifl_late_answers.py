@@ -11,7 +11,7 @@ from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, FeatureGradients, Features, Labels, Message
+from interfuse.messages import FeatureGradients, Features, Labels, Message
 from interfuse.method import Steps
 from interfuse.methods.ifl import IFL, Late
 from interfuse.server import Server
@@ -38,8 +38,6 @@ class IFLLateAnswers(LateJoining, IFL):
     Each step costs an exchange: features and labels up, the gradient of the loss back, by way of the server. The
     modular blocks stay with their vendors and do not change. A newcomer's own learns from its own outputs.
     """
-
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.GRADIENTS})
 
     teacher: Steps | Literal["turns"] = "turns"  # whose modular block answers: a client's, or the incumbents' in turn
 

@@ -9,7 +9,7 @@ from interfuse.clients import Clients
 from interfuse.errors import ModelError
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Message, Parameters
+from interfuse.messages import Message, Parameters
 from interfuse.method import Steps
 from interfuse.methods.ifl import IFL, Late
 from interfuse.server import Server
@@ -28,8 +28,6 @@ class IFLLatePublished(LateJoining, IFL):
     It discloses parameters, once, by the vendor's own decision. The newcomer's modular block must be of the same
     architecture. Not from the paper.
     """
-
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
 
     teacher: Steps = 0  # the client whose modular block is published
 

@@ -16,7 +16,7 @@ from interfuse.aggregation import Plan, keys_plan
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.families.averaging import averaged, by_architecture, one_of_each_architecture
-from interfuse.messages import Disclosure, NamedTensors, State, Weights
+from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import Count, Method
 from interfuse.methods.fedavg import TrainingOnOwnData
 from interfuse.server import Server
@@ -40,8 +40,6 @@ class InclusiveFL(TrainingOnOwnData, Method):
 
     The authors' clients send accumulated gradients for AdamW at the server; here they train and send their models.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     batch_size: Count = 64  # B: samples of a step
     beta: Annotated[float, Ge(0), Le(1)] = 0.2  # weight of the deeper blocks' changes in the momentum distillation
@@ -96,8 +94,8 @@ class InclusiveFL(TrainingOnOwnData, Method):
                     found[key] = last[key] + self.beta * (torch.stack(g).mean(0) - changes[group.id][key])
         return found
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, self.with_own(server.state, clients))
+    def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
+        return self.with_own(server.state, clients)
 
     def with_own(self, state: Global, clients: Clients) -> dict[ClientId, Weights]:
         """A message for each client: the shared layers, and the last blocks of its architecture."""

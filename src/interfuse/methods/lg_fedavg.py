@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
 from interfuse.families.averaging import ONE_HEAD, WeightRule, averaged, held, initial_weights
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, NamedTensors, State, Weights
+from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import Fraction, Method
 from interfuse.methods.local import Local, LocalTraining
 from interfuse.server import Server
@@ -29,8 +30,6 @@ class LGFedAvg(LocalTraining, Method):
 
     Both blocks train together. Every tensor of the modular block is averaged over the clients that hold its key.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     participation: Fraction = 1.0  # fraction of the clients drawn for a round
     weights: WeightRule = "samples"  # clients count by their samples, or uniform
@@ -55,12 +54,8 @@ class LGFedAvg(LocalTraining, Method):
         self.train_locally(client, cross_entropy)
         return Weights(client.tensors("modular"))
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        clients.call(self.receive, held(server.state.modular, clients))
-
-    @on_client
-    def receive(self, client: Client, received: Weights) -> None:
-        client.model.load(received.tensors)
+    def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
+        return held(server.state.modular, clients)
 
     def alone(self) -> Local:
         return replace(super().alone(), participation=self.participation)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from interfuse.client import Client, Profile
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.averaging import by_architecture
@@ -41,8 +42,6 @@ class Pooled(OwnSteps, Method):
 
     Its uplink is what handing over the raw data costs, once. An epoch is that of an average client.
     """
-
-    discloses = frozenset({Disclosure.DATA, Disclosure.LABELS})
 
     def keeps(self) -> frozenset[str]:
         return NOTHING
@@ -78,12 +77,8 @@ class Pooled(OwnSteps, Method):
     def retains(self) -> frozenset[Disclosure]:
         return frozenset({Disclosure.DATA, Disclosure.LABELS})
 
-    def prepare_evaluation(self, server: Server[Pool], clients: Clients) -> None:
+    def deployed(self, server: Server[Pool], clients: Clients) -> Mapping[ClientId, Weights]:
         def weights(profile: Profile) -> Weights:
             return Weights(server.model(profile.architecture, profile.architecture).tensors())
 
-        clients.call(self.receive, by_architecture(clients, weights))
-
-    @on_client
-    def receive(self, client: Client, received: Weights) -> None:
-        client.model.load(received.tensors)
+        return by_architecture(clients, weights)

@@ -12,7 +12,7 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.families.averaging import WeightRule, by_architecture
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.messages import Message, NamedTensors, Parameters, State
 from interfuse.method import Method
 from interfuse.methods.fedavg import Averaging, under
 from interfuse.server import Server
@@ -58,8 +58,6 @@ class SCAFFOLD(Averaging, Method):
     SGD. That mean is taken here, so that c_k is a gradient behind momentum and Adam too. Layer-wise as FedAvg: the
     server's control variate of a key counts all clients that hold the key.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     weights: WeightRule = "uniform"  # clients count alike, or by their samples; for the control they always count alike
     server_lr: Rate = 1.0  # eta_g: learning rate of the server

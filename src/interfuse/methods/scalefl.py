@@ -13,7 +13,7 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Weights
+from interfuse.messages import Weights
 from interfuse.method import Count, Method, NonNegative, Steps
 from interfuse.methods.fedavg import Global
 from interfuse.methods.heterofl import SubModels
@@ -49,8 +49,6 @@ class ScaleFL(SubModels, Method):
     Accuracy is that of a client's last exit. The authors distil from a quarter of the rounds on, with gamma 0 as the
     default of their code, which leaves distillation out; here it is their 0.05 for text.
     """
-
-    discloses = frozenset({Disclosure.PARAMETERS})
 
     local_epochs: Steps = 5  # E: epochs of a client in a round
     batch_size: Count = 16  # B: samples of a step

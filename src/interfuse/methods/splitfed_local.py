@@ -11,11 +11,10 @@ from torch.func import functional_call
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
-from interfuse.families.averaging import held
 from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import Global, Smashed, SplitLearning, Tail
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Weights
+from interfuse.messages import Weights
 from interfuse.method import Method, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -34,8 +33,6 @@ class SplitFedLocal(SplitLearning):
     A client predicts with its base block and the server's head, which it gets for the evaluation; the composition
     matrix is that of the auxiliary heads.
     """
-
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
 
     local_steps: Steps = 10  # tau: steps of a client between two uploads
     lr: LearningRate = 0.01  # learning rate of clients
@@ -83,13 +80,11 @@ class SplitFedLocal(SplitLearning):
             optimizer=self.optimizer, keep_optimizer=tail.name,
         )  # fmt: skip
 
-    def prepare_evaluation(self, server: Server[Global], clients: Clients) -> None:
-        self.hand_out_fronts(server, clients)
-        clients.call(self.receive_head, held(server.state.tails, clients))
-
     @on_client
-    def receive_head(self, client: Client, head: Weights) -> None:
-        client.scratch["head"] = head.tensors
+    def deploy(self, client: Client, message: Weights) -> None:
+        fronts = client.model.keys_of("base")
+        client.model.load({key: tensor for key, tensor in message.tensors.items() if key in fronts})
+        client.scratch["head"] = {key: tensor for key, tensor in message.tensors.items() if key not in fronts}
 
     def predict(self, client: Client, x: Inputs) -> Tensor:
         scores: Tensor = functional_call(client.model, client.scratch["head"], (x,))

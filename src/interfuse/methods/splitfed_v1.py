@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from interfuse.clients import Clients
 from interfuse.families.split_learning import EndToEnd, Global
-from interfuse.messages import Disclosure
 from interfuse.method import Method
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -19,8 +18,6 @@ class SplitFedV1(EndToEnd):
     The cut is the fusion layer. Each step costs an exchange: features and labels up, their gradient down. Without
     averaging of the client parts (``average_clients=False``, parallel split learning) nothing else is exchanged.
     """
-
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         self.hand_out_fronts(server, clients)

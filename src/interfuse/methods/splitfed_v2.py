@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from interfuse.clients import Clients
 from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import EndToEnd, Global
-from interfuse.messages import Disclosure
 from interfuse.method import Method
 from interfuse.methods.local import Local
 from interfuse.server import Server
@@ -20,8 +19,6 @@ class SplitFedV2(EndToEnd):
     The order of clients is drawn anew each round; every client part begins from the mean of the last round. What is
     exchanged is that of version 1. All modular blocks must be alike.
     """
-
-    discloses = frozenset({Disclosure.FEATURES, Disclosure.LABELS, Disclosure.PARAMETERS})
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         check_common_head(server, clients)
