@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 import interfuse.families
 import interfuse.methods
 import interfuse.training
-from interfuse.data import Batch
+from interfuse.data import Batch, Classification
 from interfuse.families.fusion import likelihood, mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
 from interfuse.families.imitation import imitation, noisy_cross_entropy
@@ -40,6 +40,8 @@ from interfuse.training import (
     proximal,
     pull_back,
     summed,
+    supervised,
+    supervised_modular,
     total,
 )
 
@@ -68,9 +70,12 @@ def of_heads(model: SplitModel, generator: torch.Generator) -> dict[str, Any]:
 
 
 HEAD = SplitModel({"head": nn.Linear(CLASSES, CLASSES)})
+TASK = Classification(tuple("abc"))
 CASES: dict[Callable[..., Tensor], Case] = {
     cross_entropy: lambda model, g: {},
     modular_cross_entropy: lambda model, g: {},
+    supervised: lambda model, g: {"task": TASK},
+    supervised_modular: lambda model, g: {"task": TASK},
     pull_back: lambda model, g: {"gradient": rand(g, ROWS, INPUTS)},
     proximal: lambda model, g: {"anchor": weights(model, g), "mu": 0.1},
     summed: lambda model, g: total(  # type: ignore[attr-defined]  # the partial that it makes
@@ -95,7 +100,13 @@ CASES: dict[Callable[..., Tensor], Case] = {
     },
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
 }  # fmt: skip
-ON_FEATURES: set[Callable[..., Tensor]] = {modular_cross_entropy, likelihood, mixed_likelihood, entangled_cross_entropy}
+ON_FEATURES: set[Callable[..., Tensor]] = {
+    modular_cross_entropy,
+    supervised_modular,
+    likelihood,
+    mixed_likelihood,
+    entangled_cross_entropy,
+}
 
 
 def modules() -> Iterator[ModuleType]:
