@@ -7,7 +7,22 @@ from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Arrival, Clients, Replies
 from interfuse.clock import Devices
-from interfuse.data import IID, Batch, Dataset, Dirichlet, Natural, Pathological, Shards, load
+from interfuse.data import (
+    IID,
+    Batch,
+    Classification,
+    Dataset,
+    Dirichlet,
+    LanguageModelling,
+    MultiLabel,
+    Natural,
+    Pathological,
+    QuestionAnswering,
+    Regression,
+    Shards,
+    Task,
+    load,
+)
 from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
 from interfuse.messages import (
@@ -23,6 +38,7 @@ from interfuse.messages import (
     Parameters,
     Prototypes,
     State,
+    Targets,
 )
 from interfuse.method import ALL, BUFFERS, NOTHING, Method
 from interfuse.models import SplitModel, pair, split_at
@@ -40,6 +56,7 @@ __all__ = [
     "Batch",
     "BufferPolicy",
     "ClassCounts",
+    "Classification",
     "Client",
     "ClientId",
     "Clients",
@@ -55,9 +72,11 @@ __all__ = [
     "Fitted",
     "InterfuseError",
     "Labels",
+    "LanguageModelling",
     "Logits",
     "Message",
     "Method",
+    "MultiLabel",
     "NamedTensors",
     "Natural",
     "Notice",
@@ -67,6 +86,8 @@ __all__ = [
     "Pathological",
     "Profile",
     "Prototypes",
+    "QuestionAnswering",
+    "Regression",
     "Replies",
     "Result",
     "Server",
@@ -74,6 +95,8 @@ __all__ = [
     "Silent",
     "SplitModel",
     "State",
+    "Targets",
+    "Task",
     "counted_mean",
     "cross_entropy",
     "extract",

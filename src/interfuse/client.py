@@ -15,7 +15,8 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from interfuse.aggregation import BufferPolicy, recalibrate, travels
-from interfuse.data import Batch, ClientData, EpochOrder, Task
+from interfuse.data import Batch, ClientData, EpochOrder, PublicData, Task
+from interfuse.data.batches import given_public
 from interfuse.errors import ConfigError
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
@@ -108,6 +109,15 @@ class Client(Generic[S]):
     def task(self) -> Task:
         """What targets and outputs are."""
         return self.data.task
+
+    @property
+    def public(self) -> PublicData:
+        """Data that everybody in the run has.
+
+        Raises:
+            ConfigError: the run has none.
+        """
+        return given_public(self.data.public)
 
     @property
     def loss(self) -> Objective:

@@ -11,9 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from interfuse.clients import Clients, Engine, Exchange, Outstanding
+from interfuse.data import Task
+from interfuse.data.task import UNITS
 from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import Program, handlers, programs
-from interfuse.messages import Message, Precision, flatten, kind_of, leaves, settled, unflatten
+from interfuse.messages import UNSIGNED, Message, Precision, flatten, kind_of, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
 from interfuse.randomness import seeded
 from interfuse.server import Server
@@ -42,6 +44,7 @@ def check(setup: Setup) -> None:
         InterfuseError: naming the client and the field.
     """
     check_setup(setup)
+    check_task(setup.method, setup.task)
     messages = messages_of(setup.method)
     if carries_features(messages):
         check_fusion(setup.profiles)
@@ -71,6 +74,20 @@ def _with_senders(method: Method) -> list[tuple[Program, type[Message]]]:
 def carries_features(messages: Sequence[type[Message]]) -> bool:
     """Whether a message has a dimension d: that of the fusion layer."""
     return any("d" in (leaf.dims or ()) for message in messages for leaf in leaves(message))
+
+
+def check_task(method: Method, task: Task) -> None:
+    """Check that the task has the classes, or what else it is that a method's messages are of.
+
+    Raises:
+        ConfigError: naming the method, the field and the task.
+    """
+    for program, message in _with_senders(method):
+        for leaf in leaves(message):
+            units = {"classes"} if leaf.dtypes == UNSIGNED else UNITS.intersection(leaf.dims or ())
+            for unit in units - task.dims().keys():
+                name = type(program).__name__
+                raise ConfigError(f"{name} needs {unit} for {leaf.field}, but the task is {task}; take another method")
 
 
 def check_codecs(codecs: Codecs, method: Method) -> None:
@@ -134,6 +151,7 @@ class Federation:
             lambda architecture, name: setup.build(architecture, "server", name),
             setup.inputs,
             setup.task,
+            setup.public,
             setup.numerics.autocast,
         )
         self.server.state = None

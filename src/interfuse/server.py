@@ -9,7 +9,8 @@ from typing import Generic, Unpack
 import torch
 from typing_extensions import TypeVar
 
-from interfuse.data import Batch, Inputs, Task
+from interfuse.data import Batch, Inputs, PublicData, Task
+from interfuse.data.batches import given_public
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.randomness import generator
@@ -54,10 +55,11 @@ class Server(Generic[S]):
         build: Build,
         inputs: Callable[[Inputs], Inputs],
         task: Task,
+        public: PublicData | None,
         autocast: torch.dtype | None = None,
     ) -> None:
         self.dims, self.inputs, self._seed, self._build, self._autocast = dims, inputs, seed, build, autocast
-        self.task = task
+        self.task, self._public = task, public
         self.models: dict[str, SplitModel] = {}
         self.architectures: dict[str, str] = {}
         self.optimizers: dict[str, OptimizerState] = {}
@@ -70,6 +72,15 @@ class Server(Generic[S]):
         self._scratch_of_round.clear()
         self.steps = 0
         self.round, self.generator = round, generator(self._seed, "server", heading, round)
+
+    @property
+    def public(self) -> PublicData:
+        """Data that everybody in the run has.
+
+        Raises:
+            ConfigError: the run has none.
+        """
+        return given_public(self._public)
 
     @property
     def loss(self) -> Objective:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
-from interfuse.data import ClientData, Dataset, Inputs, Shape, Share, Task, class_counts
-from interfuse.data.inputs import each
+from interfuse.data import ClientData, Dataset, Inputs, PublicData, Shape, Share, Task, class_counts
+from interfuse.data.inputs import described, each
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
@@ -38,6 +38,10 @@ class Agreed(Protocol):
 
     @property
     def task(self) -> Task: ...
+
+    @property
+    def public(self) -> PublicData | None:
+        """Data that everybody in the run has."""
 
     @property
     def dims(self) -> Dims: ...
@@ -114,6 +118,7 @@ class Setup:
         overrides: Hyperparameters that differ for a client.
         extra_programs: Makes programs beside a method, such as the evaluation, from the data sets.
         codecs: What is done to the method's messages on their way.
+        public_set: Its training rows are what everybody has.
     """
 
     method: Method
@@ -129,6 +134,7 @@ class Setup:
     overrides: Mapping[ClientId, Mapping[str, Any]] = field(default_factory=dict)
     extra_programs: ExtraPrograms | None = None
     codecs: Codecs = NO_CODECS
+    public_set: Dataset | None = None
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """A new model of an architecture; its initial values are a function of seed and key."""
@@ -217,8 +223,14 @@ class Setup:
 
     @property
     def digest(self) -> str:
-        """A hash of all samples and labels of each data set."""
-        return ",".join(dataset.digest for dataset in self.domains)
+        """A hash of all samples and labels of each data set, the public one last."""
+        known = self.domains if self.public_set is None else [*self.domains, self.public_set]
+        return ",".join(dataset.digest for dataset in known)
+
+    @property
+    def public(self) -> PublicData | None:
+        """Data that everybody in the run has; None: the run has none."""
+        return None if self.public_set is None else PublicData(self.public_set, partial(self._inputs, self.public_set))
 
     @property
     def note(self) -> str:
@@ -254,7 +266,7 @@ class Setup:
 
     def data_of(self, client: ClientId) -> ClientData:
         """A client's share of its data set."""
-        return ClientData(self.datasets[client], self.shares[client], self.inputs_of(client))
+        return ClientData(self.datasets[client], self.shares[client], self.inputs_of(client), self.public)
 
     def inputs(self, x: Inputs) -> Inputs:
         """What :meth:`inputs_of` gives where all clients have one data set."""
@@ -396,6 +408,13 @@ def check_setup(setup: Setup) -> None:
                 f"{first.name} with {first.task.outputs} {first.task.unit}; all data sets of a federation must have "
                 "one task, a regression one mean and deviation of its targets"
             )
+    if (public := setup.public_set) is not None:
+        for dataset in setup.domains:
+            if described(public.shape) != described(dataset.shape):
+                raise ConfigError(
+                    f"public = {public.name!r} has samples of {described(public.shape)}, but {dataset.name} of "
+                    f"{described(dataset.shape)}; models take samples of one shape"
+                )
     for client in setup.overrides:
         if client not in range(len(setup.shares)):
             raise ConfigError(f"settings for client {client}, but clients are 0 to {len(setup.shares) - 1}")

@@ -10,7 +10,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interfuse.data import Classification, Dataset, Normalisation, stratified_subset
+from interfuse.data import (
+    Classification,
+    Dataset,
+    LanguageModelling,
+    MultiLabel,
+    Normalisation,
+    QuestionAnswering,
+    Regression,
+    stratified_subset,
+)
 from interfuse.errors import ConfigError, DataError
 
 
@@ -184,3 +193,103 @@ class TestStratifiedSubset:
     def test_negative(self) -> None:
         with pytest.raises(ConfigError):
             stratified_subset(np.zeros(3), -1, np.random.default_rng(0))
+
+
+class TestTasks:
+    """Which task targets look like, and how they are kept."""
+
+    def test_numbers_that_are_not_whole_are_a_regression(self) -> None:
+        y = np.array([1.5, 2.0, 4.0, 4.5])
+        data = Dataset.from_arrays("table", np.zeros((4, 2)), y, np.zeros((1, 2)), [7])
+        assert data.task == Regression(("0",), (3.0,), (float(y.std()),))
+        assert (data.y_train.dtype, data.y_train.shape, data.y_test.tolist()) == (torch.float32, (4, 1), [[7.0]])
+        assert (data.classes, data.class_names) == (0, ())
+
+    def test_several_zeros_and_ones_a_row_are_labels(self) -> None:
+        y = [[0, 1, 1], [1, 0, 0]]
+        data = Dataset.from_arrays("made", np.zeros((2, 4)), y, np.zeros((1, 4)), y[:1], class_names=["a", "b", "c"])
+        assert data.task == MultiLabel(("a", "b", "c"))
+        assert data.y_train.tolist() == y
+
+    def test_several_other_whole_numbers_a_row_may_be_many_things(self) -> None:
+        x, y = np.zeros((2, 4)), np.array([[0, 7], [1, 0]])
+        with pytest.raises(DataError, match="give the task"):
+            Dataset.from_arrays("made", x, y, x, y)
+        assert Dataset.from_arrays("made", x, y, x, y, task="regression").task.dims() == {"outputs": 2}
+        tokens = Dataset.from_arrays("made", x, y, x, y, task=LanguageModelling(8))
+        assert (tokens.y_train.dtype, tokens.y_train.tolist()) == (torch.int64, y.tolist())
+
+    def test_whole_numbers_can_be_a_regression_by_name(self) -> None:
+        x, y = np.zeros((3, 2)), [10, 20, 60]
+        assert Dataset.from_arrays("prices", x, y, x, y).task.dims() == {"classes": 61}
+        prices = Dataset.from_arrays("prices", x, y, x, y, task="regression", class_names=["price"]).task
+        assert isinstance(prices, Regression)
+        assert (prices.names, prices.mean) == (("price",), (30.0,))
+        with pytest.raises(DataError, match="unknown task 'regresion': did you mean 'regression'"):
+            Dataset.from_arrays("prices", x, y, x, y, task="regresion")
+
+    def test_targets_that_do_not_vary_have_a_deviation_of_one(self) -> None:
+        data = Dataset.from_arrays("made", np.zeros((2, 4)), [0.5, 0.5], np.zeros((1, 4)), [0.5])
+        assert data.task == Regression(("0",), (0.5,), (1.0,))
+
+
+class TestInputs:
+    """Types are kept, and a sample may have several inputs."""
+
+    @pytest.mark.parametrize("dtype", [np.int64, np.int32])
+    def test_tokens_stay_whole_numbers(self, dtype: type) -> None:
+        x = np.array([[5, 0, 2], [1, 1, 300]], dtype)
+        data = Dataset.from_arrays("words", x, [0, 1], x, [0, 1])
+        assert (data.x_train.dtype, data.normalisation) == (torch.int64, {})
+        assert data.normalise(data.x_train).tolist() == x.tolist()
+
+    def several(self, **changes: Any) -> Dataset:
+        x = {
+            "picture": np.random.default_rng(0).integers(0, 256, (5, 4, 4), np.uint8),
+            "question": np.arange(15).reshape(5, 3),
+            "age": np.arange(5.0)[:, None],
+        }
+        train, test = ({name: rows[a:b] for name, rows in x.items()} for a, b in ((0, 3), (3, 5)))
+        return Dataset.from_arrays(
+            "vqa", train, [0, 1, 2], test | changes, [0, 1], task=QuestionAnswering(tuple("abc"))
+        )
+
+    def test_several_inputs_each_keep_their_kind(self) -> None:
+        data = self.several()
+        assert data.shape == {"picture": (1, 4, 4), "question": (3,), "age": (1,)}
+        x = data.normalise(data.x_train)
+        assert {name: t.dtype for name, t in x.items()} == {
+            "picture": torch.float32, "question": torch.int64, "age": torch.float32,
+        }  # fmt: skip
+        for name in ("picture", "age"):
+            assert float(x[name].mean()) == pytest.approx(0, abs=1e-6)
+            assert float(x[name].std(correction=0)) == pytest.approx(1, abs=1e-6)
+        assert {name: len(t) for name, t in data.example.items()} == {"picture": 2, "question": 2, "age": 2}
+
+    def test_inputs_that_do_not_fit_are_refused_by_name(self) -> None:
+        with pytest.raises(DataError, match=r"x_test\['age'\] has 3 rows, not 2"):
+            self.several(age=np.zeros((3, 1)))
+        with pytest.raises(DataError, match="x_test holds torch.float32"):
+            self.several(question=np.zeros((2, 3)))
+        with pytest.raises(DataError, match="x_test has the inputs picture, question, age, place, but x_train"):
+            self.several(place=np.zeros((2, 3)))
+        x = np.zeros((2, 3))
+        with pytest.raises(DataError, match="x_train has one input by name; give it as a tensor"):
+            Dataset.from_arrays("one", {"a": x}, [0, 1], {"a": x}, [0, 1])
+
+    def test_the_digest_covers_every_input(self) -> None:
+        data = self.several()
+        names = list(data.x_train)
+        backwards = {name: data.x_train[name] for name in reversed(names)}
+        assert dataclasses.replace(data, x_train=backwards).digest == data.digest
+        for name in names:
+            changed = data.x_train | {name: data.x_train[name].clone()}
+            changed[name][-1] += 1
+            assert dataclasses.replace(data, x_train=changed).digest != data.digest
+
+    def test_samples_that_somebody_brings(self) -> None:
+        data = self.several()
+        brought = {"picture": np.zeros((2, 4, 4), np.uint8), "question": [[1, 2, 3]] * 2, "age": [[1.0]] * 2}
+        assert data.stored(brought)["picture"].shape == (2, 1, 4, 4)
+        with pytest.raises(DataError, match=r"input question: expected samples \[batch, 3\], found \(2, 2\)"):
+            data.stored(brought | {"question": np.zeros((2, 2), np.int64)})

@@ -73,6 +73,18 @@ class TestNpz:
         np.testing.assert_array_equal(dataset.x_test.squeeze(1), whole["x"][held])
         np.testing.assert_array_equal(dataset.x_test, again.x_test)
 
+    def test_without_a_split_and_without_classes(self, tmp_path: Path) -> None:
+        x, price = np.zeros((50, 4)), np.arange(50) + 0.5
+        np.savez(tmp_path / "prices.npz", x=x, y=price)
+        np.savez(tmp_path / "whole.npz", x=x, y=price - 0.5, task="regression")
+        np.savez(tmp_path / "labels.npz", x=x, y=np.eye(50, 3))
+        for name, unit in (("prices", {"outputs": 1}), ("whole", {"outputs": 1}), ("labels", {"labels": 3})):
+            data = load(str(tmp_path / f"{name}.npz"))
+            assert (data.task.dims(), len(data.y_train), len(data.y_test)) == (unit, 40, 10)
+        # neither the cheapest nor the dearest houses are the test set
+        held = load(str(tmp_path / "prices.npz")).y_test
+        assert held.min() < 15 < 35 < held.max()
+
     def test_no_pickle(self, tmp_path: Path) -> None:
         class Bomb:
             def __reduce__(self) -> tuple[Any, ...]:

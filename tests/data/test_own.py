@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from interfuse.data import load_folder, load_table
+from interfuse.data import Classification, Dataset, MultiLabel, Regression, load_folder, load_table
 from interfuse.errors import DataError
 
 CSV = "a,kind,b\n1.5,cat,2\n-3,dog,4e1\n0,cat,0\n"
@@ -90,3 +91,35 @@ def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None
     (tmp_path / "cat" / "2.png").write_text("no image")
     with pytest.raises(DataError, match="is no image"):
         load_folder(tmp_path)
+
+
+HOUSES = "rooms,price,sold,garden\n3,1.5,1,0\n4,2.25,0,1\n5,4,0,0\n"
+
+
+def table(folder: Path, *arguments: Any) -> Dataset:
+    (folder / "houses.csv").write_text(HOUSES)
+    return load_table(folder / "houses.csv", *arguments)
+
+
+def test_a_column_of_fractions_is_a_regression(tmp_path: Path) -> None:
+    found = table(tmp_path, "price")
+    assert isinstance(found.task, Regression)
+    assert (found.task.names, found.task.mean) == (("price",), pytest.approx((7.75 / 3,)))
+    assert found.y_train.tolist() == [[1.5], [2.25], [4.0]]
+    assert found.shape == (3,)
+
+
+def test_a_column_of_whole_numbers_is_what_one_says(tmp_path: Path) -> None:
+    assert table(tmp_path, "rooms").task == Classification(("3", "4", "5"))
+    assert table(tmp_path, "rooms", None, "regression").y_train.tolist() == [[3.0], [4.0], [5.0]]
+    assert table(tmp_path, "price", None, "classification").class_names == ("1.5", "2.25", "4")
+
+
+def test_several_columns_are_labels_or_a_regression(tmp_path: Path) -> None:
+    labels = table(tmp_path, ["garden", "sold"])
+    assert labels.task == MultiLabel(("garden", "sold"))
+    assert labels.y_train.tolist() == [[0, 1], [1, 0], [0, 0]]
+    assert table(tmp_path, ["price", "rooms"]).task.names == ("price", "rooms")
+    with pytest.raises(DataError, match="give the task"):
+        table(tmp_path, ["rooms", "sold"])
+    assert table(tmp_path, ["rooms", "sold"], None, "regression").task.dims() == {"outputs": 2}

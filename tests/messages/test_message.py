@@ -27,6 +27,7 @@ from interfuse.messages import (
     NamedTensors,
     Parameters,
     State,
+    Targets,
     disclosed,
     flatten,
     leaves,
@@ -105,6 +106,54 @@ def test_a_label_beyond_the_classes_is_refused() -> None:
     error = refused(pair(label=3))
     assert (error.message, error.field, error.found) == ("Pair", "y", "label 3")
     check(pair(label=2), DIMS)
+
+
+class Told(Message):
+    z: Features
+    y: Targets
+
+
+TOKENS = torch.tensor([[0, 4, -100], [1, 2, 3]])
+
+
+@pytest.mark.parametrize(
+    ("unit", "y", "dtype"),
+    [
+        ({"classes": 300}, torch.tensor([0, 299]), torch.uint16),
+        ({"outputs": 2}, torch.tensor([[0.5, -7], [1e9, 0]]), torch.float32),
+        ({"labels": 3}, torch.tensor([[0.0, 1, 1], [1, 0, 0]]), torch.float32),
+        ({"tokens": 5}, TOKENS, torch.int64),
+    ],
+)
+def test_targets_travel_as_the_task_has_them(unit: dict[str, int], y: Tensor, dtype: torch.dtype) -> None:
+    dims = {"d": 4, **unit}
+    sent = check(narrow(Told(torch.zeros(2, 4), y), dims), dims)
+    assert sent.y.dtype == dtype
+    assert same_bits(flatten(decode(encode(sent), Told, dims)), flatten(sent))
+    # class numbers are the very bytes that Labels are
+    if "classes" in unit:
+        assert sizes(sent)[0] == sizes(narrow(Pair(torch.zeros(2, 4), y), dims))[0]
+
+
+@pytest.mark.parametrize(
+    ("unit", "y", "problem"),
+    [
+        ({"classes": 3}, torch.tensor([0, 3]), "labels below 3"),
+        ({"classes": 3}, torch.zeros(2, 3), "torch.uint8"),
+        ({"outputs": 2}, torch.zeros(2, 3), "outputs = 2"),
+        ({"outputs": 2}, torch.tensor([[0.5, torch.nan], [0, 0]]), "finite values"),
+        ({"labels": 2}, torch.tensor([[0.5, 2], [0, 0]]), "labels from 0 to 1"),
+        ({"labels": 2}, torch.tensor([[0.5, -1], [0, 0]]), "labels from 0 to 1"),
+        ({"tokens": 4}, TOKENS, "tokens below 4, or -100"),
+        ({"tokens": 5}, TOKENS - 1, "tokens below 5, or -100"),
+        ({"tokens": 5}, TOKENS[:1], "batch = 2"),
+    ],
+)
+def test_targets_are_bounded_by_what_they_mean(unit: dict[str, int], y: Tensor, problem: str) -> None:
+    dims = {"d": 4, **unit}
+    with pytest.raises(MessageError) as caught:
+        check(narrow(Told(torch.zeros(2, 4), y), dims), dims)
+    assert problem in str(caught.value)
 
 
 def test_floats_are_narrowed_but_kinds_never_change() -> None:

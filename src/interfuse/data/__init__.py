@@ -1,6 +1,6 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
-from interfuse.data.batches import Batch, ClientData, EpochOrder, SampleOrder
+from interfuse.data.batches import Batch, ClientData, EpochOrder, PublicData, SampleOrder
 from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
 from interfuse.data.inputs import Inputs, Shape
 from interfuse.data.loading import available, load
@@ -47,6 +47,7 @@ __all__ = [
     "Normalisation",
     "Partition",
     "Pathological",
+    "PublicData",
     "QuestionAnswering",
     "Regression",
     "SampleOrder",

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from interfuse.data.dataset import Dataset
@@ -112,11 +112,55 @@ class EpochOrder:
             self.epoch += 1
 
 
-class ClientData:
-    """A client's share: rows of a data set that stays where it is, normalised as they are taken."""
+class PublicData:
+    """Rows that everybody in a run has, in one order: training rows of a data set of their own, normalised by it.
 
-    def __init__(self, dataset: Dataset, share: Share, inputs: Callable[[Inputs], Inputs]) -> None:
-        self.dataset, self.share, self._inputs = dataset, share, inputs
+    Each party has them from where it likes, so they are in no message and disclose nothing.
+    """
+
+    def __init__(self, dataset: Dataset, inputs: Callable[[Inputs], Inputs]) -> None:
+        self._dataset, self._inputs = dataset, inputs
+
+    def __len__(self) -> int:
+        return len(self._dataset.y_train)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all rows, in hexadecimal."""
+        return self._dataset.digest
+
+    def rows(self, index: Int64[Tensor, "batch"]) -> Batch:
+        """Inputs, and targets as the public data set has them, which may be of another task."""
+        x = each(lambda tensor: tensor[index], self._dataset.x_train)
+        return Batch(self._inputs(x), self._dataset.y_train[index])
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """All rows in their order; the last batch may be smaller."""
+        return (self.rows(index) for index in torch.split(torch.arange(len(self)), size))
+
+
+def given_public(public: PublicData | None) -> PublicData:
+    """The public data that a method asks for.
+
+    Raises:
+        ConfigError: the run has none.
+    """
+    if public is None:
+        raise ConfigError('the method uses public data, but the run has none: name a data set with public = "..."')
+    return public
+
+
+class ClientData:
+    """A client's share: rows of a data set that stays where it is, normalised as they are taken.
+
+    Attributes:
+        public: What everybody has beside; None where the run has no public data.
+    """
+
+    def __init__(
+        self, dataset: Dataset, share: Share, inputs: Callable[[Inputs], Inputs], public: PublicData | None = None
+    ) -> None:
+        self.dataset, self.share, self._inputs, self.public = dataset, share, inputs, public
         self._train = torch.from_numpy(np.asarray(share.train, dtype=np.int64))
 
     @property

@@ -26,7 +26,8 @@ def load(name_or_ref: str | Dataset) -> Dataset:
 
     - a name of :func:`available`;
     - the path of an ``.npz`` with ``x_train, y_train, x_test, y_test``, or with ``x, y`` (then a fixed stratified fifth
-      is the test set), and optionally ``groups``, the natural client of each row of ``x_train`` or ``x``;
+      is the test set), and optionally ``groups``, the natural client of each row of ``x_train`` or ``x``, and
+      ``task``, the name of one, where it is another than targets look like (see :meth:`Dataset.from_arrays`);
     - ``package.module:function`` or ``path/file.py:function``, a function without arguments that returns a
       :class:`Dataset` or ``(x_train, y_train, x_test, y_test)``, see :meth:`Dataset.from_arrays`;
     - a :class:`Dataset`, which is returned as it is.
@@ -67,26 +68,34 @@ def _load_npz(path: Path) -> Dataset:
         # NumPy's own advice is to allow pickles, which run code.
         reason = "it holds Python objects; save arrays of numbers" if "pickle" in str(error).lower() else str(error)
         raise DataError(f"cannot read {path}: {reason}") from error
-    groups = arrays.get("groups")
+    groups, task = arrays.get("groups"), str(arrays["task"]) if "task" in arrays else None
     for names in _SPLITS:
         if all(name in arrays for name in names):
-            return Dataset.from_arrays(path.stem, *(arrays[name] for name in names), groups=groups)
+            return Dataset.from_arrays(path.stem, *(arrays[name] for name in names), groups=groups, task=task)
     for x, y in _WHOLES:
         if x in arrays and y in arrays:
-            return _split(path.stem, arrays[x], arrays[y], groups)
+            return _split(path.stem, arrays[x], arrays[y], groups, task)
     raise DataError(
         f"{path} holds {', '.join(sorted(arrays)) or 'nothing'}; it needs x_train, y_train, x_test, y_test, or x and y"
     )
 
 
-def _split(name: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None) -> Dataset:
+def _split(name: str, x: np.ndarray, y: np.ndarray, groups: np.ndarray | None, task: str | None) -> Dataset:
     for part, array in (("y", y), ("groups", groups)):
-        if array is not None and array.shape != x.shape[:1]:
+        if array is not None and array.shape[: 1 if part == "y" else None] != x.shape[:1]:
             raise DataError(f"data set {name!r}: {part} has shape {list(array.shape)}, but x has {len(x)} rows")
-    test = stratified_subset(y, len(y) // TEST_FRACTION, numpy_generator(0, "data", "test"))
+    whole = Dataset.from_arrays(name, x, y, x[:0], y[:0], task=task)
+    strata = whole.task.strata(whole.y_train)
+    test = stratified_subset(strata, len(y) // TEST_FRACTION, numpy_generator(0, "data", "test"))
     train = np.delete(np.arange(len(y)), test)
     return Dataset.from_arrays(
-        name, x[train], y[train], x[test], y[test], groups=None if groups is None else groups[train]
+        name,
+        x[train],
+        y[train],
+        x[test],
+        y[test],
+        groups=None if groups is None else groups[train],
+        task=whole.task.name,
     )
 
 

@@ -1,41 +1,66 @@
-"""Data as companies have it: a folder of images by class, or a table with a column of labels."""
+"""Data as companies have it: a folder of images by class, or a table with columns of targets."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from interfuse.data.dataset import Dataset
+from interfuse.data.task import Classification
 from interfuse.errors import DataError, nearest
 
 TABLES = (".csv", ".parquet")
 
 
-def load_table(path: Path, label: str, classes: Sequence[str] | None = None) -> Dataset:
-    """All rows of a CSV (with a head line) or Parquet file as training rows: numbers, and one column of labels.
+def load_table(
+    path: Path, label: str | Sequence[str], classes: Sequence[str] | None = None, task: str | None = None
+) -> Dataset:
+    """All rows of a CSV (with a head line) or Parquet file as training rows: numbers, and columns of targets.
 
     Args:
+        label: The column of targets, or several.
         classes: The values of the label column in the order of their numbers; None: those that are there, sorted.
+        task: A name of :data:`.task.TASKS`. None: a single column has classes, unless all of it is numbers and some are
+            not whole; of several see :meth:`Dataset.from_arrays`.
 
     Raises:
         DataError: the file cannot be read, has no such column, or a value that is no number.
     """
     columns = _parquet(path) if path.suffix == ".parquet" else _csv(path)
-    if label not in columns:
-        raise DataError(f"{path} has no column {label!r}: {nearest(label, columns)}")
-    y, names = _numbered([str(value) for value in columns.pop(label)], classes, path)
+    labels = [label] if isinstance(label, str) else list(label)
+    for name in labels:
+        if name not in columns:
+            raise DataError(f"{path} has no column {name!r}: {nearest(name, columns)}")
+    targets = {name: columns.pop(name) for name in labels}
+    if not columns:
+        raise DataError(f"{path} has no column beside {', '.join(map(repr, labels))}")
+    x = _stacked(path, columns)
+    if len(labels) == 1 and task in (None, Classification.name) and (classes or task or not _fractional(targets)):
+        y, names = _numbered([str(value) for value in targets[labels[0]]], classes, path)
+        return _training_rows(path.stem, x, y, names)
+    return _training_rows(path.stem, x, _stacked(path, targets), labels, task)
+
+
+def _fractional(columns: Mapping[str, Sequence[object]]) -> bool:
+    """Whether all of it is numbers, and some are not whole."""
+    try:
+        values = np.asarray(list(columns.values()), dtype=np.float64)
+    except (TypeError, ValueError):
+        return False
+    return bool(np.isfinite(values).all() and (values != np.trunc(values)).any())
+
+
+def _stacked(path: Path, columns: Mapping[str, Sequence[object]]) -> np.ndarray:
     values = []
     for name, column in columns.items():
         try:
             values.append(np.asarray(column, dtype=np.float32))
         except (TypeError, ValueError) as error:
             raise DataError(f"{path}: column {name!r} is not all numbers: {error}") from error
-    if not values:
-        raise DataError(f"{path} has no column beside {label!r}")
-    return _training_rows(path.stem, np.stack(values, axis=1), y, names)
+    return np.stack(values, axis=1)
 
 
 def load_folder(path: Path, classes: Sequence[str] | None = None) -> Dataset:
@@ -97,5 +122,7 @@ def _numbered(labels: Sequence[str], classes: Sequence[str] | None, path: Path) 
     return np.array([number[label] for label in labels], np.int64), names
 
 
-def _training_rows(name: str, x: np.ndarray, y: np.ndarray, names: list[str]) -> Dataset:
-    return Dataset.from_arrays(name, x, y, x[:0], y[:0], class_names=names)
+def _training_rows(
+    name: str, x: np.ndarray, y: np.ndarray, names: list[str], task: str | None = Classification.name
+) -> Dataset:
+    return Dataset.from_arrays(name, x, y, x[:0], y[:0], class_names=names, task=task)

@@ -307,6 +307,8 @@ class LanguageModelling(Task):
         return "" if bool(counted.all()) else f"has tokens other than 0 to {self.tokens - 1} and {IGNORED}"
 
 
+UNITS = frozenset({"classes", "outputs", "labels", "tokens"})
+"""What tasks can be about: the names of the sizes that they bind."""
 TASKS = (Classification.name, Regression.name, MultiLabel.name)
 """What can be said of targets in a file."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from interfuse import wire
+from interfuse.data.task import IGNORED
 from interfuse.errors import MessageError
 from interfuse.messages.records import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, mapped
 from interfuse.numerics import aligned
@@ -20,8 +22,24 @@ def _unsigned(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.uint16 if classes <= 65536 else torch.uint32
 
 
+_TARGETS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "classes": (UNSIGNED, ("batch",)),
+    "outputs": (("float32",), ("batch", "outputs")),
+    "labels": (("float32",), ("batch", "labels")),
+    "tokens": (("int64",), ("batch", "time")),
+}
+"""Types and dimensions of targets, by the size that a task binds."""
+
+
+def _in_run(leaf: Leaf, dims: Dims) -> Leaf:
+    """The leaf with what the run's task says of targets."""
+    unit = next((unit for unit in _TARGETS if unit in dims), None) if leaf.targets else None
+    return leaf if unit is None else replace(leaf, dtypes=_TARGETS[unit][0], dims=_TARGETS[unit][1])
+
+
 def _declared(leaf: Leaf, dtype: torch.dtype, dims: Dims) -> torch.dtype:
     """The dtype in which a tensor of this leaf travels. ``UInt`` is the smallest that holds the run's classes."""
+    leaf = _in_run(leaf, dims)
     if leaf.dtypes is None:
         return dtype
     if leaf.dtypes == UNSIGNED:
@@ -75,15 +93,27 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
         if finite and tensor.dtype.is_floating_point and not _finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
-        if leaf.disclosure is Disclosure.LABELS and "classes" in dims and tensor.numel():
-            # comparison is not implemented for PyTorch's wider unsigned types
-            highest = int(tensor.to(torch.int64).max())
-            if highest >= dims["classes"]:
-                raise MessageError(name, path, f"labels below {dims['classes']}", f"label {highest}")
+        if leaf.disclosure is Disclosure.LABELS and tensor.numel():
+            _check_labels(name, path, leaf, tensor, dims)
         return tensor
 
     mapped(message, change)
     return message
+
+
+def _check_labels(name: str, path: str, leaf: Leaf, tensor: Tensor, dims: Dims) -> None:
+    """Labels are bounded by what they mean."""
+    if "classes" in dims:
+        # comparison is not implemented for PyTorch's wider unsigned types
+        highest = int(tensor.to(torch.int64).max())
+        if highest >= dims["classes"]:
+            raise MessageError(name, path, f"labels below {dims['classes']}", f"label {highest}")
+    elif leaf.targets and "labels" in dims and not bool(((tensor >= 0) & (tensor <= 1)).all()):
+        raise MessageError(name, path, "labels from 0 to 1", "others")
+    elif leaf.targets and "tokens" in dims:
+        known = (tensor >= 0) & (tensor < dims["tokens"]) | (tensor == IGNORED)
+        if not bool(known.all()):
+            raise MessageError(name, path, f"tokens below {dims['tokens']}, or {IGNORED}", "others")
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -102,6 +132,7 @@ def check_declared(
     bound: dict[tuple[str, str], int],
 ) -> None:
     """What can be checked of a tensor without having it."""
+    leaf = _in_run(leaf, dims)
     if leaf.dtypes is not None and dtype != (wanted := _declared(leaf, dtype, dims)):
         raise MessageError(name, path, str(wanted), str(dtype))
     if leaf.named and keys is not None:

@@ -75,6 +75,10 @@ NamedTensors = dict[str, Tensor]
 Data = Annotated[Shaped[Tensor, "batch ..."], Disclosure.DATA]
 Features = Annotated[Float32[Tensor, "batch d"], Disclosure.FEATURES]
 Labels = Annotated[UInt[Tensor, "batch"], Disclosure.LABELS]
+Targets = Annotated[Shaped[Tensor, "batch ..."], Disclosure.LABELS]
+"""As the task has them: class numbers travel like :data:`Labels`; others are Float32 [batch, outputs], Float32 [batch,
+labels], or Int64 [batch, time].
+"""
 Logits = Annotated[Float32[Tensor, "batch classes"], Disclosure.LOGITS]
 Prototypes = Annotated[Float32[Tensor, "classes d"], Disclosure.PROTOTYPES]
 ClassCounts = Annotated[Float32[Tensor, "classes"], Disclosure.STATISTICS]
@@ -145,6 +149,11 @@ class Leaf:
     def lasting(self) -> bool:
         """Whether it means the same each time it is sent, so that what rounding lost can be sent later."""
         return self.disclosure in (Disclosure.PARAMETERS, Disclosure.ADAPTERS)
+
+    @property
+    def targets(self) -> bool:
+        """Whether it is labels whose type is left open: targets as the task has them."""
+        return self.disclosure is Disclosure.LABELS and self.dims is not None and self.dtypes is None
 
     @property
     def field(self) -> str:

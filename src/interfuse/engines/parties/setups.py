@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
-from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, Share, Task, make_shares
+from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, PublicData, Share, Task, make_shares
 from interfuse.engines.parties.contract import Contract, Facts, Shapes
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import CommonTest, common_test, evaluation_on
@@ -64,6 +64,10 @@ class _OfContract:
     @property
     def task(self) -> Task:
         return task_of(self.contract)
+
+    @property
+    def public(self) -> PublicData | None:
+        return None
 
     @cached_property
     def codecs(self) -> Codecs:
