@@ -17,7 +17,7 @@ from torch.nn import functional
 from interfuse.client import Client
 from interfuse.data import Batch
 from interfuse.handler import Program
-from interfuse.messages import Disclosure, Features, Labels, Message
+from interfuse.messages import Disclosure, Features, Message, Targets
 from interfuse.method import Count
 from interfuse.models import SplitModel
 from interfuse.privacy import log_reported, randomised_response
@@ -29,10 +29,10 @@ Epsilon = Annotated[float, Gt(0), Le(30)]
 
 
 class FusionOutputs(Message):
-    """One minibatch of a client at the fusion layer: z = base(x), and its labels."""
+    """One minibatch of a client at the fusion layer: z = base(x), and its targets."""
 
     z: Features
-    y: Labels
+    y: Targets
 
 
 class FusionPairs(Message):
@@ -92,18 +92,19 @@ class FusionSharing(Program):
             y, client.dims["classes"], self.label_epsilon, noise[torch.from_numpy(positions)].to(y.device)
         )
 
-    def likelihood(self) -> Objective:
-        """How a modular block learns from labels as they were uploaded."""
-        return partial(likelihood, epsilon=self.label_epsilon)
+    def likelihood(self, client: Client[Any]) -> Objective:
+        """How a modular block learns from targets as they were uploaded."""
+        epsilon = self.label_epsilon
+        return client.modular_loss if epsilon is None else partial(likelihood, epsilon=epsilon)
 
     def mixed_likelihood(self, labels: Float32[Tensor, "mixtures classes"]) -> Objective:
         """The same for mixed labels."""
         return partial(mixed_likelihood, labels=labels, epsilon=self.label_epsilon)
 
 
-def likelihood(model: SplitModel, batch: Batch, step: int, *, epsilon: float | None) -> Tensor:
-    """The mean negative log-likelihood of labels reported with this epsilon (None: true ones), from features."""
-    return functional.nll_loss(_log_probabilities(model, batch.features, epsilon), batch.y)
+def likelihood(model: SplitModel, batch: Batch, step: int, *, epsilon: float) -> Tensor:
+    """The mean negative log-likelihood of labels reported with this epsilon, from features."""
+    return functional.nll_loss(_log_probabilities(model, batch.features, epsilon), batch.y.long())
 
 
 def mixed_likelihood(

@@ -17,7 +17,7 @@ from interfuse.messages import Disclosure, State
 from interfuse.method import Count, Fraction, Method, NonNegative, Steps
 from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.training import LearningRate, Objective, OptimizerName, cross_entropy
+from interfuse.training import LearningRate, Objective, OptimizerName
 
 __all__ = ["IFL", "FusionOutputs", "FusionPairs"]
 
@@ -94,7 +94,7 @@ class IFL(FusionSharing, Method):
     def fit_base(self, client: Client) -> None:
         """The base phase: tau steps on the base block, the modular block frozen."""
         client.fit(
-            cross_entropy, train="base", steps=self.local_steps, batch_size=self.batch_size, lr=self.base_lr,
+            client.loss, train="base", steps=self.local_steps, batch_size=self.batch_size, lr=self.base_lr,
             optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
         )  # fmt: skip
 
@@ -108,10 +108,10 @@ class IFL(FusionSharing, Method):
 
     @on_client
     def train_modular(self, client: Client, fused: FusionPairs) -> None:
-        batches = [Batch(pair.z, pair.y.long()) for pair in fused.pairs]
+        batches = [Batch(pair.z, pair.y) for pair in fused.pairs]
         if self.modular_update == "joint":
             batches = [Batch(torch.cat([b.features for b in batches]), torch.cat([b.y for b in batches]))]
-        self.fit_modular(client, batches, self.likelihood())
+        self.fit_modular(client, batches, self.likelihood(client))
 
     @on_client
     def train_on_mixtures(self, client: Client, mixtures: Mixtures) -> None:

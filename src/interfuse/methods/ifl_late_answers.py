@@ -68,7 +68,7 @@ class IFLLateAnswers(LateJoining, IFL):
 
     @on_client
     def answer(self, client: Client, question: Question) -> Reply:
-        return Reply(gradient_of_features(self.likelihood(), client.model, Batch(question.z, question.y.long())))
+        return Reply(gradient_of_features(self.likelihood(client), client.model, Batch(question.z, question.y)))
 
     @on_client
     def learn(self, client: Client, reply: Reply) -> None:
