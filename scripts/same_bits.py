@@ -70,8 +70,7 @@ def carry_out_all(methods: Iterable[str], folder: Path) -> None:
     """All runs of this process's tree, and what they left, in ``found.json``."""
     source = Path(os.environ["PYTHONPATH"]).resolve()
     assert Path(interfuse.__file__).resolve().is_relative_to(source), f"{interfuse.__file__} is not in {source}"
-    if hasattr(interfuse, "report"):  # a report takes longer than the run; where this has no effect, so be it
-        interfuse.report.write = lambda folder: folder
+    interfuse.report.write = lambda folder: folder  # a report takes longer than the run
     found: dict[str, dict[str, Any]] = {method: {} for method in methods}
     for method, variant in product(found, VARIANTS):
         path = folder / method / variant.replace(" ", "-")
@@ -160,8 +159,24 @@ def committed(commits: Path) -> Flat:
                 if key != "__metadata__":
                     first, last = (start + offset for offset in entry["data_offsets"])
                     value = digest(entry["dtype"], entry["shape"], content[first:last])
-                    found.setdefault(f"{owner} {key}", []).append(value)
+                    found.setdefault(canonical(f"{owner} {key}"), []).append(value)
     return {name: " ".join(sorted(values)) for name, values in found.items()}
+
+
+RENAMED = (
+    (r"(client \d+) networks/model/", r"\1 model/"),
+    (r"(client \d+) optimizers/", r"\1 optimizer/"),
+    (r"(client \d+) order/place", r"\1 order"),
+    (r"(client \d+) begun", r"\1 created"),
+    (r"server (state|optimizers|networks/[^/]+)/", "server "),
+)
+"""How one owned tensor is named since all of a party's stand together, and how it was named before."""
+
+
+def canonical(name: str) -> str:
+    for new, old in RENAMED:
+        name = re.sub(f"^{new}", old, name)
+    return name
 
 
 def digest(dtype: object, shape: list[int], data: bytes) -> str:

@@ -96,14 +96,14 @@ def test_shares_are_rows_of_the_data_set_normalised() -> None:
 
 def test_an_empty_share_of_validation_has_no_batches() -> None:
     f = federation(Local(), shares=shares_of(range(10)))
-    assert list(resident(f, 0).client.data.validation()) == []
+    assert list(resident(f, 0).data.validation()) == []
 
 
 # --- fit ------------------------------------------------------------------------------------------
 
 
 def client_of(**settings: Any) -> Client[Any]:
-    return resident(federation(Local(), models=[wide], **settings), 0).client
+    return resident(federation(Local(), models=[wide], **settings), 0)
 
 
 @pytest.mark.parametrize("given_", [{}, {"steps": 1, "epochs": 1}, {"steps": 1, "batches": []}])
@@ -156,7 +156,7 @@ def test_given_batches_leave_the_order_alone() -> None:
 
 
 def test_tensors_are_those_that_travel_under_a_policy() -> None:
-    client = resident(federation(Local(), models=["cnn-bn"], dataset=tiny_dataset(shape=(1, 4, 4))), 0).client
+    client = resident(federation(Local(), models=["cnn-bn"], dataset=tiny_dataset(shape=(1, 4, 4))), 0)
     trainable = {key for key, _ in client.model.named_parameters()}
     assert client.tensors(buffers=BufferPolicy.LOCAL).keys() == trainable
     everything = client.tensors().keys()
@@ -165,7 +165,7 @@ def test_tensors_are_those_that_travel_under_a_policy() -> None:
 
 
 def test_recalibration_does_not_touch_the_order() -> None:
-    client = resident(federation(Local(), models=["cnn-bn"], dataset=tiny_dataset(shape=(1, 4, 4))), 0).client
+    client = resident(federation(Local(), models=["cnn-bn"], dataset=tiny_dataset(shape=(1, 4, 4))), 0)
     client.batch(5)
     before = {key: buffer.clone() for key, buffer in client.model.named_buffers()}
     client.recalibrate(8)

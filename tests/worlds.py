@@ -16,12 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from interfuse.client import ClientId
-from interfuse.clients import Answer, Engine, Request
+from interfuse.client import Client, ClientId
+from interfuse.clients import Answer, Engine, Kept, Request
 from interfuse.clock import UNIFORM, Devices
 from interfuse.data import IID, Classification, Dataset, EpochOrder, Normalisation, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
-from interfuse.engines.host import Resident
 from interfuse.evaluation import evaluation
 from interfuse.federation import Federation, check
 from interfuse.handler import Handler
@@ -31,7 +30,7 @@ from interfuse.methods import find
 from interfuse.methods.fedin import PARTS, FedIN
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
-from interfuse.wire import Codecs, Entry, FileRecord, load_tensors
+from interfuse.wire import Codecs, Entry, load_tensors
 
 PLAIN = Normalisation(1.0, (0.0,), (1.0,))
 """Leaves floats as they are."""
@@ -203,11 +202,11 @@ class Recorder:
     def end_round(self) -> None:
         self.inner.end_round()
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        return self.inner.save(folder, suffix)
+    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
+        return self.inner.changed(kept)
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
-        self.inner.load(folder, files)
+    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
+        self.inner.restore(owned)
 
     def close(self) -> None:
         self.inner.close()
@@ -220,15 +219,14 @@ def in_process(federation: Federation) -> InProcess:
     return engine
 
 
-def resident(federation: Federation, client: ClientId) -> Resident:
-    """A client with all it owns, live, in its engine; made if it was never called."""
-    host = in_process(federation)._host
-    return host._residents.get(client) or host._settle(client)
+def resident(federation: Federation, client: ClientId) -> Client[Any]:
+    """A client with all it owns, live, in its engine, with modules at work; made if it was never called."""
+    return in_process(federation)._host.visit(client)
 
 
 def live_model(federation: Federation, client: ClientId) -> SplitModel:
     """The model of a client that keeps it between rounds; changing it changes the client."""
-    return resident(federation, client).client.model
+    return resident(federation, client).model
 
 
 def weights_of(federation: Federation, client: ClientId, part: str | None = None) -> dict[str, Tensor]:

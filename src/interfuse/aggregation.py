@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import chain
@@ -58,53 +58,73 @@ def coverage(server: Mapping[str, Tensor], plans: Iterable[Plan]) -> dict[str, I
     return counts
 
 
-@torch.no_grad()
-def counted_mean(server: Mapping[str, Tensor], updates: Sequence[Update]) -> dict[str, Tensor]:
-    """Element by element, the weighted mean over the clients that hold the element: Σ w·value / Σ w.
+class Mean:
+    """Element by element, the weighted mean over the clients that hold the element, client by client.
 
-    An element nobody sent keeps the server's value, and so do integer tensors (counters of normalisation layers). The
-    mean is carried along in the order of ``updates``, in the dtype of the server's tensor: the value of a single
-    holder, and a value that all holders agree on, come out bit for bit. The results are new tensors.
-
-    Raises:
-        ConfigError: a weight is not positive and finite.
-        ModelError: a plan does not fit the server's tensors, or the values do not fit their plan.
+    It holds one model, however many clients are added. An element nobody sent keeps the server's value, and so do
+    integer tensors (counters of normalisation layers). The mean is carried along in the order in which clients are
+    added, in the dtype of the server's tensor: the value of a single holder, and a value that all holders agree on,
+    come out bit for bit.
     """
-    for _, _, weight in updates:
+
+    def __init__(self, server: Mapping[str, Tensor]) -> None:
+        self._server = server
+        self._means: dict[str, Tensor] = {}
+        self._totals: dict[str, float | Tensor] = dict.fromkeys(server, 0.0)  # of an element, where they differ
+
+    @torch.no_grad()
+    def add(self, plan: Plan, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
+        """Add what a client sent: a value for every floating-point tensor of its plan.
+
+        Raises:
+            ConfigError: the weight is not positive and finite.
+            ModelError: the plan does not fit the server's tensors, or the values do not fit the plan.
+        """
         if not (math.isfinite(weight) and weight > 0):
             raise ConfigError(f"the weight of a client must be positive and finite, not {weight}")
-    for plan, values, _ in updates:
-        _check(server, plan, values)
-    return {
-        key: _mean(key, old, [(plan[key], values[key], weight) for plan, values, weight in updates if key in plan])
-        if old.is_floating_point()
-        else old.clone()
-        for key, old in server.items()
-    }
+        _check(self._server, plan, values)
+        for key, index in plan.items():
+            if self._server[key].is_floating_point():
+                self._add(key, index, values[key], weight)
 
-
-def _mean(key: str, old: Tensor, sent: Sequence[tuple[Index | None, Tensor, float]]) -> Tensor:
-    mean = old.clone(memory_format=torch.contiguous_format)
-    # Not a sum divided at the end: a running mean returns equal values unchanged, and cannot overflow.
-    if all(index is None for index, _, _ in sent):
-        total = 0.0
-        for number, (_, value, weight) in enumerate(sent):
-            total += weight
-            if number == 0:
+    def _add(self, key: str, index: Index | None, value: Tensor, weight: float) -> None:
+        old, before = self._server[key], self._totals[key]
+        if key not in self._means:
+            self._means[key] = old.clone(memory_format=torch.contiguous_format)
+        mean = self._means[key]
+        value = value.to(mean)
+        # Not a sum divided at the end: a running mean returns equal values unchanged, and cannot overflow.
+        if index is None and isinstance(before, float):
+            self._totals[key] = before + weight
+            if before == 0:
                 mean.copy_(value)
             else:
-                mean.lerp_(value.to(mean), weight / total)
-        return mean
-    totals = torch.zeros_like(mean, dtype=torch.float64)
-    for index, value, weight in sent:
+                mean.lerp_(value, weight / (before + weight))
+            return
+        totals = torch.full_like(mean, before, dtype=torch.float64) if isinstance(before, float) else before
         grid = _grid(key, old, index)
-        before = totals[grid]
-        after = before + weight
-        value = value.to(mean)
+        known = totals[grid]
+        after = known + weight
         moved = mean[grid].lerp(value, (weight / after).to(mean.dtype))
-        mean[grid] = torch.where(before == 0, value, moved)
+        mean[grid] = torch.where(known == 0, value, moved)
         totals[grid] = after
-    return mean
+        self._totals[key] = totals
+
+    def result(self) -> dict[str, Tensor]:
+        """The mean of what was added, as new tensors by key."""
+        return {key: self._means[key] if key in self._means else old.clone() for key, old in self._server.items()}
+
+
+def counted_mean(server: Mapping[str, Tensor], updates: Iterable[Update]) -> dict[str, Tensor]:
+    """The :class:`Mean` of several updates: Σ w·value / Σ w over those who hold an element.
+
+    Raises:
+        ConfigError, ModelError: as :meth:`Mean.add`.
+    """
+    mean = Mean(server)
+    for plan, values, weight in updates:
+        mean.add(plan, values, weight)
+    return mean.result()
 
 
 def _check(server: Mapping[str, Tensor], plan: Plan, values: Mapping[str, Tensor]) -> None:

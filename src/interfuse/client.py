@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Generic, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from torch import Tensor
-from typing_extensions import TypeVar
 
 from interfuse.aggregation import BufferPolicy, recalibrate, travels
-from interfuse.data import Batch, ClientData, EpochOrder, PublicData, Task
-from interfuse.data.batches import given_public
+from interfuse.data import Batch, ClientData, SampleOrder
 from interfuse.errors import ConfigError
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
+from interfuse.party import Party, S, under
 from interfuse.randomness import Key, generator, uniform
-from interfuse.training import (
-    FitOptions,
-    Fitted,
-    Objective,
-    OptimizerState,
-    fit,
-    supervised,
-    supervised_modular,
-)
-
-S = TypeVar("S", bound=State | None, default=None)
+from interfuse.training import FitOptions, Fitted, Objective
 
 ClientId = int
 
@@ -65,69 +53,43 @@ class Profile:
         return sum(math.prod(shape) for shape in self.keys.values())
 
 
-class Client(Generic[S]):
-    """What a handler may use.
+class Client(Party[S]):
+    """What a handler may use: its party's networks, state and training loop, and its data.
 
     Attributes:
         id: Number of the client, from 0.
         profile: What the server knows of it.
-        state: What ``new_client`` returned, or what a handler put in its place.
-        scratch: Anything one call of a round leaves for a later call of the same round.
-        round: The current round, from 1; 0 during ``start``.
-        dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
-        steps: Gradient steps since the handler began.
+        data: Its share.
+        order: The order in which it visits its training samples.
+        feedback: What rounding has lost of what it sent, by message and path.
     """
-
-    state: S
-    round: int
 
     def __init__(
         self,
         profile: Profile,
-        model: SplitModel,
         data: ClientData,
-        order: EpochOrder,
+        order: SampleOrder,
         dims: Dims,
         secret: int,
         autocast: torch.dtype | None = None,
+        state_type: type[State] | None = None,
     ) -> None:
-        self.id, self.profile, self.model, self.data, self.order, self.dims = (
-            profile.id, profile, model, data, order, dims,
-        )  # fmt: skip
-        self._secret, self._autocast = secret, autocast
+        super().__init__(dims, data.task, data.public, autocast, state_type)
+        self.id, self.profile, self.data, self.order, self._secret = profile.id, profile, data, order, secret
+        self.feedback: dict[str, Tensor] = {}
         self._generator: torch.Generator | None = None
+        self.begun = False
         self.begin(0)
-        self.scratch: dict[str, Any] = {}
-        self.optimizers: dict[str, OptimizerState] = {}
+
+    @property
+    def model(self) -> SplitModel:
+        """The client's model."""
+        return self.network("model")
 
     def begin(self, seed: int, *place: Key) -> None:
         """A handler begins: its place in the run, from which :attr:`generator` is derived."""
         self.steps = 0
         self._seed, self._place, self._generator = seed, place, None
-
-    @property
-    def task(self) -> Task:
-        """What targets and outputs are."""
-        return self.data.task
-
-    @property
-    def public(self) -> PublicData:
-        """Data that everybody in the run has.
-
-        Raises:
-            ConfigError: the run has none.
-        """
-        return given_public(self.data.public)
-
-    @property
-    def loss(self) -> Objective:
-        """The task's loss of the whole model."""
-        return partial(supervised, task=self.task)
-
-    @property
-    def modular_loss(self) -> Objective:
-        """The task's loss of the modular block on features of the fusion layer."""
-        return partial(supervised_modular, task=self.task)
 
     @property
     def generator(self) -> torch.Generator:
@@ -150,21 +112,20 @@ class Client(Generic[S]):
     def fit(
         self,
         losses: Objective | Mapping[str, Objective],
+        batches: Iterable[Batch] | None = None,
         *,
-        batch_size: int = 32,
         steps: int | None = None,
         epochs: int | None = None,
-        batches: Iterable[Batch] | None = None,
+        batch_size: int = 32,
+        network: str = "model",
         keep_optimizer: str | None = None,
         **options: Unpack[FitOptions],
     ) -> Fitted:
-        """Train on the client's data, or on given batches. See :func:`interfuse.training.fit`.
+        """Train on the client's data, or on given batches. See :meth:`.Party.fit`.
 
         Args:
             steps, epochs, batches: Exactly one of them. ``steps`` go on where the last call stopped; ``epochs`` begin
                 with a new one.
-            keep_optimizer: A name under which the optimizer's state is kept until the next call with that name.
-            options: ``lr``, ``train``, ``combine``, ``optimizer``, ``clip``; see :class:`.training.FitOptions`.
         """
         if sum(given is not None for given in (steps, epochs, batches)) != 1:
             raise ConfigError("fit needs exactly one of steps, epochs and batches")
@@ -172,13 +133,18 @@ class Client(Generic[S]):
             batches = self.data.batches(self.order.take(batch_size) for _ in range(steps))
         elif epochs is not None:
             batches = self.data.batches(self.order.epochs(epochs, batch_size))
-        assert batches is not None
-        slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        done = fit(
-            self.model, losses, batches, slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options
-        )
-        self.steps += done.steps
-        return done
+        return super().fit(losses, batches or (), network=network, keep_optimizer=keep_optimizer, **options)
+
+    def owned(self) -> dict[str, Tensor]:
+        order = {f"order/{name}": tensor for name, tensor in self.order.saved().items()}
+        feedback = {f"feedback/{place}": tensor for place, tensor in self.feedback.items()}
+        return super().owned() | order | feedback | {"begun": torch.tensor(self.begun)}
+
+    def restore(self, owned: Mapping[str, Tensor], like: Callable[[str], SplitModel]) -> None:
+        self.begun = bool(owned["begun"])
+        super().restore(owned, like)
+        self.order.restore(under("order/", owned))
+        self.feedback = under("feedback/", owned)
 
     def tensors(
         self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE

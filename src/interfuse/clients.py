@@ -7,10 +7,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import torch
+from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, Work
@@ -20,11 +20,14 @@ from interfuse.messages import Dims, Message, kind_of, settled
 from interfuse.messages.delivery import check, narrow
 from interfuse.messages.encoding import rounded, sizes
 from interfuse.randomness import Key, generator
-from interfuse.wire import NO_CODECS, Codecs, Entry, FileRecord, Heading, Ledger
+from interfuse.wire import NO_CODECS, Codecs, Entry, Heading, Ledger
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message | None)
 R_co = TypeVar("R_co", bound=Message | None, covariant=True)
+
+Fold = Callable[[ClientId, R], object]
+"""What is given the replies of a call one by one."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Request:
     """A client that fails is put back to where it was before the call."""
     undoable: bool = False
     """Until the round ends, :meth:`Engine.undo` can put a client back to where it was before the call."""
+    ordered: bool = False
+    """Answers are wanted one by one in the order of clients: an engine that can holds but a few at a time."""
     deadline: float | None = None
     """Seconds after which, with ``minimum`` replies, an engine of real time takes back what is not done, and answers
     with failures of kind ``late``. In a simulation the virtual clock decides, and engines wait for everybody."""
@@ -66,12 +71,18 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back from one client: its reply or a failure, and the seconds and gradient steps of its work."""
+    """What comes back from one client: its reply or a failure, the seconds and gradient steps of its work, and the
+    sizes of the reply in bytes, raw and on the wire, as who coded or received it has counted them."""
 
     client: ClientId
     reply: Message | Failure | None
     seconds: float
     steps: int = 0
+    size: tuple[int, int] = (0, 0)
+
+
+Kept = Callable[[ClientId], Iterable[Mapping[str, Tensor]]]
+"""From a client to what commits have of it."""
 
 
 class Engine(Protocol):
@@ -93,11 +104,15 @@ class Engine(Protocol):
     def end_round(self) -> None:
         """Forget all scratch."""
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        """Write the owned state that changed since the last save, and say which file now holds whose state."""
+    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
+        """The clients that changed since they were last given, with all that each owns: what a commit writes.
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
-        """Put all clients back to a saved state; those without a file to their beginning."""
+        Args:
+            kept: What earlier commits still have of a client, for an engine whose clients keep files of their own.
+        """
+
+    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
+        """Put these clients back to what they owned, all others to their beginning."""
 
     def close(self) -> None: ...
 
@@ -236,18 +251,44 @@ class Clients:
 
     @overload
     def call(
-        self, handler: Handler[None, R], message: None = None, *, minimum: int | None = None,
+        self,
+        handler: Handler[None, R],
+        message: None = None,
+        *,
+        minimum: int | None = None,
         deadline: float | None = None,
-    ) -> Replies[R]: ...  # fmt: skip
+    ) -> Replies[R]: ...
     @overload
     def call(
-        self, handler: Handler[M, R], message: M | Mapping[ClientId, M], *, minimum: int | None = None,
+        self,
+        handler: Handler[M, R],
+        message: M | Mapping[ClientId, M],
+        *,
+        minimum: int | None = None,
         deadline: float | None = None,
-    ) -> Replies[R]: ...  # fmt: skip
+    ) -> Replies[R]: ...
+    @overload
     def call(
-        self, handler: Handler[Any, Any], message: Any = None, *, minimum: int | None = None,
+        self, handler: Handler[None, R], message: None = None, *, each: Fold[R], minimum: int | None = None
+    ) -> Replies[None]: ...
+    @overload
+    def call(
+        self,
+        handler: Handler[M, R],
+        message: M | Mapping[ClientId, M],
+        *,
+        each: Fold[R],
+        minimum: int | None = None,
+    ) -> Replies[None]: ...
+    def call(
+        self,
+        handler: Handler[Any, Any],
+        message: Any = None,
+        *,
+        each: Fold[Any] | None = None,
+        minimum: int | None = None,
         deadline: float | None = None,
-    ) -> Replies[Any]:  # fmt: skip
+    ) -> Replies[Any]:
         """Run a handler on these clients and wait for their replies.
 
         Tensors are detached, narrowed to the declared dtype and copied on the way; sizes go to the ledger.
@@ -255,6 +296,8 @@ class Clients:
         Args:
             message: One message for all, or one each in a mapping by client; clients without one are left out. The very
                 same message for all is a broadcast.
+            each: Is given the replies one by one, in the order of clients, instead of all of them being returned: a
+                mean over a thousand clients then holds a few models, not a thousand. What it raises ends the round.
             minimum: How many replies are enough. A client that fails is then put back to where it was and stays out
                 of this call; by default any failure ends the round.
             deadline: Seconds, virtual ones in a simulation, after which nobody is waited for any more, once
@@ -269,8 +312,10 @@ class Clients:
         check_handler(handler)
         exchange, began = self._exchange, time.perf_counter()
         wanted = (len(message) if isinstance(message, Mapping) else len(self.ids)) if minimum is None else minimum
+        if each is not None and deadline is not None:
+            raise ConfigError("each with a deadline: who is late is known only when all have replied; leave one out")
         if deadline is None or exchange.heading == "evaluation":
-            answers = self._send(handler, message, recoverable=minimum is not None)
+            answers = self._send(handler, message, each=each, recoverable=minimum is not None)
             if exchange.heading != "evaluation":
                 begins = {client: found.arrives for client, found in exchange.outstanding.items()}
                 exchange.clock.wait_for_all(begins, answers.work)
@@ -366,6 +411,7 @@ class Clients:
         handler: Handler[Any, Any],
         message: Any,
         *,
+        each: Fold[Any] | None = None,
         recoverable: bool = False,
         deadline: float | None = None,
         minimum: int = 0,
@@ -375,23 +421,27 @@ class Clients:
         path = exchange.path_of(handler.program)
         request = Request(
             path, handler.name, exchange.heading, exchange.round, exchange.handler_calls[path, handler.name],
-            recoverable, deadline is not None, deadline, minimum,
+            recoverable, deadline is not None, each is not None, deadline, minimum,
         )  # fmt: skip
         exchange.handler_calls[path, handler.name] += 1
         exchange.calls += 1
         exchange.moved.clear()
         outgoing = self._outgoing(declaration.message_type, message, request)
         found = _Answers({}, [], {})
-        for answer in sorted(exchange.engine.call(request, outgoing), key=lambda a: a.client):
+        for answer in _in_order(exchange.engine.call(request, outgoing), list(outgoing)):
             exchange.seconds["local work, all clients"] += answer.seconds
             exchange.steps += answer.steps
             if isinstance(answer.reply, Failure):
                 found.failures.append(answer.reply)
             else:
                 try:
-                    found.replies[answer.client] = self._incoming(declaration.reply_type, answer, request)
+                    reply = self._incoming(declaration.reply_type, answer, request)
                 except MessageError as error:
                     found.failures.append(Failure(answer.client, str(error)))
+                else:
+                    if each is not None:
+                        each(answer.client, reply)
+                    found.replies[answer.client] = reply if each is None else None
             down, up = (exchange.moved[answer.client, way] for way in ("down", "up"))
             found.work[answer.client] = Work(answer.steps, down, up)
         return found
@@ -453,8 +503,7 @@ class Clients:
             raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
         if reply is None:
             return None
-        size = sizes(reply, request.codecs(self._exchange.codecs))
-        self._count(answer.client, "up", reply, size, "unicast", request)
+        self._count(answer.client, "up", reply, answer.size, "unicast", request)
         return reply
 
     def _count(
@@ -474,3 +523,15 @@ class Clients:
         )
         self._exchange.ledger.append(entry)
         self._exchange.moved[client, direction] += entry.wire
+
+
+def _in_order(answers: Iterable[Answer], clients: Sequence[ClientId]) -> Iterator[Answer]:
+    """The answers in the order of clients. One that comes early waits for its turn, and is not held after it."""
+    early: dict[ClientId, Answer] = {}
+    turn = 0
+    for answer in answers:
+        early[answer.client] = answer
+        while turn < len(clients) and clients[turn] in early:
+            yield early.pop(clients[turn])
+            turn += 1
+    yield from (early[client] for client in sorted(early))

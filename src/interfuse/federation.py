@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interfuse.client import ClientId
 from interfuse.clients import Clients, Engine, Exchange, Outstanding
 from interfuse.data import Task
 from interfuse.data.task import UNITS
@@ -17,6 +18,8 @@ from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import Program, handlers, programs
 from interfuse.messages import UNSIGNED, Message, Precision, flatten, kind_of, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
+from interfuse.models import SplitModel, make
+from interfuse.party import Held
 from interfuse.randomness import seeded
 from interfuse.server import Server
 from interfuse.setup import Serving, Setup, check_fusion, check_setup
@@ -133,12 +136,17 @@ def check_codecs(codecs: Codecs, method: Method) -> None:
 class Federation:
     """Runs a method on an engine. Owned state of both sides can be saved between rounds and put back."""
 
-    def __init__(self, setup: Serving, engine: Engine, ledger: Ledger | None = None) -> None:
-        self.setup, self.engine, self.method = setup, engine, setup.method
+    def __init__(self, setup: Serving, engine: Engine, ledger: Ledger | None = None, rounds: int = 0) -> None:
+        self.setup, self.engine, self.method, self.rounds = setup, engine, setup.method, rounds
         self.exchange = Exchange(
-            engine, ledger or Ledger(), setup.dims, setup.seed,
-            setup.programs_with(setup.method), setup.make_clock(), codecs=setup.codecs,
-        )  # fmt: skip
+            engine,
+            ledger or Ledger(),
+            setup.dims,
+            setup.seed,
+            setup.programs_with(setup.method),
+            setup.make_clock(),
+            codecs=setup.codecs,
+        )
         self.clients = Clients(self.exchange, engine.profiles)
         self.round = 0
         self._forget_server()
@@ -148,14 +156,24 @@ class Federation:
         self.server: Server[Any] = Server(
             setup.seed,
             setup.dims,
-            lambda architecture, name: setup.build(architecture, "server", name),
+            self._built,
             setup.inputs,
             setup.task,
             setup.public,
             setup.numerics.autocast,
+            state_type(self.method.start),
+            self.rounds,
         )
         self.server.state = None
+        for name, network in self.method.networks(None, setup.dims).items():
+            place = ("network", name, "server")
+            made = make(network.build, setup.seed, *place, device=setup.device, numerics=setup.numerics)
+            self.server.networks[name] = Held(network.keeps)
+            self.server.networks[name].own(made)
         self._written: dict[str, object] = {}
+
+    def _built(self, architecture: str, name: str) -> SplitModel:
+        return self.setup.build(architecture, "server", name)
 
     def start(self) -> None:
         """What happens once, before the first round."""
@@ -166,12 +184,15 @@ class Federation:
         self.engine.end_round()
 
     def run_round(self) -> None:
-        """One round of the method."""
+        """One round of the method; after the last one, what it does to finish."""
         self.round += 1
         self._enter(self.round, "training")
+        state = self.server.state
         with self.setup.numerics.applied(), seeded(self.setup.seed, "round", self.round):
-            state = self.server.state
             self.method.round(self.server, self.clients)
+            if self.round == self.rounds:
+                self.engine.end_round()
+                self.method.finish(self.server, self.clients)
         if self.server.state is not state:
             self._settle()
         self.engine.end_round()
@@ -213,40 +234,43 @@ class Federation:
     def save(self, folder: Path) -> Saved:
         """Write what changed since the last save into files named after the round."""
         suffix = f"{self.round:06d}"
-        files = dict(self.engine.save(folder, suffix))
+
+        def write(name: str, tensors: Mapping[str, Tensor]) -> FileRecord:
+            return save_tensors(folder / f"{name}-{suffix}.safetensors", tensors)
+
+        def kept(client: ClientId) -> Iterator[Mapping[str, Tensor]]:
+            return map(load_tensors, folder.glob(f"{_file_of(client)}-*.safetensors"))
+
+        files = {_file_of(c): write(_file_of(c), owned) for c, owned in self.engine.changed(kept)}
         for name, (mark, tensors) in self._server_parts().items():
             if name not in self._written or self._written[name] != mark:
-                files[name] = save_tensors(folder / f"{name}-{suffix}.safetensors", tensors)
+                files[name] = write(name, tensors)
                 self._written[name] = mark
+        on_their_way = self.exchange.outstanding
         return Saved(
-            files, dict(self.server.architectures), dict(self.exchange.clock.times),
-            {str(c): (o.program, o.handler, o.round, o.arrives) for c, o in self.exchange.outstanding.items()},
-        )  # fmt: skip
+            files,
+            dict(self.server.architectures),
+            dict(self.exchange.clock.times),
+            {str(c): (o.program, o.handler, o.round, o.arrives) for c, o in on_their_way.items()},
+        )
 
     def _server_parts(self) -> dict[str, tuple[object, dict[str, Tensor]]]:
-        """The server's state and each of its models as tensors, with a mark that differs after any change."""
-        server, state = self.server, self.server.state
-        slots = {
-            f"{name}/{key}/{slot}": tensor
-            for name, kept in server.optimizers.items()
-            for key, slots in kept.items()
-            for slot, tensor in slots.items()
-        }
-        values = {} if state is None else flatten(state)
+        """What the server owns by file, and the replies on their way, with a mark that differs after any change."""
+        state = _Same(self.server.state)
         parts: dict[str, tuple[object, dict[str, Tensor]]] = {
-            "server": ((_Same(state), _versions(values)), values),
-            "server-optimizers": (tuple((path, _Same(t), t._version) for path, t in slots.items()), slots),
+            name: ((state, _versions(tensors)), tensors) for name, tensors in self.server.parts().items()
         }
         if outstanding := self.exchange.outstanding:
             mark = tuple((client, _Same(found)) for client, found in outstanding.items())
-            parts["server-outstanding"] = (mark, {
-                f"{client}/{path}": tensor
-                for client, found in outstanding.items() if found.reply is not None
-                for path, tensor in flatten(found.reply).items()
-            })  # fmt: skip
-        for number, model in enumerate(server.models.values()):
-            tensors = dict(model.state_dict())
-            parts[f"server-model-{number:03d}"] = (_versions(tensors), tensors)
+            parts["server-outstanding"] = (
+                mark,
+                {
+                    f"{client}/{path}": tensor
+                    for client, found in outstanding.items()
+                    if found.reply is not None
+                    for path, tensor in flatten(found.reply).items()
+                },
+            )
         return parts
 
     def load(self, folder: Path, round: int, saved: Saved) -> None:
@@ -258,30 +282,35 @@ class Federation:
         self._forget_server()
         self.round = round
         self.exchange.enter(round, "training")
-        self.engine.load(folder, saved.files)
+        self.engine.end_round()
+        self.engine.restore(self._clients_of(folder, saved))
         for name, architecture in saved.architectures.items():
             self.server.model(name, architecture)
-        read = {
-            name: {key: t.to(self.setup.device) for key, t in load_tensors(folder / record.name, record.sha256).items()}
-            for name, record in saved.files.items()
-            if name.startswith("server")
-        }
+        owned: dict[str, Tensor] = {}
+        outstanding: dict[str, Tensor] = {}
+        for name, record in saved.files.items():
+            if name.startswith("server"):
+                tensors = load_tensors(folder / record.name, record.sha256)
+                target = outstanding if name == "server-outstanding" else owned
+                target.update({path: tensor.to(self.setup.device) for path, tensor in tensors.items()})
         try:
-            kind = state_type(self.method.start)
-            self.server.state = None if kind is None else unflatten(kind, read["server"])
-            for number, model in enumerate(self.server.models.values()):
-                model.load(read[f"server-model-{number:03d}"])
-            for path, tensor in read["server-optimizers"].items():
-                name, key, slot = path.rsplit("/", 2)
-                self.server.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
+            self.server.restore(owned, self.server.network)
             self.exchange.outstanding = {
-                int(client): self._outstanding(client, *kept, read["server-outstanding"])
-                for client, kept in saved.outstanding.items()
+                int(client): self._outstanding(client, *kept, outstanding) for client, kept in saved.outstanding.items()
             }
         except (InterfuseError, KeyError, ValueError) as error:
             raise RunError(f"the server's commit in {folder} does not fit this run: {error}") from error
         self.exchange.clock.times = dict(saved.times) or self.exchange.clock.times
         self._written = {name: mark for name, (mark, _) in self._server_parts().items()}
+
+    def _clients_of(self, folder: Path, saved: Saved) -> Iterator[tuple[ClientId, dict[str, Tensor]]]:
+        """What clients owned, read one after the other."""
+        for client in self.clients:
+            if (record := saved.files.get(_file_of(client))) is not None:
+                try:
+                    yield client, load_tensors(folder / record.name, record.sha256)
+                except RunError as error:
+                    raise RunError(f"client {client}: {error}") from error
 
     def _outstanding(
         self, client: str, program: str, handler: str, round: int, arrives: float, tensors: Mapping[str, Tensor]
@@ -291,8 +320,15 @@ class Federation:
         return Outstanding(program, handler, round, arrives, None if kind is None else unflatten(kind, own))
 
 
-def _versions(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
-    return tuple(tensor._version for tensor in tensors.values())
+def _file_of(client: ClientId) -> str:
+    return f"client-{client:05d}"
+
+
+def _versions(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, int, int], ...]:
+    """How often tensors were changed, and where those of networks and optimizers lie: scalars of a state are new ones
+    each time they are looked at."""
+    lasting = ("networks/", "optimizers/")
+    return tuple((path, t._version, t.data_ptr() if path.startswith(lasting) else 0) for path, t in tensors.items())
 
 
 class _Same:

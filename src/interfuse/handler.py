@@ -43,10 +43,15 @@ class Handler(Generic[M, R]):
 
 
 class on_client(Generic[M, R]):  # noqa: N801 (reads as a keyword)
-    """Mark a method as work of one client: it takes the client and at most one message, and returns one or None."""
+    """Mark a method as work of one client: it takes the client and at most one message, and returns one or None.
+
+    What the client does not keep is blank when it begins. A handler marked ``@on_client.continuing`` goes on with what
+    earlier ones of the same round left there, and in ``client.scratch``.
+    """
 
     name: str
     owner: type
+    continues = False
 
     @overload
     def __init__(self: on_client[None, R], function: Callable[[Any, C], R]) -> None: ...
@@ -55,6 +60,19 @@ class on_client(Generic[M, R]):  # noqa: N801 (reads as a keyword)
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = cast(Callable[..., R], function)
         self.__doc__ = function.__doc__
+
+    @overload
+    @classmethod
+    def continuing(cls, function: Callable[[Any, C], R]) -> on_client[None, R]: ...
+    @overload
+    @classmethod
+    def continuing(cls, function: Callable[[Any, C, M], R]) -> on_client[M, R]: ...
+    @classmethod
+    def continuing(cls, function: Callable[..., Any]) -> on_client[Any, Any]:
+        """As :class:`on_client`, for a handler that goes on with what earlier ones of the round left."""
+        made: on_client[Any, Any] = cls(function)
+        made.continues = True
+        return made
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.owner, self.name = owner, name

@@ -18,7 +18,11 @@ from interfuse.clients import Clients
 from interfuse.data import Inputs
 from interfuse.errors import ConfigError, Notice, nearest
 from interfuse.handler import Program, handlers, on_client, programs
-from interfuse.messages import Disclosure, Message, State, Weights, disclosed, leaves
+from interfuse.messages import Dims, Disclosure, Message, State, Weights, disclosed, leaves
+from interfuse.party import ALL as ALL
+from interfuse.party import BUFFERS as BUFFERS
+from interfuse.party import NOTHING as NOTHING
+from interfuse.party import Network as Network
 from interfuse.server import Server
 
 Count = Annotated[int, Ge(1)]
@@ -26,12 +30,6 @@ Steps = Annotated[int, Ge(0)]
 Fraction = Annotated[float, Gt(0), Le(1)]
 NonNegative = Annotated[float, Ge(0)]
 
-ALL = frozenset({"all"})
-"""A client keeps its whole model between rounds."""
-NOTHING: frozenset[str] = frozenset()
-"""A client's model is scratch: loaded from messages, gone after the round."""
-BUFFERS = "buffers"
-"""The name under which :meth:`Method.keeps` speaks of normalisation statistics."""
 DEPLOY = "deploy"
 """The handler that puts in place what a client answers with."""
 RETAINABLE = (Disclosure.DATA, Disclosure.FEATURES, Disclosure.LABELS)
@@ -92,6 +90,18 @@ class Method(Program):
         return None
 
     deploy: ClassVar[on_client[Any, None]] = on_client(_load)
+
+    def networks(self, owner: Profile | None, dims: Dims) -> Mapping[str, Network]:
+        """What a party has beside its model, by name: a generator, a proxy, a probe.
+
+        Args:
+            owner: The client's profile; None for the server.
+            dims: Sizes bound for the run.
+        """
+        return {}
+
+    def finish(self, server: Server[Any], clients: Clients) -> None:
+        """Once, after the last round, as a part of it."""
 
     def retains(self) -> frozenset[Disclosure]:
         """What of the clients' messages the server's state still holds when a round is over; commits hold it too."""

@@ -1,52 +1,33 @@
-"""The server as a round sees it: its typed state, its models, and the same training loop."""
+"""The server as a round sees it: its typed state, its networks, and the same training loop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
-from typing import Generic, Unpack
+from collections.abc import Callable
 
 import torch
-from typing_extensions import TypeVar
+from torch import Tensor
 
-from interfuse.data import Batch, Inputs, PublicData, Task
-from interfuse.data.batches import given_public
+from interfuse.data import Inputs, PublicData, Task
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
+from interfuse.party import ALL, NOTHING, Held, Party, S
 from interfuse.randomness import generator
-from interfuse.training import (
-    FitOptions,
-    Fitted,
-    Objective,
-    OptimizerState,
-    fit,
-    supervised,
-    supervised_modular,
-)
-
-S = TypeVar("S", bound=State | None, default=None)
 
 Build = Callable[[str, str], SplitModel]
 """From the name of an architecture and a name that seeds the initial values to a new model."""
 
 
-class Server(Generic[S]):
-    """What ``round`` and ``start`` may use.
+class Server(Party[S]):
+    """What ``round``, ``start`` and ``finish`` may use.
 
     Attributes:
-        state: What ``start`` returned, or what a round put in its place.
-        models: Models that the server owns, by name; ask for one with :meth:`model`.
         generator: Derived for this round.
-        round: The current round, from 1; 0 during ``start``.
-        dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
-        steps: Gradient steps of the server since the round began.
-        task: What targets and outputs are.
+        rounds: Of the whole run.
         inputs: From samples as stored to normalised inputs of a model, for methods that hand over data.
+        architectures: Of the models that the server owns, by name.
     """
 
-    state: S
     generator: torch.Generator
-    round: int
 
     def __init__(
         self,
@@ -57,46 +38,27 @@ class Server(Generic[S]):
         task: Task,
         public: PublicData | None,
         autocast: torch.dtype | None = None,
+        state_type: type[State] | None = None,
+        rounds: int = 0,
     ) -> None:
-        self.dims, self.inputs, self._seed, self._build, self._autocast = dims, inputs, seed, build, autocast
-        self.task, self._public = task, public
-        self.models: dict[str, SplitModel] = {}
+        super().__init__(dims, task, public, autocast, state_type)
+        self.inputs, self.rounds, self._seed, self._build = inputs, rounds, seed, build
         self.architectures: dict[str, str] = {}
-        self.optimizers: dict[str, OptimizerState] = {}
-        self._scratch: dict[str, SplitModel] = {}
-        self._scratch_of_round: set[str] = set()
+        self._blanked: set[str] = set()
         self.enter(0)
 
     def enter(self, round: int, heading: str = "training") -> None:
         """Go to a place in the run."""
-        self._scratch_of_round.clear()
+        self._blanked.clear()
+        self.scratch.clear()
         self.steps = 0
         self.round, self.generator = round, generator(self._seed, "server", heading, round)
 
-    @property
-    def public(self) -> PublicData:
-        """Data that everybody in the run has.
-
-        Raises:
-            ConfigError: the run has none.
-        """
-        return given_public(self._public)
-
-    @property
-    def loss(self) -> Objective:
-        """The task's loss of a whole model."""
-        return partial(supervised, task=self.task)
-
-    @property
-    def modular_loss(self) -> Objective:
-        """The task's loss of a modular block on features of the fusion layer."""
-        return partial(supervised_modular, task=self.task)
-
     def model(self, name: str, architecture: str) -> SplitModel:
         """The server's model of that name, built when first asked for. Its tensors are part of what is committed."""
-        if name not in self.models:
-            self.models[name], self.architectures[name] = self._build(architecture, name), architecture
-        return self.models[name]
+        if name not in self.architectures:
+            self.architectures[name] = architecture
+        return self._network(name, architecture, ALL)
 
     def new_model(self, architecture: str) -> SplitModel:
         """A new model of an architecture, for its initial values; it is not kept."""
@@ -104,26 +66,23 @@ class Server(Generic[S]):
 
     def scratch_model(self, name: str, architecture: str) -> SplitModel:
         """A model to work with inside one round. Its parameters are NaN when a round first asks for it."""
-        if name not in self._scratch:
-            self._scratch[name] = self._build(architecture, name)
-        if name not in self._scratch_of_round:
-            self._scratch_of_round.add(name)
-            self._scratch[name].blank()
-        return self._scratch[name]
+        model = self._network(name, architecture, NOTHING)
+        if name not in self._blanked:
+            self._blanked.add(name)
+            model.blank()
+        return model
 
-    def fit(
-        self,
-        model: SplitModel,
-        losses: Objective | Mapping[str, Objective],
-        batches: Iterable[Batch],
-        *,
-        keep_optimizer: str | None = None,
-        **options: Unpack[FitOptions],
-    ) -> Fitted:
-        """Train one of the server's models. See :func:`interfuse.training.fit`."""
-        slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        done = fit(
-            model, losses, batches, slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options
-        )
-        self.steps += done.steps
-        return done
+    def _network(self, name: str, architecture: str, keeps: frozenset[str]) -> SplitModel:
+        if name not in self.networks:
+            self.networks[name] = Held(keeps)
+            self.networks[name].own(self._build(architecture, name))
+        return self.network(name)
+
+    def parts(self) -> dict[str, dict[str, Tensor]]:
+        """All that lasts by the file that holds it: each network by itself, so that a commit writes what changed."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for path, tensor in self.owned().items():
+            kind, _, rest = path.partition("/")
+            name = f"server-{rest.partition('/')[0]}" if kind == "networks" else "server"
+            found.setdefault(name, {})[path] = tensor
+        return found

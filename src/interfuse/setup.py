@@ -18,9 +18,9 @@ from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method
-from interfuse.models import Builder, SplitModel, measure
+from interfuse.models import Builder, Given, SplitModel, make, measure
 from interfuse.numerics import DEFAULT, Numerics
-from interfuse.randomness import seeded
+from interfuse.randomness import Key
 from interfuse.wire import NO_CODECS, Codecs
 
 
@@ -136,22 +136,24 @@ class Setup:
     codecs: Codecs = NO_CODECS
     public_set: Dataset | None = None
 
+    @cached_property
+    def _given(self) -> Given:
+        return Given()
+
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """A new model of an architecture; its initial values are a function of seed and key."""
         if architecture not in self.architectures:
             raise ModelError(f"no client has the architecture {architecture!r}")
         client = self.architectures.index(architecture)
         dataset = self.datasets[client]
-        return make_model(
-            self.builders[client],
-            dataset.shape,
-            dataset.task.outputs,
-            self.width,
-            self.seed,
-            key,
-            self.device,
-            self.numerics,
-        )
+
+        def build(key: tuple[Key, ...]) -> SplitModel:
+            builder, width, seed = self.builders[client], self.width, self.seed
+            return make_model(
+                builder, dataset.shape, dataset.task.outputs, width, seed, key, self.device, self.numerics
+            )
+
+        return self._given.built(architecture, build, *key)
 
     @cached_property
     def profiles(self) -> dict[ClientId, Profile]:
@@ -311,12 +313,7 @@ def make_model(
     numerics: Numerics,
 ) -> SplitModel:
     """A new model for samples of a shape; its initial values are a function of seed and key."""
-    with seeded(seed, "model", *key):
-        model = builder(shape, outputs, width)
-    model.to(device)
-    if numerics.layout == "channels_last":
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
-    return model
+    return make(partial(builder, shape, outputs, width), seed, "model", *key, device=device, numerics=numerics)
 
 
 def as_inputs(dataset: Dataset, numerics: Numerics, x: Inputs) -> Inputs:

@@ -67,7 +67,7 @@ def test_features_are_those_of_the_whole_share_in_evaluation_mode() -> None:
     rows = range(3, 1100)  # more than a chunk
     f = federation(Local(local_steps=1), models=[noisy], dataset=tiny_dataset(rows=1200), shares=shares_of(rows))
     f.run_round()
-    client = resident(f, 0).client
+    client = resident(f, 0)
     place = (client.order.epoch, client.order.position)
     share = fused_share(client)
     expected = fused(f, 0, weights_of(f, 0))

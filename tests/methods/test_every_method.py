@@ -88,7 +88,7 @@ class Watcher(Recorder):
 
     def _look(self, client: ClientId) -> None:
         assert self.federation is not None
-        for tensor in resident(self.federation, client).client.model.tensors(["base", "modular"]).values():
+        for tensor in resident(self.federation, client).model.tensors(["base", "modular"]).values():
             for row in tensor.reshape(tensor.shape[0], -1):
                 if row.isfinite().all() and row.unique().numel() > 2:
                     self.parameters[row.numpy().tobytes()] = None

@@ -164,7 +164,7 @@ def test_clients_of_one_depth_are_evaluated_equally() -> None:  # U24
     with f.evaluating():
         for client in f.clients:
             held = {key: f.server.state.weights[key] for key in f.clients.profiles[client].keys}
-            assert same_bits(held, resident(f, client).client.model.state_dict())
+            assert same_bits(held, resident(f, client).model.state_dict())
 
 
 def test_models_that_disagree_on_a_shape_are_refused() -> None:
@@ -248,8 +248,8 @@ def test_local_statistics_stay_with_their_client_and_go_on_between_rounds() -> N
     trained = plain_sgd(model, in_epochs(alone.setup, 0, 3, 8), 0.05)
     kept = resident(alone, 0).owned()
     assert same_bits(
-        {f"model/{k}": t for k, t in trained.items() if is_statistic(k)},
-        {k: t for k, t in kept.items() if k.startswith("model/")},
+        {f"networks/model/{k}": t for k, t in trained.items() if is_statistic(k)},
+        {k: t for k, t in kept.items() if k.startswith("networks/model/")},
     )
     f = with_buffers("local", rounds=3)
     own = [{k: t for k, t in resident(f, c).owned().items() if "running" in k} for c in f.clients]
@@ -257,7 +257,7 @@ def test_local_statistics_stay_with_their_client_and_go_on_between_rounds() -> N
     accuracy = evaluate(f, full=True)
     for client in f.clients:
         model = server_copy(f.setup, "cnn-bn", f.server.state.weights)
-        model.load({k.removeprefix("model/"): t for k, t in own[client].items()})
+        model.load({k.removeprefix("networks/model/"): t for k, t in own[client].items()})
         with model.evaluating():
             hits = model(IMAGES.normalise(IMAGES.x_test)).argmax(1) == IMAGES.y_test
         assert accuracy.common[client] == float(hits.double().mean())
@@ -268,10 +268,10 @@ def test_batch_statistics_predict_with_those_of_the_batch() -> None:
     model = server_copy(f.setup, "cnn-bn", f.server.state.weights).train()
     x = IMAGES.normalise(IMAGES.x_test)
     with f.evaluating():
-        mine = resident(f, 0).client.model
+        mine = resident(f, 0).model
         for batch in (x, x[:5] * 3 + 1):
             with mine.evaluating():
-                predicted = f.method.predict(resident(f, 0).client, batch)
+                predicted = f.method.predict(resident(f, 0), batch)
             assert torch.allclose(model(batch), predicted, atol=1e-6)
             with mine.evaluating():
                 assert not torch.allclose(mine(batch), predicted, atol=1e-3)
@@ -283,7 +283,7 @@ def test_recalibrate_takes_the_statistics_of_the_clients_own_data() -> None:
     f = federation(method, models=["cnn-bn"], width=9, dataset=IMAGES, shares=HALVES, rounds=2)
     with f.evaluating():
         for client in f.clients:
-            model = resident(f, client).client.model
+            model = resident(f, client).model
             x = IMAGES.normalise(IMAGES.x_train[torch.from_numpy(HALVES[client].train)])
             convolution = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
             first = next(m for m in model.modules() if isinstance(m, nn.BatchNorm2d))
@@ -325,7 +325,7 @@ def test_groups_are_federations_of_their_own() -> None:  # FedIN, eq. 20 and 21
     )
     with f.evaluating():
         for client, name in enumerate(f.setup.architectures):
-            assert same_bits(of_group(f, name), resident(f, client).client.model.state_dict())
+            assert same_bits(of_group(f, name), resident(f, client).model.state_dict())
 
 
 def test_groups_of_one_are_local_training() -> None:

@@ -135,7 +135,7 @@ def test_labels_that_nobody_has_are_never_drawn() -> None:
 
 def test_the_clients_loss_by_hand() -> None:
     f = federation(FedGen(**OPTIONS, alpha=0.3, beta=0.7, decay=0.5), models=[wide], shares=UNEVEN, rounds=2)
-    method, client = f.method, resident(f, 1).client
+    method, client = f.method, resident(f, 1)
     assert isinstance(method, FedGen)
     client.round = 3
     model, state = server_copy(f.setup, f.setup.architectures[1], f.server.state.weights), f.server.state

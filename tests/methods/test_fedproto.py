@@ -170,7 +170,7 @@ def test_a_class_that_nobody_has_is_never_answered() -> None:
     method: Any = f.method
     with f.evaluating() as clients:
         for client in clients:
-            inside = resident(f, client).client
+            inside = resident(f, client)
             with inside.model.evaluating():
                 scores = method.predict(inside, f.setup.dataset.x_test)
             assert (scores[:, 3] == -torch.inf).all()

@@ -192,7 +192,7 @@ def test_what_a_client_would_do_alone_takes_as_many_steps(update: Any, turns: in
 
 
 def samples_drawn(f: Federation, client: int) -> int:
-    order = resident(f, client).client.order
+    order = resident(f, client).order
     return order.epoch * order.size + order.position
 
 

@@ -72,7 +72,7 @@ def test_only_the_head_travels_and_clients_are_evaluated_with_the_mean() -> None
     assert {key for _, _, m in recorder.up + recorder.down if isinstance(m, Weights) for key in m.tensors} == HEAD
     with f.evaluating():
         for client in f.clients:
-            assert same_bits(f.server.state.modular, dict(resident(f, client).client.model.tensors("modular")))
+            assert same_bits(f.server.state.modular, dict(resident(f, client).model.tensors("modular")))
 
 
 def test_a_head_is_averaged_over_those_who_hold_it() -> None:

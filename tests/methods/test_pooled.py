@@ -66,4 +66,4 @@ def test_all_clients_of_an_architecture_are_evaluated_with_the_one_model() -> No
     with f.evaluating():
         for client in f.clients:
             name = f.setup.architectures[client]
-            assert same_bits(resident(f, client).client.model.tensors(), f.server.models[name].tensors())
+            assert same_bits(resident(f, client).model.tensors(), f.server.models[name].tensors())

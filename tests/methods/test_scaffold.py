@@ -34,7 +34,7 @@ UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 50))
 
 
 def own_controls(f: Federation) -> list[dict[str, Tensor]]:
-    return [resident(f, client).client.state.control for client in f.clients]
+    return [resident(f, client).state.control for client in f.clients]
 
 
 @pytest.mark.parametrize("steps", [{"local_steps": 3}, {"local_epochs": 2}])
@@ -137,7 +137,7 @@ def test_those_who_were_not_drawn_count_as_unchanged() -> None:
         assert len(last) == 2
         drawn |= last
         control = f.server.state.control
-        own = [resident(f, client).client.state for client in sorted(drawn)]
+        own = [resident(f, client).state for client in sorted(drawn)]
         summed = {key: torch.stack([state.control[key] for state in own]).sum(0) / 4 for key in control}
         assert largest_difference(summed, control) < 1e-6
 

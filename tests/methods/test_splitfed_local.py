@@ -152,7 +152,7 @@ def test_a_client_predicts_with_the_head_of_the_server(average: bool) -> None:
     before = [weights_of(f, client) for client in f.clients]
     with f.evaluating():
         for client, model in enumerate(models):
-            mine = resident(f, client).client
+            mine = resident(f, client)
             with mine.model.evaluating():
                 scores = f.method.predict(mine, x)
                 assert torch.equal(scores, model(x))

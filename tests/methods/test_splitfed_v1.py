@@ -86,7 +86,7 @@ def test_clients_leave_the_round_when_their_epoch_is_over() -> None:
 
 def test_the_same_rows_as_fedavg_in_a_round_of_one_epoch() -> None:
     f = federation(SplitFedV1(batch_size=6, lr=0.1), models=[wide], shares=UNEVEN, rounds=1)
-    drawn = [(resident(f, c).client.order.epoch, resident(f, c).client.order.position) for c in f.clients]
+    drawn = [(resident(f, c).order.epoch, resident(f, c).order.position) for c in f.clients]
     assert drawn == [(1, 3), (1, 1), (1, 0)]  # the last batch is filled from the next epoch
 
 

@@ -67,8 +67,7 @@ def test_a_client_of_one_row_keeps_its_statistics() -> None:
     )
     with f.evaluating():
         norms = [
-            next(m for m in resident(f, client).client.model.modules() if isinstance(m, nn.BatchNorm2d))
-            for client in (0, 1)
+            next(m for m in resident(f, client).model.modules() if isinstance(m, nn.BatchNorm2d)) for client in (0, 1)
         ]
         variances = [norm.running_var for norm in norms if norm.running_var is not None]
         assert torch.equal(variances[0], torch.ones_like(variances[0]))
@@ -97,4 +96,4 @@ def test_widths_with_statistics_of_the_batch() -> None:
     x = IMAGES.normalise(IMAGES.x_test)
     with f.evaluating():
         for client in f.clients:
-            assert f.method.predict(resident(f, client).client, x).isfinite().all()
+            assert f.method.predict(resident(f, client), x).isfinite().all()

@@ -80,7 +80,7 @@ def test_the_real_epsilon_is_the_stated_one_as_far_as_it_may_be_asked_for(classe
 
 def test_the_noise_of_a_client_has_all_the_digits_that_this_takes() -> None:
     f = federation(IFL(label_epsilon=1.0), models=[wide], clients=1)
-    noise = resident(f, 0).client.lasting_noise(1000, "labels")
+    noise = resident(f, 0).lasting_noise(1000, "labels")
     assert noise.dtype == torch.float64
     assert not bool((noise * 2**40 == (noise * 2**40).floor()).any())
 

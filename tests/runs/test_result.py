@@ -14,6 +14,7 @@ from worlds import dataset_of, same_bits
 
 from interfuse.data import make_shares
 from interfuse.errors import RunError
+from interfuse.party import under
 from interfuse.runs import Given, Result, execute
 from interfuse.runs.folder import RunFolder
 from interfuse.wire import load_tensors
@@ -99,7 +100,10 @@ def test_after_the_best_was_evaluated_the_last_commit_is_still_the_last(path: Pa
     x = torch.rand(4, 5)
     model = result.model(0)
     owned = load_tensors(path / "commits" / commit.saved.files["client-00000"].name)
-    assert same_bits(dict(model.state_dict()), {k[6:]: t for k, t in owned.items() if k.startswith("model/")})
+    assert same_bits(
+        dict(model.state_dict()),
+        under("networks/model/", owned),
+    )
     assert torch.isfinite(model(x)).all()
 
 

@@ -139,17 +139,6 @@ class PublicData:
         return (self.rows(index) for index in torch.split(torch.arange(len(self)), size))
 
 
-def given_public(public: PublicData | None) -> PublicData:
-    """The public data that a method asks for.
-
-    Raises:
-        ConfigError: the run has none.
-    """
-    if public is None:
-        raise ConfigError('the method uses public data, but the run has none: name a data set with public = "..."')
-    return public
-
-
 class ClientData:
     """A client's share: rows of a data set that stays where it is, normalised as they are taken.
 

@@ -7,6 +7,8 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,107 +19,52 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import EpochOrder
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
-from interfuse.handler import Handler
-from interfuse.messages import Message, flatten, kind_of, settled, unflatten
+from interfuse.handler import Handler, Program, handlers
+from interfuse.messages import Message, kind_of, settled
 from interfuse.messages.delivery import check, narrow, private, unmodified
-from interfuse.messages.encoding import rounded
-from interfuse.method import ALL, BUFFERS, Method, check_state, state_type
-from interfuse.models import SplitModel
+from interfuse.messages.encoding import rounded, sizes
+from interfuse.method import Method, check_state, state_type
+from interfuse.models import SplitModel, make
+from interfuse.party import BUFFERS, Held
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
-from interfuse.wire import FileRecord, load_tensors, save_tensors
 
 
+@dataclass(eq=False)
 class Resident:
-    """One client of a host and what it owns between rounds."""
+    """A client of a host, with the programs that run on it.
 
-    def __init__(self, setup: Hosting, client: ClientId, model: SplitModel) -> None:
-        self.method = setup.method_of(client)
-        self.device = setup.device
-        self.programs = setup.programs_of(client)
-        self.keeps = self.method.keeps()
-        self.changed = False
-        self.created = False
-        self.kept_buffers: dict[str, Tensor] | None = None
-        self.feedback: dict[str, Tensor] = {}
-        data = setup.data_of(client)
-        order = EpochOrder(setup.seed, client, len(data.share.train))
-        self.client: Client[Any] = Client(
-            setup.profiles[client], model, data, order, setup.dims, setup.secret, setup.numerics.autocast
-        )
-        self.client.state = None
+    Attributes:
+        changed: What it owns was not handed over since it changed.
+        entered: It has scratch of this round.
+        answers: What put in place what it answers with in this evaluation: handlers of its method, and their messages.
+        deployed: The module at work has that in place.
+    """
 
-    @property
-    def pooled(self) -> bool:
-        """The client keeps no parameter, so for each round any model of its architecture will do."""
-        return pooled(self.keeps)
+    client: Client[Any]
+    method: Method
+    programs: Mapping[str, Program]
+    changed: bool = False
+    entered: bool = False
+    answers: list[tuple[Handler[Any, Any], Message | None]] = field(default_factory=list)
+    deployed: bool = False
 
-    def kept_tensors(self) -> dict[str, Tensor]:
-        """The live tensors of the model that the client owns, counters included."""
-        everything = self.client.model.state_dict()
-        if self.keeps == ALL:
-            return everything
-        if self.pooled:
-            return self.kept_buffers or {}
-        trainable = dict(self.client.model.named_parameters())
-        wanted = set(self.client.model.keys_of(self.keeps - {BUFFERS}))
-        if BUFFERS in self.keeps:
-            wanted |= everything.keys() - trainable.keys()
-        return {key: tensor for key, tensor in everything.items() if key in wanted}
-
-    def owned(self) -> dict[str, Tensor]:
-        """All that the client owns as tensors by name: what a commit writes."""
-        order, state = self.client.order, self.client.state
-        found = {
-            "order": torch.tensor([order.epoch, order.position]),
-            "created": torch.tensor(self.created),
-            **{f"model/{key}": tensor for key, tensor in self.kept_tensors().items()},
-            **{
-                f"optimizer/{name}/{key}/{slot}": tensor
-                for name, slots in self.client.optimizers.items()
-                for key, kept in slots.items()
-                for slot, tensor in kept.items()
-            },
-            **{f"feedback/{place}": tensor for place, tensor in self.feedback.items()},
-        }
-        if state is not None:
-            found |= {f"state/{name}": tensor for name, tensor in flatten(state).items()}
-        return found
-
-    def restore(self, owned: Mapping[str, Tensor]) -> None:
-        """The inverse of :meth:`owned`."""
-        groups: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "feedback": {}, "state": {}}
-        for name, tensor in owned.items():
-            kind, _, rest = name.partition("/")
-            if rest:
-                groups[kind][rest] = tensor.to(self.device)
-        epoch, position = owned["order"].tolist()
-        self.client.order.epoch, self.client.order.position = epoch, position
-        self.created = bool(owned["created"])
-        if self.pooled:
-            self.kept_buffers = groups["model"]
-        else:
-            self.client.model.load(groups["model"])
-        self.client.optimizers = {}
-        for path, tensor in groups["optimizer"].items():
-            name, key, slot = path.rsplit("/", 2)
-            self.client.optimizers.setdefault(name, {}).setdefault(key, {})[slot] = tensor
-        self.feedback = groups["feedback"]
-        state = state_type(self.method.new_client)
-        self.client.state = None if state is None or not self.created else unflatten(state, groups["state"])
-
-    def snapshot(self) -> dict[str, Tensor]:
-        """A copy of all that the client owns."""
-        return {name: tensor.clone() for name, tensor in self.owned().items()}
+    @cached_property
+    def continuing(self) -> bool:
+        """Whether a handler of the method goes on with what an earlier one of the round left: then it must stay."""
+        methods = [program for program in self.programs.values() if isinstance(program, Method)]
+        return any(found.continues for method in methods for found in handlers(type(method)).values())
 
 
-def pooled(keeps: frozenset[str]) -> bool:
-    """Whether clients of a method that keeps these parts can borrow their models."""
-    return keeps <= {BUFFERS}
+Kind = tuple[str, str, frozenset[str]]
+"""Networks that one module can be at work for: architecture of the client, name of the network, what lasts of it."""
 
 
 class Host:
-    """Some clients of a federation in this process, made when they are first called.
+    """Some clients of a federation in this process: their tensors, and modules that are lent to those at work.
+
+    Modules go from client to client, so there is one for each architecture; where a client needs its scratch again,
+    it keeps its module until the round ends.
 
     Args:
         lends: A message belongs to the one client that gets it, and a reply may share memory with what its client owns,
@@ -127,7 +74,8 @@ class Host:
     def __init__(self, setup: Hosting, clients: Sequence[ClientId], *, lends: bool = False) -> None:
         self._setup, self._clients, self._lends = setup, set(clients), lends
         self._residents: dict[ClientId, Resident] = {}
-        self._pool: dict[str, list[SplitModel]] = {}
+        self._free: dict[Kind, list[SplitModel]] = {}
+        self._idle: dict[Kind, dict[Held, None]] = {}
         self._in_round: set[ClientId] = set()
         self._before: dict[ClientId, dict[str, Tensor]] = {}
         self._round = 0
@@ -140,56 +88,67 @@ class Host:
 
     def run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
         """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`."""
-        began = time.perf_counter()
-        setup = self._setup
+        began, before, size = time.perf_counter(), None, (0, 0)
         place = request.place(client)
         given = None if message is None else private(message, copy=request.recoverable and not self._lends)
         untouched = unmodified(given)
         self._before.pop(client, None)
-        before: dict[str, Tensor] | None = None
         try:
-            resident = self._enter(client, request.round)
-            resident.client.begin(setup.seed, "client", *place)
-            before = resident.snapshot() if request.recoverable else None
-            reseed(setup.seed, "handler", *place)
-            reply = self._reply(resident, request, given)
+            resident = self._resident(client)
+            handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
+            if (
+                request.heading == "evaluation"
+                and isinstance(handler.program, Method)
+                and handler.declaration.reply_type is None
+            ):
+                resident.answers.append((handler, given))
+                resident.deployed = False
+                self._in_round.add(client)
+                return Answer(client, None, time.perf_counter() - began)
+            self._enter(resident, request, continues=handler.declaration.continues)
+            resident.client.begin(self._setup.seed, "client", *place)
+            before = _snapshot(resident) if request.recoverable else None
+            reseed(self._setup.seed, "handler", *place)
+            reply, size = self._reply(resident, handler, request, given)
             if (name := untouched()) is not None:
                 raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
         except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
             if before is not None:
                 self._roll_back(client, before)
             return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
+        if request.heading == "evaluation" or not resident.continuing:
+            self._rest(resident)
         if request.undoable and before is not None:
             self._before[client] = before
-        return Answer(client, reply, time.perf_counter() - began, resident.client.steps)
+        return Answer(client, reply, time.perf_counter() - began, resident.client.steps, size)
 
-    def _reply(self, resident: Resident, request: Request, message: Message | None) -> Message | None:
-        program = resident.programs[request.program]
-        handler = cast(Handler[Any, Any], getattr(program, request.handler))
-        state = resident.client.state
+    def _reply(
+        self, resident: Resident, handler: Handler[Any, Any], request: Request, message: Message | None
+    ) -> tuple[Message | None, tuple[int, int]]:
+        """What a handler answers, checked and as it travels, and its sizes: raw and encoded."""
+        setup, client, state = self._setup, resident.client, resident.client.state
         if request.heading == "evaluation":
             with _unchanged(resident):
-                reply = handler(resident.client, message)
+                reply = handler(client, message)
         else:
             resident.changed = True
-            reply = handler(resident.client, message)
+            reply = handler(client, message)
         expected = handler.declaration.reply_type
         if type(reply) is not (expected or type(None)):
             wanted = "None" if expected is None else kind_of(expected)
             raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
-        if resident.client.state is not state:
-            check_state(resident.client.state, resident.method.new_client)
-            resident.client.state = settled(resident.client.state)
+        if client.state is not state:
+            check_state(client.state, resident.method.new_client)
+            client.state = settled(client.state)
         if reply is None:
-            return None
-        setup, client = self._setup, resident.client
+            return None, (0, 0)
         sent = check(narrow(reply, setup.dims, copy=not self._lends), setup.dims, client.profile.keys)
-        codecs = request.codecs(setup.codecs)
-        if not codecs:
-            return sent
-        noise = generator(setup.seed, "codec", "up", *request.place(client.id))
-        returns = request.heading != "evaluation" and isinstance(program, Method) and program.lasting
-        return rounded(sent, codecs, noise, resident.feedback if returns else None)
+        if codecs := request.codecs(setup.codecs):
+            noise = generator(setup.seed, "codec", "up", *request.place(client.id))
+            program = handler.program
+            returns = request.heading != "evaluation" and isinstance(program, Method) and program.lasting
+            sent = rounded(sent, codecs, noise, client.feedback if returns else None)
+        return sent, sizes(sent, codecs)
 
     def undo(self, clients: Sequence[ClientId]) -> None:
         """Put clients back to where they were before their last call. See :class:`interfuse.clients.Engine`."""
@@ -200,72 +159,117 @@ class Host:
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""
         resident = self._residents[client]
-        resident.restore(before)
+        self._restore(resident, before)
         resident.client.scratch.clear()
-        if resident.pooled:
-            self._give_back(resident)
-        self._in_round.discard(client)
+        resident.entered = False
+        self._rest(resident)
 
-    def _enter(self, client: ClientId, round: int) -> Resident:
-        """The resident, with a model in place and its state made."""
-        resident = self._residents.get(client) or self._settle(client)
-        resident.client.round = self._round = round
-        if client not in self._in_round:
-            self._in_round.add(client)
-            self._prepare_scratch(resident)
-        if not resident.created:
-            with seeded(self._setup.seed, "new_client", client):
-                resident.client.begin(self._setup.seed, "new_client", client)
-                state = resident.method.new_client(resident.client)
-            check_state(state, resident.method.new_client)
-            resident.client.state = None if state is None else settled(state)
-            resident.created = True
-        return resident
-
-    def _settle(self, client: ClientId) -> Resident:
+    def _resident(self, client: ClientId) -> Resident:
+        """The client as it lives here; made when it is first asked for."""
+        if client in self._residents:
+            return self._residents[client]
         setup = self._setup
-        architecture = setup.profiles[client].architecture
-        model = (
-            self._borrow(architecture) if pooled(setup.method_of(client).keeps()) else setup.build(architecture, client)
+        method, profile, data = setup.method_of(client), setup.profiles[client], setup.data_of(client)
+        order = EpochOrder(setup.seed, client, len(data.share.train))
+        made: Client[Any] = Client(
+            profile, data, order, setup.dims, setup.secret, setup.numerics.autocast, state_type(method.new_client)
         )
-        resident = self._residents[client] = Resident(setup, client, model)
-        if resident.pooled:
-            self._give_back(resident)
+        beside = method.networks(profile, setup.dims)
+        made.networks = {"model": Held(method.keeps())} | {name: Held(net.keeps) for name, net in beside.items()}
+        resident = self._residents[client] = Resident(made, method, setup.programs_of(client))
         return resident
 
-    def _borrow(self, architecture: str) -> SplitModel:
-        free = self._pool.setdefault(architecture, [])
-        return free.pop() if free else self._setup.build(architecture, "pool")
-
-    def _give_back(self, resident: Resident) -> None:
-        self._pool[resident.client.profile.architecture].append(resident.client.model)
-
-    def _prepare_scratch(self, resident: Resident) -> None:
-        """Blank what the client does not own, so that nobody can use what an earlier round left there."""
+    def _enter(self, resident: Resident, request: Request, *, continues: bool) -> None:
+        """Have modules at work, and state made; what does not last is blank, unless the handler goes on with it."""
         client = resident.client
-        if resident.pooled:
-            client.model = self._borrow(client.profile.architecture)
-            client.model.blank()
-            if resident.kept_buffers:
-                client.model.load(resident.kept_buffers)
-        elif resident.keeps != ALL:
-            client.model.blank(resident.kept_tensors().keys())
+        client.round = self._round = request.round
+        self._lend(resident)
+        if not client.begun:
+            with seeded(self._setup.seed, "new_client", client.id):
+                client.begin(self._setup.seed, "new_client", client.id)
+                state = resident.method.new_client(client)
+            check_state(state, resident.method.new_client)
+            client.state = None if state is None else settled(state)
+            client.begun = True
+        if request.heading == "evaluation":
+            self._deploy(resident)
+        elif not (continues and resident.entered):
+            client.scratch.clear()
+            for held in client.networks.values():
+                held.blank()
+            resident.entered, resident.deployed = True, False
+
+    def _deploy(self, resident: Resident) -> None:
+        """Put in place what the client answers with in this evaluation."""
+        if resident.deployed:
+            return
+        for held in resident.client.networks.values():
+            held.blank()
+        for handler, message in resident.answers:
+            place = (handler.name, resident.client.id, self._round)
+            resident.client.begin(self._setup.seed, "deploy", *place)
+            reseed(self._setup.seed, "deploy", *place)
+            with _unchanged(resident):
+                handler(resident.client, message)
+        resident.deployed = True
+
+    def _lend(self, resident: Resident) -> None:
+        """Have a module at work for each network of the client, with its tensors in place."""
+        self._in_round.add(resident.client.id)
+        for name, held in resident.client.networks.items():
+            if held.module is not None:
+                self._idle.get(_kind(resident, name), {}).pop(held, None)
+                continue
+            if not held.made and not held.keeps <= {BUFFERS}:
+                held.begin(self._built(resident, name, resident.client.id))
+            held.attach(self._module(resident, name))
+            resident.deployed = False
+
+    def _module(self, resident: Resident, name: str) -> SplitModel:
+        """A module that nobody needs: a free one, that of a client which is done, or a new one.
+
+        What a module has beside its tensors is that of a new one, the same for all clients of an architecture.
+        """
+        kind = _kind(resident, name)
+        if free := self._free.get(kind):
+            return free.pop()
+        if (idle := self._idle.get(kind)) and (module := idle.popitem()[0].detach()) is not None:
+            return module
+        return self._built(resident, name, "pool")
+
+    def _built(self, resident: Resident, name: str, key: str | int) -> SplitModel:
+        setup, profile = self._setup, resident.client.profile
+        if name == "model":
+            return setup.build(profile.architecture, key)
+        build = resident.method.networks(profile, setup.dims)[name].build
+        return make(build, setup.seed, "network", name, key, device=setup.device, numerics=setup.numerics)
+
+    def _rest(self, resident: Resident) -> None:
+        """The client is done for now: its modules may go to others."""
+        for name, held in resident.client.networks.items():
+            if held.module is not None:
+                self._idle.setdefault(_kind(resident, name), {})[held] = None
 
     def model(self, client: ClientId) -> SplitModel:
-        """A copy of a client's model."""
-        return copy.deepcopy(self._enter(client, self._round).client.model)
+        """A copy of a client's model, as it answers in an evaluation inside one."""
+        return copy.deepcopy(self.visit(client).model)
+
+    def visit(self, client: ClientId) -> Client[Any]:
+        """A client with its modules at work, which it keeps until the round ends."""
+        resident = self._resident(client)
+        self._lend(resident)
+        if resident.answers:
+            self._deploy(resident)
+        return resident.client
 
     def end_round(self) -> None:
-        """Forget scratch, take borrowed models back."""
-        for client in sorted(self._in_round):
+        """Forget scratch; all modules may go to others."""
+        for client in self._in_round & self._residents.keys():
             resident = self._residents[client]
             resident.client.scratch.clear()
-            if resident.pooled:
-                if BUFFERS in resident.keeps:
-                    model = resident.client.model
-                    buffers = set(model.keys_of()) - dict(model.named_parameters()).keys()
-                    resident.kept_buffers = {k: t.clone() for k, t in model.state_dict().items() if k in buffers}
-                self._give_back(resident)
+            resident.answers.clear()
+            resident.entered = resident.deployed = False
+            self._rest(resident)
         self._in_round.clear()
         self._before.clear()
 
@@ -274,37 +278,68 @@ class Host:
         self._clients.remove(client)
         self._before.pop(client, None)
         resident = self._residents.pop(client, None)
-        return {} if resident is None else resident.owned() | {"changed": torch.tensor(resident.changed)}
+        if resident is None:
+            return {}
+        owned = resident.client.owned() | {"changed": torch.tensor(resident.changed)}
+        for name, held in resident.client.networks.items():
+            kind = _kind(resident, name)
+            self._idle.get(kind, {}).pop(held, None)
+            if (module := held.detach()) is not None:
+                self._free.setdefault(kind, []).append(module)
+        return owned
 
     def adopt(self, client: ClientId, owned: Mapping[str, Tensor]) -> None:
-        """Take a client over from the host that released it."""
-        self._clients.add(client)
-        if owned:
-            resident = self._settle(client)
-            resident.restore(owned)
-            resident.changed = bool(owned["changed"])
+        """Take a client over from the host, or the commit, that has it.
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        """Write the clients that changed since the last save. See :class:`interfuse.clients.Engine`."""
-        written = {}
+        Raises:
+            RunError: what it owns does not fit this run.
+        """
+        self._clients.add(client)
+        if not owned:
+            return
+        resident = self._resident(client)
+        try:
+            self._restore(resident, owned)
+        except (InterfuseError, KeyError, ValueError) as error:
+            raise RunError(f"client {client}: what was saved of it does not fit this run: {error}") from error
+        resident.changed = bool(owned.get("changed", False))
+
+    def _restore(self, resident: Resident, owned: Mapping[str, Tensor]) -> None:
+        moved = {name: tensor.to(self._setup.device) for name, tensor in owned.items()}
+
+        def like(name: str) -> SplitModel:
+            if (module := resident.client.networks[name].module) is not None:
+                return module
+            free = self._free.setdefault(_kind(resident, name), [])
+            if not free:
+                free.append(self._module(resident, name))
+            return free[-1]
+
+        resident.client.restore(moved, like)
+        self._rest(resident)
+
+    def changed(self) -> Iterator[tuple[ClientId, dict[str, Tensor]]]:
+        """The clients that changed since they were last given here, with all that they own."""
         for client, resident in sorted(self._residents.items()):
             if resident.changed:
-                path = folder / f"{_file_of(client)}-{suffix}.safetensors"
-                written[_file_of(client)] = save_tensors(path, resident.owned())
                 resident.changed = False
-        return written
+                yield client, resident.client.owned()
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
-        """Put this host's clients back to a saved state. See :class:`interfuse.clients.Engine`."""
-        self.end_round()
+    def reset(self) -> None:
+        """Put all clients back to their beginning."""
         self._residents.clear()
-        for client in sorted(self._clients):
-            record = files.get(_file_of(client))
-            if record is not None:
-                try:
-                    self._settle(client).restore(load_tensors(folder / record.name, record.sha256))
-                except (InterfuseError, KeyError, ValueError) as error:
-                    raise RunError(f"client {client}: {folder / record.name} does not fit this run: {error}") from error
+        self._idle.clear()
+        self._in_round.clear()
+        self._before.clear()
+
+
+def _kind(resident: Resident, network: str) -> Kind:
+    return resident.client.profile.architecture, network, resident.client.networks[network].keeps
+
+
+def _snapshot(resident: Resident) -> dict[str, Tensor]:
+    """A copy of all that the client owns."""
+    return {name: tensor.clone() for name, tensor in resident.client.owned().items()}
 
 
 @contextmanager
@@ -314,23 +349,20 @@ def _unchanged(resident: Resident) -> Iterator[None]:
     Raises:
         ClientError: tensors of the model that the client keeps were changed.
     """
-    client, order = resident.client, resident.client.order
-    before = (client.state, client.optimizers, order.epoch, order.position)
+    client = resident.client
+    before, place = (client.state, client.optimizers), client.order.saved()
     client.optimizers = {}
-    kept = resident.kept_tensors()
+    kept = {f"{name}: {key}": t for name, held in client.networks.items() for key, t in held.kept().items()}
     versions = {key: tensor._version for key, tensor in kept.items()}
     try:
         yield
     finally:
-        client.state, client.optimizers, order.epoch, order.position = before
+        client.state, client.optimizers = before
+        client.order.restore(place)
     if changed := [key for key, version in versions.items() if kept[key]._version != version]:
         raise ClientError(
             f"the evaluation changed {changed[0]}, which the client keeps: load it in a round, or copy it"
         )
-
-
-def _file_of(client: ClientId) -> str:
-    return f"client-{client:05d}"
 
 
 def _reason(error: Exception) -> str:

@@ -6,15 +6,17 @@ import json
 import multiprocessing
 import multiprocessing.process
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import wait
-from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from interfuse.client import ClientId, Profile
-from interfuse.clients import Answer, Engine, Failure, Request
+from interfuse.clients import Answer, Engine, Failure, Kept, Request
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.arena import Arena, to_json
 from interfuse.engines.host import Host
@@ -25,7 +27,11 @@ from interfuse.handler import handlers
 from interfuse.messages import Message, flatten, unflatten
 from interfuse.models import SplitModel
 from interfuse.setup import Setup
-from interfuse.wire import FileRecord
+
+AHEAD = 2
+"""Where answers are wanted in order, a worker may be so many clients ahead, for each worker there is."""
+COMMITTED_AT_ONCE = 1 << 26
+"""Bytes of clients' tensors that a worker hands over at a time for a commit."""
 
 
 class InProcess:
@@ -35,9 +41,15 @@ class InProcess:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._host = Host(setup, tuple(setup.profiles))
 
-    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> list[Answer]:
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterable[Answer]:
+        if request.ordered:
+            return (self._run(request, client, message) for client, message in messages.items())
         with self._host.working():
             return [self._host.run(request, client, message) for client, message in messages.items()]
+
+    def _run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
+        with self._host.working():
+            return self._host.run(request, client, message)
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model as it is now. Scratch lasts until the end of the round."""
@@ -49,11 +61,13 @@ class InProcess:
     def end_round(self) -> None:
         self._host.end_round()
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        return self._host.save(folder, suffix)
+    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
+        return self._host.changed()
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
-        self._host.load(folder, files)
+    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
+        self._host.reset()
+        for client, tensors in owned:
+            self._host.adopt(client, tensors)
 
     def close(self) -> None:
         pass
@@ -78,27 +92,85 @@ class Workers:
         if request.heading == "training":
             self._move(self._placement.arrange(messages))
         self._down.clear()
-        written: dict[int, list[list[Any]]] = {}
-        tasks: dict[int, list[Any]] = {}
+        places: dict[int, list[list[Any]]] = {}
+        tasks: dict[int, list[_Task]] = {}
         for client, message in messages.items():
-            if message is not None and id(message) not in written:
-                written[id(message)] = self._down.write(flatten(message))
-            places = None if message is None else written[id(message)]
-            tasks.setdefault(self._placement.home[client], []).append([client, places])
+            if message is not None and id(message) not in places:
+                places[id(message)] = self._down.write(flatten(message))
+            number = None if message is None else id(message)
+            tasks.setdefault(self._placement.home[client], []).append((client, number))
         reply_type = handlers(type(self._programs(request)))[request.handler].reply_type
-        for number, task in tasks.items():
-            self._workers[number].send({"do": "call", "request": asdict(request), "tasks": task})
+        if request.ordered:
+            yield from self._one_by_one(request, tasks, places, list(messages), reply_type)
+            return
+        for home, own in tasks.items():
+            self._workers[home].send(_calling(request, own, places))
         # all answers before the first is looked at: nothing may be left in the pipes when one is refused
         for worker, answers in list(self._collect(tasks)):
-            for client, places, reason, seconds, steps in answers:
-                if request.heading == "training":
-                    self._placement.note(client, seconds)
-                if reason is not None:
-                    yield Answer(client, Failure(client, reason), seconds)
-                elif places is None or reply_type is None:
-                    yield Answer(client, None, seconds, steps)
-                else:
-                    yield Answer(client, unflatten(reply_type, worker.up.read(places)), seconds, steps)
+            for answer in answers:
+                yield self._answer(request, worker, reply_type, *answer)
+
+    def _one_by_one(
+        self,
+        request: Request,
+        tasks: Mapping[int, list[_Task]],
+        places: _Places,
+        clients: Sequence[ClientId],
+        reply_type: type[Message] | None,
+    ) -> Iterator[Answer]:
+        """Answers as they come, of clients that are never far ahead of the first whose answer is still awaited."""
+        rank = {client: place for place, client in enumerate(clients)}
+        left = {number: deque(own) for number, own in tasks.items()}
+        busy: set[int] = set()
+        done: set[int] = set()
+        first = 0  # rank of the first client whose answer is awaited
+
+        def give(number: int) -> None:
+            if left[number] and rank[left[number][0][0]] < first + AHEAD * len(self._workers):
+                self._workers[number].send(_calling(request, [left[number].popleft()], places))
+                busy.add(number)
+
+        try:
+            while busy or any(left.values()):
+                for number in left.keys() - busy:
+                    give(number)
+                worker = next(worker for worker in self._workers if worker.ours in wait(self._connections(busy)))
+                busy.remove(worker.number)
+                (answer,) = _checked(worker.receive())
+                ready = self._answer(request, worker, reply_type, *answer)
+                done.add(rank[ready.client])
+                while first in done:
+                    first += 1
+                give(worker.number)
+                yield ready
+        finally:
+            for number in busy:
+                self._workers[number].receive()
+
+    def _connections(self, numbers: Iterable[int]) -> list[Any]:
+        return [self._workers[number].ours for number in numbers]
+
+    def _answer(
+        self,
+        request: Request,
+        worker: _Worker,
+        reply_type: type[Message] | None,
+        client: ClientId,
+        places: list[list[Any]] | None,
+        reason: str | None,
+        seconds: float,
+        steps: int,
+        size: Sequence[int],
+    ) -> Answer:
+        """What a worker answered, with the reply copied out of its memory."""
+        if request.heading == "training":
+            self._placement.note(client, seconds)
+        if reason is not None:
+            return Answer(client, Failure(client, reason), seconds)
+        if places is None or reply_type is None:
+            return Answer(client, None, seconds, steps)
+        raw, wire = size
+        return Answer(client, unflatten(reply_type, worker.up.read(places)), seconds, steps, (raw, wire))
 
     def _programs(self, request: Request) -> Any:
         return self._setup.programs_of(next(iter(self.profiles)))[request.program]
@@ -131,13 +203,24 @@ class Workers:
         self._placement.end_round()
         self._everybody({"do": "end_round"})
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        answers = self._everybody({"do": "save", "folder": str(folder), "suffix": suffix})
-        return {name: FileRecord(**record) for answer in answers for name, record in answer.items()}
+    def changed(self, kept: Kept) -> Iterator[tuple[ClientId, Mapping[str, Tensor]]]:
+        awaited = list(self._workers)
+        while awaited:
+            worker = awaited[-1]
+            worker.send({"do": "changed"})
+            found = _checked(worker.receive())
+            for client, places in found:
+                yield client, worker.up.read(places)
+            if not found:
+                awaited.pop()
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
-        records = {name: asdict(record) for name, record in files.items()}
-        self._everybody({"do": "load", "folder": str(folder), "files": records})
+    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
+        self._everybody({"do": "reset"})
+        for client, tensors in owned:
+            self._down.clear()
+            home = self._placement.home[client]
+            self._workers[home].send({"do": "adopt", "clients": [[client, None, self._down.write(tensors)]]})
+            _checked(self._workers[home].receive())
 
     def close(self) -> None:
         for worker in self._workers:
@@ -166,11 +249,33 @@ class Workers:
                 awaited.remove(worker)
                 answer = worker.receive()
                 if "error" in answer:
-                    errors.append(answer["error"])
+                    errors.append(answer)
                 else:
                     yield worker, answer["answer"]
         if errors:
-            raise RunError(errors[0])
+            _checked(errors[0])
+
+
+def _checked(answer: Mapping[str, Any]) -> Any:
+    """What a worker answered.
+
+    Raises:
+        RunError: it was an error.
+    """
+    if "error" in answer:
+        raise RunError(answer["error"])
+    return answer["answer"]
+
+
+_Task = tuple[ClientId, int | None]
+"""A client, and the number of the message that it gets."""
+_Places = Mapping[int, list[list[Any]]]
+"""Where messages lie in shared memory, by number."""
+
+
+def _calling(request: Request, tasks: Sequence[_Task], places: _Places) -> dict[str, Any]:
+    messages = {number: places[number] for _, number in tasks if number is not None}
+    return {"do": "call", "request": asdict(request), "tasks": tasks, "messages": messages}
 
 
 class _Worker:
@@ -239,7 +344,7 @@ def _obey(
     host: Host, setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena, order: Mapping[str, Any]
 ) -> Any:
     if order["do"] == "call":
-        return _call(host, setup, worker, down, Request(**order["request"]), order["tasks"])
+        return _call(host, setup, worker, down, order)
     if order["do"] == "end_round":
         return host.end_round()
     if order["do"] == "undo":
@@ -250,30 +355,45 @@ def _obey(
         return [[client, worker.up.write(host.release(client))] for client in order["clients"]]
     if order["do"] == "adopt":
         for client, source, places in order["clients"]:
-            host.adopt(client, workers[source].up.read(places))
+            host.adopt(client, (down if source is None else workers[source].up).read(places))
         return None
-    folder = Path(order["folder"])
-    if order["do"] == "save":
-        return {name: asdict(record) for name, record in host.save(folder, order["suffix"]).items()}
-    return host.load(folder, {name: FileRecord(**record) for name, record in order["files"].items()})
+    if order["do"] == "changed":
+        return _changed(host, worker)
+    return host.reset()
 
 
-def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, request: Request, tasks: Any) -> list[list[Any]]:
+def _changed(host: Host, worker: _Worker) -> list[list[Any]]:
+    """Some of the clients that changed, as many as fit; none, where all were given."""
     worker.up.clear()
+    found: list[list[Any]] = []
+    left = COMMITTED_AT_ONCE
+    for client, owned in host.changed():
+        found.append([client, worker.up.write(owned)])
+        left -= sum(tensor.nbytes for tensor in owned.values())
+        if left <= 0:
+            break
+    return found
+
+
+def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping[str, Any]) -> list[list[Any]]:
+    worker.up.clear()
+    request, tasks, places = Request(**order["request"]), order["tasks"], order["messages"]
     program = setup.programs_of(tasks[0][0])[request.program]
     expected = handlers(type(program))[request.handler].message_type
-    answers = []
-    received: tuple[Any, Message | None] = (None, None)
+    answers: list[list[Any]] = []
+    received: dict[int, Message] = {}  # clients with one message have the very same
+    last = {number: place for place, (_, number) in enumerate(tasks)}
     with host.working():
-        for client, places in tasks:
-            if places is not None and expected is not None and places != received[0]:
-                received = (places, unflatten(expected, down.read(places)))
-            answer = host.run(request, client, received[1] if places is not None else None)
-            if isinstance(answer.reply, Failure):
-                answers.append([client, None, answer.reply.reason, answer.seconds, 0])
-            else:
-                sent = None if answer.reply is None else worker.up.write(flatten(answer.reply))
-                answers.append([client, sent, None, answer.seconds, answer.steps])
+        for place, (client, number) in enumerate(tasks):
+            if number is not None and number not in received and expected is not None:
+                received[number] = unflatten(expected, down.read(places[str(number)]))
+            answer = host.run(request, client, received.get(number))
+            if last[number] == place:
+                received.pop(number, None)
+            failed = answer.reply if isinstance(answer.reply, Failure) else None
+            sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
+            reason = None if failed is None else failed.reason
+            answers.append([client, sent, reason, answer.seconds, answer.steps, answer.size])
     return answers
 
 

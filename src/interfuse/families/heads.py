@@ -45,12 +45,12 @@ class GlobalHead(Program):
 
     def head(self, server: Server[Any]) -> Weights:
         """The global head, as it travels to the clients."""
-        return Weights(server.models[_HEAD].tensors("modular"))
+        return Weights(server.network(_HEAD).tensors("modular"))
 
     def train_head(self, server: Server[Any], rows: Batch, objective: Objective = modular_cross_entropy) -> None:
         """Train the global head on rows of features with plain SGD, in an order drawn anew for each epoch."""
         batches = _shuffled(rows, self.server_batch_size, self.server_epochs, server.generator)
-        server.fit(server.models[_HEAD], objective, batches, train="modular", lr=self.server_lr)
+        server.fit(objective, batches, network=_HEAD, train="modular", lr=self.server_lr)
 
     def deployed(self, server: Server[Any], clients: Clients) -> Weights:
         return self.head(server)

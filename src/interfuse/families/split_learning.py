@@ -107,7 +107,7 @@ class SplitLearning(Method):
         """An order of the clients, drawn for this round."""
         return [clients.ids[place] for place in torch.randperm(len(clients), generator=server.generator).tolist()]
 
-    @on_client
+    @on_client.continuing
     def send(self, client: Client) -> Weights:
         client.optimizers.clear()
         return Weights(client.tensors("base"))
@@ -135,12 +135,12 @@ class EndToEnd(SplitLearning):
         """A step of a server part; answers with the gradient of the cut before the step."""
         z = sent.z.detach().requires_grad_()
         server.fit(
-            tail.model, modular_cross_entropy, [Batch(z, sent.y.long())], train="modular", lr=self.lr,
+            modular_cross_entropy, [Batch(z, sent.y.long())], network=tail.name, train="modular", lr=self.lr,
             optimizer=self.optimizer, keep_optimizer=tail.name,
         )  # fmt: skip
         return CutGradient(torch.zeros_like(z) if z.grad is None else z.grad)
 
-    @on_client
+    @on_client.continuing
     def forward(self, client: Client) -> Smashed:
         batch = client.batch(self.batch_size)
         with client.model.training_parts("base"):
@@ -149,7 +149,7 @@ class EndToEnd(SplitLearning):
             client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
         return Smashed(client.scratch["batch"].x, batch.y)
 
-    @on_client
+    @on_client.continuing
     def backward(self, client: Client, received: CutGradient) -> None:
         batch = client.scratch["batch"]
         client.fit(

@@ -92,7 +92,7 @@ class FedET(TrainingOnOwnData, Method):
         return PublicRows(rows[torch.randperm(len(rows), generator=client.generator)[: self.public_rows]])
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        chosen, old, large = clients.sample(self.participation), server.state, server.models["large"]
+        chosen, old, large = clients.sample(self.participation), server.state, server.network("large")
         replies = chosen.call(self.train, self.models(old.weights, chosen))
         sent = {c: reply.tensors for c, reply in replies.items()}
         head = {
@@ -118,7 +118,7 @@ class FedET(TrainingOnOwnData, Method):
         answer, dissent = consensus(scores)
         loss = partial(taught, answer=answer, dissent=dissent, weight=self.diversity)
         drawn = torch.randint(len(x), (self.server_steps, self.server_batch_size), generator=server.generator)
-        server.fit(server.models["large"], loss, (Batch(x[rows], rows) for rows in drawn), lr=self.server_lr)
+        server.fit(loss, (Batch(x[rows], rows) for rows in drawn), network="large", lr=self.server_lr)
 
 
 def taught(

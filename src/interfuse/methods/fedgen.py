@@ -12,17 +12,16 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy
-from interfuse.client import Client
+from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.averaging import by_architecture, one_of_each_architecture
 from interfuse.families.generators import generating, labelled, network, regularised
 from interfuse.families.heads import check_common_head
 from interfuse.handler import on_client
-from interfuse.messages import ClassCounts, Disclosure, Message, NamedTensors, Parameters, State
-from interfuse.method import Count, Method, NonNegative, Steps
+from interfuse.messages import ClassCounts, Dims, Disclosure, Message, NamedTensors, Parameters, State
+from interfuse.method import ALL, NOTHING, Count, Method, Network, NonNegative, Steps
 from interfuse.methods.fedavg import Averaging
-from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Exponential, LearningRate, Objective, Optimizer
 
@@ -46,10 +45,9 @@ class ModelAndCounts(Message):
 
 
 class Global(State):
-    """The server's model and generator, and the label counts of those who took part last."""
+    """The server's model, and the label counts of those who took part last."""
 
     weights: NamedTensors
-    generator: NamedTensors
     counts: Float32[Tensor, "classes"]
 
 
@@ -78,36 +76,36 @@ class FedGen(Averaging, Method):
         self.check_buffers(clients, BufferPolicy.AGGREGATE)
         check_common_head(server, clients)
         weights, classes = self.initial(server, clients), server.dims["classes"]
-        device = next(iter(weights.values())).device
-        return Global(weights, self.generator(server.dims, device).tensors(), torch.zeros(classes, device=device))
+        return Global(weights, torch.zeros(classes, device=next(iter(weights.values())).device))
 
-    def generator(self, dims: Mapping[str, int], device: torch.device) -> SplitModel:
-        return network(dims["classes"], dims["d"], self.noise, self.hidden).to(device)
+    def networks(self, owner: Profile | None, dims: Dims) -> Mapping[str, Network]:
+        """The server owns the generator, clients borrow it."""
+        build = partial(network, dims["classes"], dims["d"], self.noise, self.hidden)
+        return {"generator": Network(build, ALL if owner is None else NOTHING)}
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state
-        generator = old.generator if server.round > 1 else {}
+        generator = server.network("generator").tensors() if server.round > 1 else {}
         models = self.models(old.weights, chosen)
         given = by_architecture(chosen, lambda p: ModelAndGenerator(models[p.id].tensors, generator, old.counts))
         replies = chosen.call(self.train, given)
         sent = list(replies.values())
         counts = torch.stack([reply.counts for reply in sent])
         weights = self.mean(old.weights, {c: reply.weights for c, reply in replies.items()}, chosen)
-        server.state = Global(weights, self.train_generator(server, clients, sent, counts), counts.sum(0))
+        self.train_generator(server, clients, sent, counts)
+        server.state = Global(weights, counts.sum(0))
 
     def train_generator(
         self, server: Server[Global], clients: Clients, sent: list[ModelAndCounts], counts: Float32[Tensor, "k classes"]
-    ) -> NamedTensors:
+    ) -> None:
         """min_G of how badly the clients' heads recognise G(y), plus η times the diversity loss."""
-        generator, (first, *_) = self.generator(server.dims, counts.device), one_of_each_architecture(clients)
-        generator.load(server.state.generator)
+        first, *_ = one_of_each_architecture(clients)
         head = server.scratch_model("head", first.architecture).only("modular")
         heads = [head.frozen({key: reply.weights[key] for key in head.tensors()}).tensors() for reply in sent]
         loss = partial(generating, head=head, heads=heads, counts=counts, diversity=self.diversity)
         batches = self.drawn(counts.sum(0), server.generator)
         adam = Optimizer("adam", weight_decay=self.generator_weight_decay)
-        server.fit(generator, loss, batches, lr=self.generator_lr, optimizer=adam, keep_optimizer="generator")
-        return generator.tensors()
+        server.fit(loss, batches, network="generator", lr=self.generator_lr, optimizer=adam, keep_optimizer="generator")
 
     def drawn(self, counts: Float32[Tensor, "classes"], generator: torch.Generator) -> Iterator[Batch]:
         for _ in range(self.generator_steps):
@@ -123,10 +121,11 @@ class FedGen(Averaging, Method):
         return ModelAndCounts(client.tensors(buffers=self.buffers), counts)
 
     def loss(self, client: Client, received: ModelAndGenerator) -> Objective:
-        generator = self.generator(client.dims, received.counts.device).frozen(received.generator).tensors()
+        client.network("generator").load(received.generator)
+        generator = client.network("generator").tensors() if received.generator else {}
         decayed = ((weight, weight * self.decay ** (client.round - 1)) for weight in (self.alpha, self.beta))
         alpha, beta = (min(weight, max(1e-4, now)) for weight, now in decayed)
         return partial(
-            regularised, generator=generator if received.generator else {}, counts=received.counts, alpha=alpha,
+            regularised, generator=generator, counts=received.counts, alpha=alpha,
             beta=beta, steps=self.regularised_steps,
         )  # fmt: skip

@@ -70,7 +70,7 @@ class IFLLateAnswers(LateJoining, IFL):
     def answer(self, client: Client, question: Question) -> Reply:
         return Reply(gradient_of_features(self.likelihood(client), client.model, Batch(question.z, question.y)))
 
-    @on_client
+    @on_client.continuing
     def learn(self, client: Client, reply: Reply) -> None:
         batch = client.scratch["batch"]
         client.fit(

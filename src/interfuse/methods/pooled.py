@@ -68,9 +68,10 @@ class Pooled(OwnSteps, Method):
         epochs = math.ceil(steps * self.batch_size / rows)
         order = [torch.randperm(rows, generator=server.generator) for _ in range(epochs)]
         drawn = torch.split(torch.cat(order)[: steps * self.batch_size], self.batch_size) if order else ()
+        server.model(architecture, architecture)
         batches = (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn)
         server.fit(
-            server.model(architecture, architecture), cross_entropy, batches, train=part, lr=lr,
+            cross_entropy, batches, network=architecture, train=part, lr=lr,
             optimizer=self.stepper(), keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
         )  # fmt: skip
 

@@ -64,7 +64,7 @@ class SplitFedLocal(SplitLearning):
             tails = one.weights()
         server.state = Global(self.averaged_fronts(server, clients), tails)
 
-    @on_client
+    @on_client.continuing
     def train(self, client: Client) -> Smashed:
         client.fit(
             cross_entropy, steps=self.local_steps, batch_size=self.batch_size, lr=self.lr,
@@ -76,7 +76,8 @@ class SplitFedLocal(SplitLearning):
 
     def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> None:
         server.fit(
-            tail.model, modular_cross_entropy, [Batch(sent.z, sent.y.long())], train="modular", lr=self.server_lr,
+            modular_cross_entropy, [Batch(sent.z, sent.y.long())], network=tail.name, train="modular",
+            lr=self.server_lr,
             optimizer=self.optimizer, keep_optimizer=tail.name,
         )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from interfuse.models.making import Given, make
 from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with
 from interfuse.models.splitting import split_at
 from interfuse.models.zoo import DEFAULT_MODELS, FEDERATIONS, Builder, ModelInfo, available, expanded, resolve
@@ -10,12 +11,14 @@ __all__ = [
     "DEFAULT_MODELS",
     "FEDERATIONS",
     "Builder",
+    "Given",
     "ModelFacts",
     "ModelInfo",
     "Parts",
     "SplitModel",
     "available",
     "expanded",
+    "make",
     "measure",
     "pair",
     "resolve",

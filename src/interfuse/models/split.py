@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,8 @@ from interfuse.data.inputs import each, named, rows_of
 from interfuse.errors import ModelError, nearest
 
 Parts = str | Collection[str]
-"""One part by name, or several. ``"base"`` and ``"modular"`` also name the two sides of the fusion cut."""
+"""One part or group of keys by name, or several. ``"base"`` and ``"modular"`` also name the two sides of the fusion
+cut, ``"all"`` every tensor, ``"buffers"`` all that are no parameters."""
 
 _BLOCKS = ("base", "modular")
 
@@ -38,23 +39,44 @@ class SplitModel(nn.Module):
     Base block and modular block are the two sides of the *fusion cut*. It lies after the stage or part named
     ``"base"`` and before the one named ``"modular"``; without such a name, before the last part.
 
+    Args:
+        groups: Further named groups of keys, such as the shared matrices of some adapters; they can be trained, kept
+            and sent by name like parts.
+        given: Names of parts or groups whose tensors are given: frozen and common to all clients of the architecture,
+            like a pre-trained backbone. They are never blanked, sent or committed, and stay in evaluation mode.
+
     Raises:
-        ModelError: no stages, names that clash, parts that leave out, repeat or reorder stages, or no single fusion
-            cut.
+        ModelError: no stages, names that clash, parts that leave out, repeat or reorder stages, no single fusion cut,
+            or a group with a key that the model has not.
     """
 
-    def __init__(self, stages: Mapping[str, nn.Module], parts: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self,
+        stages: Mapping[str, nn.Module],
+        parts: Mapping[str, Sequence[str]] | None = None,
+        *,
+        groups: Mapping[str, Collection[str]] | None = None,
+        given: Parts = (),
+    ) -> None:
         super().__init__()
-        groups = {name: (name,) for name in stages} if parts is None else {p: tuple(s) for p, s in parts.items()}
+        chosen = {name: (name,) for name in stages} if parts is None else {p: tuple(s) for p, s in parts.items()}
         _check_names(tuple(stages))
-        _check_cover(tuple(stages), groups)
+        _check_cover(tuple(stages), chosen)
         self._stages = tuple(stages)
-        self._parts = groups
-        self._fusion_cut = _fusion_cut(self._stages, groups)
+        self._parts = chosen
+        self._fusion_cut = _fusion_cut(self._stages, chosen)
         for name, stage in stages.items():
             _nest(self, name, stage)
-        parameters = {key for key, _ in self.named_parameters(remove_duplicate=False)}
-        self._first_buffers = {key: t.clone() for key, t in self.state_dict().items() if key not in parameters}
+        self._places = _places(self)
+        trainable = {key for key, _ in self.named_parameters(remove_duplicate=False)}
+        buffers = [key for key in self._places if key not in trainable]
+        self._groups = {"all": tuple(self._places), "buffers": tuple(buffers)}
+        for name, keys in (groups or {}).items():
+            self._groups[name] = _checked_group(name, keys, self._places, {*self._groups, *_BLOCKS, *chosen})
+        self._stage_by_key = {key: _stage_of(key, self._stages) for key in self._places}
+        self._given: frozenset[str] = frozenset()
+        self._first_buffers = {key: tensor.clone() for key, tensor in self.live(buffers).items()}
+        self._give(self.keys_of(given))
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -93,19 +115,46 @@ class SplitModel(nn.Module):
         """The modular block: fusion-layer outputs to outputs, such as logits ``[batch, classes]``."""
         return self._block("modular")
 
+    @property
+    def given_keys(self) -> frozenset[str]:
+        """Keys of the tensors that are given: frozen, and common to all clients of the architecture."""
+        return self._given
+
     def regrouped(self, parts: Mapping[str, Sequence[str]]) -> SplitModel:
         """The same stage modules (shared, not copied) with other cuts."""
-        return SplitModel({name: self.get_submodule(name) for name in self._stages}, parts)
+        return self._of_stages(self._stages, parts)
 
     def only(self, parts: Parts) -> SplitModel:
         """A model of the stages of these parts alone, the same modules (shared, not copied)."""
-        return SplitModel({name: self.get_submodule(name) for name in self._expand(parts)})
+        return self._of_stages(self._expand(parts), None)
+
+    def _of_stages(self, stages: Sequence[str], parts: Mapping[str, Sequence[str]] | None) -> SplitModel:
+        keys = {key for key, stage in self._stage_by_key.items() if stage in stages}
+        groups = {name: [k for k in g if k in keys] for name, g in self._groups.items() if name not in _EVERYWHERE}
+        made = SplitModel({name: self.get_submodule(name) for name in stages}, parts, groups=groups)
+        made._give([key for key in made._places if key in self._given])
+        return made
+
+    def _give(self, keys: Collection[str]) -> None:
+        """Have these tensors given."""
+        self._given = frozenset(keys)
+        for key in keys:
+            module, name = self._places[key]
+            if name in module._parameters:
+                self.get_parameter(key).requires_grad_(False)
 
     def frozen(self, tensors: Mapping[str, Tensor]) -> SplitModel:
-        """A copy with these values in place of its own, in evaluation mode, whose parameters ask for no gradient."""
-        copied = copy.deepcopy(self)
+        """A copy with these values in place of its own, in evaluation mode, whose parameters ask for no gradient.
+
+        What is given is shared, not copied.
+        """
+        shared = (module._parameters.get(name, module._buffers.get(name)) for module, name in self._given_places())
+        copied = copy.deepcopy(self, {id(tensor): tensor for tensor in shared})
         copied.load(tensors)
         return copied.eval().requires_grad_(False)
+
+    def _given_places(self) -> list[tuple[nn.Module, str]]:
+        return [self._places[key] for key in self._given]
 
     def part_of(self, key: str) -> str:
         """The part that holds the parameter or buffer ``key``.
@@ -113,48 +162,75 @@ class SplitModel(nn.Module):
         Raises:
             ModelError: no tensor of the model has this key.
         """
-        if key not in self.state_dict():
-            raise ModelError(f"the model has no tensor {key!r}: {nearest(key, self.state_dict())}")
-        stage = self._stage_of(key)
-        return next(part for part, stages in self._parts.items() if stage in stages)
+        if key not in self._places:
+            raise ModelError(f"the model has no tensor {key!r}: {nearest(key, self._places)}")
+        return next(part for part, stages in self._parts.items() if self._stage_by_key[key] in stages)
 
     def tensors(self, parts: Parts | None = None, *, buffers: bool = True) -> dict[str, Tensor]:
-        """Live tensors of the parts (None: all), detached, in the order of the state dict.
+        """Live tensors of the parts (None: all) that can travel, detached, in the order of the state dict.
 
         These are all parameters and, with ``buffers``, the floating-point buffers. Integer buffers (counters) are left
-        out always, since no message carries them; ``state_dict`` has them.
+        out always, since no message carries them, and so is what is given; ``state_dict`` has them.
         """
-        stages = self._expand(parts)
-        parameters = {key for key, _ in self.named_parameters(remove_duplicate=False)}
-        return {
-            key: tensor
-            for key, tensor in self.state_dict().items()
-            if isinstance(tensor, Tensor)
-            and self._stage_of(key) in stages
-            and (key in parameters or (buffers and tensor.is_floating_point()))
-        }
+        found = self.live(key for key in self.keys_of(parts) if key not in self._given)
+        no_parameters = set(self._groups["buffers"])
+        return {k: t for k, t in found.items() if k not in no_parameters or (buffers and t.is_floating_point())}
 
     def parameters_of(self, parts: Parts | None = None) -> dict[str, nn.Parameter]:
         """The parameters of the parts (None: all) by key, a shared one only once."""
-        stages = self._expand(parts)
+        keys = set(self.keys_of(parts))
         found: dict[int, tuple[str, nn.Parameter]] = {}
         for key, parameter in self.named_parameters(remove_duplicate=False):
-            if self._stage_of(key) in stages:
+            if key in keys:
                 found.setdefault(id(parameter), (key, parameter))
         return dict(found.values())
 
     def keys_of(self, parts: Parts | None = None) -> list[str]:
-        """Keys of all that the state dict has of the parts (None: all), counters included."""
-        stages = self._expand(parts)
-        return [key for key in self.state_dict() if self._stage_of(key) in stages]
+        """Keys of all that the state dict has of the parts or groups (None: all), counters included, in its order.
+
+        Raises:
+            ModelError: there is no such part or group.
+        """
+        if parts is None:
+            return list(self._places)
+        named = (parts,) if isinstance(parts, str) else parts
+        stages = self._expand([name for name in named if name not in self._groups])
+        keys = {key for name in named if name in self._groups for key in self._groups[name]}
+        return [key for key, stage in self._stage_by_key.items() if stage in stages or key in keys]
+
+    def live(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of these keys, detached, sharing memory with the model."""
+        found = {}
+        for key in keys:
+            module, name = self._places[key]
+            tensor = module._parameters.get(name, module._buffers.get(name))
+            if tensor is not None:  # a normalisation layer may be without its statistics for a while
+                found[key] = tensor.detach()
+        return found
+
+    def hold(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take these very tensors, of the right shapes, for its own: they share memory with the model from now on."""
+        for key, tensor in tensors.items():
+            module, name = self._places[key]
+            parameter = module._parameters.get(name)
+            if parameter is not None:
+                parameter.data = tensor
+            else:
+                module._buffers[name] = tensor
+
+    def first_buffers(self, keys: Iterable[str]) -> dict[str, Tensor]:
+        """New tensors with the values that these buffers had in the beginning, by key."""
+        return {key: self._first_buffers[key].clone() for key in keys}
 
     @torch.no_grad()
     def blank(self, owned: Collection[str] = ()) -> None:
-        """Make scratch of all tensors but ``owned``: parameters become NaN, buffers what they were in the beginning."""
+        """Make scratch of all tensors but ``owned`` and those given: parameters become NaN, buffers what they were in
+        the beginning."""
         for key, parameter in self.named_parameters():
-            if key not in owned:
+            if key not in owned and key not in self._given:
                 parameter.fill_(torch.nan)
-        if first := {key: tensor for key, tensor in self._first_buffers.items() if key not in owned}:
+        untouched = {*owned, *self._given}
+        if first := {key: tensor for key, tensor in self._first_buffers.items() if key not in untouched}:
             self.load(first)
 
     @torch.no_grad()
@@ -164,10 +240,10 @@ class SplitModel(nn.Module):
         Raises:
             ModelError: a key is unknown, or a shape differs.
         """
-        own = self.state_dict()
+        own = self.live(key for key in tensors if key in self._places)
         for key, tensor in tensors.items():
             if key not in own:
-                raise ModelError(f"the model has no tensor {key!r}: {nearest(key, own)}")
+                raise ModelError(f"the model has no tensor {key!r}: {nearest(key, self._places)}")
             if own[key].shape != tensor.shape:
                 raise ModelError(f"tensor {key!r}: expected shape {tuple(own[key].shape)}, found {tuple(tensor.shape)}")
         for key, tensor in tensors.items():
@@ -193,7 +269,7 @@ class SplitModel(nn.Module):
         Frozen parts are in evaluation mode, so their batch normalisation keeps its statistics, and their parameters
         ask for no gradient. A parameter the model itself has frozen stays so. Everything is put back after the block.
         """
-        stages = self._expand(parts)
+        stages = self._stages_of(parts)
         trained = {id(parameter) for parameter in self.parameters_of(parts).values()}
         frozen = [p for p in self.parameters() if p.requires_grad and id(p) not in trained]
         with self._modes_kept():
@@ -201,6 +277,8 @@ class SplitModel(nn.Module):
             for stage in self._stages:
                 if stage not in stages:
                     self.get_submodule(stage).eval()
+            for module, _ in self._given_places():
+                module.eval()
             for parameter in frozen:
                 parameter.requires_grad_(False)
             try:
@@ -232,17 +310,22 @@ class SplitModel(nn.Module):
         """The stages of the parts, in order."""
         if parts is None:
             return self._stages
-        groups = dict(zip(_BLOCKS, (self._stages[: self._fusion_cut], self._stages[self._fusion_cut :]), strict=True))
-        groups |= self._parts
+        known = dict(zip(_BLOCKS, (self._stages[: self._fusion_cut], self._stages[self._fusion_cut :]), strict=True))
+        known |= self._parts
         chosen: set[str] = set()
         for part in (parts,) if isinstance(parts, str) else parts:
-            if part not in groups:
-                raise ModelError(f"the model has no part {part!r}: {nearest(part, groups)}")
-            chosen.update(groups[part])
+            if part not in known:
+                raise ModelError(f"the model has no part {part!r}: {nearest(part, [*known, *self._groups])}")
+            chosen.update(known[part])
         return tuple(stage for stage in self._stages if stage in chosen)
 
-    def _stage_of(self, key: str) -> str:
-        return next(stage for stage in self._stages if key.startswith(stage + "."))
+    def _stages_of(self, parts: Parts | None) -> set[str]:
+        """The stages that have something of these parts or groups, unless all their tensors are given."""
+        named = self._parts if parts is None else (parts,) if isinstance(parts, str) else parts
+        whole = self._expand([name for name in named if name not in self._groups])
+        found = {*whole, *(self._stage_by_key[k] for name in named if name in self._groups for k in self._groups[name])}
+        own = {stage for key, stage in self._stage_by_key.items() if key not in self._given}
+        return {stage for stage in found if stage in own or stage not in self._stage_by_key.values()}
 
 
 def run_with(
@@ -332,6 +415,32 @@ def measure(model: SplitModel, example: Inputs) -> ModelFacts:
 
 def _type(tensor: Tensor) -> str:
     return "" if tensor.is_floating_point() else f" and type {tensor.dtype}"
+
+
+_EVERYWHERE = ("all", "buffers")
+"""Groups that every model has."""
+
+
+def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where each tensor of the state dict lies: the module that holds it, and its name there."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    split = ((key, key.rpartition(".")) for key, value in model.state_dict().items() if isinstance(value, Tensor))
+    return {key: (modules[prefix], name) for key, (prefix, _, name) in split}
+
+
+def _stage_of(key: str, stages: Sequence[str]) -> str:
+    return next(stage for stage in stages if key.startswith(stage + "."))
+
+
+def _checked_group(
+    name: str, keys: Collection[str], places: Collection[str], taken: Collection[str]
+) -> tuple[str, ...]:
+    if name in taken:
+        raise ModelError(f"group {name!r}: a part or group of the model has this name; choose another")
+    for key in keys:
+        if key not in places:
+            raise ModelError(f"group {name!r}: the model has no tensor {key!r}: {nearest(key, places)}")
+    return tuple(key for key in places if key in keys)
 
 
 def _nest(model: SplitModel, name: str, stage: nn.Module) -> None:

@@ -57,7 +57,7 @@ from interfuse.messages import Message
 from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
 from interfuse.setup import check_device
-from interfuse.wire import Codecs, FileRecord, Limits, sync_folder
+from interfuse.wire import Codecs, FileRecord, Limits, load_tensors, save_tensors, sync_folder
 
 
 class Outgoing(NamedTuple):
@@ -404,28 +404,26 @@ class Session:
 
     def _save(self, order: Order) -> FileRecord | None:
         """Write the owned state under its digest, if it changed; forget those that nobody can ask for again."""
-        written = self._host.save(self._folder, "saving")
+        written = [save_tensors(self._folder / "saving.safetensors", owned) for _, owned in self._host.changed()]
         self._audit.sync()
-        for record in written.values():
-            path = self._folder / f"{record.sha256}.safetensors"
-            (self._folder / record.name).replace(path)
+        for record in written:
+            (self._folder / record.name).replace(self._folder / f"{record.sha256}.safetensors")
             self._saved = record.sha256
         sync_folder(self._folder)
         for file in self._folder.glob("*.safetensors"):
             if file.stem not in order.keep and file.stem != self._saved:
                 file.unlink()
-        return next(iter(written.values()), None)
+        return next(iter(written), None)
 
     def _load(self, order: Order) -> None:
-        files = {}
         self._saved = order.digest
+        self._host.end_round()
+        self._host.reset()
         if order.digest is not None:
             path = self._folder / f"{order.digest}.safetensors"
             if not path.is_file():
                 raise RunError(f"there is no saved state {order.digest[:16]}")
-            record = FileRecord(path.name, path.stat().st_size, order.digest)
-            files = {f"client-{self.client:05d}": record}
-        self._host.load(self._folder, files)
+            self._host.adopt(self.client, load_tensors(path, order.digest))
         self._events.add("goes back", digest=order.digest or "beginning")
 
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import math
 import queue
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from interfuse.client import ClientId, Profile
-from interfuse.clients import Answer, Failure, Request
+from interfuse.clients import Answer, Failure, Kept, Request
 from interfuse.engines.parties.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
 from interfuse.engines.parties.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
 from interfuse.engines.parties.setups import RemoteSetup
 from interfuse.errors import MessageError, RunError
 from interfuse.handler import handlers
-from interfuse.messages import Message
+from interfuse.messages import Message, flatten
 from interfuse.messages.encoding import decode, encoded
-from interfuse.wire import FileRecord, Limits, Pieces, load_tensors, save_tensors
+from interfuse.wire import Limits, Pieces, raw_size
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,8 @@ class Remote:
         except MessageError as error:
             self.faults[client] = Fault("failed", str(error))
             return self._failed(client, f"node {name}: {error}", reply.seconds)
-        return Answer(client, message, reply.seconds, reply.steps)
+        size = (raw_size(flatten(message)), len(arrived.payload))
+        return Answer(client, message, reply.seconds, reply.steps, size)
 
     def _failed(self, client: ClientId, reason: str, seconds: float = 0.0) -> Answer:
         return Answer(client, Failure(client, reason), seconds)
@@ -395,37 +396,21 @@ class Remote:
         """Nodes hear of it with what they are asked next: nobody waits for those that are slow."""
         self._ended += 1
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        """Have nodes save on their own disks; what is written here are receipts, with the digests of their files."""
-        keep: dict[ClientId, list[str]] = {client: [] for client in self._members}
-        for client, held in keep.items():
-            for receipt in folder.glob(f"{_name_of(client)}-*.safetensors"):
-                held.append(_digest_in(receipt))
-        done = self._everybody("save", {}, {client: tuple(held) for client, held in keep.items()})
-        written = {}
-        for client, answer in done.items():
+    def changed(self, kept: Kept) -> Iterator[tuple[ClientId, Mapping[str, Tensor]]]:
+        """Have nodes save on their own disks; what is given here are receipts, with the digests of their files."""
+        keep = {client: tuple(map(_digest_in, kept(client))) for client in self._members}
+        for client, answer in self._everybody("save", {}, keep).items():
             if answer.digest is not None:
-                tensors = {"sha256": torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)}
-                path = folder / f"{_name_of(client)}-{suffix}.safetensors"
-                written[_name_of(client)] = save_tensors(path, tensors)
-        return written
+                yield client, {"sha256": torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)}
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
+    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
         """Have nodes go back to what they saved."""
-        digests = {
-            client: _digest_in(folder / record.name, record.sha256) if record is not None else None
-            for client in self._members
-            for record in [files.get(_name_of(client))]
-        }
-        self._everybody("load", digests, {})
+        beginning: dict[ClientId, str | None] = dict.fromkeys(self._members)
+        self._everybody("load", beginning | {client: _digest_in(receipt) for client, receipt in owned}, {})
 
     def close(self) -> None:
         """Nothing: streams belong to the hub, and outlive an attempt."""
 
 
-def _name_of(client: ClientId) -> str:
-    return f"client-{client:05d}"
-
-
-def _digest_in(receipt: Path, sha256: str | None = None) -> str:
-    return bytes(load_tensors(receipt, sha256)["sha256"].tolist()).hex()
+def _digest_in(receipt: Mapping[str, Tensor]) -> str:
+    return bytes(receipt["sha256"].tolist()).hex()

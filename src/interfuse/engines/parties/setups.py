@@ -18,8 +18,9 @@ from interfuse.evaluation import CommonTest, common_test, evaluation_on
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method
-from interfuse.models import Builder, SplitModel, measure
+from interfuse.models import Builder, Given, SplitModel, measure
 from interfuse.numerics import Numerics
+from interfuse.randomness import Key
 from interfuse.setup import as_inputs, block_sizes, make_model, with_settings
 from interfuse.wire import Codecs
 
@@ -73,6 +74,10 @@ class _OfContract:
     def codecs(self) -> Codecs:
         return Codecs.parse(self.contract.codecs)
 
+    @cached_property
+    def _given(self) -> Given:
+        return Given()
+
 
 @dataclass(frozen=True, eq=False)
 class NodeSetup(_OfContract):
@@ -97,11 +102,12 @@ class NodeSetup(_OfContract):
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """The vendor's model; its initial values are a function of seed and key."""
-        contract = self.contract
-        return make_model(
-            self.builder, self.dataset.shape, contract.classes, contract.fusion_width, contract.seed, key,
-            self.device, contract.numerics,
-        )  # fmt: skip
+        at, shape = self.contract, self.dataset.shape
+
+        def build(key: tuple[Key, ...]) -> SplitModel:
+            return make_model(self.builder, shape, at.classes, at.fusion_width, at.seed, key, self.device, at.numerics)
+
+        return self._given.built(architecture, build, *key)
 
     def method_of(self, client: ClientId) -> Method:
         """The method with this client's own settings."""
@@ -219,10 +225,13 @@ class RemoteSetup(_OfContract):
                 f"the method has the server build {architecture!r}: the recipe must name it under models, and the "
                 "vendor's file must have the same name and `public = true` under [model]"
             )
-        return make_model(
-            self.builders[architecture](), owner.shapes.sample, owner.classes, self.contract.fusion_width, self.seed,
-            key, self.device, self.numerics,
-        )  # fmt: skip
+        shapes, classes, width = owner.shapes, owner.classes, self.contract.fusion_width
+
+        def build(key: tuple[Key, ...]) -> SplitModel:
+            builder = self.builders[architecture]()
+            return make_model(builder, shapes.sample, classes, width, self.seed, key, self.device, self.numerics)
+
+        return self._given.built(architecture, build, *key)
 
     def inputs(self, x: Inputs) -> Inputs:
         """Raw samples stay with their vendors.

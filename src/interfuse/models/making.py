@@ -1,0 +1,43 @@
+"""New models whose initial values are a function of a seed and a key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from interfuse.models.split import SplitModel
+from interfuse.numerics import Numerics
+from interfuse.randomness import Key, seeded
+
+
+def make(build: Callable[[], SplitModel], seed: int, *key: Key, device: str, numerics: Numerics) -> SplitModel:
+    """A new model on a device, in the memory layout of the run."""
+    with seeded(seed, *key):
+        model = build()
+    model.to(device)
+    if numerics.layout == "channels_last":
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
+    return model
+
+
+class Given:
+    """The given tensors of each architecture, in memory once a process."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+
+    def built(self, architecture: str, build: Callable[[tuple[Key, ...]], SplitModel], *key: Key) -> SplitModel:
+        """A new model with the given tensors that all models of its architecture have.
+
+        Args:
+            build: From a key, of which initial values are a function, to a new model.
+        """
+        model = build(key)
+        if model.given_keys:
+            if architecture not in self._tensors:
+                first = build(("given",))
+                self._tensors[architecture] = first.live(first.given_keys)
+            model.hold(self._tensors[architecture])
+        return model
