@@ -60,7 +60,7 @@ COMMON: dict[str, Any] = {
 KILLED_IN = 3  # the round; the last commit is that of the one before
 VARIANTS = ("1 worker", "2 workers", "resumed")
 KINDS = ("tensors", "models", "metrics", "ledger")
-RENAMED = {"receive": "deploy"}  # handlers by the name that they had in older trees
+RENAMED = {"receive": "deploy", "hits": "count"}  # handlers by the name that they had in older trees
 TREES = ("COMMIT", "working tree")
 
 Flat = dict[str, Any]  # from the name of a value to the value
@@ -163,7 +163,7 @@ def committed(commits: Path) -> Flat:
     return {name: " ".join(sorted(values)) for name, values in found.items()}
 
 
-RENAMED = (
+OWNED = (
     (r"(client \d+) networks/model/", r"\1 model/"),
     (r"(client \d+) optimizers/", r"\1 optimizer/"),
     (r"(client \d+) order/place", r"\1 order"),
@@ -174,7 +174,7 @@ RENAMED = (
 
 
 def canonical(name: str) -> str:
-    for new, old in RENAMED:
+    for new, old in OWNED:
         name = re.sub(f"^{new}", old, name)
     return name
 

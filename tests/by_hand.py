@@ -75,4 +75,4 @@ def server_batches(f: Federation, round: int, rows: int, batch_size: int, epochs
 
 def global_head(f: Federation) -> dict[str, Tensor]:
     """A copy of the global head."""
-    return {key: tensor.clone() for key, tensor in f.server.models["head"].tensors("modular").items()}
+    return {key: tensor.clone() for key, tensor in f.server.network("head").tensors("modular").items()}

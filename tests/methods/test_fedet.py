@@ -79,7 +79,7 @@ def test_without_the_servers_training_it_is_fedavg_in_groups_with_one_mean_head(
 
 def test_all_groups_and_the_server_have_one_head() -> None:
     f = federation(FedET(**OPTIONS), **WORLD, rounds=2)
-    head = f.server.models["large"].tensors("modular")
+    head = f.server.network("large").tensors("modular")
     found = {key: t for key, t in f.server.state.weights.items() if "classifier" in key}
     assert len(found) == 4
     assert all(torch.equal(t, head[key.rpartition(":")[2]]) for key, t in found.items())
@@ -88,7 +88,7 @@ def test_all_groups_and_the_server_have_one_head() -> None:
 
 def test_the_server_learns_what_the_clients_agree_on() -> None:
     f = federation(FedET(**{**OPTIONS, "local_steps": 40, "lr": 0.2}, server_lr=0.1), **WORLD, rounds=6)
-    data, large = f.setup.dataset, f.server.models["large"]
+    data, large = f.setup.dataset, f.server.network("large")
     with large.evaluating():
         right = large(data.normalise(data.x_test)).argmax(1) == data.y_test
     assert float(right.float().mean()) > 0.9
@@ -111,7 +111,7 @@ def test_the_public_set_is_what_clients_give_once_without_labels() -> None:
 def test_dissent_matters_where_it_has_weight(diversity: float) -> None:
     world: dict[str, Any] = {**WORLD, "dataset": tiny_dataset(seed=4)}
     base, other = (federation(FedET(**OPTIONS, diversity=d), **world, rounds=1) for d in (0.0, diversity))
-    same = same_bits(base.server.models["large"].tensors(), other.server.models["large"].tensors())
+    same = same_bits(base.server.network("large").tensors(), other.server.network("large").tensors())
     assert same == (diversity == 0)
 
 

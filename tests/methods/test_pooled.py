@@ -47,12 +47,12 @@ def test_training_is_a_plain_loop_on_the_union(steps: dict[str, int]) -> None:
         batches = [(x[rows[index]], y[rows[index]]) for index in order[: taken * 8].split(8)]
         assert len(batches) == taken
         expected = plain_sgd(server_copy(f.setup, name, first[name]), batches, 0.1)
-        assert same_bits(expected, f.server.models[name].state_dict())
+        assert same_bits(expected, f.server.network(name).state_dict())
 
 
 def test_the_blocks_take_turns() -> None:
     settings: dict[str, Any] = {"local_steps": 2, "batch_size": 4, "lr": 0.1}
-    with_turns = federation(Pooled(**settings, modular_steps=3, modular_lr=1e-30), rounds=1).server.models["logistic"]
+    with_turns = federation(Pooled(**settings, modular_steps=3, modular_lr=1e-30), rounds=1).server.network("logistic")
     first = federation(Pooled(**settings)).server.model("logistic", "logistic")
     assert same_bits(first.tensors("modular"), with_turns.tensors("modular"))
     assert not same_bits(first.tensors("base"), with_turns.tensors("base"))
@@ -66,4 +66,4 @@ def test_all_clients_of_an_architecture_are_evaluated_with_the_one_model() -> No
     with f.evaluating():
         for client in f.clients:
             name = f.setup.architectures[client]
-            assert same_bits(resident(f, client).model.tensors(), f.server.models[name].tensors())
+            assert same_bits(resident(f, client).model.tensors(), f.server.network(name).tensors())

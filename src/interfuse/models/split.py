@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from operator import attrgetter
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,13 @@ class SplitModel(nn.Module):
         self._given: frozenset[str] = frozenset()
         self._first_buffers = {key: tensor.clone() for key, tensor in self.live(buffers).items()}
         self._give(self.keys_of(given))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_places"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._places = _places(self)  # a copy has other modules inside
 
     @property
     def part_names(self) -> tuple[str, ...]:
