@@ -55,9 +55,9 @@ def test_the_first_round_has_no_generator() -> None:
 
 def test_clients_get_the_generator_that_was_trained() -> None:
     f = federation(FedGen(**OPTIONS), models=[wide], shares=UNEVEN, wrap=Recorder)
-    first = {key: t.clone() for key, t in f.server.state.generator.items()}
+    first = {key: t.clone() for key, t in f.server.network("generator").tensors().items()}
     f.run_round()
-    trained = {key: t.clone() for key, t in f.server.state.generator.items()}
+    trained = {key: t.clone() for key, t in f.server.network("generator").tensors().items()}
     assert all(not torch.equal(first[key], trained[key]) for key in first)
     f.run_round()
     assert isinstance(f.engine, Recorder)
@@ -90,7 +90,7 @@ def test_the_heads_learn_to_be_recognised() -> None:
     f.run_round()
     method, state = f.method, f.server.state
     assert isinstance(method, FedGen)
-    generator = method.generator(f.server.dims, torch.device("cpu")).frozen(state.generator)
+    generator = f.server.network("generator").frozen({})
     head = server_copy(f.setup, "logistic", state.weights)
     y = torch.arange(3).repeat(50)
     answers = head.modular(generator(labelled(y, 3, method.noise))).argmax(1)
@@ -139,10 +139,11 @@ def test_the_clients_loss_by_hand() -> None:
     assert isinstance(method, FedGen)
     client.round = 3
     model, state = server_copy(f.setup, f.setup.architectures[1], f.server.state.weights), f.server.state
-    message = ModelAndGenerator(state.weights, state.generator, state.counts)
+    trained = f.server.network("generator").tensors()
+    message = ModelAndGenerator(state.weights, trained, state.counts)
     x, y = in_steps(f.setup, 1, 1, 8)[0]
     generator, loss = network(3, 8, 32, 256), method.loss(client, message)
-    generator.load(state.generator)
+    generator.load(trained)
     generator.eval()
     torch.default_generator.manual_seed(7)
     found = loss(model, Batch(x, y), 0).detach()

@@ -82,7 +82,7 @@ class SplitModel(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_places"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._places = _places(self)  # a copy has other modules inside
 
     @property
