@@ -1,0 +1,279 @@
+"""What a host lends: modules go from client to client, given tensors are there once, clients are their tensors."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+from worlds import everything_owned, federation, in_process, live_model, resident, same_bits, tiny_dataset, wide
+
+from interfuse.client import Client, ClientId, Profile
+from interfuse.clients import Clients
+from interfuse.data import Batch
+from interfuse.errors import ClientError
+from interfuse.federation import Federation
+from interfuse.handler import on_client
+from interfuse.messages import Dims, Message, State, Weights
+from interfuse.method import NOTHING, Method, Network
+from interfuse.methods import built_in
+from interfuse.models import SplitModel
+from interfuse.server import Server
+from interfuse.training import cross_entropy
+
+WIDE = 300
+
+
+def with_backbone(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """A frozen first stage with normalisation, common to all clients of the architecture, and a head of one's own."""
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(5, WIDE), nn.BatchNorm1d(WIDE), nn.Dropout(0.5), nn.ReLU())
+    stages = {"backbone": backbone, "adapter": nn.Linear(WIDE, width), "classifier": nn.Linear(width, classes)}
+    return SplitModel(stages, given=("backbone",))
+
+
+def on_models(method: str, **settings: Any) -> Federation:
+    return federation(built_in()[method].configure(settings), models=[with_backbone], clients=5)
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg", "ifl", "lg-fedavg", "splitfed-v1"])
+def test_a_given_backbone_is_in_memory_once_never_changes_and_is_in_no_commit(method: str, tmp_path: Path) -> None:
+    f = on_models(method)
+    first = f.setup.build("with_backbone", "another")
+    before = {key: tensor.clone() for key, tensor in first.live(first.given_keys).items()}
+    for _ in range(2):
+        f.run_round()
+    places = {tensor.data_ptr() for c in f.clients for tensor in given_in(resident(f, c).model).values()}
+    assert places == {tensor.data_ptr() for tensor in given_in(first).values()}
+    assert len(places) == len(before) == 7
+    assert same_bits(before, given_in(first))
+    owned = everything_owned(f)
+    assert owned
+    assert not [key for key in owned if "backbone" in key]
+    assert not [key for profile in f.clients.profiles.values() for key in profile.keys if "backbone" in key]
+
+
+def given_in(model: SplitModel) -> dict[str, Tensor]:
+    return model.live(sorted(model.given_keys))
+
+
+@pytest.mark.parametrize("method", ["local", "fedavg", "ifl"])
+def test_a_run_on_a_given_backbone_has_equal_bits_after_a_resume_and_on_any_engine(method: str, tmp_path: Path) -> None:
+    kind = built_in()[method].configure({})
+    settings: dict[str, Any] = {"models": [with_backbone], "clients": 5}
+    wanted = everything_owned(federation(kind, rounds=3, **settings))
+    begun = federation(kind, rounds=1, **settings)
+    saved = begun.save(tmp_path)
+    for workers in (1, 3):
+        again = federation(kind, workers=workers, **settings)
+        try:
+            again.load(tmp_path, 1, saved)
+            for _ in range(2):
+                again.run_round()
+            found = everything_owned(again)
+            assert same_bits(found, {key: wanted[key] for key in found})
+            assert {key for key in wanted if key.startswith("client")} <= found.keys()
+        finally:
+            again.engine.close()
+
+
+@dataclass(frozen=True)
+class Counting(Method):
+    """FedAvg's exchange, whose clients count the models that are alive in their process."""
+
+    participants: int = 3
+
+    def keeps(self) -> frozenset[str]:
+        return NOTHING
+
+    def round(self, server: Server, clients: Clients) -> None:
+        start = Weights(server.new_model("wide").tensors())
+        chosen = clients.only(clients.ids[: self.participants])
+        counts: list[int] = []
+        chosen.call(self.train, start, each=lambda client, reply: counts.append(reply.models))
+        server.scratch["most"] = max(counts)
+
+    @on_client
+    def train(self, client: Client, received: Weights) -> Alive:
+        client.model.load(received.tensors)
+        client.fit(cross_entropy, steps=1, lr=0.1)
+        return Alive(sum(issubclass(type(found), SplitModel) for found in gc.get_objects()))
+
+
+class Alive(Message):
+    models: int
+
+
+@pytest.mark.parametrize("participants", [2, 30])
+def test_live_models_do_not_follow_the_cohort(participants: int) -> None:
+    gc.collect()
+    before = sum(issubclass(type(found), SplitModel) for found in gc.get_objects())
+    f = federation(Counting(participants), models=[wide], clients=30, dataset=tiny_dataset(rows=120), rounds=1)
+    f.round = 1
+    f._enter(2, "training")
+    f.method.round(f.server, f.clients)
+    assert f.server.scratch["most"] - before <= 2  # one at work, and perhaps one that is about to go
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_each_hands_replies_over_in_the_order_of_clients(workers: int) -> None:
+    f = federation("fedavg", clients=7, workers=workers, dataset=tiny_dataset(rows=90))
+    seen: list[tuple[ClientId, dict[str, Tensor]]] = []
+    try:
+        handler, given = cast(Any, f.method).train, Weights(f.server.state.weights)
+        f._enter(1, "training")
+        folded = f.clients.call(handler, given, each=lambda c, reply: seen.append((c, reply.tensors)))
+        assert list(folded.values()) == [None] * 7
+        again = federation("fedavg", clients=7, dataset=tiny_dataset(rows=90))
+        again._enter(1, "training")
+        together = again.clients.call(cast(Any, again.method).train, given)
+    finally:
+        f.engine.close()
+    assert [client for client, _ in seen] == list(range(7))
+    assert all(same_bits(tensors, together[client].tensors) for client, tensors in seen)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_a_fold_raises_ends_the_round_and_leaves_the_engine_in_order(workers: int) -> None:
+    f = federation("fedavg", clients=7, workers=workers, dataset=tiny_dataset(rows=90))
+
+    def fold(client: ClientId, reply: object) -> None:
+        if client == 2:
+            raise LookupError("no")
+
+    try:
+        handler, given = cast(Any, f.method).train, Weights(f.server.state.weights)
+        with pytest.raises(LookupError, match="no"):
+            f.clients.call(handler, given, each=fold)
+        f.engine.end_round()
+        assert len(f.clients.call(handler, given)) == 7
+    finally:
+        f.engine.close()
+
+
+# --- further networks -----------------------------------------------------------------------------
+
+
+def decoder(d: int, inputs: int) -> SplitModel:
+    return SplitModel({"hidden": nn.Linear(d, 7), "out": nn.Linear(7, inputs)})
+
+
+def reconstruct(model: SplitModel, batch: Batch, step: int) -> Tensor:
+    return nn.functional.mse_loss(model(batch.x), cast(Tensor, batch.y))
+
+
+class Counted(State):
+    calls: int
+
+
+@dataclass(frozen=True)
+class WithDecoder(Method):
+    """A client trains a decoder of its own beside its model, and a scratch one that it must load."""
+
+    def networks(self, owner: Profile | None, dims: Dims) -> Mapping[str, Network]:
+        beside = {"decoder": Network(partial(decoder, dims["d"], 5))}
+        return beside | ({} if owner is None else {"scratch": Network(partial(decoder, dims["d"], 5), NOTHING)})
+
+    def new_client(self, client: Client[Counted]) -> Counted:
+        return Counted(0)
+
+    def start(self, server: Server[Any], clients: Clients) -> None:
+        server.scratch["rounds"] = server.rounds
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)
+
+    @on_client
+    def train(self, client: Client[Counted]) -> None:
+        client.fit(cross_entropy, steps=2, lr=0.1)
+        assert all(t.isnan().all() for t in client.network("scratch").tensors().values())
+        batch = client.batch(8)
+        with client.model.evaluating():
+            z = client.model.base(batch.x)
+        pairs = [Batch(z, cast(Any, batch.x))]
+        client.fit(reconstruct, pairs, network="decoder", lr=0.1, optimizer="adam", keep_optimizer="decoder")
+        client.network("scratch").load(client.network("decoder").tensors())
+        client.state = Counted(client.state.calls + 1)
+
+    @on_client.continuing
+    def peek(self, client: Client[Counted]) -> Weights:
+        return Weights(client.network("scratch").tensors())
+
+
+def test_a_second_network_is_owned_trained_committed_and_counted(tmp_path: Path) -> None:
+    f = federation(WithDecoder(), models=[wide], rounds=1)
+    first = {c: {k: t.clone() for k, t in resident(f, c).network("decoder").tensors().items()} for c in f.clients}
+    assert not same_bits(first[0], first[1])
+    assert f.exchange.steps == 3 * 3
+    saved = f.save(tmp_path)
+    assert set(f.server.networks) == {"decoder"}
+    wanted = everything_owned(federation(WithDecoder(), models=[wide], rounds=3))
+    assert {key for key in wanted if "networks/decoder" in key}
+    assert not {key for key in wanted if "scratch" in key}
+    for workers in (1, 2):
+        again = federation(WithDecoder(), models=[wide], workers=workers)
+        try:
+            again.load(tmp_path, 1, saved)
+            for _ in range(2):
+                again.run_round()
+            found = everything_owned(again)
+            assert same_bits(found, {key: wanted[key] for key in found})
+            assert {key for key in wanted if key.startswith("client")} <= found.keys()
+        finally:
+            again.engine.close()
+
+
+def test_a_continuing_handler_has_what_an_earlier_one_left_and_another_has_not() -> None:
+    f = federation(WithDecoder(), models=[wide])
+    f._enter(1, "training")
+    method = cast(WithDecoder, f.method)
+    f.clients.call(method.train)
+    host = in_process(f)._host
+    modules = {id(host._residents[c].client.networks["scratch"].module) for c in f.clients}
+    assert len(modules) == 3  # each needs its own
+    left = {c: {k: t.clone() for k, t in resident(f, c).network("decoder").tensors().items()} for c in f.clients}
+    with pytest.raises(ClientError, match="unknown key"):  # a decoder is no part of the client's model
+        f.clients.call(method.peek)
+    assert all(same_bits(left[c], resident(f, c).network("scratch").tensors()) for c in f.clients)
+
+
+def test_clients_of_one_architecture_share_a_module_and_not_their_tensors() -> None:
+    f = federation("local", models=[wide], clients=4, rounds=1)
+    host = in_process(f)._host
+    modules = [host._residents[c].client.networks["model"].module for c in f.clients]
+    assert len({id(module) for module in modules} - {id(None)}) == 1
+    models = [{k: t.clone() for k, t in live_model(f, c).tensors().items()} for c in f.clients]
+    assert not any(same_bits(models[0], other) for other in models[1:])
+
+
+class Reassigning(nn.Module):
+    """Some modules put a new tensor in the place of a buffer, instead of changing it."""
+
+    seen: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen = self.seen + len(x)
+        return x
+
+
+def counting(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    return SplitModel(
+        {"base.count": Reassigning(), "base.fc": nn.Linear(5, width), "modular": nn.Linear(width, classes)}
+    )
+
+
+def test_a_buffer_that_is_replaced_stays_with_its_client() -> None:
+    f = federation("local", models=[counting], clients=3, rounds=2)
+    seen = [float(everything_owned(f)[f"client-0000{c}:networks/model/base.count.seen"]) for c in f.clients]
+    assert seen == [2 * 10 * 16.0] * 3  # a share has 16 rows for training
+    assert frozenset({"all"}) == ALL
