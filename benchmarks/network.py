@@ -40,21 +40,14 @@ from interfuse.coordination.driver import Public, make_contract
 from interfuse.engines.grpc import Listener, dial, make_keys
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
 from interfuse.engines.grpc.keys import of_node, of_server
-from interfuse.engines.parties import (
-    MESSAGE,
-    Events,
-    Hub,
-    KeyFiles,
-    Node,
-    Patience,
-    Remote,
-    RemoteSetup,
-    Vendor,
-    take_part,
-)
-from interfuse.engines.parties.frames import CHUNK
-from interfuse.engines.parties.hub import Member
-from interfuse.engines.parties.setups import no_labels
+from interfuse.engines.parties import KeyFiles, Vendor
+from interfuse.engines.parties.frames import CHUNK, MESSAGE
+from interfuse.engines.parties.hub import Hub, Member
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.node import Node
+from interfuse.engines.parties.participation import take_part
+from interfuse.engines.parties.remote import Patience, Remote
+from interfuse.engines.parties.setups import RemoteSetup, no_labels
 from interfuse.engines.processes import fork
 from interfuse.handler import programs
 from interfuse.messages import Dims

@@ -13,8 +13,9 @@ import slow
 from parties import Parties, assert_equal_to_local, parties, states
 
 from interfuse.coordination.driver import Terms, coordinate
-from interfuse.engines.parties import Loopback, node
+from interfuse.engines.parties import node
 from interfuse.engines.parties.frames import Call, Payload
+from interfuse.engines.parties.loopback import Loopback
 from interfuse.errors import ConfigError
 from interfuse.runs import Silent, parse_config
 

@@ -84,7 +84,10 @@ def node(
     _needs_grpc()
     from interfuse.coordination import dry_run
     from interfuse.engines.grpc import dial
-    from interfuse.engines.parties import Events, Node, read_vendor, take_part
+    from interfuse.engines.parties.logs import Events
+    from interfuse.engines.parties.node import Node
+    from interfuse.engines.parties.participation import take_part
+    from interfuse.engines.parties.vendor import read_vendor
 
     given = read_vendor(vendor)
     say = (lambda text: None) if quiet else (lambda text: typer.echo(text, err=True))
@@ -154,7 +157,7 @@ def coordinate(
     from interfuse.coordination import Terms
     from interfuse.coordination import coordinate as carry_out
     from interfuse.engines.grpc import Listener
-    from interfuse.engines.parties import Patience
+    from interfuse.engines.parties.remote import Patience
 
     config = configure(recipe, {"execution": {"commit_rounds": commit_every}})
     if (key_folder is None) != insecure:
@@ -192,7 +195,7 @@ def status(folder: RunArgument, as_json: Json = False) -> None:
 
 def audit(log: Annotated[Path, typer.Argument(metavar="AUDIT.jsonl", show_default=False)]) -> None:
     """Check the chain of a node's audit log: that no line of it was changed or taken out."""
-    from interfuse.engines.parties import verify
+    from interfuse.engines.parties.logs import verify
 
     typer.echo(f"{verify(log)} lines, the chain holds")
 

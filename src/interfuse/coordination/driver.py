@@ -18,7 +18,7 @@ from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
 from interfuse.data import load
 from interfuse.engines.parties.carrier import Carrier
-from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest, weight_rule
+from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest
 from interfuse.engines.parties.frames import MESSAGE
 from interfuse.engines.parties.hub import Hub, Member
 from interfuse.engines.parties.logs import Events
@@ -149,13 +149,14 @@ class Public:
 def make_contract(config: RunConfig, method: Method, run: str, public: Public) -> Contract:
     """What nodes are offered."""
     settings = settings_of(method)
+    rule = settings.get("weights")
     shared = config.evaluation == "shared"
     return Contract(
         run=run, library=LIBRARY, wire=WIRE, method=config.method,
         settings={name: value for name, value in settings.items() if value is not None},
         unset=tuple(name for name, value in settings.items() if value is None), client_settings=config.client,
         codecs=config.codecs, interface=interface(method), discloses=tuple(sorted(disclosures(method))),
-        retains=tuple(sorted(retained(method))), weights=weight_rule(settings), rounds=config.rounds,
+        retains=tuple(sorted(retained(method))), weights=None if rule is None else str(rule), rounds=config.rounds,
         fusion_width=config.fusion_width, classes=public.classes, seed=config.seed, numerics=config.numerics,
         validation=config.validation, test=config.test, evaluation=config.evaluation,
         public_test=config.data_names[0] if shared else "", test_rows=config.test_rows,
@@ -191,7 +192,7 @@ class _Coordinator:
             for name, node in self._record.nodes.items():
                 if node.gone is not None:
                     self._hub.ban(name, node.gone)
-            self._events.add("listens", address=self._hub.address, run=self._record.run)
+            self._events.add("listens", address=self._hub.carrier.address, run=self._record.run)
             members = self._gather(None)
             while not self._attempt(members):
                 members = self._gather(self._terms.patience.back)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
@@ -18,7 +21,7 @@ from interfuse.engines.parties.participation import take_part
 from interfuse.engines.parties.remote import Patience, Remote
 from interfuse.engines.parties.setups import RemoteSetup
 from interfuse.engines.parties.vendor import MODES, Vendor
-from interfuse.errors import InterfuseError, RunError
+from interfuse.errors import RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
 from interfuse.messages.encoding import read
@@ -54,47 +57,36 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
         public = Public(dataset.classes, list(dataset.class_names), dataset.with_test_rows(config.test_rows).y_test)
         method = config.make_method()
         contract = make_contract(config, method, "dry-run", public)
-        events = Events(None, show)
-        carrier = Loopback()
-        hub, node = Hub(contract, method, 1, carrier, events), Node(trial, events, tap)
-        failed: list[InterfuseError] = []
-        thread = threading.Thread(target=_serve, args=(node, carrier, failed), daemon=True)
-        thread.start()
-        try:
-            while not isinstance(event := _event(hub, thread), Joined):
-                pass
-            event.member.client = 0
-            builders = {name: lambda name=name: resolve(name) for name in config.models}
-            setup = RemoteSetup(contract, method, {0: event.member.facts}, public.labels, builders, public.class_names)
-            engine = Remote(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
-            engine.begin()
-            federation = Federation(setup, engine)
-            federation.start()
-            federation.run_round()
-            receipts.mkdir()
-            federation.save(receipts)
-            evaluate(federation, full=True)
-        except RunError as error:
-            raise failed[0] if failed else error from error
-        finally:
-            hub.close("the dry run is over", finished=True)
-            thread.join()
-            node.close()
+        carrier, events = Loopback(), Events(None, show)
+        hub = Hub(contract, method, 1, carrier, events)
+        with closing(Node(trial, events, tap)) as node, ThreadPoolExecutor(1) as pool:
+            part = pool.submit(take_part, node, carrier.dial, patience=5.0)
+            try:
+                while not isinstance(event := _event(hub, part), Joined):
+                    pass
+                event.member.client = 0
+                facts, builders = {0: event.member.facts}, {name: partial(resolve, name) for name in config.models}
+                setup = RemoteSetup(contract, method, facts, public.labels, builders, public.class_names)
+                engine = Remote(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
+                engine.begin()
+                federation = Federation(setup, engine)
+                federation.start()
+                federation.run_round()
+                receipts.mkdir()
+                federation.save(receipts)
+                evaluate(federation, full=True)
+            except RunError as error:
+                raise (part.exception() if part.done() else None) or error from error
+            finally:
+                hub.close("the dry run is over", finished=True)
     return files
 
 
-def _serve(node: Node, carrier: Loopback, failed: list[InterfuseError]) -> None:
-    try:
-        take_part(node, carrier.dial, patience=5.0)
-    except InterfuseError as error:
-        failed.append(error)
-
-
-def _event(hub: Hub, thread: threading.Thread) -> object:
+def _event(hub: Hub, part: Future[str]) -> object:
     while hub.arrivals.empty():
-        thread.join(timeout=0.01)
-        if not thread.is_alive() and hub.arrivals.empty():
+        if part.done() and hub.arrivals.empty():
             raise RunError("the node took no part")
+        time.sleep(0.01)
     return hub.arrivals.get()
 
 

@@ -116,5 +116,5 @@ class Watch:
             )  # fmt: skip
         return Status(
             time=now(), state=self.state, round=self.round, rounds=self._config.rounds, attempt=self._record.attempt,
-            address=self._hub.address, nodes=nodes,
+            address=self._hub.carrier.address, nodes=nodes,
         )  # fmt: skip

@@ -111,7 +111,7 @@ def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[
         for name in ("coordinator", *nodes):
             place = folder / name
             if not (place / f"{name}.crt").exists():
-                _issue(place, name, authority, hosts if name == "coordinator" else ())
+                _issue(place, name, name, _purpose(hosts if name == "coordinator" else ()), authority)
                 made.append(place)
             (place / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
         known = folder / "coordinator" / "nodes"
@@ -128,49 +128,48 @@ _Authority = tuple[ec.EllipticCurvePrivateKey, x509.Certificate]
 
 
 def _authority(folder: Path) -> _Authority:
-    if (folder / "ca.key").exists():
-        key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise ConfigError(
-                f"{folder / 'ca.key'} is no elliptic curve key; `interfuse keys` goes on only with its own"
-            )
-        return key, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "interfuse trial authority")])
-    certificate = (
-        _builder(name, name, key.public_key())
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    _write(folder, "ca", key, certificate)
-    return key, certificate
+    if not (folder / "ca.key").exists():
+        return _issue(folder, "ca", "interfuse trial authority", [x509.BasicConstraints(ca=True, path_length=0)], None)
+    key = serialization.load_pem_private_key((folder / "ca.key").read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ConfigError(f"{folder / 'ca.key'} is no elliptic curve key; `interfuse keys` goes on only with its own")
+    return key, x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
 
 
-def _issue(folder: Path, name: str, authority: _Authority, hosts: Sequence[str]) -> None:
-    """A key, and a certificate that is good for a server with ``hosts`` or, without, for a node only."""
-    key = ec.generate_private_key(ec.SECP256R1())
+def _purpose(hosts: Sequence[str]) -> list[x509.ExtensionType]:
+    """A certificate is good for a server with ``hosts`` or, without, for a node only."""
+    if not hosts:
+        return [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH])]
+    names = x509.SubjectAlternativeName([_host(host) for host in hosts])
+    return [x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), names]
+
+
+def _issue(
+    folder: Path, file: str, name: str, extensions: Sequence[x509.ExtensionType], authority: _Authority | None
+) -> _Authority:
+    """Write a key and its certificate, signed by the authority; without one, by itself."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    purpose = ExtendedKeyUsageOID.SERVER_AUTH if hosts else ExtendedKeyUsageOID.CLIENT_AUTH
-    builder = _builder(subject, authority[1].subject, key.public_key()).add_extension(
-        x509.ExtendedKeyUsage([purpose]), critical=False
-    )
-    if hosts:
-        builder = builder.add_extension(x509.SubjectAlternativeName([_host(host) for host in hosts]), critical=False)
-    folder.mkdir(exist_ok=True)
-    _write(folder, name, key, builder.sign(authority[0], hashes.SHA256()))
-
-
-def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey) -> x509.CertificateBuilder:
-    now = datetime.datetime.now(datetime.UTC)
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(issuer)
-        .public_key(key)
+        .issuer_name(subject if authority is None else authority[1].subject)
+        .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + datetime.timedelta(days=DAYS))
     )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=isinstance(extension, x509.BasicConstraints))
+    certificate = builder.sign(key if authority is None else authority[0], hashes.SHA256())
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    folder.mkdir(exist_ok=True)
+    with open(os.open(folder / f"{file}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as written:
+        written.write(secret)
+    (folder / f"{file}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    return key, certificate
 
 
 def _host(host: str) -> x509.GeneralName:
@@ -178,12 +177,3 @@ def _host(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
-
-
-def _write(folder: Path, name: str, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> None:
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    with open(os.open(folder / f"{name}.key", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(secret)
-    (folder / f"{name}.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -125,9 +125,8 @@ Join = Callable[[Link, Iterator[bytes], Peer], None]
 class Carrier(Protocol):
     """The coordinator's end of all streams."""
 
-    @property
-    def address(self) -> str:
-        """Where nodes find it, for logs and the status."""
+    address: str
+    """Where nodes find it, for logs and the status."""
 
     def open(self, streams: int, join: Join) -> None:
         """Take streams from now on, so many at once at most, and hand each to ``join``.

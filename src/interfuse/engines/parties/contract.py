@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -193,9 +193,3 @@ def labels_digest(labels: Tensor) -> str:
 def names(disclosed: Iterable[Disclosure]) -> str:
     """Disclosures in words."""
     return ", ".join(sorted(disclosed)) or "nothing"
-
-
-def weight_rule(settings: Mapping[str, Any]) -> str | None:
-    """How clients count in a mean, where the method has a setting for it."""
-    rule = settings.get("weights")
-    return None if rule is None else str(rule)

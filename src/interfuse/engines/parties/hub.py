@@ -99,6 +99,13 @@ class _NodeRefusedError(Exception):
         super().__init__(f"it refused: {refusal.field}: expected {refusal.expected}, found {refusal.found}"[:500])
 
 
+_WORDS = {
+    _NodeRefusedError: "refused by the node",
+    FrameError: "malformed",
+    ConfigError: "cannot check keys",  # a file in the folder of keys cannot be read: nobody is let in by it
+}
+
+
 class Hub:
     """A listening coordinator.
 
@@ -124,17 +131,12 @@ class Hub:
         self.arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.members: dict[str, Member] = {}
         self.lock = threading.RLock()
-        self._contract, self._method, self._most, self._carrier = contract, method, most, carrier
+        self._contract, self._method, self._most, self.carrier = contract, method, most, carrier
         self._events, self._message_bytes = events, message_bytes
         self._known = dict(known or {})
         self._banned: dict[str, str] = {}
         self._closing = False
         carrier.open(most + SPARE_STREAMS, self._join)
-
-    @property
-    def address(self) -> str:
-        """Where nodes find the coordinator."""
-        return self._carrier.address
 
     def connected(self) -> list[str]:
         """Names of the nodes that are there now."""
@@ -158,7 +160,7 @@ class Hub:
         with self.lock:
             present = [member for member in self.members.values() if member.link is not None]
         try:
-            revoked = self._carrier.revoked()
+            revoked = self.carrier.revoked()
         except ConfigError as error:  # such as a file that is being copied; the next call looks again
             self._events.add("cannot check keys", reason=error)
             return
@@ -176,7 +178,7 @@ class Hub:
             if finished:
                 link.send(End(reason=reason, finished=True))
             link.end()
-        self._carrier.close()
+        self.carrier.close()
 
     # --- one stream: the carrier sends, a thread of its own reads
 
@@ -215,22 +217,15 @@ class Hub:
             self._events.add("refused", node=name, peer=peer.place, field=error.field, reason=error)
             link.send(Refusal(field=error.field, expected=error.expected, found=error.found, retry=error.retry))
             link.end()
-        except _NodeRefusedError as error:
+        except (FrameError, _NodeRefusedError, ConfigError) as error:
             reason = str(error)
-            self._events.add("refused by the node", node=name, peer=peer.place, reason=reason)
+            self._events.add(_WORDS[type(error)], node=name, peer=peer.place, reason=reason)
             if member is not None:
                 self.arrivals.put(Broke(member, reason))
-            link.end()
-        except FrameError as error:
-            reason = str(error)
-            self._events.add("malformed", node=name, peer=peer.place, reason=reason)
-            if member is not None:
-                self.arrivals.put(Broke(member, reason))
-            link.abort()
-        except ConfigError as error:  # a file in the folder of keys cannot be read: nobody is let in by it
-            reason = str(error)
-            self._events.add("cannot check keys", node=name, peer=peer.place, reason=reason)
-            link.abort()
+            if isinstance(error, _NodeRefusedError):
+                link.end()
+            else:
+                link.abort()
         except Exception as error:  # of the carrier, whatever it is: gRPC raises bare ones when a call has ended
             reason = f"the connection broke: {str(error) or type(error).__name__}"
         finally:
@@ -255,7 +250,7 @@ class Hub:
         same("wire version", WIRE, hello.wire)
         if hello.name in self._banned:
             raise JoinError("node", "one that was not sent away", f"{hello.name}: {self._banned[hello.name]}")
-        return self._carrier.admitted(hello.name, peer)
+        return self.carrier.admitted(hello.name, peer)
 
     def _enter(self, hello: Hello, fingerprint: str, facts: Facts, link: Link) -> Member:
         """Make the node a member, or connect the member again."""

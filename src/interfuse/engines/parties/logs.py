@@ -66,7 +66,7 @@ class Audit:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            self._last, self._sent = _read(path)
+            self._last, self._sent, _ = _read(path)
             self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by `close`)
         except OSError as error:
             raise RunError(f"cannot open the audit log {path}: {error.strerror}") from error
@@ -127,19 +127,21 @@ def verify(path: Path) -> int:
         RunError: it cannot be read, or a line was changed or taken out; names the line.
     """
     try:
-        _read(path)
-        return len(path.read_text(encoding="utf-8").splitlines())
+        return _read(path)[2]
     except OSError as error:
         raise RunError(f"cannot read {path}: {error.strerror}") from error
 
 
-def _read(path: Path) -> tuple[str, dict[str, int]]:
-    """The digest of the last line, and the bytes that left by run. A last line that was cut off is taken away."""
+def _read(path: Path) -> tuple[str, dict[str, int], int]:
+    """The digest of the last line, the bytes that left by run, and the number of lines.
+
+    A last line that was cut off is taken away.
+    """
     text = path.read_text(encoding="utf-8")
     if text and not text.endswith("\n"):
         text = text[: text.rfind("\n") + 1]
         os.truncate(path, len(text.encode()))
-    last = START
+    last, number = START, 0
     sent: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
         entry = _entry(line)
@@ -148,7 +150,7 @@ def _read(path: Path) -> tuple[str, dict[str, int]]:
         last = hashlib.sha256(line.encode()).hexdigest()
         if not entry["repeated"]:
             sent[entry["run"]] = sent.get(entry["run"], 0) + entry["bytes"]
-    return last, sent
+    return last, sent, number
 
 
 def _entry(line: str) -> Mapping[str, Any]:

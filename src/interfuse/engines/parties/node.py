@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +25,6 @@ from interfuse.engines.parties.contract import (
     Facts,
     JoinError,
     check_facts,
-    labels_digest,
     method_of,
     same,
 )
@@ -47,7 +46,7 @@ from interfuse.engines.parties.frames import (
     Reply,
 )
 from interfuse.engines.parties.logs import Audit, Events, described
-from interfuse.engines.parties.setups import NodeSetup, dims_of, facts_of, own_share
+from interfuse.engines.parties.setups import NodeSetup, Own, dims_of, own_share
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import Evaluation
@@ -117,8 +116,7 @@ class Node:
         self._dataset: Dataset = vendor.data.load(vendor.folder).to(vendor.device)
         self._builder = vendor.model.builder(vendor.folder)
         self._incarnation = secrets.token_hex(8)
-        self._contract: Contract | None = None
-        self._facts: Facts | None = None
+        self._own: Own | None = None
         self._session: Session | None = None
 
     def hello(self) -> tuple[Envelope, Payload]:
@@ -151,7 +149,7 @@ class Node:
             raise RefusedError(f"the coordinator sent {envelope.kind!r} where it makes no sense", retry=True)
 
     def _leaving(self, outgoing: Outgoing, repeated: bool = False) -> tuple[Envelope, Payload]:
-        run = "" if self._contract is None else self._contract.run
+        run = "" if self._own is None else self._own.contract.run
         try:
             self.audit.add(run, *outgoing, repeated)
         except OSError as error:
@@ -164,8 +162,7 @@ class Node:
         try:
             facts = self._agree(contract)
         except JoinError as error:
-            self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
-            yield self._leaving(Outgoing(Refusal(field=error.field, expected=error.expected, found=error.found)))
+            yield self._refusal(error)
             raise RefusedError(f"this node refused: {error}") from error
         except InterfuseError as error:  # its text may speak of what is the vendor's own
             self.events.add("refused", field="configuration", reason=error)
@@ -175,53 +172,54 @@ class Node:
         self.events.add("agreed", run=contract.run, method=contract.method, rounds=contract.rounds)
         yield self._leaving(Outgoing(Accept(facts=facts)))
 
+    def _refusal(self, error: JoinError) -> tuple[Envelope, Payload]:
+        what = {"field": error.field, "expected": error.expected, "found": error.found}
+        self.events.add("refused", **what)
+        return self._leaving(Outgoing(Refusal.model_validate(what)))
+
     def _agree(self, contract: Contract) -> Facts:
         same("library version", contract.library, LIBRARY)
         same("wire version", contract.wire, WIRE)
         self.vendor.check(contract)
-        self._method = method_of(contract)
+        method = method_of(contract)
         try:
             codecs = Codecs.parse(contract.codecs)
-            check_codecs(codecs, self._method)
+            check_codecs(codecs, method)
         except ConfigError as error:
             raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
-        self.vendor.check_codecs(codecs, self._method)
-        if contract == self._contract and self._facts is not None:
-            return self._facts
-        vendor, table = self.vendor, self.vendor.model
-        dataset = self._dataset.with_test_rows(contract.test_rows) if contract.evaluation == "shared" else self._dataset
-        same("classes", contract.classes, dataset.classes)
-        self._used = dataset
-        self._share = own_share(contract, dataset)
-        label = table.architecture or (table.build if table.public and table.build else vendor.name)
-        test = labels_digest(dataset.y_test) if contract.evaluation == "shared" else ""
-        facts, self._profile = facts_of(
-            contract, dataset, self._share, self._builder, vendor.device, label, test, table.public
-        )
-        check_facts(contract, self._method, facts)
-        self._contract, self._facts, self._session = contract, facts, None
-        return facts
+        self.vendor.check_codecs(codecs, method)
+        if self._own is None or contract != self._own.contract:
+            dataset, table = self._dataset, self.vendor.model
+            if contract.evaluation == "shared":
+                dataset = dataset.with_test_rows(contract.test_rows)
+            same("classes", contract.classes, dataset.classes)
+            own = Own(contract, method, dataset, own_share(contract, dataset), self._builder, self.vendor.device)
+            facts = own.facts(table.architecture or (table.public and table.build) or self.vendor.name)
+            check_facts(contract, method, self._told(facts))
+            self._own, self._facts, self._session = own, facts, None
+        return self._told(self._facts)
+
+    def _told(self, facts: Facts) -> Facts:
+        """What the coordinator may know of it."""
+        return facts if self.vendor.model.public else facts.model_copy(update={"shapes": None})
 
     def _begin(self, begin: Begin) -> Iterator[tuple[Envelope, Payload]]:
-        contract = self._contract
-        if contract is None:
+        own = self._own
+        if own is None:
             raise RefusedError("the coordinator began before it offered a contract", retry=True)
         session = self._session
         if session is None or session.attempt != begin.attempt:
-            folder = self.vendor.state_folder / contract.run
+            folder = self.vendor.state_folder / own.contract.run
             try:
                 secret = _secret(folder)
                 _remember(folder, RunFile(attempt=begin.attempt, client=begin.client, data=self._dataset.digest))
             except JoinError as error:
-                self.events.add("refused", field=error.field, expected=error.expected, found=error.found)
-                yield self._leaving(Outgoing(Refusal(field=error.field, expected=error.expected, found=error.found)))
+                yield self._refusal(error)
                 raise RefusedError(f"this node refused: {error}") from error
-            setup = NodeSetup(
-                contract, self._method, self._used, self._share, self._builder, self.vendor.device,
-                replace(self._profile, id=begin.client), dims_of(contract, begin.clients, begin.d), secret,
-            )  # fmt: skip
+            dims = dims_of(own.contract, begin.clients, begin.d)
+            setup = own.hosted(self._facts.profile(begin.client), dims, secret)
             self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events)
-            self.events.add("begins", run=contract.run, attempt=begin.attempt, client=begin.client)
+            self.events.add("begins", run=own.contract.run, attempt=begin.attempt, client=begin.client)
         yield self._leaving(Outgoing(Ready(attempt=begin.attempt)))
 
     def close(self) -> None:
@@ -236,22 +234,13 @@ def _secret(folder: Path) -> int:
     Raises:
         JoinError: the run began with one that is not there any more; or the disk is full or broken.
     """
-    path, temporary = folder / "secret", folder / ".secret.tmp"
-    try:
+    path = folder / "secret"
+    with _room():
         if not path.exists():
             if (folder / RUN_FILE).exists():  # another one would give every sample a second report
                 raise JoinError("state", "the secret that the run began with", "none")
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(secrets.token_bytes(BYTES_OF_SECRET))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(folder)
+            _write(path, secrets.token_bytes(BYTES_OF_SECRET))
         found = path.read_bytes()
-    except (OSError, RunError):
-        raise JoinError("disk", "room for the node's state", "none; its log says more") from None
     if len(found) != BYTES_OF_SECRET:
         raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
     return int.from_bytes(found, "little")
@@ -274,14 +263,30 @@ def _remember(folder: Path, now: RunFile) -> None:
         same("client number", before.client, now.client)
         if now.data != before.data:
             raise JoinError("data", "those that the run began with", "others")
-    temporary = folder / ".run.json.tmp"
+    with _room():
+        _write(path, now.model_dump_json().encode())
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Errors of the disk, without their text, which is the node's own."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(now.model_dump_json(), encoding="utf-8")
-        temporary.replace(path)
-        sync_folder(folder)
+        yield
     except (OSError, RunError):
         raise JoinError("disk", "room for the node's state", "none; its log says more") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that is nobody else's to read, so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
 
 
 class Session:

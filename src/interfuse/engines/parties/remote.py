@@ -237,9 +237,7 @@ class Remote:
     def _ask(self, client: ClientId, asked: Call | Order, payload: Payload = b"") -> _Waiting:
         member, now = self._members[client], time.monotonic()
         there = member.link is not None
-        one = _Waiting(
-            member, asked, payload, now, now + (self._patience.answer if there else self._patience.back)
-        )  # fmt: skip
+        one = _Waiting(member, asked, payload, now, now + (self._patience.answer if there else self._patience.back))
         self._send(client, one)
         return one
 
@@ -360,24 +358,14 @@ class Remote:
         if names:
             raise InterruptedRoundError(f"started anew in the middle of a round: {', '.join(sorted(names))}")
 
-    def _everybody(
-        self,
-        do: Literal["save", "load"],
-        digests: Mapping[ClientId, str | None],
-        keep: Mapping[ClientId, tuple[str, ...]],
-    ) -> dict[ClientId, Done]:
-        """Give all nodes an order, and wait until it is carried out."""
+    def _order(self, do: Literal["save", "load"], digest: str | None = None, keep: Iterable[str] = ()) -> Order:
+        return Order(attempt=self.attempt, number=0, ended=self._ended, do=do, digest=digest, keep=tuple(keep))
+
+    def _everybody(self, orders: Mapping[ClientId, Order]) -> dict[ClientId, Done]:
+        """Give every node its order, and wait until it is carried out."""
         self._catch_up()
-        waiting = {
-            client: self._ask(
-                client,
-                Order(
-                    attempt=self.attempt, number=0, ended=self._ended, do=do, digest=digests.get(client),
-                    keep=keep.get(client, ()),
-                ),
-            )
-            for client in self._members if self._standing(client, patient=True) is None
-        }  # fmt: skip
+        able = [client for client in orders if self._standing(client, patient=True) is None]
+        waiting = {client: self._ask(client, orders[client]) for client in able}
         done: dict[ClientId, Done] = {}
         for client, outcome in self._collect(waiting, _Closing()):
             if isinstance(outcome, Fault):
@@ -385,11 +373,11 @@ class Remote:
             elif isinstance(outcome.envelope, Done) and outcome.envelope.failure is None:
                 done[client] = outcome.envelope
             elif isinstance(outcome.envelope, Done):
-                self.faults[client] = Fault("failed", f"{outcome.envelope.failure} at {do}")
+                self.faults[client] = Fault("failed", f"{outcome.envelope.failure} at {orders[client].do}")
         self._stop_if_restarted()
-        if missing := [client for client in self._members if client not in done]:
-            first = missing[0]
-            raise InterruptedRoundError(f"node {self._members[first].name} could not {do}: {self.faults[first].reason}")
+        if missing := [client for client in orders if client not in done]:
+            name, do, fault = self._members[missing[0]].name, orders[missing[0]].do, self.faults[missing[0]]
+            raise InterruptedRoundError(f"node {name} could not {do}: {fault.reason}")
         return done
 
     def end_round(self) -> None:
@@ -398,15 +386,15 @@ class Remote:
 
     def changed(self, kept: Kept) -> Iterator[tuple[ClientId, Mapping[str, Tensor]]]:
         """Have nodes save on their own disks; what is given here are receipts, with the digests of their files."""
-        keep = {client: tuple(map(_digest_in, kept(client))) for client in self._members}
-        for client, answer in self._everybody("save", {}, keep).items():
+        orders = {client: self._order("save", keep=map(_digest_in, kept(client))) for client in self._members}
+        for client, answer in self._everybody(orders).items():
             if answer.digest is not None:
                 yield client, {"sha256": torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)}
 
     def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
         """Have nodes go back to what they saved."""
-        beginning: dict[ClientId, str | None] = dict.fromkeys(self._members)
-        self._everybody("load", beginning | {client: _digest_in(receipt) for client, receipt in owned}, {})
+        digests = {client: _digest_in(receipt) for client, receipt in owned}
+        self._everybody({client: self._order("load", digests.get(client)) for client in self._members})
 
     def close(self) -> None:
         """Nothing: streams belong to the hub, and outlive an attempt."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,9 +12,9 @@ from torch import Tensor
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
 from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, PublicData, Share, Task, make_shares
-from interfuse.engines.parties.contract import Contract, Facts, Shapes
+from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest
 from interfuse.errors import ConfigError, ModelError
-from interfuse.evaluation import CommonTest, common_test, evaluation_on
+from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method
@@ -37,9 +37,14 @@ def dims_of(contract: Contract, clients: int, d: int | None) -> Dims:
     return sizes if d is None else sizes | {"d": d}
 
 
-def tests_of(contract: Contract, labels: Tensor, clients: int) -> dict[ClientId, CommonTest]:
-    """The public test set as every client's common one."""
-    return dict.fromkeys(range(clients), common_test(task_of(contract), labels, contract.public_test))
+def programs_between(contract: Contract, labels: Tensor, clients: int, method: Method) -> dict[str, Program]:
+    """All programs by path, for a method with these hyperparameters; every client's common test set is the public one.
+
+    Args:
+        labels: Of the public test set.
+    """
+    tests = dict.fromkeys(range(clients), common_test(task_of(contract), labels, contract.public_test))
+    return programs(method, "method") | evaluation_on(tests, contract.evaluation)(method)
 
 
 def own_share(contract: Contract, dataset: Dataset) -> Share:
@@ -80,18 +85,58 @@ class _OfContract:
 
 
 @dataclass(frozen=True, eq=False)
-class NodeSetup(_OfContract):
-    """One client, on its own machine. See :class:`interfuse.setup.Hosting`.
-
-    Attributes:
-        secret: The node's own; everybody knows the contract's seed.
-    """
+class Own(_OfContract):
+    """What a vendor brings to a contract: its rows, their division, and its model."""
 
     method: Method
     dataset: Dataset
     share: Share
     builder: Builder
     device: str
+
+    def build(self, architecture: str, *key: str | int) -> SplitModel:
+        """The vendor's model; its initial values are a function of seed and key."""
+        return self._given.built(architecture, self._model, *key)
+
+    def _model(self, key: tuple[Key, ...]) -> SplitModel:
+        at, shape = self.contract, self.dataset.shape
+        return make_model(self.builder, shape, at.classes, at.fusion_width, at.seed, key, self.device, at.numerics)
+
+    def facts(self, architecture: str) -> Facts:
+        """What the node knows of itself; ``architecture`` is what it calls its model.
+
+        Raises:
+            ModelError: the model does not fit the data.
+        """
+        model = self._model(("measure",))
+        measured = measure(model, self.dataset.example)
+        keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
+        buffers = tuple(sorted(keys.keys() - model.tensors(buffers=False).keys()))
+        shape, cuts = self.dataset.shape, dict(measured.cut_shapes)
+        sample = dict(shape) if isinstance(shape, Mapping) else shape
+        return Facts(
+            architecture=architecture,
+            classes=measured.output_shape[-1],
+            fusion_width=measured.fusion_width,
+            samples=len(self.share.train),
+            test_labels=labels_digest(self.dataset.y_test) if self.contract.evaluation == "shared" else "",
+            shapes=Shapes(sample=sample, keys=keys, cuts=cuts, stages=model.stage_names, buffers=buffers),
+        )
+
+    def hosted(self, profile: Profile, dims: Dims, secret: int) -> NodeSetup:
+        """The same once the run's sizes are known, and this client's number."""
+        mine = {made.name: getattr(self, made.name) for made in fields(self)}
+        return NodeSetup(**mine, profile=profile, dims=dims, secret=secret)
+
+
+@dataclass(frozen=True, eq=False)
+class NodeSetup(Own):
+    """One client, on its own machine. See :class:`interfuse.setup.Hosting`.
+
+    Attributes:
+        secret: The node's own; everybody knows the contract's seed.
+    """
+
     profile: Profile
     dims: Dims
     secret: int = field(repr=False)
@@ -100,15 +145,6 @@ class NodeSetup(_OfContract):
     def profiles(self) -> dict[ClientId, Profile]:
         return {self.profile.id: self.profile}
 
-    def build(self, architecture: str, *key: str | int) -> SplitModel:
-        """The vendor's model; its initial values are a function of seed and key."""
-        at, shape = self.contract, self.dataset.shape
-
-        def build(key: tuple[Key, ...]) -> SplitModel:
-            return make_model(self.builder, shape, at.classes, at.fusion_width, at.seed, key, self.device, at.numerics)
-
-        return self._given.built(architecture, build, *key)
-
     def method_of(self, client: ClientId) -> Method:
         """The method with this client's own settings."""
         return with_settings(self.method, self.contract.client_settings.get(client, {}))
@@ -116,8 +152,7 @@ class NodeSetup(_OfContract):
     @cached_property
     def _programs(self) -> dict[str, Program]:
         method = self.method_of(self.profile.id)
-        tests = tests_of(self.contract, self.dataset.y_test, self.dims["clients"])
-        return programs(method, "method") | evaluation_on(tests, self.contract.evaluation)(method)
+        return programs_between(self.contract, self.dataset.y_test, self.dims["clients"], method)
 
     def programs_of(self, client: ClientId) -> Mapping[str, Program]:
         """All programs by path."""
@@ -125,45 +160,7 @@ class NodeSetup(_OfContract):
 
     def data_of(self, client: ClientId) -> ClientData:
         """The vendor's share."""
-        return ClientData(self.dataset, self.share, lambda x: as_inputs(self.dataset, self.numerics, x))
-
-
-def facts_of(
-    contract: Contract,
-    dataset: Dataset,
-    share: Share,
-    builder: Builder,
-    device: str,
-    label: str,
-    test: str,
-    public: bool,
-) -> tuple[Facts, Profile]:
-    """What the coordinator may know of a node, and the profile that the node's own handlers see.
-
-    Args:
-        label: The name of the architecture.
-        test: Digest of the labels of the public test set.
-        public: Whether the coordinator may know shapes.
-
-    Raises:
-        ModelError: the model does not fit the data.
-    """
-    model = make_model(
-        builder, dataset.shape, contract.classes, contract.fusion_width, contract.seed, ("measure",), device,
-        contract.numerics,
-    )  # fmt: skip
-    measured = measure(model, dataset.example)
-    keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
-    shapes = Shapes(
-        sample=dict(shape) if isinstance(shape := dataset.shape, Mapping) else shape, keys=keys,
-        cuts=dict(measured.cut_shapes), stages=model.stage_names,
-        buffers=tuple(sorted(keys.keys() - model.tensors(buffers=False).keys())),
-    )  # fmt: skip
-    facts = Facts(
-        architecture=label, classes=measured.output_shape[-1], fusion_width=measured.fusion_width,
-        samples=len(share.train), test_labels=test, shapes=shapes,
-    )  # fmt: skip
-    return facts if public else facts.model_copy(update={"shapes": None}), facts.profile(0)
+        return ClientData(self.dataset, self.share, partial(as_inputs, self.dataset, self.numerics))
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,8 +240,7 @@ class RemoteSetup(_OfContract):
 
     def programs_with(self, method: Method) -> dict[str, Program]:
         """All programs by path, for a method with these hyperparameters."""
-        tests = tests_of(self.contract, self.labels, len(self.facts))
-        return programs(method, "method") | evaluation_on(tests, self.contract.evaluation)(method)
+        return programs_between(self.contract, self.labels, len(self.facts), method)
 
     def parameters_of(self, architecture: str) -> dict[str, int] | None:
         """Parameters of base and modular block, where the server can build the architecture."""
