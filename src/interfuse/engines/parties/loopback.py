@@ -13,6 +13,7 @@ class Loopback:
     """Carrier of a coordinator and of nodes in one process. There is nobody else, so everybody is let in."""
 
     address = "this process"
+    _join: Join
 
     def __init__(self) -> None:
         self.close()
@@ -27,7 +28,7 @@ class Loopback:
         return set()
 
     def close(self) -> None:
-        self._join: Join = lambda link, *_: link.end()
+        self._join = lambda link, *_: link.end()
 
     @contextmanager
     def dial(self) -> Iterator[Line]:
