@@ -242,6 +242,29 @@ def test_a_continuing_handler_has_what_an_earlier_one_left_and_another_has_not()
     assert all(same_bits(left[c], resident(f, c).network("scratch").tensors()) for c in f.clients)
 
 
+@dataclass(frozen=True)
+class Forgetful(Method):
+    """Its second handler needs what the first one left, and does not say so."""
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.draw)
+        clients.call(self.use)
+
+    @on_client
+    def draw(self, client: Client) -> None:
+        client.scratch["batch"] = client.batch(4)
+
+    @on_client
+    def use(self, client: Client) -> None:
+        assert client.scratch["batch"]
+
+
+def test_who_forgets_to_say_that_a_handler_continues_is_told() -> None:
+    f = federation(Forgetful())
+    with pytest.raises(ClientError, match=r"client 0 failed in use, .*KeyError: 'batch'.*@on_client\.continuing"):
+        f.run_round()
+
+
 def test_clients_of_one_architecture_share_a_module_and_not_their_tensors() -> None:
     f = federation("local", models=[wide], clients=4, rounds=1)
     host = in_process(f)._host

@@ -28,6 +28,7 @@ from interfuse.models import SplitModel, make
 from interfuse.party import BUFFERS, Held
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
+from interfuse.training import DivergedError
 
 
 @dataclass(eq=False)
@@ -60,6 +61,12 @@ Kind = tuple[str, str, frozenset[str]]
 """Networks that one module can be at work for: architecture of the client, name of the network, what lasts of it."""
 
 
+_NOT_CONTINUING = (
+    " (what an earlier call of this round left in the model's scratch and in client.scratch is gone: mark the handler "
+    "@on_client.continuing to go on with it)"
+)
+
+
 class Host:
     """Some clients of a federation in this process: their tensors, and modules that are lent to those at work.
 
@@ -88,7 +95,7 @@ class Host:
 
     def run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
         """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`."""
-        began, before, size = time.perf_counter(), None, (0, 0)
+        began, before, hint = time.perf_counter(), None, ""
         place = request.place(client)
         given = None if message is None else private(message, copy=request.recoverable and not self._lends)
         untouched = unmodified(given)
@@ -105,6 +112,8 @@ class Host:
                 resident.deployed = False
                 self._in_round.add(client)
                 return Answer(client, None, time.perf_counter() - began)
+            if resident.entered and not handler.declaration.continues:
+                hint = _NOT_CONTINUING
             self._enter(resident, request, continues=handler.declaration.continues)
             resident.client.begin(self._setup.seed, "client", *place)
             before = _snapshot(resident) if request.recoverable else None
@@ -115,7 +124,8 @@ class Host:
         except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
             if before is not None:
                 self._roll_back(client, before)
-            return Answer(client, Failure(client, _reason(error)), time.perf_counter() - began)
+            hint = hint if isinstance(error, KeyError | DivergedError | MessageError) else ""
+            return Answer(client, Failure(client, _reason(error) + hint), time.perf_counter() - began)
         if request.heading == "evaluation" or not resident.continuing:
             self._rest(resident)
         if request.undoable and before is not None:
