@@ -25,12 +25,11 @@ from interfuse import Client, Dataset, SplitModel, on_client
 from interfuse.engines import local
 from interfuse.federation import Federation
 from interfuse.messages import Weights
-from interfuse.methods import find
+from interfuse.methods.fedavg import FedAvg
 from interfuse.runs import Given, parse_config
 from interfuse.runs.loop import assemble
 
 CLIENTS, SIZES, ROUNDS = 1000, (20, 100, 500), 2
-FedAvg: Any = find("fedavg")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Watched(FedAvg):
 
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
-        reply: Weights = FedAvg.train.function(self, client, received)
+        reply = FedAvg.train.function(self, client, received)
         alive = sum(issubclass(type(found), SplitModel) for found in gc.get_objects())
         with Path(self.notes).open("a", encoding="utf-8") as file:
             file.write(f"{os.getpid()} {alive}\n")
