@@ -199,7 +199,7 @@ def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int
     carrier = Listener(f"127.0.0.1:{port}", folder / "keys" / "coordinator")
     config = parse_config({"method": f"{__name__}:Echo", "evaluation": "none", "rounds": 1, "fusion_width": 8})
     method = Echo()
-    public = Public(2, ["0", "1"], no_labels())
+    public = Public(2, ["0", "1"], no_labels(), None)
     contract = make_contract(config, method, "benchmark", public)
     hub = Hub(contract, method, len(names), carrier, Events(None, lambda text: None))
     while len(hub.connected()) < len(names):
@@ -207,7 +207,7 @@ def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int
     members: dict[ClientId, Member] = {client: hub.members[name] for client, name in enumerate(names)}
     for client, member in members.items():
         member.client = client
-    setup = RemoteSetup(contract, method, {c: m.facts for c, m in members.items()}, public.labels, {}, ["0", "1"])
+    setup = RemoteSetup(contract, None, method, {c: m.facts for c, m in members.items()}, public.labels, {}, ["0", "1"])
     engine = Remote(hub, setup, members, 1, Patience(), message_bytes=MESSAGE)
     engine.begin()
     dims: Dims = setup.dims

@@ -85,6 +85,7 @@ def setup_of(
     overrides: Mapping[ClientId, Mapping[str, Any]] | None = None,
     codecs: Mapping[str, str] | None = None,
     devices: Devices = UNIFORM,
+    public: Dataset | None = None,
 ) -> Setup:
     """A checked setup; models are dealt in turn, ``shares`` replace the partition."""
     method = find(method)() if isinstance(method, str) else method
@@ -93,10 +94,10 @@ def setup_of(
     dealt = [models[i % len(models)] for i in range(len(shares))]
     setup = Setup(
         method, [dataset] * len(shares), shares,
-        [resolve(m) if isinstance(m, str) else m for m in dealt],
+        [resolve(m) for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
         width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation,
-        codecs=Codecs.parse(codecs or {}),
+        codecs=Codecs.parse(codecs or {}), public_set=public,
     )  # fmt: skip
     check(setup)
     return setup

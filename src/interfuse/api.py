@@ -29,6 +29,7 @@ def run(
     method: str | Method | type[Method] = "ifl",
     *,
     data: DataSets = "digits",
+    public: str | Dataset | None = None,
     partition: str | Partition = "iid",
     clients: int = 4,
     models: Sequence[str | Builder] = DEFAULT_MODELS,
@@ -57,6 +58,7 @@ def run(
         method: A method object, its class, or a name: built in, ``mine.py``, ``package.module:Class``, an entry point.
         data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``. Several are dealt to the
             clients in turn.
+        public: A data set or its name that everybody has, for methods that want one.
         partition: How the training data is dealt to the clients.
         models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width).
         settings: Hyperparameters, where the method is given by name.
@@ -81,11 +83,12 @@ def run(
         raise ConfigError("settings belong to a method that is given by name; this object has its own")
     if not isinstance(method, Method):
         method = (find(method) if isinstance(method, str) else method).configure(settings or {})
-    given = _given(method, data, models)
+    given = _given(method, data, models, public)
     values = absolute_paths(
         {
             "method": name_of(type(method)),
             "data": _data_name(data) if isinstance(data, str | Dataset) else [_data_name(one) for one in data],
+            "public": None if public is None else _data_name(public),
             "clients": clients,
             "models": _names(models),
             "fusion_width": fusion_width,
@@ -146,19 +149,20 @@ def resume(
     method: Method | None = None,
     data: DataSets | None = None,
     models: Sequence[str | Builder] | None = None,
+    public: str | Dataset | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Go on with a run where its last commit left it, and write its report.
 
     Args:
-        method, data, models: What was given to :func:`run` as objects that cannot be found again by name.
+        method, data, models, public: What was given to :func:`run` as objects that cannot be found again by name.
         workers: Processes on this machine, where it should be another number than before.
 
     Raises:
         InterfuseError: there is no run, it was changed, or an object has to be given again.
     """
-    given = _given(method, data, models)
+    given = _given(method, data, models, public)
     with following(progress) as follower:
         resume_run(Path(path), given=given, workers=workers, progress=follower)
     report.write(Path(path))
@@ -171,12 +175,18 @@ def load_run(
     method: Method | None = None,
     data: DataSets | None = None,
     models: Sequence[str | Builder] | None = None,
+    public: str | Dataset | None = None,
 ) -> Result:
     """Open a run folder, finished or not. For the other arguments see :func:`resume`."""
-    return Result(path, _given(method, data, models))
+    return Result(path, _given(method, data, models, public))
 
 
-def _given(method: Method | None, data: DataSets | None, models: Sequence[str | Builder] | None) -> Given:
+def _given(
+    method: Method | None,
+    data: DataSets | None,
+    models: Sequence[str | Builder] | None,
+    public: str | Dataset | None,
+) -> Given:
     several = () if data is None else (data,) if isinstance(data, str | Dataset) else data
     objects = any(isinstance(one, Dataset) for one in several)
     named = models is None or all(isinstance(model, str) for model in models)
@@ -184,6 +194,7 @@ def _given(method: Method | None, data: DataSets | None, models: Sequence[str | 
         method=method,
         dataset=[load(one) for one in several] if objects else None,
         builders=None if named else [resolve(model) for model in expanded(models or ())],
+        public=public if isinstance(public, Dataset) else None,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from interfuse.client import ClientId, Profile
 from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
 from interfuse.data import ClientData, Dataset, Inputs, PublicData, Shape, Share, Task, class_counts
-from interfuse.data.inputs import described, each
+from interfuse.data.inputs import each, shape_text
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
@@ -407,10 +407,10 @@ def check_setup(setup: Setup) -> None:
             )
     if (public := setup.public_set) is not None:
         for dataset in setup.domains:
-            if described(public.shape) != described(dataset.shape):
+            if shape_text(public.shape) != shape_text(dataset.shape):
                 raise ConfigError(
-                    f"public = {public.name!r} has samples of {described(public.shape)}, but {dataset.name} of "
-                    f"{described(dataset.shape)}; models take samples of one shape"
+                    f"public = {public.name!r} has samples of {shape_text(public.shape)}, but {dataset.name} of "
+                    f"{shape_text(dataset.shape)}; models take samples of one shape"
                 )
     for client in setup.overrides:
         if client not in range(len(setup.shares)):

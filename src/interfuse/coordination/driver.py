@@ -16,7 +16,7 @@ from interfuse import report
 from interfuse.clock import UNIFORM
 from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
-from interfuse.data import load
+from interfuse.data import Dataset, load
 from interfuse.engines.parties.carrier import Carrier
 from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest
 from interfuse.engines.parties.frames import MESSAGE
@@ -119,11 +119,12 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
 
 @dataclass(frozen=True)
 class Public:
-    """What everybody knows: the classes, and the labels of the public test set where there is one."""
+    """What everybody knows: the classes, and where there are any the labels of the public test set and public data."""
 
     classes: int
     class_names: list[str]
     labels: Tensor
+    data: Dataset | None
 
     @classmethod
     def of(cls, config: RunConfig, classes: int | None) -> Public:
@@ -132,18 +133,21 @@ class Public:
         Raises:
             ConfigError: neither says how many classes there are, or they contradict each other.
         """
+        public = None if config.public is None else load(config.public).to(config.device)
         if config.evaluation != "shared":
             if classes is None:
                 raise ConfigError("--classes: how many are there? Without a public test set nothing else says it")
-            return cls(classes, [str(label) for label in range(classes)], no_labels())
+            return cls(classes, [str(label) for label in range(classes)], no_labels(), public)
         if len(config.data_names) != 1:
             raise ConfigError("data: name one public test set, or set evaluation = 'own' or 'none'")
         dataset = load(config.data_names[0]).with_test_rows(config.test_rows)
         if not len(dataset.y_test):
             raise ConfigError(f"data: {dataset.name} has no test rows; set evaluation = 'own' or 'none'")
+        if not dataset.classes:
+            raise ConfigError(f"data: the task of {dataset.name} is {dataset.task}; parties need classes so far")
         if classes not in (None, dataset.classes):
             raise ConfigError(f"--classes {classes}, but {dataset.name} has {dataset.classes}")
-        return cls(dataset.classes, list(dataset.class_names), dataset.y_test)
+        return cls(dataset.classes, list(dataset.class_names), dataset.y_test, public)
 
 
 def make_contract(config: RunConfig, method: Method, run: str, public: Public) -> Contract:
@@ -161,6 +165,8 @@ def make_contract(config: RunConfig, method: Method, run: str, public: Public) -
         validation=config.validation, test=config.test, evaluation=config.evaluation,
         public_test=config.data_names[0] if shared else "", test_rows=config.test_rows,
         test_labels=labels_digest(public.labels) if shared else "",
+        public_data="" if public.data is None else public.data.name,
+        public_digest="" if public.data is None else public.data.digest,
     )  # fmt: skip
 
 
@@ -305,6 +311,6 @@ class _Coordinator:
         facts = {node.client: node.facts for node in self._record.nodes.values()}
         builders = {name: partial(resolve, name) for name in self._config.models}
         return RemoteSetup(
-            self._contract, self._method, facts, self._public.labels, builders, self._public.class_names,
-            self._config.device,
+            self._contract, self._public.data, self._method, facts, self._public.labels, builders,
+            self._public.class_names, self._config.device,
         )  # fmt: skip

@@ -54,7 +54,9 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
         dataset = vendor.data.load(vendor.folder)
         mode = MODES[min(MODES.index(vendor.allow.evaluation), MODES.index(recipe.evaluation))]
         config = recipe.model_copy(update={"rounds": 1, "clients": 1, "evaluation": mode, "client": {}})
-        public = Public(dataset.classes, list(dataset.class_names), dataset.with_test_rows(config.test_rows).y_test)
+        labels = dataset.with_test_rows(config.test_rows).y_test
+        known = None if config.public is None else vendor.data.load_public(vendor.folder)
+        public = Public(dataset.classes, list(dataset.class_names), labels, known)
         method = config.make_method()
         contract = make_contract(config, method, "dry-run", public)
         carrier, events = Loopback(), Events(None, show)
@@ -66,7 +68,7 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
                     pass
                 event.member.client = 0
                 facts, builders = {0: event.member.facts}, {name: partial(resolve, name) for name in config.models}
-                setup = RemoteSetup(contract, method, facts, public.labels, builders, public.class_names)
+                setup = RemoteSetup(contract, known, method, facts, public.labels, builders, public.class_names)
                 engine = Remote(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
                 engine.begin()
                 federation = Federation(setup, engine)

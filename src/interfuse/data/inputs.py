@@ -40,11 +40,11 @@ def shape_of(x: Inputs) -> Shape:
     return tuple(x.shape[1:]) if isinstance(x, Tensor) else {name: tuple(t.shape[1:]) for name, t in x.items()}
 
 
-def described(shape: Shape) -> str:
+def shape_text(shape: Shape) -> str:
     """A shape in words, such as ``1x28x28``."""
     if isinstance(shape, tuple):
         return "x".join(map(str, shape))
-    return ", ".join(f"{name} {described(one)}" for name, one in shape.items())
+    return ", ".join(f"{name} {shape_text(one)}" for name, one in shape.items())
 
 
 def split(x: Inputs, sizes: int | list[int]) -> Sequence[Inputs]:

@@ -43,6 +43,7 @@ class RunConfig(BaseModel):
 
     Attributes:
         data: Name of the data set, or names of several, dealt to the clients in turn.
+        public: Name of a data set that everybody has, for methods that want one; None: there is none.
         models: Names of models, dealt to the clients in turn; that of a federation becomes those of its models.
         fusion_width: Width d of the fusion layer.
         settings: Hyperparameters of the method.
@@ -63,6 +64,7 @@ class RunConfig(BaseModel):
 
     method: str = "ifl"
     data: str | tuple[str, ...] = "digits"
+    public: str | None = None
     clients: int = 4
     models: tuple[str, ...] = DEFAULT_MODELS
     fusion_width: Annotated[int, Ge(1)] = 432
@@ -244,8 +246,8 @@ def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder: Where relative paths begin: that of a recipe, or the working directory.
     """
     changed = dict(values)
-    for key in ("method", "data", "name", "models"):
-        if key in changed:
+    for key in ("method", "data", "public", "name", "models"):
+        if changed.get(key) is not None:
             several = isinstance(changed[key], list | tuple)
             changed[key] = (
                 [_absolute(str(name), folder) for name in changed[key]]

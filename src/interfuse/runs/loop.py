@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from interfuse.clients import Engine
 from interfuse.data import Dataset, deal, load
-from interfuse.data.inputs import described
+from interfuse.data.inputs import shape_text
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
@@ -72,6 +72,7 @@ class Given:
     method: Method | None = None
     dataset: Dataset | Sequence[Dataset] | None = None
     builders: Sequence[Builder] | None = None
+    public: Dataset | None = None
 
 
 NETWORK_FILE = "network.json"
@@ -96,6 +97,9 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
         raise RunError("the models of this run were given as objects; give them again: models=[...]")
+    if config.metrics and not found[0].classes:
+        names = ", ".join(config.metrics)
+        raise ConfigError(f"metrics ({names}) are of classes, but the task is {found[0].task}; leave them out")
     datasets, shares = deal(
         found, config.make_partition(), config.clients, config.seed, validation=config.validation, test=config.test
     )
@@ -106,7 +110,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
         devices=config.devices, overrides=config.client, extra_programs=partial(evaluation, mode=config.evaluation),
-        codecs=Codecs.parse(config.codecs),
+        codecs=Codecs.parse(config.codecs), public_set=_public(config, given),
     )  # fmt: skip
     check(setup)
     check_run(method, list(setup.profiles), config.rounds)
@@ -120,6 +124,16 @@ def _datasets(config: RunConfig, given: Given) -> Sequence[Dataset]:
             raise RunError(f"the data of this run was given as an object ({names}); give it again: data=...")
         return [load(name) for name in config.data_names]
     return [given.dataset] if isinstance(given.dataset, Dataset) else given.dataset
+
+
+def _public(config: RunConfig, given: Given) -> Dataset | None:
+    if config.public is None:
+        return None
+    if given.public is None and config.public.startswith(IN_MEMORY):
+        raise RunError(
+            f"the public data of this run was given as an object ({config.public}); give it again: public=..."
+        )
+    return (given.public or load(config.public)).to(config.device)
 
 
 def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None:
@@ -136,7 +150,7 @@ def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> No
 def _architectures(config: RunConfig, datasets: Sequence[Dataset]) -> list[str]:
     """Names of the clients' models; on samples of different shapes one builder makes different architectures."""
     names = [config.models[i % len(config.models)] for i in range(config.clients)]
-    shapes = [described(dataset.shape) for dataset in datasets]
+    shapes = [shape_text(dataset.shape) for dataset in datasets]
     if len(set(shapes)) == 1:
         return names
     return [f"{name} {shape}" for name, shape in zip(names, shapes, strict=True)]

@@ -43,6 +43,7 @@ class Contract(BaseModel):
         weights: How clients count in a mean, where there is one.
         seed: From which nodes derive initial values, orders and divisions.
         public_test: Name of the public test set; with it ``test_labels``, the digest of its labels.
+        public_data: Name of the public data that a method uses; with it ``public_digest``, that of its rows.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,6 +71,8 @@ class Contract(BaseModel):
     public_test: Name
     test_rows: Annotated[int, Ge(1), Le(2**31)] | None
     test_labels: Name
+    public_data: Name = ""
+    public_digest: Name = ""
 
 
 class Shapes(BaseModel):

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
+from interfuse.data.inputs import shape_text
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import (
@@ -193,11 +194,26 @@ class Node:
             if contract.evaluation == "shared":
                 dataset = dataset.with_test_rows(contract.test_rows)
             same("classes", contract.classes, dataset.classes)
-            own = Own(contract, method, dataset, own_share(contract, dataset), self._builder, self.vendor.device)
+            public = self._public(contract, dataset)
+            own = Own(
+                contract, public, method, dataset, own_share(contract, dataset), self._builder, self.vendor.device
+            )
             facts = own.facts(table.architecture or (table.public and table.build) or self.vendor.name)
             check_facts(contract, method, self._told(facts))
             self._own, self._facts, self._session = own, facts, None
         return self._told(self._facts)
+
+    def _public(self, contract: Contract, dataset: Dataset) -> Dataset | None:
+        """The public data that the contract names, as the vendor has it."""
+        if not contract.public_data:
+            return None
+        public = self.vendor.data.load_public(self.vendor.folder)
+        if public is None:
+            raise JoinError("public data", contract.public_data, "none; the vendor's file can name it, [data] public")
+        same("rows of the public data", contract.public_digest, public.digest)
+        if shape_text(public.shape) != shape_text(dataset.shape):  # the shape of its own samples is the node's affair
+            raise JoinError("shape of the public data", "that of the node's samples", shape_text(public.shape))
+        return public.to(self.vendor.device)
 
     def _told(self, facts: Facts) -> Facts:
         """What the coordinator may know of it."""

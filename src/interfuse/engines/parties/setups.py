@@ -55,9 +55,14 @@ def own_share(contract: Contract, dataset: Dataset) -> Share:
 
 @dataclass(frozen=True, eq=False)
 class _OfContract:
-    """What either side has from the contract."""
+    """What either side has from the contract.
+
+    Attributes:
+        public_set: The public data that it names, as this side has it.
+    """
 
     contract: Contract
+    public_set: Dataset | None
 
     @property
     def seed(self) -> int:
@@ -73,7 +78,8 @@ class _OfContract:
 
     @property
     def public(self) -> PublicData | None:
-        return None
+        known = self.public_set
+        return None if known is None else PublicData(known, partial(as_inputs, known, self.numerics))
 
     @cached_property
     def codecs(self) -> Codecs:
@@ -160,7 +166,7 @@ class NodeSetup(Own):
 
     def data_of(self, client: ClientId) -> ClientData:
         """The vendor's share."""
-        return ClientData(self.dataset, self.share, partial(as_inputs, self.dataset, self.numerics))
+        return ClientData(self.dataset, self.share, partial(as_inputs, self.dataset, self.numerics), self.public)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,8 +191,8 @@ class RemoteSetup(_OfContract):
 
     @property
     def digest(self) -> str:
-        """Of the public test set: the coordinator has no other data."""
-        return self.contract.test_labels
+        """Of what is public: the coordinator has no other data."""
+        return ",".join(filter(None, (self.contract.test_labels, self.contract.public_digest)))
 
     @cached_property
     def profiles(self) -> dict[ClientId, Profile]:

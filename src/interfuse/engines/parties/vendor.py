@@ -77,12 +77,18 @@ class DataTable(_Table):
         label: The column of labels of a table.
         classes: Names of the classes in the order of their numbers, for folders and tables.
         test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
+        public: The public data that a method uses, as ``source``; its training rows.
     """
 
     source: Name
     label: Name | None = None
     classes: tuple[str, ...] | None = None
     test: Name | None = None
+    public: Name | None = None
+
+    def load_public(self, folder: Path) -> Dataset | None:
+        """The public data, where the vendor has some."""
+        return None if self.public is None else self._read(_located(self.public, folder))
 
     def load(self, folder: Path) -> Dataset:
         """The vendor's rows as training rows, with the public test set as test rows (none where there is none)."""
