@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor
 from worlds import same_bits, tiny_dataset
 
 from interfuse.client import ClientId
-from interfuse.clients import Answer, Engine, Request
+from interfuse.clients import Answer, Engine, Kept, Request
 from interfuse.engines import local
 from interfuse.messages import Message
 from interfuse.runs import Execution, Given, RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import Setup
-from interfuse.wire import FileRecord, load_tensors
+from interfuse.wire import load_tensors
 
 GIVEN = Given(dataset=tiny_dataset())
 IMAGES = Given(dataset=tiny_dataset(shape=(1, 4, 4)))
@@ -111,9 +111,10 @@ class Fused:
     """An engine whose steps are the first and the last answer of a call, the end of a round, a save, a load."""
 
     def __init__(self, inner: Engine, fuse: Fuse) -> None:
-        self.inner, self.fuse, self.profiles = inner, fuse, inner.profiles
+        self.inner, self.fuse, self.profiles, self.round = inner, fuse, inner.profiles, 0
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        self.round = request.round
         for number, answer in enumerate(self.inner.call(request, messages), 1):
             yield answer
             if number == len(messages) or (number == 1 and request.heading != "evaluation"):
@@ -127,13 +128,13 @@ class Fused:
         self.inner.end_round()
         self.fuse.step("end_round")
 
-    def save(self, folder: Path, suffix: str) -> dict[str, FileRecord]:
-        written = self.inner.save(folder, suffix)
-        self.fuse.step(f"save {suffix}")
-        return written
+    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
+        found = list(self.inner.changed(kept))
+        self.fuse.step(f"save {self.round:06d}")
+        return found
 
-    def load(self, folder: Path, files: Mapping[str, FileRecord]) -> None:
-        self.inner.load(folder, files)
+    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
+        self.inner.restore(owned)
         self.fuse.step("load")
 
     def close(self) -> None:

@@ -22,10 +22,11 @@ from interfuse.runs.config import complete, differences, partition_values, plain
 from interfuse.training import Cosine, Exponential
 
 FULL: dict[str, Any] = {
-    "method": "fedavg", "data": "mnist", "public": "digits", "clients": 7, "models": ["cnn", "mlp"], "fusion_width": 16, "rounds": 3,
-    "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"], "validation": 0.2, "test": 0.0,
-    "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5}, "client": {2: {"lr": 0.25}},
-    "numerics": {"layout": "channels_last"}, "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
+    "method": "fedavg", "data": "mnist", "public": "digits", "clients": 7, "models": ["cnn", "mlp"],
+    "fusion_width": 16, "rounds": 3, "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"],
+    "validation": 0.2, "test": 0.0, "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5},
+    "client": {2: {"lr": 0.25}}, "numerics": {"layout": "channels_last"},
+    "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
     "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500,
     "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},
