@@ -69,18 +69,22 @@ class Held:
         self.attach(module)
 
     def attach(self, module: SplitModel) -> None:
-        """Lend it a module, in which what lasts is in place. Without :meth:`begin` this may be buffers alone."""
+        """Lend it a module, in which what lasts is in place and the rest blank. Without :meth:`begin` that may be
+        buffers alone."""
         if self._kept is None:
             self._kept = module.first_buffers(self._keys(module))
         module.hold(self._kept)
         self.module = module
+        self.blank()
 
     def _keys(self, module: SplitModel) -> list[str]:
         return [key for key in module.keys_of(self.keeps) if key not in module.given_keys]
 
     def detach(self) -> SplitModel | None:
         """Take the module away. What lasts stays with the party."""
-        self._kept, module, self.module = self.kept(), self.module, None
+        module, self.module = self.module, None
+        if module is not None and self._kept is not None:  # a module may have put new tensors in the place of buffers
+            self._kept |= module.live(key for key in module.keys_of(BUFFERS) if key in self._kept)
         return module
 
     def kept(self) -> dict[str, Tensor]:
@@ -91,7 +95,7 @@ class Held:
     def blank(self) -> None:
         """Make scratch of everything else in the module at work."""
         if self.module is not None and self.keeps != ALL:
-            self.module.blank(self.kept().keys())
+            self.module.blank((self._kept or {}).keys())
 
     def restore(self, tensors: Mapping[str, Tensor], like: SplitModel) -> None:
         """Take these values for what lasts, laid out in memory as in a module of the architecture.
@@ -100,6 +104,8 @@ class Held:
             ModelError: they are not just what lasts.
         """
         shapes = like.live(self._keys(like))
+        if not tensors and self.keeps <= {BUFFERS}:  # it never had a module
+            tensors = like.first_buffers(shapes)
         if shapes.keys() != tensors.keys() or any(shapes[key].shape != t.shape for key, t in tensors.items()):
             raise ModelError("the tensors are not those of this network")
         module, self.module = self.module, None
@@ -117,6 +123,7 @@ class Party(Generic[S]):
         round: The current round, from 1; 0 during ``start``.
         dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
         task: What targets and outputs are.
+        lend: How a module comes to one of its networks that has none.
         steps: Gradient steps since the handler, or the round, began.
         begun: It has its first state.
     """
@@ -137,6 +144,7 @@ class Party(Generic[S]):
         self.networks: dict[str, Held] = {}
         self.optimizers: dict[str, OptimizerState] = {}
         self.scratch: dict[str, Any] = {}
+        self.lend: Callable[[str], None] | None = None
         self.begun = True
         self.steps = self.round = 0
 
@@ -168,6 +176,8 @@ class Party(Generic[S]):
             ModelError: there is none of that name.
         """
         held = self.networks.get(name)
+        if held is not None and held.module is None and self.lend is not None:
+            self.lend(name)
         if held is None or held.module is None:
             known = nearest(name, self.networks) if self.networks else "it has none"
             raise ModelError(f"no network {name!r}: {known}; a method declares further ones in `networks`")

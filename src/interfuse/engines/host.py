@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,6 +29,9 @@ from interfuse.party import BUFFERS, Held
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
 from interfuse.training import DivergedError
+
+Kind = tuple[str, str, frozenset[str]]
+"""Networks that one module can be at work for: architecture of the client, name of the network, what lasts of it."""
 
 
 @dataclass(eq=False)
@@ -51,14 +54,16 @@ class Resident:
     deployed: bool = False
 
     @cached_property
+    def lendings(self) -> list[tuple[str, Held, Kind]]:
+        """Its networks, and what tells whose modules fit them."""
+        architecture = self.client.profile.architecture
+        return [(name, held, (architecture, name, held.keeps)) for name, held in self.client.networks.items()]
+
+    @cached_property
     def continuing(self) -> bool:
         """Whether a handler of the method goes on with what an earlier one of the round left: then it must stay."""
         methods = [program for program in self.programs.values() if isinstance(program, Method)]
         return any(found.continues for method in methods for found in handlers(type(method)).values())
-
-
-Kind = tuple[str, str, frozenset[str]]
-"""Networks that one module can be at work for: architecture of the client, name of the network, what lasts of it."""
 
 
 _NOT_CONTINUING = (
@@ -187,13 +192,15 @@ class Host:
         beside = method.networks(profile, setup.dims)
         made.networks = {"model": Held(method.keeps())} | {name: Held(net.keeps) for name, net in beside.items()}
         resident = self._residents[client] = Resident(made, method, setup.programs_of(client))
+        made.lend = partial(self._lend, resident)
         return resident
 
     def _enter(self, resident: Resident, request: Request, *, continues: bool) -> None:
-        """Have modules at work, and state made; what does not last is blank, unless the handler goes on with it."""
+        """Have state made, and what does not last blank, unless the handler goes on with it. Modules come when they are
+        asked for."""
         client = resident.client
         client.round = self._round = request.round
-        self._lend(resident)
+        self._call_up(resident)
         if not client.begun:
             with seeded(self._setup.seed, "new_client", client.id):
                 client.begin(self._setup.seed, "new_client", client.id)
@@ -211,6 +218,7 @@ class Host:
 
     def _deploy(self, resident: Resident) -> None:
         """Put in place what the client answers with in this evaluation."""
+        self._lend(resident)
         if resident.deployed:
             return
         for held in resident.client.networks.values():
@@ -223,24 +231,27 @@ class Host:
                 handler(resident.client, message)
         resident.deployed = True
 
-    def _lend(self, resident: Resident) -> None:
-        """Have a module at work for each network of the client, with its tensors in place."""
+    def _call_up(self, resident: Resident) -> None:
+        """The client keeps the modules that it still has, and has tensors of its own."""
         self._in_round.add(resident.client.id)
-        for name, held in resident.client.networks.items():
+        for name, held, kind in resident.lendings:
             if held.module is not None:
-                self._idle.get(_kind(resident, name), {}).pop(held, None)
-                continue
-            if not held.made and not held.keeps <= {BUFFERS}:
+                self._idle.get(kind, {}).pop(held, None)
+            elif not held.made and not held.keeps <= {BUFFERS}:
                 held.begin(self._built(resident, name, resident.client.id))
-            held.attach(self._module(resident, name))
-            resident.deployed = False
 
-    def _module(self, resident: Resident, name: str) -> SplitModel:
+    def _lend(self, resident: Resident, wanted: str | None = None) -> None:
+        """Have a module at work for a network of the client, or for all of them, with its tensors in place."""
+        for name, held, kind in resident.lendings:
+            if held.module is None and wanted in (name, None):
+                held.attach(self._module(resident, name, kind))
+                resident.deployed = False
+
+    def _module(self, resident: Resident, name: str, kind: Kind) -> SplitModel:
         """A module that nobody needs: a free one, that of a client which is done, or a new one.
 
         What a module has beside its tensors is that of a new one, the same for all clients of an architecture.
         """
-        kind = _kind(resident, name)
         if free := self._free.get(kind):
             return free.pop()
         if (idle := self._idle.get(kind)) and (module := idle.popitem()[0].detach()) is not None:
@@ -256,9 +267,9 @@ class Host:
 
     def _rest(self, resident: Resident) -> None:
         """The client is done for now: its modules may go to others."""
-        for name, held in resident.client.networks.items():
+        for _, held, kind in resident.lendings:
             if held.module is not None:
-                self._idle.setdefault(_kind(resident, name), {})[held] = None
+                self._idle.setdefault(kind, {})[held] = None
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model, as it answers in an evaluation inside one."""
@@ -267,6 +278,7 @@ class Host:
     def visit(self, client: ClientId) -> Client[Any]:
         """A client with its modules at work, which it keeps until the round ends."""
         resident = self._resident(client)
+        self._call_up(resident)
         self._lend(resident)
         if resident.answers:
             self._deploy(resident)
@@ -291,8 +303,7 @@ class Host:
         if resident is None:
             return {}
         owned = resident.client.owned() | {"changed": torch.tensor(resident.changed)}
-        for name, held in resident.client.networks.items():
-            kind = _kind(resident, name)
+        for _, held, kind in resident.lendings:
             self._idle.get(kind, {}).pop(held, None)
             if (module := held.detach()) is not None:
                 self._free.setdefault(kind, []).append(module)
@@ -320,9 +331,10 @@ class Host:
         def like(name: str) -> SplitModel:
             if (module := resident.client.networks[name].module) is not None:
                 return module
-            free = self._free.setdefault(_kind(resident, name), [])
+            kind = next(kind for known, _, kind in resident.lendings if known == name)
+            free = self._free.setdefault(kind, [])
             if not free:
-                free.append(self._module(resident, name))
+                free.append(self._module(resident, name, kind))
             return free[-1]
 
         resident.client.restore(moved, like)
@@ -341,10 +353,6 @@ class Host:
         self._idle.clear()
         self._in_round.clear()
         self._before.clear()
-
-
-def _kind(resident: Resident, network: str) -> Kind:
-    return resident.client.profile.architecture, network, resident.client.networks[network].keeps
 
 
 def _snapshot(resident: Resident) -> dict[str, Tensor]:

@@ -70,7 +70,8 @@ def encoded(message: Message, codecs: Codecs = NO_CODECS) -> Pieces:
 
 def sizes(message: Message, codecs: Codecs = NO_CODECS) -> tuple[int, int]:
     """Raw payload and length of the encoded form in bytes. Only what has a codec is really encoded."""
-    return wire.raw_size(flatten(message)), wire.encoded_size(kind_of(message), _packed(message, codecs))
+    flat = flatten(message)
+    return wire.raw_size(flat), wire.encoded_size(kind_of(message), _packed(message, codecs) if codecs else flat)
 
 
 _CODED = "@"

@@ -200,6 +200,8 @@ class SplitModel(nn.Module):
         """
         if parts is None:
             return list(self._places)
+        if parts == "buffers":
+            return list(self._groups[parts])
         named = (parts,) if isinstance(parts, str) else parts
         stages = self._expand([name for name in named if name not in self._groups])
         keys = {key for name in named if name in self._groups for key in self._groups[name]}
