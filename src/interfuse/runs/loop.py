@@ -300,7 +300,7 @@ class _Run:
             self._check_data(commit)
             self.folder.go_back_to(commit)
         ledger = self.folder.open_at({} if commit is None else commit.offsets)
-        self.federation = Federation(self.setup, self.engine, ledger)
+        self.federation = Federation(self.setup, self.engine, ledger, self.config.rounds)
         self.progress.begin(self.config, 0 if commit is None else commit.round)
         if commit is None:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
