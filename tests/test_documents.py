@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from worlds import same_bits
 
 import interfuse
 
@@ -50,6 +52,44 @@ def test_the_example_without_its_pull_is_fedavg(tmp_path: Path) -> None:
     example, average = str(ROOT / "examples" / "fedprox.py"), accuracies("fedavg")
     assert accuracies(example, mu=0.0) == average
     assert accuracies(example, mu=10.0) != average
+
+
+def test_fedavg_from_outside_is_the_one_inside(tmp_path: Path) -> None:
+    def accuracies(method: str) -> list[float]:
+        result = interfuse.run(
+            method, fusion_width=8, models=["mlp"], clients=2, rounds=2, beside=(), settings={"lr": 0.1},
+            out=tmp_path / Path(method).stem, progress=interfuse.Silent(),
+        )  # fmt: skip
+        return list(result.curve("global")[1][-1])
+
+    file = ROOT / "examples" / "fedavg.py"
+    assert accuracies(str(file)) == accuracies("fedavg")
+    assert len(file.read_text(encoding="utf-8").split('"""')[2].strip().splitlines()) <= 25
+
+
+@pytest.mark.parametrize("name", ["fedrep", "fedbabu", "decoder"])
+def test_methods_of_one_file_have_equal_bits_with_two_workers_and_after_a_resume(name: str, tmp_path: Path) -> None:
+    file = ROOT / "examples" / f"{name}.py"
+    settings: dict[str, Any] = {
+        "fusion_width": 8, "models": ["mlp"], "clients": 3, "rounds": 3, "beside": (), "progress": interfuse.Silent(),
+        "commit_rounds": 1, "settings": {"lr": 0.1},
+    }  # fmt: skip
+    results = [interfuse.run(str(file), out=tmp_path / str(workers), workers=workers, **settings) for workers in (1, 2)]
+    with pytest.raises(LookupError):
+        interfuse.run(str(file), out=tmp_path / "cut", **settings | {"progress": Cut()})
+    results.append(interfuse.resume(tmp_path / "cut", progress=interfuse.Silent()))
+    first, *others = ([dict(r.model(c).state_dict()) for c in range(3)] for r in results)
+    for other in others:
+        assert all(same_bits(a, b) for a, b in zip(first, other, strict=True))
+    assert len(file.read_text(encoding="utf-8").splitlines()) <= 60
+
+
+class Cut(interfuse.Silent):
+    """Breaks a run off in its second round."""
+
+    def advance(self, row: Any) -> None:
+        if row["round"] == 2:
+            raise LookupError
 
 
 def test_every_link_of_the_documents_leads_somewhere() -> None:

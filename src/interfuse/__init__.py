@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.aggregation import BufferPolicy, counted_mean, extract, keys_plan
+from interfuse.aggregation import BufferPolicy, Mean, counted_mean, extract, keys_plan
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Arrival, Clients, Replies
@@ -39,8 +39,9 @@ from interfuse.messages import (
     Prototypes,
     State,
     Targets,
+    Weights,
 )
-from interfuse.method import ALL, BUFFERS, NOTHING, Method
+from interfuse.method import ALL, BUFFERS, NOTHING, Method, Network
 from interfuse.models import SplitModel, pair, split_at
 from interfuse.numerics import Numerics
 from interfuse.runs import Result, Silent
@@ -74,11 +75,13 @@ __all__ = [
     "Labels",
     "LanguageModelling",
     "Logits",
+    "Mean",
     "Message",
     "Method",
     "MultiLabel",
     "NamedTensors",
     "Natural",
+    "Network",
     "Notice",
     "Numerics",
     "Optimizer",
@@ -97,6 +100,7 @@ __all__ = [
     "State",
     "Targets",
     "Task",
+    "Weights",
     "counted_mean",
     "cross_entropy",
     "extract",

@@ -73,8 +73,8 @@ class Mean:
         self._totals: dict[str, float | Tensor] = dict.fromkeys(server, 0.0)  # of an element, where they differ
 
     @torch.no_grad()
-    def add(self, plan: Plan, values: Mapping[str, Tensor], weight: float = 1.0) -> None:
-        """Add what a client sent: a value for every floating-point tensor of its plan.
+    def add(self, values: Mapping[str, Tensor], weight: float = 1.0, plan: Plan | None = None) -> None:
+        """Add what a client sent: a value for every floating-point tensor of its plan; None: whole tensors.
 
         Raises:
             ConfigError: the weight is not positive and finite.
@@ -82,6 +82,7 @@ class Mean:
         """
         if not (math.isfinite(weight) and weight > 0):
             raise ConfigError(f"the weight of a client must be positive and finite, not {weight}")
+        plan = keys_plan(values) if plan is None else plan
         _check(self._server, plan, values)
         for key, index in plan.items():
             if self._server[key].is_floating_point():
@@ -123,7 +124,7 @@ def counted_mean(server: Mapping[str, Tensor], updates: Iterable[Update]) -> dic
     """
     mean = Mean(server)
     for plan, values, weight in updates:
-        mean.add(plan, values, weight)
+        mean.add(values, weight, plan)
     return mean.result()
 
 

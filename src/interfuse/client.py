@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy, recalibrate, travels
 from interfuse.data import Batch, ClientData, SampleOrder
+from interfuse.data.inputs import Shape
 from interfuse.errors import ConfigError
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
@@ -36,6 +37,7 @@ class Profile:
         cuts: Shape of one sample behind each part of the model, from input to output.
         stages: Names of the model's stages, from input to output.
         buffers: Those of the keys that are normalisation statistics, not parameters.
+        sample: Shape of one sample, or of each of its inputs by name.
     """
 
     id: ClientId
@@ -46,6 +48,7 @@ class Profile:
     cuts: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     stages: tuple[str, ...] = ()
     buffers: frozenset[str] = frozenset()
+    sample: Shape = ()
 
     @property
     def size(self) -> int:

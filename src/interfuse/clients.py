@@ -14,7 +14,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, Work
-from interfuse.errors import ClientError, ConfigError, MessageError
+from interfuse.errors import ClientError, ConfigError, MessageError, ModelError
 from interfuse.handler import Handler, Program, check_handler
 from interfuse.messages import Dims, Message, kind_of, settled
 from interfuse.messages.delivery import check, narrow
@@ -228,6 +228,19 @@ class Clients:
         """What the server knows of each of these clients."""
         everybody = self._exchange.engine.profiles
         return {client: everybody[client] for client in self.ids}
+
+    @property
+    def architecture(self) -> str:
+        """That of all these clients.
+
+        Raises:
+            ModelError: they have several.
+        """
+        first, *others = {profile.architecture for profile in self.profiles.values()}
+        if others:
+            known = ", ".join(sorted({first, *others}))
+            raise ModelError(f"clients have several architectures ({known}) where one is needed; give them one")
+        return first
 
     def only(self, ids: Iterable[ClientId]) -> Clients:
         """A part of these clients."""

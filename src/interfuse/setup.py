@@ -175,7 +175,8 @@ class Setup:
                 raise ModelError(f"client {client} ({architecture}): {error}") from error
             keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
             buffers = frozenset(keys.keys() - model.tensors(buffers=False).keys())
-            facts[architecture] = (keys, measured.fusion_width, measured.cut_shapes, model.stage_names, buffers)
+            cuts, stages = measured.cut_shapes, model.stage_names
+            facts[architecture] = (keys, measured.fusion_width, cuts, stages, buffers, dataset.shape)
         return {
             client: Profile(client, name, facts[name][0], len(self.shares[client].train), *facts[name][1:])
             for client, name in enumerate(self.architectures)

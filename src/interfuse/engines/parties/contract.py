@@ -107,10 +107,10 @@ class Facts(BaseModel):
     def profile(self, client: ClientId) -> Profile:
         """As methods see it."""
         known = self.shapes or Shapes(sample=(), keys={}, cuts={}, stages=(), buffers=())
+        made, width, buffers = self.samples, self.fusion_width, frozenset(known.buffers)
         return Profile(
-            client, self.architecture, known.keys, self.samples, self.fusion_width, known.cuts, known.stages,
-            frozenset(known.buffers),
-        )  # fmt: skip
+            client, self.architecture, known.keys, made, width, known.cuts, known.stages, buffers, known.sample
+        )
 
 
 class JoinError(InterfuseError):
