@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
-from interfuse.data import ClientData, Dataset, Inputs, PublicData, Shape, Share, Task, class_counts
+from interfuse.data import ClientData, Dataset, Inputs, PublicData, Shape, Share, Sizes, Task, class_counts
 from interfuse.data.inputs import each, shape_text
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
@@ -195,8 +195,7 @@ class Setup:
         """
         widths = {profile.fusion_width for profile in self.profiles.values()}
         width = widths.pop() if len(widths) == 1 else None
-        sizes = {**self.task.dims(), "sums": self.task.size, "clients": len(self.shares)}
-        return sizes if width is None else sizes | {"d": width}
+        return Sizes(self.task, clients=len(self.shares), **({} if width is None else {"d": width}))
 
     @property
     def secret(self) -> int:

@@ -26,6 +26,7 @@ from interfuse.data.task import (
     MultiLabel,
     QuestionAnswering,
     Regression,
+    Sizes,
     Task,
 )
 
@@ -54,6 +55,7 @@ __all__ = [
     "Shape",
     "Shards",
     "Share",
+    "Sizes",
     "Task",
     "available",
     "class_counts",

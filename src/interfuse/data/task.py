@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 from torch.nn import functional
 
-from interfuse.errors import DataError
+from interfuse.errors import ConfigError, DataError
 
 IGNORED = -100
 """A place of a language model's targets that does not count."""
@@ -112,6 +112,18 @@ class Task(ABC):
     def __str__(self) -> str:
         names = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
         return f"{self.name} ({names or self.outputs})"
+
+
+class Sizes(dict[str, int]):
+    """The sizes bound for a run, by name; asking for another says so."""
+
+    def __init__(self, task: Task, **others: int) -> None:
+        super().__init__({**task.dims(), "sums": task.size, **others})
+        self._task = task
+
+    def __missing__(self, name: str) -> int:
+        known = ", ".join(self)
+        raise ConfigError(f"the method needs the size {name!r}, but this run has {known}: its task is {self._task}")
 
 
 class _OfClasses(Task):

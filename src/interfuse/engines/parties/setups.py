@@ -11,7 +11,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
-from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, PublicData, Share, Task, make_shares
+from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, PublicData, Share, Sizes, Task, make_shares
 from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest
 from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import common_test, evaluation_on
@@ -32,9 +32,7 @@ def task_of(contract: Contract) -> Task:
 
 def dims_of(contract: Contract, clients: int, d: int | None) -> Dims:
     """Sizes bound for the run, as :attr:`interfuse.setup.Setup.dims` has them."""
-    task = task_of(contract)
-    sizes = {**task.dims(), "sums": task.size, "clients": clients}
-    return sizes if d is None else sizes | {"d": d}
+    return Sizes(task_of(contract), clients=clients, **({} if d is None else {"d": d}))
 
 
 def programs_between(contract: Contract, labels: Tensor, clients: int, method: Method) -> dict[str, Program]:
