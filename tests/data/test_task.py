@@ -151,7 +151,7 @@ def test_losses_of_many_models_at_once(task: Task) -> None:
 )
 def test_targets_that_are_wrong_are_refused(task: Task, y: Tensor, problem: str) -> None:
     with pytest.raises(DataError, match=problem):
-        task.check(y, 2)
+        task.check("y", y, 2)
 
 
 def test_who_can_share_models() -> None:

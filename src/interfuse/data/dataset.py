@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -50,17 +49,14 @@ class Normalisation:
         """Check that it fits so many channels.
 
         Raises:
-            DataError: it does not; without a subject.
+            DataError: it does not.
         """
-        if not (math.isfinite(self.scale) and self.scale > 0):
-            raise DataError(f"scale is {self.scale}, must be positive")
+        _require(math.isfinite(self.scale) and self.scale > 0, f"scale is {self.scale}, must be positive")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, channels):
-                raise DataError(f"{name} has {len(values)} numbers; {channels} channels need as many, or 1")
-            if not all(map(math.isfinite, values)):
-                raise DataError(f"{name} is not finite")
-        if min(self.std) <= 0:
-            raise DataError("std must be positive; give 1 for a constant channel")
+            many = f"{name} has {len(values)} numbers; {channels} channels need as many, or 1"
+            _require(len(values) in (1, channels), many)
+            _require(all(map(math.isfinite, values)), f"{name} is not finite")
+        _require(min(self.std) > 0, "std must be positive; give 1 for a constant channel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,58 +92,34 @@ class Dataset:
     licence: str = "not stated"
 
     def __post_init__(self) -> None:
-        self._check_inputs("x_train", self.x_train)
-        self._check_inputs("x_test", self.x_test)
-        rows, rows_test = rows_of(self.x_train), rows_of(self.x_test)
-        self._require(rows > 0, "x_train", "has no rows; at least one is needed")
+        try:
+            self._check()
+        except DataError as error:
+            raise DataError(f"data set {self.name!r}: {error}") from None
+
+    def _check(self) -> None:
+        _check_inputs("x_train", self.x_train)
+        _check_inputs("x_test", self.x_test)
+        rows = rows_of(self.x_train)
+        _require(rows > 0, "x_train has no rows; at least one is needed")
         train, test = named(self.x_train), named(self.x_test)
         alike = train.keys() == test.keys()
-        self._require(alike, "x_test", f"has the inputs {', '.join(test)}, but x_train {', '.join(train)}")
+        _require(alike, f"x_test has the inputs {', '.join(test)}, but x_train {', '.join(train)}")
         for name, x in train.items():
             held = test[name]
             fits = held.shape[1:] == x.shape[1:] and held.dtype == x.dtype
-            self._require(fits, "x_test", f"holds {_kind(held)} rows, but x_train {_kind(x)}")
+            _require(fits, f"x_test holds {_kind(held)} rows, but x_train {_kind(x)}")
             if x.dtype != torch.int64:
-                self._require(name in self.normalisation, "normalisation", f"is missing for {name!r}")
-                with self._naming("" if name == ONLY else f"{name}: "):
-                    self.normalisation[name].check(x.shape[1])
-        for field_name, y, count in (("y_train", self.y_train, rows), ("y_test", self.y_test, rows_test)):
-            with self._naming(f"{field_name} "):
-                self.task.check(y, count)
-        for field_name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
+                _require(name in self.normalisation, f"normalisation is missing for {name!r}")
+                self.normalisation[name].check(x.shape[1])
+        self.task.check("y_train", self.y_train, rows)
+        self.task.check("y_test", self.y_test, rows_of(self.x_test))
+        for name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
             if numbers is not None:
-                with self._naming(f"{field_name} "):
-                    _check_numbers(numbers, rows)
-
-    def _require(self, condition: bool, field_name: str, problem: str) -> None:
-        if not condition:
-            raise DataError(f"data set {self.name!r}: {field_name} {problem}")
-
-    @contextmanager
-    def _naming(self, subject: str) -> Iterator[None]:
-        """Say of what an error inside the block is."""
-        try:
-            yield
-        except DataError as error:
-            raise DataError(f"data set {self.name!r}: {subject}{error}") from None
-
-    def _check_inputs(self, field_name: str, x: Inputs) -> None:
-        several = named(x)
-        self._require(
-            isinstance(x, Tensor) or len(several) > 1, field_name, "has one input by name; give it as a tensor"
-        )
-        for name, tensor in several.items():
-            subject = field_name if name == ONLY else f"{field_name}[{name!r}]"
-            known = tensor.dtype in (torch.uint8, torch.float32, torch.int64)
-            self._require(known, subject, f"is {tensor.dtype}, must be uint8, float32 or int64")
-            self._require(
-                tensor.ndim >= 2,
-                subject,
-                f"has shape {list(tensor.shape)}, needs at least 2 axes (rows and values or channels)",
-            )
-            finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-            self._require(finite, subject, "has values that are not finite")
-            self._require(len(tensor) == rows_of(x), subject, f"has {len(tensor)} rows, not {rows_of(x)} as the others")
+                _require(numbers.dtype == torch.int64, f"{name} is {numbers.dtype}, must be int64")
+                one = f"{name} has shape {list(numbers.shape)}, needs {[rows]}, one a row"
+                _require(list(numbers.shape) == [rows], one)
+                _require(int(numbers.min()) >= 0, f"{name} has numbers below 0")
 
     @property
     def classes(self) -> int:
@@ -195,17 +167,13 @@ class Dataset:
         return self._with(lambda tensor: tensor, lambda tensor: tensor[chosen])
 
     def _with(self, train: Callable[[Tensor], Tensor], test: Callable[[Tensor], Tensor]) -> Dataset:
-        return replace(
-            self, x_train=each(train, self.x_train), y_train=train(self.y_train), x_test=each(test, self.x_test),
-            y_test=test(self.y_test),
-        )  # fmt: skip
+        x_train, x_test = each(train, self.x_train), each(test, self.x_test)
+        return replace(self, x_train=x_train, y_train=train(self.y_train), x_test=x_test, y_test=test(self.y_test))
 
     def normalise(self, x: Inputs) -> Inputs:
         """From rows as stored to a model's inputs, on the same device."""
-        return together({
-            name: self.normalisation[name](tensor) if name in self.normalisation else tensor
-            for name, tensor in named(x).items()
-        })  # fmt: skip
+        normal = self.normalisation
+        return together({name: normal[name](t) if name in normal else t for name, t in named(x).items()})
 
     def stored(self, x: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]) -> Inputs:
         """Samples that somebody brings, ``[batch, *shape]``, as rows of this data set; grey images may lack their axis.
@@ -309,6 +277,26 @@ def stratified_subset(
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 
+def _require(condition: bool, problem: str) -> None:
+    if not condition:
+        raise DataError(problem)
+
+
+def _check_inputs(field_name: str, x: Inputs) -> None:
+    several = named(x)
+    _require(isinstance(x, Tensor) or len(several) > 1, f"{field_name} has one input by name; give it as a tensor")
+    for name, tensor in several.items():
+        subject = field_name if name == ONLY else f"{field_name}[{name!r}]"
+        known = tensor.dtype in (torch.uint8, torch.float32, torch.int64)
+        _require(known, f"{subject} is {tensor.dtype}, must be uint8, float32 or int64")
+        shape = f"{subject} has shape {list(tensor.shape)}, needs at least 2 axes (rows and values or channels)"
+        _require(tensor.ndim >= 2, shape)
+        finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+        _require(finite, f"{subject} has values that are not finite")
+        alike = f"{subject} has {len(tensor)} rows, not {rows_of(x)} as the others"
+        _require(len(tensor) == rows_of(x), alike)
+
+
 def _kind(x: Tensor) -> str:
     return f"{x.dtype} {list(x.shape[1:])}"
 
@@ -371,15 +359,6 @@ def _whole(name: str, part: str, array: np.ndarray) -> Tensor:
     if not np.array_equal(whole, array):
         raise DataError(f"data set {name!r}: {part} has labels that are not whole numbers")
     return torch.from_numpy(whole)
-
-
-def _check_numbers(numbers: Tensor, rows: int) -> None:
-    if numbers.dtype != torch.int64:
-        raise DataError(f"is {numbers.dtype}, must be int64")
-    if list(numbers.shape) != [rows]:
-        raise DataError(f"has shape {list(numbers.shape)}, needs {[rows]}, one a row")
-    if int(numbers.min()) < 0:
-        raise DataError(f"has numbers from {int(numbers.min())}; they must be 0 or more")
 
 
 def _normalisation(

@@ -54,16 +54,18 @@ class Task(ABC):
 
     @abstractmethod
     def sums(self, output: Tensor, y: Tensor) -> Sums:
-        """What :meth:`score` follows from, on the CPU; there may be no samples."""
+        """What :meth:`score` follows from, on the CPU; a part and its whole, unless the task says otherwise."""
 
-    @abstractmethod
     def score(self, sums: Sums) -> float:
         """How good the answers are: higher is better, 1 is perfect; NaN where nothing can be said."""
+        return share(*sums.tolist())
 
     @property
-    @abstractmethod
     def size(self) -> int:
         """Number of sums."""
+        target = [self.dims().get(axis, 1) for axis in self.axes]
+        output, y = torch.zeros(0, *self.output_shape(tuple(target))), torch.zeros(0, *target, dtype=self.dtype)
+        return len(self.sums(output, y))
 
     @abstractmethod
     def wrong(self, y: Tensor) -> str:
@@ -81,7 +83,7 @@ class Task(ABC):
 
     def output_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
         """Shape of one sample's output where its target has this shape."""
-        return (*target, self.outputs)
+        return target if self.unit in self.axes else (*target, self.outputs)
 
     def fits(self, other: Task) -> bool:
         """Whether models of one can be those of the other; the names may differ."""
@@ -91,23 +93,21 @@ class Task(ABC):
         """Class of each target, or 0 where there are no classes."""
         return np.zeros(len(y), np.int64)
 
-    def check(self, y: Tensor, rows: int) -> None:
-        """Check targets of so many samples.
+    def check(self, name: str, y: Tensor, rows: int) -> None:
+        """Check targets of so many samples, which are called by a name.
 
         Raises:
-            DataError: they are not as the task has them; without a subject.
+            DataError: they are not as the task has them.
         """
-        sizes = self.dims()
-        wanted = (rows, *(sizes.get(axis) for axis in self.axes))
+        wanted = [rows, *(self.dims().get(axis, axis) for axis in self.axes)]
+        fits = [need == size or isinstance(need, str) for need, size in zip(wanted, y.shape, strict=False)]
         if y.dtype != self.dtype:
-            raise DataError(f"is {y.dtype}, must be {str(self.dtype).removeprefix('torch.')}")
-        if y.ndim != len(wanted) or any(w not in (None, s) for w, s in zip(wanted, y.shape, strict=True)):
-            needs = ", ".join(
-                name if size is None else str(size) for name, size in zip(("", *self.axes), wanted, strict=True)
-            )
-            raise DataError(f"has shape {list(y.shape)}, needs [{needs}]" + ("" if self.axes else ", one a row"))
+            raise DataError(f"{name} is {y.dtype}, must be {str(self.dtype).removeprefix('torch.')}")
+        if y.ndim != len(wanted) or not all(fits):
+            needs = ", ".join(map(str, wanted)) + ("]" if self.axes else "], one a row")
+            raise DataError(f"{name} has shape {list(y.shape)}, needs [{needs}")
         if y.numel() and (problem := self.wrong(y)):
-            raise DataError(problem)
+            raise DataError(f"{name} {problem}")
 
     def __str__(self) -> str:
         names = ", ".join(self.names[:5]) + (", ..." if len(self.names) > 5 else "")
@@ -140,13 +140,6 @@ class _OfClasses(Task):
     def sums(self, output: Float[Tensor, "batch classes"], y: Shaped[Tensor, "batch"]) -> Sums:
         """Right answers, samples."""
         return torch.tensor([(answers(output) == y).sum(), len(y)], dtype=torch.float64)
-
-    @property
-    def size(self) -> int:
-        return 2
-
-    def score(self, sums: Sums) -> float:
-        return share(*sums.tolist())
 
     def wrong(self, y: Tensor) -> str:
         low, high, end = int(y.min()), int(y.max()), len(self.names)
@@ -201,9 +194,6 @@ class Regression(Task):
     def dims(self) -> dict[str, int]:
         return {"outputs": len(self.names)}
 
-    def output_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
-        return target
-
     def fits(self, other: Task) -> bool:
         return isinstance(other, Regression) and (other.mean, other.std) == (self.mean, self.std)
 
@@ -220,10 +210,6 @@ class Regression(Task):
         y = self.standardised(y.double())
         errors = (y - output).square().nan_to_num(nan=_WORST, posinf=_WORST)
         return torch.cat([y.new_tensor([len(y)]), errors.sum(0), y.sum(0), y.square().sum(0)]).cpu()
-
-    @property
-    def size(self) -> int:
-        return 1 + 3 * len(self.names)
 
     def score(self, sums: Sums) -> float:
         errors, total, squares = sums[1:].view(3, -1)
@@ -254,9 +240,6 @@ class MultiLabel(Task):
     def dims(self) -> dict[str, int]:
         return {"labels": len(self.names)}
 
-    def output_shape(self, target: tuple[int, ...]) -> tuple[int, ...]:
-        return target
-
     def loss(self, output: Float[Tensor, "batch labels"], y: Float[Tensor, "batch labels"]) -> Float[Tensor, ""]:
         return functional.binary_cross_entropy_with_logits(output, y)
 
@@ -265,10 +248,6 @@ class MultiLabel(Task):
         there = y > 0.5
         said = torch.where(output.isnan(), ~there, output > 0)
         return torch.stack([(a & b).sum() for a, b in ((said, there), (said, ~there), (~said, there))]).double().cpu()
-
-    @property
-    def size(self) -> int:
-        return 3
 
     def score(self, sums: Sums) -> float:
         right, false, missed = sums.tolist()
@@ -306,13 +285,6 @@ class LanguageModelling(Task):
     def sums(self, output: Float[Tensor, "batch time tokens"], y: Int64[Tensor, "batch time"]) -> Sums:
         """Right tokens, places that count."""
         return torch.stack([(answers(output) == y).sum(), (y != IGNORED).sum()]).double().cpu()
-
-    @property
-    def size(self) -> int:
-        return 2
-
-    def score(self, sums: Sums) -> float:
-        return share(*sums.tolist())
 
     def wrong(self, y: Tensor) -> str:
         counted = (y >= 0) & (y < self.tokens) | (y == IGNORED)
