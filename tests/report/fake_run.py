@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from interfuse.runs import Summary
+
 ARCHITECTURES = ("cnn", "mlp", "mixed", "deep-head")
 SIZES = {"cnn": (18_672, 4_330), "mlp": (623_536, 113_418), "mixed": (678_016, 56_714), "deep-head": (816, 127_946)}
 
@@ -31,6 +33,7 @@ class FakeRun:
     class_names: Sequence[str] | None = None
     note: str = ""
     discloses: Sequence[str] = ("features", "labels")
+    score: str = "accuracy"
 
     def architecture(self, client: int) -> str:
         return self.architectures[client % len(self.architectures)]
@@ -51,15 +54,21 @@ def write_run(
     (folder / "config.toml").write_text(_config(fake), encoding="utf-8")
     rows = [_row(fake, index) for index in range(rounds + 1)]
     _write_lines(folder / "metrics.jsonl", rows)
-    _write_lines(
-        folder / "ledger.jsonl", [line for index in range(1, min(rounds, 3) + 1) for line in _ledger(fake, index)]
-    )
+    counted = rounds if done is not None else min(rounds, 3)  # of a finished run nobody adds the ledger up
+    _write_lines(folder / "ledger.jsonl", [line for index in range(1, counted + 1) for line in _ledger(fake, index)])
     summary = _summary(fake, folder, rows)
     for other in beside:
         summary["beside"][other.method] = write_run(folder / "beside" / other.method, other, ())
     if done is None:
         (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
     return summary
+
+
+def summary_of(fake: FakeRun = FakeRun(), references: Sequence[FakeRun] = (), **changes: Any) -> Summary:
+    """The summary of a fake run with some values changed, references beside it as summaries."""
+    values = _summary(fake, Path("run"), [_row(fake, index) for index in range(fake.rounds + 1)])
+    values["beside"] = {other.method: summary_of(other) for other in references}
+    return Summary.model_validate(values | changes)
 
 
 def _config(fake: FakeRun) -> str:
@@ -93,7 +102,10 @@ def _row(fake: FakeRun, index: int) -> dict[str, Any]:
         "round": index,
         "uplink": {"raw": up, "wire": up + 200 * index},
         "downlink": {"raw": up * fake.clients, "wire": up * fake.clients + 900 * index},
+        "steps": {"clients": 10 if index else 0, "server": 0},
         "failures": [],
+        "outstanding": 0,
+        "virtual_seconds": {},
     }
     if index % fake.eval_every == 0 or index == fake.rounds:
         share = 1 - np.exp(-6 * index / fake.rounds)
@@ -146,10 +158,13 @@ def _summary(fake: FakeRun, folder: Path, rows: Sequence[dict[str, Any]]) -> dic
     once = {"raw": down["raw"] // fake.clients, "wire": down["wire"] // fake.clients}
     return {
         "interfuse": "0.1.0", "method": fake.method, "data": "digits", "seed": 0, "rounds": fake.rounds,
-        "seconds": 31.2, "run": f"runs/{folder.name}", "note": fake.note, "discloses": list(fake.discloses),
+        "score": fake.score, "seconds": 31.2, "run": f"runs/{folder.name}", "note": fake.note, "codecs": {},
+        "discloses": list(fake.discloses), "notice": None,
         **_accuracies(fake, 1.0),
         "best": {"round": fake.rounds - fake.eval_every, "validation_accuracy": 0.96, **_accuracies(fake, 0.998)},
-        "stability": 0.0042,
+        "similarity": {"before": None, "after": None}, "stability": 0.0042,
+        "gradient_steps": {"clients": 10 * fake.rounds, "server": 0}, "virtual_seconds": {},
+        "missing_replies": {"failed": 0, "late": 0, "away": 0},
         "uplink_bytes": up,
         "downlink_bytes": {**down, "raw_broadcast": once["raw"], "wire_broadcast": once["wire"]},
         "start_bytes": nothing,
@@ -164,7 +179,7 @@ def _summary(fake: FakeRun, folder: Path, rows: Sequence[dict[str, Any]]) -> dic
         },
         "clients": [
             {
-                "id": c, "architecture": fake.architecture(c), "samples": 290 + c,
+                "id": c, "architecture": fake.architecture(c), "samples": 290 + c, "data": "digits",
                 "parameters": _parameters(fake.architecture(c)),
             }
             for c in range(fake.clients)

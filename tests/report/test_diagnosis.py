@@ -4,55 +4,66 @@ import math
 from typing import Any
 
 import pytest
+from fake_run import FakeRun, summary_of
 
 from interfuse.report import diagnose
+from interfuse.runs import Row, Summary
 
-Json = dict[str, Any]
 
-
-def spread(*values: float | None) -> Json:
+def spread(*values: float | None) -> dict[str, Any]:
     known = [value for value in values if value is not None]
     return {"mean": sum(known) / len(known) if known else None, "std": 0.0, "per_client": list(values)}
 
 
-def summary(**changes: Any) -> Json:
-    """A run of two clients of 100 parameters, with nothing to complain about."""
-    local = {
-        "own_accuracy": spread(0.8, 0.8),
-        "global_accuracy": spread(0.8, 0.8),
-        "composition_matrix": [[0.8, 0.1], [0.1, 0.8]],
-    }
+UPLINK = {"raw": 10 * 2 * 399, "wire": 0}
+LOCAL: dict[str, Any] = {
+    "own_accuracy": spread(0.8, 0.8),
+    "global_accuracy": spread(0.8, 0.8),
+    "composition_matrix": [[0.8, 0.1], [0.1, 0.8]],
+}
+
+
+def local(**changes: Any) -> dict[str, Summary]:
+    return {"local": summary_of(TWO, **LOCAL | changes)}
+
+
+TWO = FakeRun(clients=2, rounds=10, architectures=("small", "large"))
+
+
+def summary(**changes: Any) -> Summary:
+    """A run of two clients of 100 and 1000 parameters, with nothing to complain about."""
+    sizes = {"small": {"base": 60, "modular": 40}, "large": {"base": 600, "modular": 400}}
     fine = {
-        "method": "ifl",
-        "rounds": 10,
-        "discloses": ["features", "labels"],
         "own_accuracy": spread(0.9, 0.9),
         "global_accuracy": spread(0.9, 0.9),
         "composition_matrix": [[0.9, 0.89], [0.9, 0.91]],
-        "uplink_bytes": {"raw": 10 * 2 * 399},
+        "uplink_bytes": UPLINK,
         "clients": [
-            {"id": 0, "architecture": "cnn", "parameters": {"base": 60, "modular": 40}, "samples": 5},
-            {"id": 1, "architecture": "mlp", "parameters": {"base": 600, "modular": 400}, "samples": 5},
+            {"id": i, "architecture": name, "parameters": size, "samples": 5, "data": "digits"}
+            for i, (name, size) in enumerate(sizes.items())
         ],
-        "beside": {"local": local},
+        "beside": local(),
     }
-    return fine | changes
+    return summary_of(TWO, **fine | changes)
 
 
-def curve(*means: float) -> list[Json]:
+def row(round: int, common: list[float | None] | None = None, own: list[float | None] | None = None) -> Row:
+    """A line of the metrics, evaluated where accuracies are given."""
+    values: dict[str, Any] = {"own": own or common, "validation": own or common, "common": common, "composition": None}
+    nothing = {"raw": 0, "wire": 0}
+    return Row.model_validate({
+        "round": round, "uplink": nothing, "downlink": nothing, "steps": {"clients": 0, "server": 0}, "failures": [],
+        "outstanding": 0, "virtual_seconds": {}, "seconds": {}, "accuracy": values if common else None,
+    })  # fmt: skip
+
+
+def curve(*means: float) -> list[Row]:
     """Metrics of ten rounds, evaluated at so many of them."""
-    return [
-        {
-            "round": 11 - len(means) + index,
-            "uplink": {"raw": 0},
-            "accuracy": {"own": [mean], "validation": [mean], "common": [mean, mean], "composition": None},
-        }
-        for index, mean in enumerate(means)
-    ]
+    return [row(11 - len(means) + index, [mean, mean]) for index, mean in enumerate(means)]
 
 
-def names(values: Json, metrics: list[Json] | None = None) -> list[str]:
-    return [diagnosis.name for diagnosis in diagnose(values, metrics or [])]
+def names(values: Summary, rows: list[Row] | None = None) -> list[str]:
+    return [diagnosis.name for diagnosis in diagnose(values, rows or [])]
 
 
 def test_nothing_to_complain_about() -> None:
@@ -61,8 +72,9 @@ def test_nothing_to_complain_about() -> None:
 
 
 def test_nothing_known_raises_no_warning() -> None:
-    assert diagnose({}, []) == []
-    assert diagnose({"method": "ifl", "beside": {}, "best": None}, [{"round": 0}]) == []
+    unknown = {name: spread() for name in ("own_accuracy", "global_accuracy")}
+    nothing = {"discloses": None, "composition_matrix": None, "best": None, "clients": [], "beside": {}}
+    assert diagnose(summary(**unknown, **nothing), [row(0)]) == []
 
 
 def wide(spread_in_points: float) -> list[list[float]]:
@@ -112,45 +124,41 @@ def test_composition_below_local_says_when_it_is_worse_than_no_collaboration() -
 
 
 def test_composition_is_compared_to_the_common_test_set_where_local_has_no_matrix() -> None:
-    local = {"own_accuracy": spread(0.1, 0.1), "global_accuracy": spread(0.95, 0.95), "composition_matrix": None}
-    assert names(summary(beside={"local": local})) == ["composition below Local"]
+    other = local(own_accuracy=spread(0.1, 0.1), global_accuracy=spread(0.95, 0.95), composition_matrix=None)
+    assert names(summary(beside=other)) == ["composition below Local"]
 
 
 @pytest.mark.parametrize(("each", "expected"), [(399, []), (400, ["uplink at FedAvg's level"])])
 def test_uplink_beside_the_smallest_model(each: int, expected: list[str]) -> None:
-    assert names(summary(uplink_bytes={"raw": 10 * 2 * each})) == expected
+    assert names(summary(uplink_bytes={"raw": 10 * 2 * each, "wire": 0})) == expected
 
 
 def test_uplink_of_an_unfinished_run_is_shared_among_the_rounds_done() -> None:
-    values = summary(uplink_bytes={"raw": 2 * 2 * 400})
+    values = summary(uplink_bytes={"raw": 2 * 2 * 400, "wire": 0})
     assert names(values) == []
-    assert names(values, [{"round": 2}]) == ["uplink at FedAvg's level"]
+    assert names(values, [row(2)]) == ["uplink at FedAvg's level"]
 
 
 def test_uplink_of_models_is_no_finding() -> None:
-    values = summary(uplink_bytes={"raw": 10**9}, discloses=["parameters"])
-    assert names(values) == []
-    assert names(values | {"discloses": ["features", "parameters"]}) == ["uplink at FedAvg's level"]
+    large = {"raw": 10**9, "wire": 0}
+    assert names(summary(uplink_bytes=large, discloses=["parameters"])) == []
+    assert names(summary(uplink_bytes=large, discloses=["features", "parameters"])) == ["uplink at FedAvg's level"]
 
 
 @pytest.mark.parametrize(("final", "expected"), [(0.801, []), (0.799, ["divergence"])])
 def test_fall_from_the_best_is_divergence(final: float, expected: list[str]) -> None:
     assert names(summary(global_accuracy=spread(final, final)), curve(0.1, 0.9, final)) == expected
-    assert names(summary(global_accuracy={}), curve(0.1, 0.9, final)) == expected
+    assert names(summary(global_accuracy=spread()), curve(0.1, 0.9, final)) == expected
 
 
 @pytest.mark.parametrize("bad", [None, math.nan])
 def test_unknown_global_accuracy_is_divergence(bad: float | None) -> None:
     assert names(summary(global_accuracy=spread(0.9, bad))) == ["divergence"]
-    rows = curve(0.1, 0.9)
-    rows[1]["accuracy"]["common"] = [0.9, bad]
-    assert names(summary(), rows) == ["divergence"]
+    assert names(summary(), [row(9, [0.1, 0.1]), row(10, [0.9, bad])]) == ["divergence"]
 
 
 def test_empty_own_shares_are_no_divergence() -> None:
-    rows = curve(0.1, 0.9)
-    rows[1]["accuracy"] |= {"own": [None], "validation": [None]}
-    assert names(summary(own_accuracy=spread(0.9, None)), rows) == []
+    assert names(summary(own_accuracy=spread(0.9, None)), [*curve(0.1), row(10, [0.9, 0.9], [None])]) == []
 
 
 def test_clients_that_are_not_evaluated_are_no_divergence() -> None:
@@ -165,9 +173,11 @@ def test_no_better_than_local(own: float, expected: list[str]) -> None:
 
 def test_every_warning_has_a_remedy() -> None:
     values = summary(
-        own_accuracy=spread(0.1, 0.1), composition_matrix=[[0.9, 0.05], [0.3, 0.9]], uplink_bytes={"raw": 10**9},
+        own_accuracy=spread(0.1, 0.1),
         global_accuracy=spread(None),
-    )  # fmt: skip
+        composition_matrix=[[0.9, 0.05], [0.3, 0.9]],
+        uplink_bytes={"raw": 10**9, "wire": 0},
+    )
     found = diagnose(values, [])
     assert len({diagnosis.name for diagnosis in found}) == 5
     assert all(len(diagnosis.remedy) > 40 and "nan" not in diagnosis.text for diagnosis in found)
@@ -175,6 +185,11 @@ def test_every_warning_has_a_remedy() -> None:
 
 @pytest.mark.parametrize(("steps", "expected"), [(100, []), (92, []), (80, ["Local took other steps"])])
 def test_steps_that_local_could_not_know(steps: int, expected: list[str]) -> None:
-    given = summary(gradient_steps={"clients": steps, "server": 9})
-    given["beside"]["local"]["gradient_steps"] = {"clients": 100, "server": 0}
-    assert names(given) == expected
+    beside = local(gradient_steps={"clients": 100, "server": 0})
+    assert names(summary(gradient_steps={"clients": steps, "server": 9}, beside=beside)) == expected
+
+
+def test_steps_of_an_unfinished_run_are_not_compared() -> None:
+    beside = local(gradient_steps={"clients": 100, "server": 0})
+    found = names(summary(gradient_steps={"clients": 50, "server": 0}, beside=beside), [row(5)])
+    assert "Local took other steps" not in found

@@ -14,7 +14,7 @@ from PIL import Image
 from interfuse import report
 from interfuse.report import plots
 from interfuse.report.plots import composition_figure, figures, save
-from interfuse.report.summary import load
+from interfuse.report.run import load
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -77,16 +77,16 @@ def test_curves_show_the_metrics(tmp_path: Path) -> None:
     write_run(tmp_path)
     run = load(tmp_path)
     axes = figures(run)["accuracy-rounds"].axes[0]
-    rows = [row for row in run.metrics if "accuracy" in row]
+    points = {row.round: row.accuracy for row in run.rows if row.accuracy}
     curves = {line.get_label(): line for line in axes.lines}
-    assert np.array(curves["own"].get_xdata()).tolist() == [row["round"] for row in rows]
+    assert np.array(curves["own"].get_xdata()).tolist() == list(points)
     for label, name in (("own", "own"), ("composition", "composition"), ("global, ± std over clients", "common")):
-        assert curves[label].get_ydata() == pytest.approx([np.mean(row["accuracy"][name]) for row in rows])
+        assert curves[label].get_ydata() == pytest.approx([np.mean(getattr(point, name)) for point in points.values()])
     dashed = [line for line in axes.lines if line.get_linestyle() == "--"]
     assert len(dashed) == 3
     ends = [line.get_ydata()[-1] for line in dashed]  # type: ignore[index]
     assert ends == pytest.approx(
-        [np.mean(run.beside["local"][-1]["accuracy"][n]) for n in ("common", "own", "composition")]
+        [np.mean(getattr(run.beside["local"][-1].accuracy, n)) for n in ("common", "own", "composition")]
     )
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rich.console import Console
 from interfuse import report
 from interfuse.report.html import page
 from interfuse.report.plots import confusion_figure, figures, save
-from interfuse.report.summary import load
+from interfuse.report.run import load
 
 NAMES = ("cat", "<b>dog</b>", "owl")
 HEADING = "Metrics beyond accuracy"
@@ -37,10 +38,11 @@ LOCAL_METRICS: dict[str, Any] = {
     "auroc": {"own": spread(0.61, 0.63), "global": spread(0.51, 0.53)},
     "recall": {"own": [[0.11, 0.12, 0.13]] * 2, "global": [[0.14, 0.15, 0.16]] * 2},
 }
+ALONE = replace(LOCAL, clients=2)
 CONFUSION = [[3, 1, 0, 0], [0, 2, 0, 2], [0, 0, 0, 0]]
 
 
-def measured(folder: Path, names: Sequence[str] = tuple(METRICS), beside: Sequence[FakeRun] = (LOCAL,)) -> Any:
+def measured(folder: Path, names: Sequence[str] = tuple(METRICS), beside: Sequence[FakeRun] = (ALONE,)) -> Any:
     """Write a run that measured these metrics, as Local beside it did, but not Pooled. Returns its summary."""
     write_run(folder, FakeRun(clients=2, classes=3, class_names=NAMES), beside)
     summary = json.loads((folder / "summary.json").read_text())
@@ -62,7 +64,7 @@ def words(html: str) -> str:
 
 
 def test_the_page_shows_the_method_beside_local(tmp_path: Path) -> None:
-    measured(tmp_path, beside=(LOCAL, POOLED))
+    measured(tmp_path, beside=(ALONE, replace(POOLED, clients=2)))
     found = section(tmp_path)
     text = words(found)
     assert "AUROC own global ifl 92.0 ± 1.0 81.0 ± 0.0 Local 62.0 ± 1.0 52.0 ± 1.0 Pooled – –" in text
@@ -115,7 +117,8 @@ def test_a_column_without_answers_is_shown_only_where_there_are_some() -> None:
 
 def test_the_terminal_has_a_line_for_each(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(report.console_summary(measured(tmp_path)))
+    measured(tmp_path)
+    console.print(report.console_summary(load(tmp_path).summary))
     text = console.export_text()
     assert "own AUROC  92.0 %   Local  62.0 %" in text
     assert "calibration" not in text

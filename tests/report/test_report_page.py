@@ -12,7 +12,9 @@ import pytest
 from fake_run import LOCAL, POOLED, FakeRun, write_run
 
 from interfuse import report
-from interfuse.errors import RunError
+from interfuse.errors import ConfigError, RunError
+from interfuse.report.html import page as page_of
+from interfuse.report.run import load
 
 VOID = {"meta", "br", "img", "hr", "input", "link"}
 PLOTS = {"composition", "composition-local", "accuracy-rounds", "accuracy-uplink", "bytes", "classes", "time"}
@@ -71,6 +73,12 @@ def written(folder: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
+def bare(folder: Path, **svgs: str) -> Page:
+    """The page without the plots, which take nearly all the time; or with others."""
+    run = load(folder)
+    return Page(page_of(run, report.diagnose(run.summary, run.rows), svgs))
+
+
 FAKES: dict[str, tuple[FakeRun, tuple[FakeRun, ...]]] = {
     "four clients": (FakeRun(), (LOCAL, POOLED)),
     "one client": (FakeRun(clients=1), ()),
@@ -107,7 +115,7 @@ def test_sections_come_in_order(tmp_path: Path) -> None:
 
 def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     summary = write_run(tmp_path)
-    page = written(tmp_path)
+    page = bare(tmp_path)
     found, local, scores, counted, clients = page.tables
     for table, values in ((found, summary), (local, summary["beside"]["local"])):
         matrix = values["composition_matrix"]
@@ -144,52 +152,70 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
 def test_more_than_sixteen_clients_get_a_heat_map(tmp_path: Path) -> None:
     write_run(tmp_path / "17", FakeRun(clients=17), ())
     write_run(tmp_path / "16", FakeRun(clients=16), ())
-    assert len(written(tmp_path / "17").tables) == len(written(tmp_path / "16").tables) - 1
-    assert 'aria-label="ifl: mean' in (tmp_path / "17" / "report.html").read_text(encoding="utf-8")
+    drawn = '<svg viewBox="0 0 9 9"></svg>'
+    large, small = (bare(tmp_path / clients, composition=drawn) for clients in ("17", "16"))
+    assert len(large.tables) == len(small.tables) - 1
+    assert large.values("aria-label")[0].startswith("ifl: mean")
+
+
+HOSTILE = "<script>alert('x')</script>"
+
+
+def poisoned(value: Any) -> Any:
+    """The same with every text hostile, keys of tables with names of a run's own too."""
+    if isinstance(value, str):
+        return f"{HOSTILE}{value}"
+    if isinstance(value, list):
+        return [poisoned(item) for item in value]
+    if isinstance(value, dict):
+        return {key: poisoned(item) for key, item in value.items()}
+    return value
 
 
 def test_everything_from_the_run_is_escaped(tmp_path: Path) -> None:
-    hostile = "<script>alert('x')</script>"
-    fake = FakeRun(
-        method=hostile, architectures=(hostile, '"><b onclick="x">'), class_names=(hostile, "$\\frac$"), note=hostile
-    )
-    summary = write_run(tmp_path, fake)
-    summary["bytes_by_kind"] = {hostile: summary["bytes_by_kind"]["FusionOutputs"]}
-    summary["seconds_by_phase"] = {hostile: 1.0}
-    summary["discloses"] = [hostile]
+    fake = FakeRun(method=HOSTILE, architectures=(HOSTILE, '"><b onclick="x">'), class_names=(HOSTILE, "$\\frac$"))
+    summary = poisoned(write_run(tmp_path, fake))
+    for key in ("bytes_by_kind", "seconds_by_phase", "virtual_seconds", "codecs"):
+        summary[key] = {f'{HOSTILE}"{name}': found for name, found in (summary[key] or {"x": 1.5}).items()}
+    summary["codecs"] = {HOSTILE: HOSTILE}
+    summary["notice"] = {"text": HOSTILE, "remedy": f'"><b onclick="x">{HOSTILE}'}
+    summary["beside"] = {name: other | {"method": name} for name, other in summary["beside"].items()}
+    recall = {side: [[0.5, 0.5]] * 4 for side in ("own", "global")}
+    summary |= {"metrics": {"recall": recall}, "confusion": {"own": [[1, 0, 0], [0, 1, 0]]}}
     (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    (tmp_path / "config.toml").write_text((tmp_path / "config.toml").read_text() + f"# {hostile}\n", encoding="utf-8")
+    (tmp_path / "config.toml").write_text((tmp_path / "config.toml").read_text() + f"# {HOSTILE}\n", encoding="utf-8")
+    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    row["failures"] = [{"client": 0, "kind": HOSTILE, "reason": f"\"'&{HOSTILE}"}]
+    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
     page = written(tmp_path)
     assert not {"script", "b"} & set(page.tags)
     assert "onclick" not in {name for name, _ in page.attributes}
-    assert page.text.count(hostile) > 12
+    assert page.text.count(HOSTILE) > 40
+    for text in ("client 0: \"'&<script>", f"interfuse run '{HOSTILE}", f'Try: "><b onclick="x">{HOSTILE}'):
+        assert text in page.text.replace("'\"'\"'", "'")
 
 
 def test_unfinished_run_shows_what_is_there(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(), (), done=60)
     with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write('{"round": 61, "upl')
-    page = written(tmp_path)
+    page = bare(tmp_path)
     last = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[:-1]][-1]
     assert "unfinished: 60 of 200 rounds" in page.text
     assert "interfuse resume" in page.text
     assert page.tables[0][1][1:-2] == [f"{100 * value:.1f}" for value in last["accuracy"]["composition"][0]]
     kinds = page.tables[2]
-    upload = FakeRun().upload  # the ledger of a fake run has three rounds
-    assert kinds[1] == [
-        "FusionOutputs",
-        f"{12 * upload / 1e6:.3f}",
-        f"{48 * upload / 1e6:.2f}",
-        f"{12 * upload / 1e6:.3f}",
-    ]
-    assert kinds[-1] == ["evaluation", "0.000144", "0", "0"]
+    up = 60 * 4 * FakeRun().upload
+    assert kinds[1] == ["FusionOutputs", f"{up / 1e6:.1f}", f"{4 * up / 1e6:.1f}", f"{up / 1e6:.1f}"]
+    assert kinds[-1] == ["evaluation", "0.00288", "0", "–"]
 
 
 def test_reference_counts_once_it_is_finished(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(), (LOCAL,), done=200)
-    assert "of Local's blocks" in written(tmp_path).text
+    assert "of Local's blocks" in bare(tmp_path).text
     (tmp_path / "beside" / "local" / "summary.json").unlink()
-    page = written(tmp_path)
+    page = bare(tmp_path)
     assert "unfinished: 200 of 200 rounds" in page.text
     assert "of Local's blocks" not in page.text
 
@@ -198,15 +224,15 @@ def test_reference_counts_once_it_is_finished(tmp_path: Path) -> None:
 def test_run_that_has_hardly_begun(name: str, tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(), (), done=0)
     (tmp_path / name).unlink()
-    assert "unfinished: 0 of 200 rounds" in written(tmp_path).text
+    assert "unfinished: 0 of 200 rounds" in bare(tmp_path).text
 
 
 def test_failures_are_told(tmp_path: Path) -> None:
     write_run(tmp_path)
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    row = json.loads(lines[7]) | {"failures": [{"client": 2, "reason": "too late"}]}
+    row = json.loads(lines[7]) | {"failures": [{"client": 2, "kind": "late", "reason": "too late"}]}
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines[:7], json.dumps(row), *lines[8:], ""]))
-    assert "1; the first in round 7, client 2: too late" in written(tmp_path).text
+    assert "1; the first in round 7, client 2: too late" in bare(tmp_path).text
 
 
 def test_same_folder_gives_same_bytes(tmp_path: Path) -> None:
@@ -233,13 +259,13 @@ def _broken_summary(folder: Path) -> None:
 
 def _no_models(folder: Path) -> None:
     write_run(folder, done=3)
-    (folder / "config.toml").write_text('method = "ifl"\nrounds = 3\n')
+    (folder / "config.toml").write_text('method = "ifl"\nmodels = []\n')
 
 
 @pytest.mark.parametrize("damage", [_no_folder, _broken_summary, _no_models])
 def test_what_is_no_run_is_refused(damage: Callable[[Path], None], tmp_path: Path) -> None:
     damage(tmp_path / "run")
-    with pytest.raises(RunError, match="run"):
+    with pytest.raises((RunError, ConfigError), match="run"):
         report.write(tmp_path / "run")
 
 
@@ -249,7 +275,7 @@ def test_unknown_numbers_are_dashes(tmp_path: Path) -> None:
     summary |= {"own_accuracy": nothing, "stability": None, "best": None}
     summary["composition_matrix"][0][1] = None
     (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    page = written(tmp_path)
+    page = bare(tmp_path)
     assert page.tables[0][1][2] == "–"
     assert page.tables[2][2][1] == "–"
     assert page.tables[2][2][4:] == ["–"] * 5

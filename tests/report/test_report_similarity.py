@@ -10,7 +10,7 @@ from fake_run import write_run
 
 from interfuse import report
 from interfuse.report.plots import figures
-from interfuse.report.summary import load
+from interfuse.report.run import load
 
 AFTER = [[1.0, 0.83, None], [0.83, 1.0, 0.71], [None, 0.71, 1.0]]
 

@@ -4,23 +4,21 @@ import math
 from typing import Any
 
 import pytest
-from fake_run import LOCAL, POOLED, FakeRun, write_run
+from fake_run import LOCAL, POOLED, FakeRun, summary_of
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
 from interfuse.report import console_summary, headline
 from interfuse.report.text import megabytes, percent, title
+from interfuse.runs import Summary
 
-Json = dict[str, Any]
+UNKNOWN = {"mean": None, "std": None, "per_client": []}
 
 
-def values(own: float | None = None, compositions: list[list[float]] | None = None, **more: Any) -> Json:
-    return {
-        "own_accuracy": {"mean": own, "per_client": [own]},
-        "composition_matrix": compositions,
-        "method": "ifl",
-    } | more
+def values(own: float | None = None, compositions: list[list[float]] | None = None, **more: Any) -> Summary:
+    known = {"own_accuracy": {"mean": own, "std": 0.0, "per_client": [own]}, "global_accuracy": UNKNOWN}
+    return summary_of(**known | {"composition_matrix": compositions, "best": None} | more)
 
 
 def test_headline_says_what_was_bought() -> None:
@@ -51,14 +49,15 @@ def test_headline_of_a_reference_claims_nothing() -> None:
 
 
 def test_headline_without_own_shares_uses_the_common_test_set() -> None:
-    summary = values(global_accuracy={"mean": 0.9}, beside={"local": values(0.5, global_accuracy={"mean": 0.8})})
+    common, alone = (UNKNOWN | {"mean": mean} for mean in (0.9, 0.8))
+    summary = values(global_accuracy=common, beside={"local": values(0.5, global_accuracy=alone)})
     assert headline(summary) == (
         "Collaboration bought 10.0 points: on the common test set clients reach 90.0 %, beside 80.0 % for Local."
     )
 
 
 def test_headline_of_nothing() -> None:
-    assert headline({}) == "No accuracy has been measured yet."
+    assert headline(values()) == "No accuracy has been measured yet."
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
@@ -74,7 +73,7 @@ def test_printed_difference_is_that_of_the_printed_numbers(own: float, alone: fl
 
 
 def test_title() -> None:
-    summary = {"method": "ifl", "data": "digits", "rounds": 1, "seed": 3, "clients": [{}] * 2}
+    summary = summary_of(FakeRun(clients=2, rounds=1), seed=3)
     assert title(summary) == "ifl on digits, 2 clients, 1 round, seed 3"
 
 
@@ -91,38 +90,38 @@ def test_megabytes_keeps_three_figures(size: int) -> None:
     assert float(megabytes(size).replace(",", "")) == pytest.approx(size / 1e6, rel=0.005)
 
 
-def printed(summary: Json, width: int = 100) -> list[str]:
+def printed(summary: Summary, width: int = 100) -> list[str]:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     with console.file:
         console.print(console_summary(summary))
         return console.export_text().splitlines()
 
 
-def test_console_leads_with_compositions_then_own_accuracy(tmp_path: Any) -> None:
-    lines = printed(write_run(tmp_path))
+def test_console_leads_with_compositions_then_own_accuracy() -> None:
+    lines = printed(summary_of(references=(LOCAL, POOLED)))
     assert lines[0].startswith("mean over all compositions  94.3 %   of Local's blocks  29.9 %")
     assert lines[1].startswith("own accuracy  95.9 %   Local  88.9 %   Pooled  97.9 %")
     assert lines[2].startswith("Collaboration bought 64.4 points:")
     assert any("95.0  94.3  94.1  94.5" in line and "88.0  10.8  10.6  11.0" in line for line in lines)
     assert any(line.split() == ["Local", "88.9", "±", "0.3", "87.6", "±", "0.3", "29.9"] for line in lines)
     assert lines[-2].startswith("uplink: 11.1 MB per client, 44.3 MB in sum")
-    assert lines[-1].startswith(f"report: runs/{tmp_path.name}/report.html")
+    assert lines[-1].startswith("report: runs/run/report.html")
 
 
 @pytest.mark.parametrize("fake", [FakeRun(compositions=False), FakeRun(clients=1), FakeRun(clients=40), LOCAL])
-def test_console_of_other_runs(fake: FakeRun, tmp_path: Any) -> None:
-    lines = printed(write_run(tmp_path, fake, (POOLED,)), width=60)
+def test_console_of_other_runs(fake: FakeRun) -> None:
+    lines = printed(summary_of(fake, (POOLED,)), width=60)
     assert max(map(len, lines)) <= 60
     assert lines[-1].startswith("report: ")
     assert "nan" not in "".join(lines)
 
 
-def test_console_takes_no_markup_from_names(tmp_path: Any) -> None:
-    lines = printed(write_run(tmp_path, FakeRun(method="[red]x[blue]"), ()))
+def test_console_takes_no_markup_from_names() -> None:
+    lines = printed(summary_of(FakeRun(method="[red]x[blue]")))
     assert any("[red]x[blue]" in line for line in lines)
 
 
-def test_methods_that_share_no_features_are_judged_by_their_own_accuracy(tmp_path: Any) -> None:
-    summary = write_run(tmp_path, FakeRun(discloses=("prototypes",)), (LOCAL,))
+def test_methods_that_share_no_features_are_judged_by_their_own_accuracy() -> None:
+    summary, other = (summary_of(FakeRun(discloses=(kind,)), (LOCAL,)) for kind in ("prototypes", "features"))
     assert "pairs" not in headline(summary)
-    assert headline(summary).split(":")[0] != headline(summary | {"discloses": ["features"]}).split(":")[0]
+    assert headline(summary).split(":")[0] != headline(other).split(":")[0]

@@ -49,10 +49,8 @@ class Outcome:
 
 def outcome(path: Path) -> Outcome:
     """What a finished run left behind."""
-    folder = RunFolder(path)
-    summary = folder.summary()
-    assert summary is not None, f"{path} is not finished"
-    return Outcome(committed(path), (path / "ledger.jsonl").read_bytes(), folder.metrics(), summary)
+    summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+    return Outcome(committed(path), (path / "ledger.jsonl").read_bytes(), lines(path / "metrics.jsonl"), summary)
 
 
 def committed(path: Path) -> dict[str, Tensor]:

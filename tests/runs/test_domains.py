@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from interfuse.report.summary import clients
 from small_runs import Fuse, Killed, assert_same, config_of, outcome
 from worlds import tiny_dataset
 
@@ -18,7 +19,6 @@ from interfuse import Silent, report
 from interfuse.cli.configuration import configure
 from interfuse.data import Classification, Dataset, Normalisation, make_shares
 from interfuse.errors import ConfigError, RunError
-from interfuse.report.summary import clients
 from interfuse.report.text import title
 from interfuse.runs import Given, Result, RunConfig, execute, read_config, resume
 from interfuse.runs.config import parse_config, to_toml

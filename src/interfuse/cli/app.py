@@ -231,7 +231,7 @@ def _run_seeds(config: RunConfig, several: list[int], out: Path | None, *, as_js
                 summaries.append(seeds.run(config, seed, parent, progress))
     means, deviations = seeds.over_seeds(summaries)
     if as_json:
-        typer.echo(json.dumps({"seeds": summaries, "mean": means, "std": deviations}))
+        typer.echo(json.dumps({"seeds": [summary.values() for summary in summaries], "mean": means, "std": deviations}))
     else:
         _print(seeds.overview(summaries))
         for seed in several:

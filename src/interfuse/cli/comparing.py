@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -51,7 +52,6 @@ from interfuse.comparison import Recipe
 from interfuse.comparison.table import with_spread
 from interfuse.errors import ConfigError, nearest
 from interfuse.references import is_reference, short_name
-from interfuse.report.summary import number
 from interfuse.report.text import bare_percent, megabytes
 from interfuse.runs.config import absolute_paths
 
@@ -217,5 +217,5 @@ def _show(found: Mapping[str, Any], folder: Path) -> None:
 
 
 def _cell(entry: Mapping[str, Any], key: str, form: Callable[[float], str]) -> str:
-    mean, std = (number(entry[part].get(key)) for part in ("mean", "std"))
-    return with_spread(mean, std, form)
+    mean, std = (entry[part].get(key) for part in ("mean", "std"))
+    return with_spread(math.nan if mean is None else mean, math.nan if std is None else std, form)

@@ -110,6 +110,6 @@ def _carried(leaf: Leaf) -> str:
 def show_result(result: Result, *, as_json: bool) -> None:
     """Print what a run gave, as text or as one JSON object."""
     if as_json:
-        typer.echo(json.dumps(result.summary))
+        typer.echo(json.dumps(result.summary.values()))
     else:
         Console(markup=False, emoji=False, highlight=False).print(report.console_summary(result.summary))

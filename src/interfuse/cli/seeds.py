@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -16,16 +15,15 @@ from interfuse.api import carry_out, resume
 from interfuse.cli.listings import table
 from interfuse.errors import ConfigError
 from interfuse.references import short_name
-from interfuse.report.summary import scores
 from interfuse.report.text import bare_percent, megabytes
-from interfuse.runs import Progress, RunConfig
+from interfuse.runs import Progress, RunConfig, Summary
 from interfuse.runs.config import changed_in
 
 Values = Float[np.ndarray, "measured"]
 MEASURED = ("own_accuracy", "global_accuracy", "mean_composition", "uplink_raw_bytes")
 
 
-def run(config: RunConfig, seed: int, out: Path, progress: Progress) -> dict[str, Any]:
+def run(config: RunConfig, seed: int, out: Path, progress: Progress) -> Summary:
     """Carry out a configuration with one seed in ``out/seed-S``. What is finished is kept, what was begun goes on.
 
     Returns the summary.
@@ -67,36 +65,35 @@ def _changed(config: RunConfig, seed: int, out: Path) -> list[str]:
     return changed_in(folder_of(out, seed), config.model_copy(update={"seed": seed}))
 
 
-def over_seeds(summaries: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float | None], dict[str, float | None]]:
+def over_seeds(summaries: Sequence[Summary]) -> tuple[dict[str, float | None], dict[str, float | None]]:
     """Mean and standard deviation over seeds; None where they are unknown."""
     means, deviations = _mean_and_std(summaries)
     return _by_name(means), _by_name(deviations)
 
 
-def overview(summaries: Sequence[Mapping[str, Any]]) -> Table:
+def overview(summaries: Sequence[Summary]) -> Table:
     """A line for each seed, then mean ± standard deviation over seeds, the same for the references beside."""
     first = summaries[0]
-    rows = [(f"seed {summary['seed']}", *_cells(_measured(summary))) for summary in summaries]
-    rows.append((short_name(first["method"]), *_spreads(summaries)))
-    for name in first.get("beside", {}):
-        rows.append((f"{name}, beside it", *_spreads([summary["beside"][name] for summary in summaries])))
-    heads = ("", "own accuracy, %", "global accuracy, %", "mean composition, %", "uplink, MB")
+    rows = [(f"seed {summary.seed}", *_cells(_measured(summary))) for summary in summaries]
+    rows.append((short_name(first.method), *_spreads(summaries)))
+    for name in first.beside:
+        rows.append((f"{name}, beside it", *_spreads([summary.beside[name] for summary in summaries])))
+    heads = ("", f"own {first.score}, %", f"global {first.score}, %", "mean composition, %", "uplink, MB")
     return table(heads, rows, title=f"Mean ± standard deviation over {len(summaries)} seeds")
 
 
-def _measured(summary: Mapping[str, Any]) -> list[float]:
-    found = scores(summary)
-    uplink = float((summary.get("uplink_bytes") or {}).get("raw", math.nan))
-    return [found.own.mean, found.common.mean, found.mean_composition, uplink]
+def _measured(summary: Summary) -> list[float]:
+    accuracies = (summary.own_accuracy.mean, summary.global_accuracy.mean, summary.mean_composition)
+    return [*accuracies, float(summary.uplink_bytes.raw)]
 
 
-def _mean_and_std(summaries: Sequence[Mapping[str, Any]]) -> tuple[Values, Values]:
+def _mean_and_std(summaries: Sequence[Summary]) -> tuple[Values, Values]:
     """Over seeds; the standard deviation is that of a sample (n - 1), so unknown for one seed."""
     rows = np.array([_measured(summary) for summary in summaries])
     return rows.mean(axis=0), rows.std(axis=0, ddof=1) if len(rows) > 1 else np.full(len(MEASURED), math.nan)
 
 
-def _spreads(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+def _spreads(summaries: Sequence[Summary]) -> list[str]:
     means, deviations = (_cells(values) for values in _mean_and_std(summaries))
     return [f"{mean} ± {deviation}" for mean, deviation in zip(means, deviations, strict=True)]
 

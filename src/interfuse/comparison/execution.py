@@ -20,8 +20,7 @@ from interfuse.comparison.pool import Pool
 from interfuse.comparison.progress import Follower
 from interfuse.engines.processes import available_cores, can_fork
 from interfuse.errors import ClientError, ConfigError, MessageError, RunError
-from interfuse.report.summary import number
-from interfuse.runs import Given, RunConfig, Silent
+from interfuse.runs import Given, RunConfig, Silent, Summary
 from interfuse.runs.config import changed_in, differences
 from interfuse.runs.folder import RunFolder, write_whole
 from interfuse.runs.loop import begin_or_resume
@@ -60,7 +59,7 @@ class Job:
         return any((self.path / name).exists() for name in ("summary.json", FAILED))
 
     @property
-    def summary(self) -> Mapping[str, Any] | None:
+    def summary(self) -> Summary | None:
         """The summary of the run; None while it is not finished."""
         return RunFolder(self.path).summary()
 
@@ -73,12 +72,13 @@ class Job:
     @property
     def validation(self) -> float:
         """The best mean validation accuracy; NaN where training failed."""
-        return number(((self.summary or {}).get("best") or {}).get("validation_accuracy"))
+        best = self.summary.best if self.summary else None
+        return best.validation_accuracy if best else math.nan
 
     @property
     def uplink(self) -> float:
         """Bytes of all clients on the wire; NaN where training failed."""
-        return number(((self.summary or {}).get("uplink_bytes") or {}).get("wire"))
+        return self.summary.uplink_bytes.wire if self.summary else math.nan
 
     @property
     def rounds_done(self) -> int:
@@ -210,7 +210,7 @@ def peak_memory() -> int:
 def read_peak_memory(path: Path) -> float:
     """The peak memory of the run in a folder; NaN where nothing is known of it."""
     file = path / PEAK_MEMORY
-    return number(json.loads(file.read_text(encoding="utf-8"))["bytes"]) if file.exists() else math.nan
+    return float(json.loads(file.read_text(encoding="utf-8"))["bytes"]) if file.exists() else math.nan
 
 
 class State:
@@ -293,5 +293,5 @@ class State:
         flops = math.nan
         path = self._out / "runs" / self.entry.name / FLOPS
         if path.exists():
-            flops = number(json.loads(path.read_text(encoding="utf-8"))["flops_of_a_round"])
+            flops = float(json.loads(path.read_text(encoding="utf-8"))["flops_of_a_round"])
         return Finished(self.entry, tried, self._chosen, runs, failures, flops)

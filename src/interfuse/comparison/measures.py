@@ -18,20 +18,9 @@ from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
 from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
-from interfuse.report.summary import (
-    Curve,
-    Json,
-    Matrix,
-    Scores,
-    best_scores,
-    curve,
-    load,
-    mean,
-    number,
-    number_of_clients,
-    scores,
-    std,
-)
+from interfuse.report.run import Curve, curve, load
+from interfuse.runs import Summary
+from interfuse.runs.summary import NOTHING, Matrix, Scores, mean, std
 
 OF_FINAL = 0.95
 """The part of its final global accuracy that the anchor has to reach."""
@@ -53,7 +42,7 @@ class SeedRun:
     """
 
     seed: int
-    summary: Json
+    summary: Summary
     curve: Curve
     downlink: NDArray[np.int64]
     uplink_wire: NDArray[np.int64]
@@ -72,7 +61,7 @@ class SeedRun:
     @property
     def clients(self) -> int:
         """How many there are."""
-        return number_of_clients(self.summary)
+        return len(self.summary.clients)
 
 
 @dataclass(frozen=True)
@@ -125,27 +114,26 @@ class Row:
     @cached_property
     def composition(self) -> Matrix | None:
         """The matrix of compositions after the last round, mean over seeds."""
-        found = [matrix for run in self.runs if (matrix := scores(run.summary).composition) is not None]
+        found = [matrix for run in self.runs if (matrix := run.summary.composition) is not None]
         return np.mean(found, axis=0) if found and len(found) == len(self.runs) else None
 
 
 def read_run(path: Path, seed: int, *, by_client: bool = False) -> SeedRun:
     """A run folder that is finished; with ``by_client`` the ledger is read as well."""
     run = load(path)
-    evaluated = [row for row in run.metrics if row.get("accuracy")]
-    made = np.cumsum([row["steps"]["clients"] + row["steps"]["server"] for row in run.metrics])
-    places = [place for place, row in enumerate(run.metrics) if row.get("accuracy")]
+    evaluated = [row for row in run.rows if row.accuracy]
+    made = np.cumsum([row.steps.total for row in run.rows])
+    places = [place for place, row in enumerate(run.rows) if row.accuracy]
     return SeedRun(
         seed=seed,
         summary=run.summary,
-        curve=curve(run.metrics),
-        uplink_wire=np.array([row["uplink"]["wire"] for row in evaluated], dtype=np.int64),
-        downlink=np.array([row["downlink"]["raw"] for row in evaluated], dtype=np.int64),
+        curve=curve(run.rows),
+        uplink_wire=np.array([row.uplink.wire for row in evaluated], dtype=np.int64),
+        downlink=np.array([row.downlink.raw for row in evaluated], dtype=np.int64),
         steps=made[places].astype(np.int64),
         first_steps=int(made[1]),
         virtual={
-            name: np.array([number((row.get("virtual_seconds") or {}).get(name)) for row in evaluated])
-            for name in (OWN, *LINKS)
+            name: np.array([row.virtual_seconds.get(name, math.nan) for row in evaluated]) for name in (OWN, *LINKS)
         },
         sent=bytes_by_client(path / "ledger.jsonl") if by_client else Counter(),
         peak_memory=read_peak_memory(path),
@@ -176,7 +164,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
         f.entry.name: [read_run(path, seed, by_client=late > 0) for seed, path in sorted(f.runs.items())]
         for f in finished
     }
-    if any(run.summary.get("codecs") for found in runs.values() for run in found):
+    if any(run.summary.codecs for found in runs.values() for run in found):
         runs = {name: [replace(run, on_the_wire=True) for run in found] for name, found in runs.items()}
     anchor = anchor_of(runs.get(plan.asked.anchor or "", []))
     local = {run.seed: run for run in runs.get("local", [])}
@@ -187,7 +175,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
         values = [
             {
                 **accuracies(run.summary),
-                **beside_local(run.summary, local[run.seed].summary if run.seed in local else {}),
+                **beside_local(run.summary, local[run.seed].summary if run.seed in local else NOTHING),
                 **bytes_and_work(run.summary),
                 "flops": operations(run, f.flops),
                 **(of_newcomers(run, late) if late else {}),
@@ -197,7 +185,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
                 **accuracies_at(run, plan.asked.uplinks, anchor),
                 # the last, for they are all that differs between two equal runs
                 "peak_memory": run.peak_memory,
-                "seconds": number(run.summary.get("seconds")),
+                "seconds": run.summary.seconds,
             }
             for run in found
         ]
@@ -205,18 +193,24 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
     return made, anchor
 
 
-def accuracies(summary: Json) -> Values:
+def score_of(rows: Sequence[Row]) -> str:
+    """What the score of all runs is called."""
+    names = dict.fromkeys(run.summary.score for row in rows for run in row.runs)
+    return " or ".join(names) or "accuracy"
+
+
+def accuracies(summary: Summary) -> Values:
     """Of the last round and of the best on validation: own, global, over all pairs of blocks, over swapped ones."""
     found: Values = {}
-    for when, measured in (("last", scores(summary)), ("best", best_scores(summary) or scores({}))):
+    for when, measured in (("last", summary), ("best", summary.best or NOTHING)):
         found |= {
-            f"own_{when}": measured.own.mean,
-            f"global_{when}": measured.common.mean,
+            f"own_{when}": measured.own_accuracy.mean,
+            f"global_{when}": measured.global_accuracy.mean,
             f"composition_{when}": measured.mean_composition,
             f"swapped_{when}": measured.mean_swapped,
             f"spread_{when}": spread_of_swapped(measured),
         }
-    return found | {"stability": number(summary.get("stability"))}
+    return found | {"stability": summary.stability}
 
 
 def spread_of_swapped(found: Scores) -> float:
@@ -231,12 +225,11 @@ def spread_of_swapped(found: Scores) -> float:
     return mean(std(row[other]) for row, other in zip(matrix, others, strict=True))
 
 
-def beside_local(summary: Json, local: Json) -> Values:
+def beside_local(found: Scores, local: Scores) -> Values:
     """Differences to the run of Local with the same seed, after the last round."""
-    found, alone = scores(summary), scores(local)
     return {
-        "own_minus_local": found.own.mean - alone.own.mean,
-        "composition_minus_local": found.mean_composition - alone.mean_composition,
+        "own_minus_local": found.own_accuracy.mean - local.own_accuracy.mean,
+        "composition_minus_local": found.mean_composition - local.mean_composition,
     }
 
 
@@ -245,7 +238,7 @@ def of_newcomers(run: SeedRun, late: int) -> Values:
     beside those of the incumbents themselves; and their own bytes."""
     unknown = np.full((run.clients, run.clients), math.nan)
     found: Values = {}
-    for when, measured in (("last", scores(run.summary)), ("best", best_scores(run.summary) or scores({}))):
+    for when, measured in (("last", run.summary), ("best", run.summary.best or NOTHING)):
         behind = (unknown if measured.composition is None else measured.composition)[:, :-late]
         found |= {f"newcomers_{when}": mean(behind[-late:].flat), f"incumbents_{when}": mean(behind[:-late].flat)}
     found["newcomers_minus_incumbents"] = found["newcomers_last"] - found["incumbents_last"]
@@ -256,38 +249,25 @@ def of_newcomers(run: SeedRun, late: int) -> Values:
 
 def operations(run: SeedRun, of_first_round: float) -> float:
     """Floating-point operations: for each gradient step as many as in the first round, for a round if that has none."""
-    steps = run.summary.get("gradient_steps") or {}
     if not run.first_steps:
-        return of_first_round * number(run.summary.get("rounds"))
-    return of_first_round * (number(steps.get("clients")) + number(steps.get("server"))) / run.first_steps
+        return of_first_round * run.summary.rounds
+    return of_first_round * run.summary.gradient_steps.total / run.first_steps
 
 
-def bytes_and_work(summary: Json) -> Values:
+def bytes_and_work(summary: Summary) -> Values:
     """Bytes of training, raw and on the wire, and gradient steps."""
-    clients, steps = number_of_clients(summary), summary.get("gradient_steps") or {}
-    (up, up_wire), (down, down_wire) = (
-        [number((summary.get(f"{way}_bytes") or {}).get(form)) for form in ("raw", "wire")]
-        for way in ("uplink", "downlink")
-    )
-    return {
-        "uplink": up,
-        "uplink_per_client": up / clients,
-        "downlink": down,
-        "downlink_per_client": down / clients,
-        "uplink_wire": up_wire,
-        "uplink_wire_per_client": up_wire / clients,
-        "uplink_ratio": up / up_wire if up_wire else math.nan,
-        "downlink_wire": down_wire,
-        "downlink_wire_per_client": down_wire / clients,
-        "virtual_seconds": number((summary.get("virtual_seconds") or {}).get(OWN)),
-        "missing": _sum(summary.get("missing_replies")),
-        "steps_clients": number(steps.get("clients")),
-        "steps_server": number(steps.get("server")),
+    up, down = summary.uplink_bytes, summary.downlink_bytes
+    sizes = {"uplink": up.raw, "downlink": down.raw, "uplink_wire": up.wire, "downlink_wire": down.wire}
+    found: Values = {}
+    for name, size in sizes.items():
+        found |= {name: float(size), f"{name}_per_client": size / len(summary.clients)}
+    return found | {
+        "uplink_ratio": up.raw / up.wire if up.wire else math.nan,
+        "virtual_seconds": summary.virtual_seconds.get(OWN, math.nan),
+        "missing": float(sum(summary.missing_replies.values())),
+        "steps_clients": float(summary.gradient_steps.clients),
+        "steps_server": float(summary.gradient_steps.server),
     }
-
-
-def _sum(counts: Json | None) -> float:
-    return math.nan if counts is None else float(sum(counts.values()))
 
 
 def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:

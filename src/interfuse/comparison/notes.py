@@ -9,8 +9,8 @@ import numpy as np
 from interfuse.comparison.measures import Row
 from interfuse.comparison.recipe import keys_of
 from interfuse.report.diagnosis import SMALL_LOSS
-from interfuse.report.summary import NO_COLLABORATION, composes, mean
 from interfuse.report.text import percent
+from interfuse.runs.summary import NO_COLLABORATION, mean
 
 FEW = 3
 """With fewer values in an axis of a grid, one at its edge says nothing."""
@@ -59,7 +59,7 @@ def _not_better(others: Sequence[Row], local: Row) -> list[str]:
 
 
 def _composed(row: Row, local: Row) -> Iterator[str]:
-    if not all(composes(run.summary) for run in row.runs):
+    if not all(run.summary.composes for run in row.runs):
         return
     swapped = row.mean["swapped_last"]
     together = local.mean["global_last"] if local.composition is None else mean(np.diagonal(local.composition))

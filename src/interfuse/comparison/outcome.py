@@ -14,7 +14,8 @@ from interfuse.comparison.plan import Plan
 from interfuse.comparison.progress import Follower, Nobody
 from interfuse.comparison.table import tables, to_csv, to_json, to_latex, to_markdown
 from interfuse.errors import RunError
-from interfuse.runs.folder import without_nan, write_whole
+from interfuse.runs.folder import write_whole
+from interfuse.runs.summary import without_nan
 
 
 def compare(plan: Plan, out: Path, *, jobs: int | None = None, follower: Follower | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from interfuse.comparison.measures import Row, SeedRun
+from interfuse.comparison.measures import Row, SeedRun, score_of
 from interfuse.comparison.recipe import file_name
 from interfuse.report.plots import CLASSES, HEIGHT, MOST_NUMBERS, WIDTH, composition_figure, drawable, style
 
@@ -26,27 +26,29 @@ _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
     "uplink": ("uplink of all clients, MB", lambda run: run.counted / 1e6),
     "steps": ("gradient steps, clients and server", lambda run: run.steps.astype(float)),
 }
-_ACCURACIES: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
-    "global": ("global accuracy", lambda run: run.curve.common),
-    "composition": ("composition accuracy", lambda run: run.curve.composition),
+_SCORES: dict[str, Callable[[SeedRun], Series]] = {
+    "global": lambda run: run.curve.common,
+    "composition": lambda run: run.curve.composition,
 }
 
 
 def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     """The plots by file name, those that have something to show."""
     found: dict[str, Figure] = {}
-    for kind, (label, accuracy) in _ACCURACIES.items():
+    score = score_of(rows)
+    for kind, values in _SCORES.items():
         for over, (axis, x) in _OVER.items():
-            drawn = [row for row in rows if row.runs and not np.isnan(accuracy(row.runs[0])).all()]
+            drawn = [row for row in rows if row.runs and not np.isnan(values(row.runs[0])).all()]
             if over == "uplink" and any(run.on_the_wire for row in drawn for run in row.runs):
                 axis += " on the wire"
             if any(x(row.runs[0])[-1] > 0 for row in drawn):
-                found[f"{kind}-{over}"] = curves(rows, drawn, x, accuracy, axis, label, logarithmic=over == "uplink")
+                label = f"{kind} {score}"
+                found[f"{kind}-{over}"] = curves(rows, drawn, x, values, axis, label, logarithmic=over == "uplink")
     if any(row.values for row in rows):
-        found["final"] = finals(rows)
+        found["final"] = finals(rows, score)
     sending = [row for row in rows if row.values and row.mean["uplink_wire"] > 0]
-    if any(run.summary.get("codecs") for row in sending for run in row.runs):
-        found["frontier"] = frontier(sending)
+    if any(run.summary.codecs for row in sending for run in row.runs):
+        found["frontier"] = frontier(sending, score)
     for row in rows:
         if row.composition is not None and 1 < len(row.composition) <= MOST_NUMBERS:
             found[heat_map_name(row)] = composition_figure(row.composition, row.name)
@@ -67,13 +69,13 @@ def curves(
     rows: Sequence[Row],
     drawn: Sequence[Row],
     x: Callable[[SeedRun], Series],
-    accuracy: Callable[[SeedRun], Series],
+    score: Callable[[SeedRun], Series],
     axis: str,
     label: str,
     *,
     logarithmic: bool,
 ) -> Figure:
-    """Accuracy over rounds, bytes or steps, as mean over seeds; of few entries with a band of one standard deviation.
+    """The score over rounds, bytes or steps, as mean over seeds; of few entries with a band of one standard deviation.
 
     Args:
         rows: All entries, whose places give the colours.
@@ -85,7 +87,7 @@ def curves(
     for row in drawn:
         place = list(rows).index(row)
         at = np.mean([x(run) for run in row.runs], axis=0)
-        values = np.array([accuracy(run) for run in row.runs])
+        values = np.array([score(run) for run in row.runs])
         mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         dashes = _DASHES[place // len(CLASSES) % len(_DASHES)]
         name = drawable(row.name, f"entry {place}")
@@ -118,8 +120,8 @@ def _logarithmic(axes: Axes) -> None:
 
 
 @style()
-def finals(rows: Sequence[Row]) -> Figure:
-    """A dot for each seed after the last round, own and global accuracy, and a stroke at the mean."""
+def finals(rows: Sequence[Row], score: str) -> Figure:
+    """A dot for each seed after the last round, own and global score, and a stroke at the mean."""
     shown = [row for row in rows if row.values]
     figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(shown)))
     axes = figure.subplots()
@@ -138,14 +140,14 @@ def finals(rows: Sequence[Row]) -> Figure:
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
-    axes.set(xlabel="accuracy after the last round")
+    axes.set(xlabel=f"{score} after the last round")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
 
 
 @style()
-def frontier(rows: Sequence[Row]) -> Figure:
-    """A dot for each entry: its uplink on the wire, and its global accuracy after the last round; means over seeds.
+def frontier(rows: Sequence[Row], score: str) -> Figure:
+    """A dot for each entry: its uplink on the wire, and its global score after the last round; means over seeds.
 
     The line joins, by name, the entries that are better than all who send less.
     """
@@ -163,7 +165,7 @@ def frontier(rows: Sequence[Row]) -> Figure:
     for row, point in zip(best, line, strict=True):
         axes.annotate(drawable(row.name, "?"), point, xytext=(3, -9), textcoords="offset points", fontsize="x-small")
     _logarithmic(axes)
-    axes.set(xlabel="uplink of all clients on the wire, MB", ylabel="global accuracy")
+    axes.set(xlabel="uplink of all clients on the wire, MB", ylabel=f"global {score}")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.legend(loc="outside lower center", ncols=4)
     return figure

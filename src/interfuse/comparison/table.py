@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from interfuse.clock import LINKS, OWN
-from interfuse.comparison.measures import Anchor, Row, newcomers_of
+from interfuse.comparison.measures import Anchor, Row, newcomers_of, score_of
 from interfuse.comparison.plan import Plan
-from interfuse.report.text import UNKNOWN, bare_percent, megabytes
+from interfuse.report.text import UNKNOWN, bare_percent, capital, megabytes, with_article
 
 
 @dataclass(frozen=True)
@@ -36,74 +36,68 @@ class Table:
 
 def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table]:
     """The tables for people."""
-    asked = plan.asked
+    asked, score = plan.asked, score_of(rows)
+    word, a_score, runs = capital(score), with_article(score), [run for row in rows for run in row.runs]
+    coded, found = any(run.summary.codecs for run in runs), []
+
+    def add(title: str, caption: str, columns: Sequence[Column]) -> None:
+        lines = [(_name(row), *(_cell(row, column) for column in columns)) for row in rows]
+        found.append(Table(title, caption, ("entry", *(column.head for column in columns)), lines))
+
     count = len(asked.seeds)
     over = f"Mean ± standard deviation over {count} seeds" if count > 1 else f"Seed {asked.seeds[0]} alone"
-    text = f"{over}. Accuracy in %, after the last round and after that of the best validation accuracy."
-    coded = any(run.summary.get("codecs") for row in rows for run in row.runs)
+    text = f"{over}. {word} in %, after the last round and after that of the best validation {score}."
     reached = [a for a in asked.accuracies if any(row.values and row.known(f"uplink_to_{a:g}") for row in rows)]
     missed = ", ".join(f"{100 * a:g} %" for a in asked.accuracies if a not in reached)
     if missed and any(row.values for row in rows):
-        text += f" On no curve is the mean global accuracy ever {missed}."
-    found = [_table("Accuracy and cost", text, _MAIN, rows)]
+        text += f" On no curve is the mean global {score} ever {missed}."
+    add(f"{word} and cost", text, _MAIN)
     if coded:
         text = "MB of all clients before and after codecs, headers of messages included; and how many times less."
-        found.append(_table("On the wire", text, _WIRE, rows))
+        add("On the wire", text, _WIRE)
     beside = any(row.name == "local" for row in rows)
     text = "Spread in points: over modular blocks of other clients, and over the last ten points of the curve."
     if beside:
         text = f"Differences to local with the same seed, in points. {text}"
-    found.append(_table("Differences and spread", text, _BESIDE * beside + _SPREAD, rows))
+    add("Differences and spread", text, _BESIDE * beside + _SPREAD)
     if late := newcomers_of(plan):
-        text = (
-            f"Accuracy in % behind all modular blocks of the incumbents. Newcomers are the last {late} in every entry."
-        )
-        found.append(_table("Newcomers", text, _NEWCOMERS, rows))
+        text = f"{word} in % behind all modular blocks of the incumbents. Newcomers are the last {late} in every entry."
+        add("Newcomers", text, _NEWCOMERS)
     if reached:
-        text = "Raw MB until the mean global accuracy on the curve is there for the first time; – is never."
-        found.append(_table("Bytes until an accuracy", text, _until(reached, coded), rows))
-        text = (
-            "Virtual seconds until then, on the clients' devices, and if all links had one rate; – is never or unknown."
-        )
-        found.append(_table("Virtual time until an accuracy", text, _until_when(reached), rows))
+        text = f"Raw MB until the mean global {score} on the curve is there for the first time; – is never."
+        add(f"Bytes until {a_score}", text, _until(reached, coded))
+        text = "Virtual seconds until then, on the clients' devices, and if all links had one rate; "
+        add(f"Virtual time until {a_score}", f"{text}– is never or unknown.", _until_when(reached))
     if reached and asked.baseline is not None:
-        text = "The first evaluated round where the mean global accuracy is there; – is never. "
+        text = f"The first evaluated round where the mean global {score} is there; – is never. "
         text += f"Speed is that of {asked.baseline} with the same seed divided by it."
-        found.append(_table("Rounds until an accuracy", text, _rounds(reached), rows))
+        add(f"Rounds until {a_score}", text, _rounds(reached))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         counted = "on the wire, headers included" if coded else "raw"
-        text = "Accuracy in % at the last point of the curve within an uplink: of all clients together, or of each. "
+        text = f"{word} in % at the last point of the curve within an uplink: of all clients together, or of each. "
         text += f"Bytes are {counted}."
         if anchor is not None:
             text += (
-                f" {asked.anchor} first has 95 % of its final global accuracy at {megabytes(anchor.uplink)} MB of its "
+                f" {asked.anchor} first has 95 % of its final global {score} at {megabytes(anchor.uplink)} MB of its "
                 f"{anchor.clients} clients together."
             )
-        sizes = {run.clients for row in rows for run in row.runs}
-        found.append(_table("Accuracy within an uplink", text, _within(limits, asked.anchor, len(sizes) > 1), rows))
+        sizes = {run.clients for run in runs}
+        add(f"{word} within an uplink", text, _within(limits, asked.anchor, len(sizes) > 1))
     return found
 
 
-def _count(value: float) -> str:
-    return UNKNOWN if math.isnan(value) else f"{value:,.0f}"
+def _known(form: str, end: str = "") -> Callable[[float], str]:
+    """Numbers in this form, a dash for what is unknown."""
+    return lambda value: UNKNOWN if math.isnan(value) else format(value, form).removesuffix(end)
 
 
-def _round(value: float) -> str:
-    """A round, or between two: means over seeds are no whole numbers."""
-    return UNKNOWN if math.isnan(value) else f"{value:,.1f}".removesuffix(".0")
+_count, _times, _seconds = _known(",.0f"), _known(".1f"), _known(",.1f")
+_round = _known(",.1f", ".0")  # or between two: means over seeds are no whole numbers
 
 
 def _tera(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{value / 1e12:.3g}"
-
-
-def _times(value: float) -> str:
-    return UNKNOWN if math.isnan(value) else f"{value:.1f}"
-
-
-def _seconds(value: float) -> str:
-    return UNKNOWN if math.isnan(value) else f"{value:,.1f}"
 
 
 # Memory and seconds come last: they are all that differs between two equal comparisons.
@@ -159,14 +153,13 @@ _WIRE = (
 
 
 def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
+    heads = [("uplink", "uplink", ""), ("of a client", "uplink", "_per_client"), ("downlink", "downlink", "")]
+    heads += [("on the wire, uplink", "uplink_wire", "")] * coded
     return [
         Column(f"{head} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}{rule}", megabytes)
         for accuracy in accuracies
-        for head, key, rule in (
-            ("uplink", "uplink", ""), ("of a client", "uplink", "_per_client"), ("downlink", "downlink", ""),
-            *[("on the wire, uplink", "uplink_wire", "")] * coded,
-        )
-    ]  # fmt: skip
+        for head, key, rule in heads
+    ]
 
 
 def _until_when(accuracies: Sequence[float]) -> list[Column]:
@@ -187,21 +180,14 @@ def _rounds(accuracies: Sequence[float]) -> list[Column]:
 
 def _within(limits: Sequence[str], anchor: str | None, sizes_differ: bool) -> list[Column]:
     """Under both rules of counting. At the anchor's uplink both say the same unless numbers of clients differ."""
+    names = {limit: f"that of {anchor}" if limit == "anchor" else f"{megabytes(float(limit))} MB" for limit in limits}
     return [
-        Column(
-            f"{kind} at {f'that of {anchor}' if limit == 'anchor' else f'{megabytes(float(limit))} MB'}, {words}",
-            f"{kind}_at_{limit}{rule}", bare_percent,
-        )
-        for limit in limits
+        Column(f"{kind} at {name}, {words}", f"{kind}_at_{limit}{rule}", bare_percent)
+        for limit, name in names.items()
         for rule, words in (("", "all"), ("_per_client", "each"))
         for kind in ("global", "composition")
         if limit != "anchor" or not rule or sizes_differ
-    ]  # fmt: skip
-
-
-def _table(title: str, caption: str, columns: Sequence[Column], rows: Sequence[Row]) -> Table:
-    lines = [(_name(row), *(_cell(row, column) for column in columns)) for row in rows]
-    return Table(title, caption, ("entry", *(column.head for column in columns)), lines)
+    ]
 
 
 def _name(row: Row) -> str:
@@ -269,11 +255,9 @@ def to_latex(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$", "–": "--",
-    "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-}  # fmt: skip
+_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+_LATEX = {letter: rf"\{letter}" for letter in "{}_%&#$"} | {"±": r"$\pm$", "−": "$-$", "–": "--"}
+_LATEX |= {letter: rf"\text{name}{{}}" for letter, name in _NAMED.items()}
 
 
 def latex(text: str) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_server
 
@@ -14,7 +12,7 @@ from interfuse.engines.parties.hub import Hub
 from interfuse.engines.parties.logs import now
 from interfuse.engines.parties.remote import Remote
 from interfuse.errors import ConfigError
-from interfuse.runs import Progress, RunConfig
+from interfuse.runs import Progress, Row, RunConfig
 from interfuse.runs.folder import write_whole
 
 SECONDS = 1.0
@@ -58,8 +56,8 @@ class Watch:
         self._progress.begin(config, done)
         self.update(at_once=True)
 
-    def advance(self, row: Mapping[str, Any]) -> None:
-        self.round = row["round"]
+    def advance(self, row: Row) -> None:
+        self.round = row.round
         self._progress.advance(row)
         self.update()
 

@@ -9,50 +9,45 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from interfuse.report.summary import Json, Matrix, Scores, metric, number, number_of_clients, reference, scores
-from interfuse.report.text import METRICS, UNKNOWN, bare_percent, headline, megabytes, method_name, percent
+from interfuse.references import short_name
+from interfuse.report.text import METRICS, UNKNOWN, bare_percent, by_name, headline, megabytes, percent
+from interfuse.runs import Summary
+from interfuse.runs.summary import NOTHING, Matrix, Scores
 
 LARGEST_MATRIX = 12
 
 
-def console_summary(summary: Json) -> RenderableType:
-    """What a run gave, for people at a terminal: compositions and own accuracy beside Local's, bytes, the report."""
-    found, local = scores(summary), reference(summary, "local")
-    alone = scores(local or {})
+def console_summary(summary: Summary) -> RenderableType:
+    """What a run gave, for people at a terminal: compositions and own score beside Local's, bytes, the report."""
+    _, *beside = by_name(summary).items()
+    matrix, local = summary.composition, summary.local or NOTHING
     parts: list[RenderableType] = []
-    if found.composition is not None and found.composition.size > 1:
-        lead = Text.assemble("mean over all compositions  ", (percent(found.mean_composition), "bold"))
-        if alone.composition is not None:
-            lead.append(f"   of Local's blocks  {percent(alone.mean_composition)}")
-        parts.append(lead)
-    lead = Text.assemble("own accuracy  ", (percent(found.own.mean), "bold"))
-    for name in ("local", "pooled"):
-        other = reference(summary, name)
-        if other is not None:
-            lead.append(f"   {name.title()}  {percent(scores(other).own.mean)}")
-    parts += [lead, *_metrics(summary, local or {}), Text(headline(summary)), Text("")]
-    matrices = [
-        _matrix(matrix, title)
-        for matrix, title in ((found.composition, method_name(summary)), (alone.composition, "Local's blocks"))
-        if matrix is not None and 1 < len(matrix) <= LARGEST_MATRIX
-    ]
-    if matrices:
-        text = "accuracy of base block (row) with modular block (column), %"
-        parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
-    parts += [_accuracies(summary), Text(""), Text(_uplink(summary)), Text(f"report: {summary.get('run')}/report.html")]
-    return Group(*parts)
-
-
-def _metrics(summary: Json, local: Json) -> list[Text]:
-    """A line for each metric beyond accuracy, on own test shares."""
-    lines = []
+    if matrix is not None and matrix.size > 1:
+        others = [("of Local's blocks", local.mean_composition)] if local.composition is not None else []
+        parts.append(_line("mean over all compositions", summary.mean_composition, others))
+    own = [(name, other.own_accuracy.mean) for name, other in beside]
+    parts.append(_line(f"own {summary.score}", summary.own_accuracy.mean, own))
     for name in METRICS:
-        if name in (summary.get("metrics") or {}):
-            line = Text.assemble(f"own {METRICS[name]}  ", (percent(metric(summary, name, "own").mean), "bold"))
-            if not math.isnan(alone := metric(local, name, "own").mean):
-                line.append(f"   Local  {percent(alone)}")
-            lines.append(line)
-    return lines
+        if name in summary.metrics:
+            mean, alone = (scores.metric(name, "own").mean for scores in (summary, local))
+            parts.append(_line(f"own {METRICS[name]}", mean, [] if math.isnan(alone) else [("Local", alone)]))
+    parts += [Text(headline(summary)), Text("")]
+    named = ((matrix, short_name(summary.method)), (local.composition, "Local's blocks"))
+    matrices = [_matrix(m, title) for m, title in named if m is not None and 1 < len(m) <= LARGEST_MATRIX]
+    if matrices:
+        text = f"{summary.score} of base block (row) with modular block (column), %"
+        parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
+    sent = summary.uplink_bytes.raw
+    each = sent / max(1, len(summary.clients))
+    uplink = f"uplink: {megabytes(each)} MB per client, {megabytes(sent)} MB in sum"
+    return Group(*parts, _scores(summary), Text(""), Text(uplink), Text(f"report: {summary.run}/report.html"))
+
+
+def _line(name: str, value: float, others: list[tuple[str, float]]) -> Text:
+    line = Text.assemble(f"{name}  ", (percent(value), "bold"))
+    for other, beside in others:
+        line.append(f"   {other}  {percent(beside)}")
+    return line
 
 
 def _matrix(matrix: Matrix, title: str) -> Table:
@@ -66,29 +61,19 @@ def _matrix(matrix: Matrix, title: str) -> Table:
     return table
 
 
-def _accuracies(summary: Json) -> Table:
+def _scores(summary: Summary) -> Table:
     table = Table(box=None, padding=(0, 2), title_justify="left")
-    table.add_column("accuracy, % (± over clients)")
+    table.add_column(f"{summary.score}, % (± over clients)")
     for name in ("own", "global", "composition"):
         table.add_column(name, justify="right")
-    rows = {method_name(summary): summary}
-    for name in ("local", "pooled"):
-        if (other := reference(summary, name)) is not None:
-            rows[name.title()] = other
-    for name, values in rows.items():
-        table.add_row(Text(name), *_cells(scores(values)))
+    for name, values in by_name(summary).items():
+        table.add_row(Text(name), *_cells(values))
     return table
 
 
-def _cells(found: Scores) -> list[str]:
+def _cells(scores: Scores) -> list[str]:
     cells = [
         UNKNOWN if math.isnan(spread.mean) else f"{bare_percent(spread.mean)} ± {bare_percent(spread.std)}"
-        for spread in (found.own, found.common)
+        for spread in (scores.own_accuracy, scores.global_accuracy)
     ]
-    return [*cells, bare_percent(found.mean_composition)]
-
-
-def _uplink(summary: Json) -> str:
-    sent = number((summary.get("uplink_bytes") or {}).get("raw"))
-    each = sent / max(1, number_of_clients(summary))
-    return f"uplink: {megabytes(each)} MB per client, {megabytes(sent)} MB in sum"
+    return [*cells, bare_percent(scores.mean_composition)]

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from interfuse.report.summary import (
-    NO_COLLABORATION,
-    Json,
-    clients,
-    composes,
-    curve,
-    mean,
-    number,
-    number_of_clients,
-    reference,
-    scores,
-    std,
-)
+from interfuse.report.run import curve
 from interfuse.report.text import bare_percent, megabytes, percent
+from interfuse.runs import Row, Summary
+from interfuse.runs.summary import NOTHING, mean, std
 
 LARGEST_SPREAD = 0.01  # standard deviation over the modular blocks behind one base block
 LARGEST_DROP = 0.1  # of the mean global accuracy under the best of its curve
@@ -41,77 +30,72 @@ class Diagnosis:
     remedy: str
 
 
-def diagnose(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> list[Diagnosis]:
+def diagnose(summary: Summary, rows: Sequence[Row]) -> list[Diagnosis]:
     """The warnings about a run; none is good news. What is unknown raises no warning."""
-    checks: list[Callable[[Json, Sequence[Json]], Diagnosis | None]] = [_notice, _divergence]
-    if summary.get("method") not in NO_COLLABORATION:
+    checks: list[Callable[[Summary, Sequence[Row]], Diagnosis | None]] = [_notice, _divergence]
+    if not summary.is_reference:
         checks += [_other_steps_than_local, _no_better_than_local, _uplink]
-        if composes(summary):
+        if summary.composes:
             checks += [_below_local, _spread_over_modular_blocks]
-    found = (check(summary, metrics) for check in checks)
+    found = (check(summary, rows) for check in checks)
     return [diagnosis for diagnosis in found if diagnosis is not None]
 
 
-def _notice(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
+def _notice(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
     """What the method itself had to say of these clients before it began."""
-    notice = summary.get("notice")
-    return None if notice is None else Diagnosis("method and clients do not fit", notice["text"], notice["remedy"])
+    notice = summary.notice
+    return None if notice is None else Diagnosis("method and clients do not fit", notice.text, notice.remedy)
 
 
-def _divergence(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
+def _divergence(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
     remedy = (
         "Lower the learning rates, those of the base and the modular blocks one at a time, and see which of them "
         "steadies the curve."
     )
-    if any(_lost(values) for values in _global_accuracies(summary, metrics)):
-        return Diagnosis("divergence", "Some accuracies on the common test set are not numbers.", remedy)
-    values = curve(metrics).common
+    each = [summary.global_accuracy.per_client, *(row.accuracy.common for row in rows if row.accuracy)]
+    if any(map(_lost, each)):
+        return Diagnosis(
+            "divergence", f"The {summary.score} of some clients on the common test set is not a number.", remedy
+        )
+    values = curve(rows).common
     if not len(values):
         return None
-    final = number((summary.get("global_accuracy") or {}).get("mean"))
+    final = summary.global_accuracy.mean
     final = float(values[-1]) if math.isnan(final) else final
     best = float(values.max())
     if best - final <= LARGEST_DROP:
         return None
     return Diagnosis(
         "divergence",
-        f"The mean global accuracy fell to {percent(final)} from {percent(best)} at its best.",
+        f"The mean global {summary.score} fell to {percent(final)} from {percent(best)} at its best.",
         remedy,
     )
 
 
-def _global_accuracies(summary: Json, metrics: Sequence[Json]) -> Iterator[Sequence[float | None]]:
-    """Accuracies by client on the common test set, which unlike a client's own share is never empty."""
-    yield (summary.get("global_accuracy") or {}).get("per_client") or ()
-    for row in metrics:
-        yield (row.get("accuracy") or {}).get("common") or ()
-
-
-def _lost(values: Sequence[float | None]) -> bool:
-    unknown = sum(math.isnan(number(value)) for value in values)
+def _lost(values: Sequence[float]) -> bool:
+    """Whether clients' scores on the common test set are none; unlike an own share it is never empty."""
+    unknown = sum(map(math.isnan, values))
     return unknown == len(values) > 0 or (unknown > 0 and len(values) <= ALL_EVALUATED)
 
 
-def _other_steps_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
+def _other_steps_than_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
     """A method of one's own whose steps Local could not know."""
-    own, alone = (
-        number(((values or {}).get("gradient_steps") or {}).get("clients"))
-        for values in (summary, reference(summary, "local"))
-    )
-    if math.isnan(own) or math.isnan(alone) or abs(own - alone) <= OTHER_STEPS * max(own, alone):
+    if summary.local is None or (rows and rows[-1].round < summary.rounds):
+        return None
+    own, alone = summary.gradient_steps.clients, summary.local.gradient_steps.clients
+    if abs(own - alone) <= OTHER_STEPS * max(own, alone):
         return None
     return Diagnosis(
         "Local took other steps",
-        f"The clients took {own:,.0f} gradient steps, those of Local beside them {alone:,.0f}: their accuracies are "
-        "not comparable.",
+        f"The clients took {own:,} gradient steps, those of Local beside them {alone:,}: the "
+        f"{summary.score} of the two is not comparable.",
         "Let the method's `alone()` return Local with as many steps, or name its setting `local_steps` or "
         "`local_epochs`, which Local takes over.",
     )
 
 
-def _no_better_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
-    own = scores(summary).own.mean
-    alone = scores(reference(summary, "local") or {}).own.mean
+def _no_better_than_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
+    own, alone = (scores.own_accuracy.mean for scores in (summary, summary.local or NOTHING))
     if math.isnan(own) or math.isnan(alone) or own > alone:
         return None
     return Diagnosis(
@@ -123,10 +107,9 @@ def _no_better_than_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis |
     )
 
 
-def _below_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
-    swapped = scores(summary).mean_swapped
-    local = scores(reference(summary, "local") or {})
-    together = local.common.mean if local.composition is None else mean(np.diagonal(local.composition))
+def _below_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
+    swapped, local = summary.mean_swapped, summary.local or NOTHING
+    together = local.global_accuracy.mean if local.composition is None else mean(np.diagonal(local.composition))
     if math.isnan(swapped) or math.isnan(together) or swapped >= together - SMALL_LOSS:
         return None
     text = (
@@ -147,8 +130,8 @@ def _below_local(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
     )
 
 
-def _spread_over_modular_blocks(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
-    matrix = scores(summary).composition
+def _spread_over_modular_blocks(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
+    matrix = summary.composition
     if matrix is None:
         return None
     wide = {base: spread for base, row in enumerate(matrix) if (spread := std(row)) > LARGEST_SPREAD}
@@ -163,16 +146,15 @@ def _spread_over_modular_blocks(summary: Json, metrics: Sequence[Json]) -> Diagn
     )
 
 
-def _uplink(summary: Json, metrics: Sequence[Json]) -> Diagnosis | None:
-    discloses = summary.get("discloses") or ()
+def _uplink(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
+    discloses = summary.discloses or ()
     if "parameters" in discloses and "features" not in discloses:
         return None  # it sends models by design: being at FedAvg's level is no finding
-    rounds = int(metrics[-1]["round"]) if metrics else int(summary.get("rounds") or 0)
-    sizes = [client.parameters for client in clients(summary) if client.parameters is not None]
-    sent = number((summary.get("uplink_bytes") or {}).get("raw"))
-    if not rounds or not sizes or math.isnan(sent):
+    rounds = rows[-1].round if rows else summary.rounds
+    sizes = [client.parameters.total for client in summary.clients if client.parameters is not None]
+    if not rounds or not sizes:
         return None
-    sent /= rounds * number_of_clients(summary)
+    sent = summary.uplink_bytes.raw / (rounds * len(summary.clients))
     model = BYTES_OF_A_PARAMETER * min(sizes)
     if sent < model:
         return None

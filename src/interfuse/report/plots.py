@@ -11,13 +11,13 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
 import numpy as np
 from jaxtyping import Float, Int64
+from markupsafe import Markup
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
@@ -27,14 +27,14 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from interfuse.report.summary import Curve, Json, Matrix, Run, confusion, curve, number, reference, scores
-from interfuse.report.text import bare_percent, method_name
+from interfuse.references import short_name
+from interfuse.report.run import Curve, Run, curve
+from interfuse.report.text import bare_percent
+from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores, Side
 
 INK, PAPER = "#1f2329", "#fefefe"
 BLUE, ORANGE, GREEN = "#3b82c4", "#d9772b", "#2f9e6e"
-CLASSES = (
-    "#3b82c4", "#d9772b", "#2f9e6e", "#c4504f", "#8a6fc0", "#8c6d4f", "#cf6fb0", "#7f8791", "#a8a432", "#32a3b5",
-)  # fmt: skip
+CLASSES = (BLUE, ORANGE, GREEN, "#c4504f", "#8a6fc0", "#8c6d4f", "#cf6fb0", "#7f8791", "#a8a432", "#32a3b5")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fc", "#8fbbe3", "#3b82c4", "#173f6b"])
 WIDTH, HEIGHT = 5.0, 3.4  # inches: still legible where a telephone shrinks it to 350 pixels
 WIDE_RANGE = 20.0  # quotient of the largest and the smallest positive value from which an axis is logarithmic
@@ -42,7 +42,7 @@ MOST_BARS = 2000  # more pieces of stacked bars than this become an image
 MOST_NUMBERS = 16  # rows of a matrix that still have room for numbers
 FONT = "DejaVu Sans"  # comes with matplotlib: the same picture everywhere
 
-_REFERENCES: tuple[tuple[str, Literal["--", ":"]], ...] = (("local", "--"), ("pooled", ":"))
+_DASHES: Mapping[str, Literal["--", ":"]] = {"local": "--", "pooled": ":"}
 
 _STYLE: Mapping[Any, Any] = {
     "font.family": [FONT],
@@ -83,35 +83,33 @@ def style(salt: str = "interfuse") -> Iterator[None]:
 
 def figures(run: Run) -> dict[str, Figure]:
     """The plots of a run by file name, those that have something to show."""
-    summary, points = run.summary, curve(run.metrics)
+    summary, points = run.summary, curve(run.rows)
     found: dict[str, Figure] = {}
-    local: Json = reference(summary, "local") or {}
-    for name, values, title in (
-        ("composition", summary, method_name(summary)),
-        ("composition-local", local, "Local's blocks"),
-    ):
-        matrix = scores(values).composition
-        if matrix is not None:
-            found[name] = composition_figure(matrix, title)
-    for when, values in (summary.get("similarity") or {}).items():
+    alone = (summary.local or NOTHING).composition
+    if summary.composition is not None:
+        found["composition"] = composition_figure(summary.composition, short_name(summary.method))
+    if alone is not None:
+        found["composition-local"] = composition_figure(alone, "Local's blocks")
+    for when, values in summary.similarity.items():
         if values is not None:
             title = f"linear CKA, {when} training"
             found[f"similarity-{when}"] = similarity_figure(np.array(values, dtype=float), title)
     if len(points.rounds):
-        curves = {name: curve(metrics) for name, metrics in run.beside.items()}
-        found["accuracy-rounds"] = accuracy_over_rounds(points, curves)
+        curves = {name: curve(rows) for name, rows in run.beside.items()}
+        found["accuracy-rounds"] = score_over_rounds(points, curves, summary.score)
         if points.uplink[-1] > 0:
-            finals = {name: _ends(other) for name, _ in _REFERENCES if (other := reference(summary, name))}
-            found["accuracy-uplink"] = accuracy_over_uplink(points, finals)
-    for on, title in (("own", "own test shares"), ("global", "common test set")):
-        if (answered := confusion(summary, on)) is not None and answered.any():
-            found[f"confusion-{on}"] = confusion_figure(answered, summary["class_names"], title)
-    if kinds := summary.get("bytes_by_kind"):
-        found["bytes"] = bytes_figure(kinds)
-    if counts := summary.get("class_counts"):
-        found["classes"] = class_counts_figure(np.array(counts), [str(name) for name in summary["class_names"]])
-    if phases := summary.get("seconds_by_phase"):
-        found["time"] = time_figure(phases)
+            finals = {name: summary.beside[name] for name in NO_COLLABORATION if name in summary.beside}
+            found["accuracy-uplink"] = score_over_uplink(points, finals, summary.score)
+    titles: dict[Side, str] = {"own": "own test shares", "global": "common test set"}
+    for on, counts in summary.confusion.items():
+        if np.any(counts):
+            found[f"confusion-{on}"] = confusion_figure(np.array(counts), summary.class_names, titles[on])
+    if summary.bytes_by_kind:
+        found["bytes"] = bytes_figure(summary.bytes_by_kind)
+    if summary.class_counts:
+        found["classes"] = class_counts_figure(np.array(summary.class_counts), summary.class_names)
+    if summary.seconds_by_phase:
+        found["time"] = time_figure(summary.seconds_by_phase)
     return found
 
 
@@ -128,7 +126,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     return text.getvalue()
 
 
-def inline_svg(svg: str, name: str, label: str) -> str:
+def inline_svg(svg: str, name: str, label: str) -> Markup:
     """A plot as an element of the page: ids of its own, the page's ink and paper, a text for who cannot see it."""
     body = svg[svg.index("<svg") :]
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
@@ -137,7 +135,7 @@ def inline_svg(svg: str, name: str, label: str) -> str:
     assert box is not None, "matplotlib writes a viewBox"
     rest = re.sub(r'(\bid="|\bxlink:href="#|url\(#)', rf"\g<1>{name}-", rest)
     rest = rest.replace(INK, "var(--ink)").replace(PAPER, "var(--card)")
-    return f'<svg viewBox="{box[1]}" role="img" aria-label="{escape(label)}">{rest}'
+    return Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], label) + Markup(rest)
 
 
 @style()
@@ -198,31 +196,30 @@ def _shares(matrix: Float[np.ndarray, "rows columns"]) -> tuple[Figure, Axes]:
 
 
 @style()
-def accuracy_over_rounds(points: Curve, beside: Mapping[str, Curve]) -> Figure:
-    """Mean accuracies over the rounds, with the standard deviation of the global one over clients; Local dashed."""
+def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str) -> Figure:
+    """Mean scores over the rounds, with the standard deviation of the global one over clients; Local dashed."""
     figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
     axes = figure.subplots()
     handles = _lines(axes, points.rounds, points, np.ones(len(points.rounds), bool))
-    for name, dashes in _REFERENCES:
-        other = beside.get(name)
-        if other is not None and len(other.rounds):
+    for name, other in beside.items():
+        if name in _DASHES and len(other.rounds):
             for values, colour in ((other.common, BLUE), (other.own, ORANGE), (other.composition, GREEN)):
                 if not np.isnan(values).all() and (name == "local" or colour != GREEN):
-                    axes.plot(other.rounds, values, dashes, color=colour, linewidth=1.2, alpha=0.85)
-            handles.append(Line2D([], [], linestyle=dashes, color=INK, linewidth=1.2, label=name.title()))
+                    axes.plot(other.rounds, values, _DASHES[name], color=colour, linewidth=1.2, alpha=0.85)
+            handles.append(_reference(name, name.title()))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     last = max(1, *points.rounds, *(round for other in beside.values() for round in other.rounds))
     axes.set_xlim(-0.03 * last, 1.03 * last)
-    _finish(figure, axes, "round", handles)
+    _finish(figure, axes, "round", score, handles)
     return figure
 
 
 @style()
-def accuracy_over_uplink(points: Curve, finals: Mapping[str, tuple[float, float, float]]) -> Figure:
-    """Mean accuracies over the bytes that all clients sent; where the references end as level lines.
+def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str) -> Figure:
+    """Mean scores over the bytes that all clients sent; where the references end as level lines.
 
     Args:
-        finals: Final mean global, own and composition accuracy of the references, which send nothing.
+        finals: The final scores of the references, which send nothing.
     """
     figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
     axes = figure.subplots()
@@ -235,16 +232,18 @@ def accuracy_over_uplink(points: Curve, finals: Mapping[str, tuple[float, float,
         axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
         axes.xaxis.set_minor_locator(NullLocator())
-    for name, dashes in _REFERENCES:
-        if name in finals:
-            for value, colour in zip(finals[name], (BLUE, ORANGE, GREEN), strict=True):
-                if not math.isnan(value) and (name == "local" or colour != GREEN):
-                    axes.axhline(value, linestyle=dashes, color=colour, linewidth=1.2, alpha=0.85)
-            handles.append(
-                Line2D([], [], linestyle=dashes, color=INK, linewidth=1.2, label=f"{name.title()}, at its end")
-            )
-    _finish(figure, axes, "uplink of all clients, MB", handles)
+    for name, final in finals.items():
+        ends = (final.global_accuracy.mean, final.own_accuracy.mean, final.mean_composition)
+        for value, colour in zip(ends, (BLUE, ORANGE, GREEN), strict=True):
+            if not math.isnan(value) and (name == "local" or colour != GREEN):
+                axes.axhline(value, linestyle=_DASHES[name], color=colour, linewidth=1.2, alpha=0.85)
+        handles.append(_reference(name, f"{name.title()}, at its end"))
+    _finish(figure, axes, "uplink of all clients, MB", score, handles)
     return figure
+
+
+def _reference(name: str, label: str) -> Line2D:
+    return Line2D([], [], linestyle=_DASHES[name], color=INK, linewidth=1.2, label=label)
 
 
 def _lines(
@@ -252,10 +251,8 @@ def _lines(
 ) -> list[Line2D]:
     """The three curves of the run itself."""
     marker = "o" if shown.sum() < 3 else ""
-    axes.fill_between(
-        x[shown], (points.common - points.common_std)[shown], (points.common + points.common_std)[shown],
-        color=BLUE, alpha=0.18, linewidth=0,
-    )  # fmt: skip
+    low, high = (points.common - points.common_std)[shown], (points.common + points.common_std)[shown]
+    axes.fill_between(x[shown], low, high, color=BLUE, alpha=0.18, linewidth=0)
     handles = []
     for values, colour, label in (
         (points.common, BLUE, "global, ± std over clients"),
@@ -267,31 +264,27 @@ def _lines(
     return handles
 
 
-def _finish(figure: Figure, axes: Axes, label: str, handles: Sequence[Line2D]) -> None:
-    axes.set(xlabel=label, ylabel="accuracy")
+def _finish(figure: Figure, axes: Axes, label: str, score: str, handles: Sequence[Line2D]) -> None:
+    axes.set(xlabel=label, ylabel=score)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=2)
 
 
-def _ends(values: Json) -> tuple[float, float, float]:
-    found = scores(values)
-    return found.common.mean, found.own.mean, found.mean_composition
-
-
 @style()
-def bytes_figure(kinds: Mapping[str, Json]) -> Figure:
+def bytes_figure(kinds: Mapping[str, MovedOfKind]) -> Figure:
     """Raw bytes of each kind of message: up, and down as one copy a client and as one for all."""
+    moved = kinds.values()
     ways = (
-        ("uplink", "up", BLUE),
-        ("downlink", "down, unicast", ORANGE),
-        ("downlink_broadcast", "down, broadcast", GREEN),
+        ("up", BLUE, [of_kind.uplink for of_kind in moved]),
+        ("down, unicast", ORANGE, [of_kind.downlink for of_kind in moved]),
+        ("down, broadcast", GREEN, [of_kind.downlink_broadcast for of_kind in moved]),
     )
     figure = Figure(figsize=(WIDTH, 1.6 + 0.62 * len(kinds)))
     axes = figure.subplots()
     places = np.arange(len(kinds))
-    for index, (way, label, colour) in enumerate(ways):
-        sizes = [number((totals.get(way) or {}).get("raw")) / 1e6 for totals in kinds.values()]
-        axes.barh(places + (index - 1) * 0.27, np.nan_to_num(sizes), height=0.25, color=colour, label=label)
+    for index, (label, colour, volumes) in enumerate(ways):
+        sizes = [volume.raw / 1e6 for volume in volumes]
+        axes.barh(places + (index - 1) * 0.27, sizes, height=0.25, color=colour, label=label)
     _name_rows(axes, [drawable(kind, f"kind {i}") for i, kind in enumerate(kinds)])
     axes.set(xlabel="MB")
     figure.legend(loc="outside lower center", ncols=3)
@@ -303,7 +296,7 @@ def time_figure(phases: Mapping[str, float]) -> Figure:
     """Seconds of each phase of the run."""
     figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(phases)))
     axes = figure.subplots()
-    axes.barh(np.arange(len(phases)), [number(seconds) for seconds in phases.values()], height=0.6, color=BLUE)
+    axes.barh(np.arange(len(phases)), list(phases.values()), height=0.6, color=BLUE)
     _name_rows(axes, [drawable(phase, f"phase {i}") for i, phase in enumerate(phases)])
     axes.set(xlabel="seconds")
     return figure
@@ -350,12 +343,10 @@ def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_name
 def _stack(axes: Axes, counts: Int64[np.ndarray, "clients classes"]) -> None:
     places = np.arange(len(counts))
     bottom = np.zeros(len(counts))
-    few = len(counts) <= 40
+    width, line = (0.8, 0.5) if len(counts) <= 40 else (1.0, 0.0)
     for index, column in enumerate(counts.T):
-        axes.bar(
-            places, column, bottom=bottom, width=0.8 if few else 1.0, label=str(index), color=_class_colour(index),
-            edgecolor=PAPER, linewidth=0.5 if few else 0.0,
-        )  # fmt: skip
+        look: dict[str, Any] = {"color": _class_colour(index), "edgecolor": PAPER, "linewidth": line}
+        axes.bar(places, column, bottom=bottom, width=width, label=str(index), **look)
         bottom += column
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import rich.progress
 from rich.console import Console
 
 from interfuse.references import short_name
-from interfuse.report.summary import mean
 from interfuse.report.text import megabytes, percent
-from interfuse.runs import Progress, RunConfig, Silent
+from interfuse.runs import Progress, Row, RunConfig, Silent
+from interfuse.runs.summary import mean
+from interfuse.runs.summing import scores_of
 
 REDRAW_SECONDS = 0.1
 
@@ -73,17 +74,16 @@ class Standing:
         self._measured = done
         self._failed: set[int] = set()
 
-    def update(self, row: Mapping[str, Any]) -> list[str]:
+    def update(self, row: Row) -> list[str]:
         """Take a line of ``metrics.jsonl``; returns what deserves a line of its own."""
-        self.round = row["round"]
-        self._uplink = f"uplink {megabytes(row['uplink']['raw'])} MB"
-        if accuracy := row.get("accuracy"):
+        self.round = row.round
+        self._uplink = f"uplink {megabytes(row.uplink.raw)} MB"
+        if row.accuracy:
             self._measured = self.round
-            self._accuracy = f"global {percent(mean(accuracy['common']))}"
-            if accuracy["composition"] is not None:
-                every = mean(value for line in accuracy["composition"] for value in line)
-                self._accuracy += f", composition {percent(every)}"
-        new = {failure["client"]: failure["reason"] for failure in row["failures"]}
+            self._accuracy = f"global {percent(mean(row.accuracy.common))}"
+            if row.accuracy.composition is not None:
+                self._accuracy += f", composition {percent(scores_of(row.accuracy).mean_composition)}"
+        new = {failure.client: failure.reason for failure in row.failures}
         lines = [f"round {self.round}: client {c} failed: {new[c]}" for c in sorted(new.keys() - self._failed)]
         self._failed |= new.keys()
         return lines
@@ -109,7 +109,7 @@ class Lines:
         if done:
             self.note(f"{self._standing.name}: goes on after round {done} of {config.rounds}")
 
-    def advance(self, row: Mapping[str, Any]) -> None:
+    def advance(self, row: Row) -> None:
         standing = self._standing
         for text in standing.update(row):
             self.note(f"{standing.name}: {text}")
@@ -145,7 +145,7 @@ class Bars:
             self._standing.name, total=config.rounds, completed=done, standing=str(self._standing)
         )
 
-    def advance(self, row: Mapping[str, Any]) -> None:
+    def advance(self, row: Row) -> None:
         for text in self._standing.update(row):
             self.note(f"{self._standing.name}: {text}")
         self._bars.update(self._task, completed=self._standing.round, standing=str(self._standing))

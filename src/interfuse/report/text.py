@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from interfuse.references import short_name
-from interfuse.report.summary import NO_COLLABORATION, Json, composes, number_of_clients, reference, scores
+from interfuse.runs import Summary
+from interfuse.runs.summary import NO_COLLABORATION, NOTHING, ClientFacts
 
 UNKNOWN = "–"
 METRICS = {"balanced-accuracy": "balanced accuracy", "auroc": "AUROC", "calibration-error": "calibration error"}
@@ -33,70 +34,74 @@ def megabytes(size: float) -> str:
     return f"{value:,.{decimals}f}"
 
 
-def method_name(summary: Json) -> str:
-    """The method's name in one word, also where it is known by a path."""
-    return short_name(str(summary.get("method")))
+def capital(words: str) -> str:
+    """The words with a capital letter at their beginning."""
+    return words[:1].upper() + words[1:]
 
 
-def title(summary: Json) -> str:
+def with_article(word: str) -> str:
+    """The word as it is spoken: ``an accuracy``, ``an R²``, ``a score``."""
+    return f"{'an' if word[:1] in 'aeioAEIOR' else 'a'} {word}"
+
+
+def title(summary: Summary) -> str:
     """What ran: method, data, clients, rounds, seed."""
-    clients, rounds, data = number_of_clients(summary), summary.get("rounds"), _short_names(str(summary.get("data")))
-    return (
-        f"{method_name(summary)} on {data}, {clients} client{'' if clients == 1 else 's'}, "
-        f"{rounds} round{'' if rounds == 1 else 's'}, seed {summary.get('seed')}"
+    data = ", ".join(short_name(name) for name in summary.data.split(", "))
+    clients, rounds = (
+        f"{n} {one}{'' if n == 1 else 's'}" for n, one in ((len(summary.clients), "client"), (summary.rounds, "round"))
     )
+    return f"{short_name(summary.method)} on {data}, {clients}, {rounds}, seed {summary.seed}"
 
 
-def _short_names(data: str) -> str:
-    """The names of data sets, each without its path."""
-    return ", ".join(short_name(name) for name in data.split(", "))
+def architecture(client: ClientFacts, summary: Summary) -> str:
+    """What a client's model is, and its data set where not all have the same."""
+    several = len({other.data for other in summary.clients}) > 1
+    return f"{client.architecture}, {client.data}" if several else client.architecture
 
 
-def is_reference(summary: Json) -> bool:
-    """Whether this is Local or Pooled itself."""
-    return summary.get("method") in NO_COLLABORATION
+def by_name(summary: Summary) -> dict[str, Summary]:
+    """The run and its references by the names they go under."""
+    beside = {name.title(): summary.beside[name] for name in NO_COLLABORATION if name in summary.beside}
+    return {short_name(summary.method): summary} | beside
 
 
-def headline(summary: Json) -> str:
+def headline(summary: Summary) -> str:
     """One sentence on what collaboration bought, beside Local and Pooled where they ran."""
-    local = reference(summary, "local")
-    found, alone = scores(summary), scores(local or {})
-    pairs = 0 if found.composition is None else found.composition.size
+    alone, together = (summary.local or NOTHING).mean_composition, summary.mean_composition
+    pairs = 0 if summary.composition is None else summary.composition.size
     parts = []
     gain = math.nan
-    if pairs > 1 and not math.isnan(found.mean_composition) and (composes(summary) or is_reference(summary)):
+    if pairs > 1 and not math.isnan(together) and (summary.composes or summary.is_reference):
         part = (
-            f"over all {pairs:,} pairs of a base block and a modular block the mean accuracy is "
-            f"{percent(found.mean_composition)}"
+            f"over all {pairs:,} pairs of a base block and a modular block the mean {summary.score} is "
+            f"{percent(together)}"
         )
-        if not math.isnan(alone.mean_composition):
-            part += f", beside {percent(alone.mean_composition)} for blocks of clients that trained alone"
-            gain = _points(found.mean_composition) - _points(alone.mean_composition)
+        if not math.isnan(alone):
+            part += f", beside {percent(alone)} for blocks of clients that trained alone"
+            gain = _points(together) - _points(alone)
         parts.append(part)
     part, own_gain = _on_own_data(summary)
     if part:
         parts.append(part)
     if not parts:
-        return "No accuracy has been measured yet."
+        return f"No {summary.score} has been measured yet."
     sentence = "; ".join(parts) + "."
     gain = own_gain if math.isnan(gain) else gain
-    if is_reference(summary) or math.isnan(gain):
-        return sentence[0].upper() + sentence[1:]
+    if summary.is_reference or math.isnan(gain):
+        return capital(sentence)
     return f"{_bought(gain)}: {sentence}"
 
 
-def _on_own_data(summary: Json) -> tuple[str, float]:
-    """Own accuracy beside the references, or accuracy on the common test set where own test shares are empty."""
-    found, own = scores(summary), True
-    if math.isnan(found.own.mean):
-        own = False
-    value = found.own.mean if own else found.common.mean
+def _on_own_data(summary: Summary) -> tuple[str, float]:
+    """The score on own test shares beside the references, or on the common test set where own test shares are empty."""
+    own = not math.isnan(summary.own_accuracy.mean)
+    value, *beside = (
+        (scores.own_accuracy if own else scores.global_accuracy).mean
+        for scores in (summary, *(summary.beside.get(name) or NOTHING for name in NO_COLLABORATION))
+    )
     if math.isnan(value):
         return "", math.nan
-    others = {}
-    for name in NO_COLLABORATION:
-        beside = scores(reference(summary, name) or {})
-        others[name] = beside.own.mean if own else beside.common.mean
+    others = dict(zip(NO_COLLABORATION, beside, strict=True))
     known = [f"{percent(other)} for {name.title()}" for name, other in others.items() if not math.isnan(other)]
     where = "on their own test shares" if own else "on the common test set"
     text = f"{where} clients reach {percent(value)}" + (f", beside {' and '.join(known)}" if known else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from interfuse.runs.config import Execution, RunConfig, parse_config, read_config
 from interfuse.runs.loop import NETWORK_FILE, Given, Progress, Silent, conduct, execute, resume
 from interfuse.runs.result import Result
+from interfuse.runs.summary import Row, Summary
 
 __all__ = [
     "NETWORK_FILE",
@@ -12,8 +13,10 @@ __all__ = [
     "Given",
     "Progress",
     "Result",
+    "Row",
     "RunConfig",
     "Silent",
+    "Summary",
     "conduct",
     "execute",
     "parse_config",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from interfuse.errors import RunError
 from interfuse.federation import Saved
+from interfuse.runs.config import RunConfig, read_config
+from interfuse.runs.summary import Row, Summary, read
 from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
 
 
@@ -80,6 +81,17 @@ class RunFolder:
                     closing.callback(file.close)
                 self._files.clear()
 
+    def config(self) -> RunConfig:
+        """The complete configuration.
+
+        Raises:
+            RunError: there is no run.
+            ConfigError: its configuration is damaged or of another version of interfuse.
+        """
+        if not (self.path / "config.toml").exists():
+            raise RunError(f"{self.path} holds no run: there is no config.toml in it")
+        return read_config(self.path / "config.toml")
+
     def create(self, config: str) -> None:
         """Make the folder with its configuration.
 
@@ -115,11 +127,11 @@ class RunFolder:
             self._files["ledger"].writelines(to_json(entry) + "\n" for entry in entries)
             self._files["ledger"].flush()
 
-    def append(self, row: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+    def append(self, row: Row, entries: Sequence[Entry]) -> None:
         """Write a round's line, and what it moved."""
         self.append_entries(entries)
         with _explained(self.path):
-            self._files["metrics"].write(json.dumps(without_nan(row)) + "\n")
+            self._files["metrics"].write(json.dumps(row.values()) + "\n")
             self._files["metrics"].flush()
 
     def offsets(self) -> dict[str, int]:
@@ -181,26 +193,32 @@ class RunFolder:
     def _manifests(self) -> list[Path]:
         return sorted(self.commits.glob("commit-*.json"), key=lambda path: (len(path.name), path.name))
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of ``metrics.jsonl``; a last line that was cut off is left out."""
+    def metrics(self) -> list[Row]:
+        """The lines of ``metrics.jsonl``; a last line that was cut off is left out.
+
+        Raises:
+            RunError: a line is damaged or of another version of interfuse.
+        """
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [read(Row, line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.endswith("\n")]
 
-    def summary(self) -> dict[str, Any] | None:
-        """``summary.json``, or None while the run is not finished."""
+    def summary(self) -> Summary | None:
+        """``summary.json``, or None while the run is not finished.
+
+        Raises:
+            RunError: it is damaged or of another version of interfuse.
+        """
         path = self.path / "summary.json"
-        if not path.exists():
-            return None
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return found
+        return read(Summary, path.read_text(encoding="utf-8"), str(path)) if path.exists() else None
 
-    def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``; its presence says that the run is finished."""
+    def write_summary(self, summary: Summary) -> Summary:
+        """Write ``summary.json``; its presence says that the run is finished. Returns the summary."""
         with _explained(self.path):
-            write_whole(self.path / "summary.json", json.dumps(without_nan(summary), indent=1))
+            write_whole(self.path / "summary.json", json.dumps(summary.values(), indent=1))
+        return summary
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -214,17 +232,6 @@ def write_whole(path: Path, text: str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def without_nan(value: Any) -> Any:
-    """The same with null for NaN, which JSON does not know."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return value
 
 
 @contextmanager

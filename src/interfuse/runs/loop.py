@@ -14,7 +14,7 @@ from interfuse.data import Dataset, deal, load
 from interfuse.data.inputs import shape_text
 from interfuse.engines import local
 from interfuse.errors import ConfigError, RunError, nearest
-from interfuse.evaluation import Accuracies, evaluate, evaluation, measure, similarity
+from interfuse.evaluation import evaluate, evaluation, measure, similarity
 from interfuse.federation import Federation, Saved, check
 from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures
@@ -26,13 +26,12 @@ from interfuse.runs.config import (
     complete,
     differences,
     parse_config,
-    plain,
-    read_config,
     settings_of,
     to_toml,
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
-from interfuse.runs.summary import Final, summarise
+from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
+from interfuse.runs.summing import Facts, scores_of, summarise, with_metrics
 from interfuse.setup import Serving, Setup, check_device
 from interfuse.wire import Codecs
 
@@ -43,7 +42,7 @@ class Progress(Protocol):
     def begin(self, config: RunConfig, done: int) -> None:
         """A run begins, or goes on after ``done`` rounds."""
 
-    def advance(self, row: Mapping[str, Any]) -> None:
+    def advance(self, row: Row) -> None:
         """A line was added to ``metrics.jsonl``."""
 
     def stage(self, text: str) -> None:
@@ -58,7 +57,7 @@ class Silent:
 
     def begin(self, config: RunConfig, done: int) -> None: ...
 
-    def advance(self, row: Mapping[str, Any]) -> None: ...
+    def advance(self, row: Row) -> None: ...
 
     def stage(self, text: str) -> None: ...
 
@@ -163,7 +162,7 @@ def execute(
     given: Given = Given(),
     progress: Progress | None = None,
     engine: EngineFactory = local,
-) -> dict[str, Any]:
+) -> Summary:
     """Begin a run in a new folder and carry it out. Returns the summary.
 
     Raises:
@@ -172,7 +171,7 @@ def execute(
     setup = assemble(config, given)
     folder = RunFolder(path)
     folder.create(to_toml(complete(config, setup.method)))
-    return _finish(read_config(path / "config.toml"), setup, folder, given, progress or Silent(), engine)
+    return _finish(folder.config(), setup, folder, given, progress or Silent(), engine)
 
 
 def resume(
@@ -182,15 +181,14 @@ def resume(
     workers: int | None = None,
     progress: Progress | None = None,
     engine: EngineFactory = local,
-) -> dict[str, Any]:
+) -> Summary:
     """Go on with a run as if nothing had happened, with other ``workers`` where given. Returns the summary.
 
     Raises:
         RunError: there is no run, or its configuration was changed since; names the difference.
     """
-    if not (path / "config.toml").exists():
-        raise RunError(f"{path} holds no run: there is no config.toml in it")
-    folder, config = RunFolder(path), read_config(path / "config.toml")
+    folder = RunFolder(path)
+    config = folder.config()
     if (path / NETWORK_FILE).exists():
         raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
     if workers is not None:
@@ -212,7 +210,7 @@ def resume(
 
 def _finish(
     config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress, engine: EngineFactory
-) -> dict[str, Any]:
+) -> Summary:
     with folder.locked():
         hosted = engine(setup, config.execution.workers)
         try:
@@ -220,24 +218,21 @@ def _finish(
         finally:
             hosted.close()
         alone = replace(given, method=None)
-        summary["beside"] = {
+        beside = {
             name: begin_or_resume(folder.path / "beside" / name, reference, alone, progress, engine)
             for name, reference in _references(config, setup.method).items()
         }
-        folder.write_summary(summary)
-    return summary
+        return folder.write_summary(summary.model_copy(update={"beside": beside}))
 
 
-def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> dict[str, Any]:
+def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> Summary:
     """Carry out a run whose clients live elsewhere, or go on with it from its last commit. Returns the summary.
 
     No references run beside it.
     """
     with folder.locked():
         summary = _Run(config, setup, folder, progress, engine).carry_out()
-        summary["beside"] = {}
-        folder.write_summary(summary)
-    return summary
+        return folder.write_summary(summary.model_copy(update={"beside": {}}))
 
 
 def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
@@ -272,7 +267,7 @@ def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
 
 def begin_or_resume(
     path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory = local
-) -> dict[str, Any]:
+) -> Summary:
     """Carry out a configuration, or go on with it where it was begun. Returns the summary."""
     if (path / "config.toml").exists():
         return resume(path, given=given, workers=config.execution.workers, progress=progress, engine=engine)
@@ -293,7 +288,7 @@ class _Run:
     committed: float = 0.0
     committed_round: int = -1
 
-    def carry_out(self) -> dict[str, Any]:
+    def carry_out(self) -> Summary:
         """All rounds that are left, then the full evaluation of the last and the best state."""
         commit = self.folder.last_commit()
         if commit is not None:
@@ -317,10 +312,7 @@ class _Run:
         best = self._measure_best(last)
         self.progress.stage("")
         self.folder.append_entries(ledger.drain())
-        return summarise(
-            self.config, self.setup, self.folder.path, self.folder.metrics(), ledger, last,
-            None if self.best is None else (self.best, best),
-        )  # fmt: skip
+        return summarise(self.config, self.folder.path, self.folder.metrics(), ledger, Facts.of(self.setup), last, best)
 
     def _check_data(self, commit: Commit) -> None:
         if commit.data != self.setup.digest:
@@ -341,36 +333,36 @@ class _Run:
         work()
         worked = time.perf_counter() - began
         seconds = {"server": worked - exchange.seconds["calls"], **exchange.seconds}
-        row: dict[str, Any] = {"round": self.federation.round, **self._bytes()}
-        row["steps"] = {"clients": exchange.steps, "server": self.federation.server.steps}
-        row["failures"] = [{"client": f.client, "kind": f.kind, "reason": f.reason} for f in exchange.failures]
-        row["outstanding"] = len(exchange.outstanding)
-        row["virtual_seconds"] = dict(exchange.clock.times)
+        totals = exchange.ledger.totals()
+        row: dict[str, object] = {
+            "round": self.federation.round,
+            "uplink": totals.uplink,
+            "downlink": totals.downlink,
+            "steps": {"clients": exchange.steps, "server": self.federation.server.steps},
+            "failures": [{"client": f.client, "kind": f.kind, "reason": f.reason} for f in exchange.failures],
+            "outstanding": len(exchange.outstanding),
+            "virtual_seconds": dict(exchange.clock.times),
+        }
         evaluated = time.perf_counter()
-        improved = False
-        if first or self.federation.round % self.config.eval_every == 0 or self.federation.round == self.config.rounds:
-            accuracies = evaluate(self.federation, full=False)
-            row["accuracy"] = plain(accuracies)
-            improved = not first and self._improves(accuracies)
-        if first or self.federation.round == self.config.rounds:
+        last, improved = self.federation.round == self.config.rounds, False
+        if first or last or self.federation.round % self.config.eval_every == 0:
+            point = row["accuracy"] = Point(**vars(evaluate(self.federation, full=False)))
+            improved = not first and self._improves(point)
+        if first or last:
             row["similarity"] = similarity(self.federation)
         written = time.perf_counter()
         if improved:
             assert self.best is not None
             self.best = replace(self.best, saved=self._save())
         seconds |= {"evaluation": written - evaluated, "commit": time.perf_counter() - written}
-        row["seconds"] = {name: round(value, 6) for name, value in seconds.items()}
-        self.folder.append(row, exchange.ledger.drain())
-        self.progress.advance(row)
+        line = Row.model_validate(row | {"seconds": {name: round(value, 6) for name, value in seconds.items()}})
+        self.folder.append(line, exchange.ledger.drain())
+        self.progress.advance(line)
         if first or self._commit_is_due():
             self._commit()
 
-    def _bytes(self) -> dict[str, Any]:
-        totals = self.federation.exchange.ledger.totals()
-        return {"uplink": plain(totals.uplink), "downlink": plain(totals.downlink)}
-
-    def _improves(self, accuracies: Accuracies) -> bool:
-        known = [value for value in accuracies.validation if value == value]
+    def _improves(self, point: Point) -> bool:
+        known = [value for value in point.validation if value == value]
         mean = sum(known) / len(known) if known else 0.0
         if known and (self.best is None or mean > self.best.validation_accuracy):
             self.best = Best(self.federation.round, mean, Saved({}, {}))
@@ -396,14 +388,22 @@ class _Run:
         self.folder.write_commit(commit)
         self.committed, self.committed_round = time.monotonic(), self.federation.round
 
-    def _measure(self) -> Final:
+    def _measure(self) -> Scores:
         """Evaluate the state as it is on everything."""
-        accuracies = evaluate(self.federation, full=True)
-        return Final(accuracies, measure(self.federation) if self.config.metrics else {})
+        scores = scores_of(evaluate(self.federation, full=True))
+        if not self.config.metrics:
+            return scores
+        return with_metrics(scores, self.config, self.setup, measure(self.federation))
 
-    def _measure_best(self, last: Final) -> Final:
+    def _measure_best(self, last: Scores) -> BestRound | None:
         """Evaluate the best state on everything."""
-        if self.best is None or self.best.round == self.federation.round:
-            return last
-        self.federation.load(self.folder.commits, self.best.round, self.best.saved)
-        return self._measure()
+        if self.best is None:
+            return None
+        if self.best.round != self.federation.round:
+            self.federation.load(self.folder.commits, self.best.round, self.best.saved)
+            last = self._measure()
+        return BestRound(
+            round=self.best.round,
+            validation_accuracy=self.best.validation_accuracy,
+            **last.model_dump(exclude_unset=True),
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int64
@@ -18,9 +17,9 @@ from interfuse.errors import ConfigError, ModelError, RunError, nearest
 from interfuse.evaluation import compose
 from interfuse.federation import Federation
 from interfuse.models import SplitModel
-from interfuse.runs.config import RunConfig, read_config
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import Given, assemble
+from interfuse.runs.summary import Scores, Side, Spread, Summary
 from interfuse.setup import Setup
 
 Samples = ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]
@@ -31,33 +30,37 @@ class Result:
 
     Attributes:
         path: The run folder.
-        summary: ``summary.json``; empty while the run is not finished.
+        config: The complete configuration.
         metrics: The lines of ``metrics.jsonl``.
     """
 
     def __init__(self, path: str | Path, given: Given = Given()) -> None:  # noqa: B008 (frozen)
         self.path = Path(path)
-        if not (self.path / "config.toml").exists():
-            raise RunError(f"{self.path} holds no run: there is no config.toml in it")
         folder = RunFolder(self.path)
-        self.metrics, self.summary = folder.metrics(), folder.summary() or {}
+        self.config = folder.config()
+        self.metrics, self._summary = folder.metrics(), folder.summary()
         self._given = given
 
-    @cached_property
-    def config(self) -> RunConfig:
-        """The complete configuration."""
-        return read_config(self.path / "config.toml")
+    @property
+    def summary(self) -> Summary:
+        """``summary.json``.
+
+        Raises:
+            RunError: the run is not finished.
+        """
+        if self._summary is None:
+            raise RunError(f"{self.path} is not finished: `interfuse resume {self.path}` goes on with it")
+        return self._summary
 
     def curve(self, name: str) -> tuple[Int64[np.ndarray, "points"], Float[np.ndarray, "points ..."]]:
         """Rounds and values of ``own``, ``validation``, ``global`` (by client) or ``composition`` (base, modular)."""
-        name = {"global": "common"}.get(name, name)
-        rows = [row for row in self.metrics if row.get("accuracy")]
-        if name not in ("own", "validation", "common", "composition"):
+        if name not in ("own", "validation", "common", "global", "composition"):
             raise ConfigError(f"no curve {name!r}: own, validation, global or composition")
-        values = [row["accuracy"][name] for row in rows]
-        return np.array([row["round"] for row in rows]), np.array(values, dtype=float)
+        points = {row.round: row.accuracy for row in self.metrics if row.accuracy}
+        values = [getattr(point, "common" if name == "global" else name) for point in points.values()]
+        return np.array(list(points), dtype=np.int64), np.array(values, dtype=float)
 
-    def metric(self, name: str, on: str = "own", *, best: bool = False) -> Float[np.ndarray, "clients ..."]:
+    def metric(self, name: str, on: Side = "own", *, best: bool = False) -> Float[np.ndarray, "clients ..."]:
         """A metric of the recipe by client, recall by client and class; NaN is unknown.
 
         Args:
@@ -67,34 +70,34 @@ class Result:
         Raises:
             ConfigError: the metric was not measured; says which were.
         """
-        found = self._final("metrics", on, best)
+        found = self._final(on, best).metrics
         if name not in found:
             raise ConfigError(f"metric {name!r} was not measured: {nearest(name, found)}")
         values = found[name][on]
-        return np.array(values if name == "recall" else values["per_client"], dtype=float)
+        return np.array(values.per_client if isinstance(values, Spread) else values, dtype=float)
 
-    def confusion(self, on: str = "own", *, best: bool = False) -> Int64[np.ndarray, "classes answers"]:
+    def confusion(self, on: Side = "own", *, best: bool = False) -> Int64[np.ndarray, "classes answers"]:
         """Samples of all clients by class and answer; the last column is of samples without an answer (NaN scores).
 
         For the arguments and errors see :meth:`metric`; any metric brings the confusion matrix.
         """
-        return np.array(self._final("confusion", on, best)[on], dtype=np.int64)
+        return np.array(self._final(on, best).confusion[on], dtype=np.int64)
 
-    def _final(self, key: str, on: str, best: bool) -> Any:
-        """What the summary says of the last or the best state under a key that only runs with metrics have."""
+    def _final(self, on: Side, best: bool) -> Scores:
+        """The scores of the last or the best state, of a run with metrics."""
         if on not in ("own", "global"):
             raise ConfigError(f"nothing is measured on {on!r}: own or global")
         if not self.config.metrics:
             raise ConfigError(f"{self.path} measured no metrics beyond accuracy: run it with metrics=[...]")
-        values = self.summary.get("best") if best else self.summary
-        if not values:
-            raise RunError(f"{self.path} {'has no best round' if best and self.summary else 'is not finished'}")
-        return values[key]
+        scores = self.summary.best if best else self.summary
+        if scores is None:
+            raise RunError(f"{self.path} has no best round")
+        return scores
 
     @property
     def uplink(self) -> Int64[np.ndarray, "rounds"]:
         """Raw bytes sent by all clients up to each line of the metrics."""
-        return np.array([row["uplink"]["raw"] for row in self.metrics])
+        return np.array([row.uplink.raw for row in self.metrics])
 
     @cached_property
     def _engine(self) -> InProcess:

@@ -1,146 +1,310 @@
-"""The summary of a run: ``summary.json``."""
+"""What a run says of itself: ``summary.json``, and the lines of ``metrics.jsonl``.
+
+These classes write the files and read them. A file with a key that they do not know, or without one that they need, is
+refused by name: it is damaged, or another version of interfuse wrote it.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-import torch
+from jaxtyping import Float
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from interfuse.client import ClientId
-from interfuse.evaluation import Accuracies, Measurements, metric_values, no_statistics
-from interfuse.method import disclosures
-from interfuse.runs.config import RunConfig, plain
-from interfuse.runs.folder import Best
-from interfuse.setup import Serving
-from interfuse.wire import Ledger, Volume
+from interfuse.errors import Notice, RunError
+from interfuse.wire import Volume
+
+NO_COLLABORATION = ("local", "pooled")
+"""Methods that are references: they exchange nothing, so nothing is expected of their compositions."""
+
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+"""A number; null in a file, which JSON has for NaN, is unknown."""
+Numbers = tuple[Number, ...]
+Rows = tuple[Numbers, ...]
+Counts = tuple[tuple[int, ...], ...]
+Matrix = Float[np.ndarray, "bases modulars"]
+Side = Literal["own", "global"]
+"""Where a client is measured: on its own test share, or on the common test set."""
 
 
-@dataclass(frozen=True)
-class Final:
-    """What was measured on everything at one state; ``measurements`` are empty where no metrics are asked for."""
-
-    accuracies: Accuracies
-    measurements: Mapping[ClientId, Measurements]
+def mean(values: Iterable[float]) -> float:
+    """Mean over the known values; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
 
 
-def summarise(
-    config: RunConfig,
-    setup: Serving,
-    path: Path,
-    metrics: Sequence[Mapping[str, Any]],
-    ledger: Ledger,
-    last: Final,
-    best: tuple[Best, Final] | None,
-) -> dict[str, Any]:
+def std(values: Iterable[float]) -> float:
+    """Standard deviation over the known values; NaN where there is none."""
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.std(known)) if known else math.nan
+
+
+def mean_swapped(matrix: Matrix) -> float:
+    """Mean over the pairs whose blocks belong to two clients; NaN where there is one client."""
+    return mean(matrix[~np.eye(len(matrix), dtype=bool)])
+
+
+class Record(BaseModel):
+    """A part of such a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def values(self) -> dict[str, Any]:
+        """What the file says, as plain values; what was never given is left out."""
+        values: dict[str, Any] = without_nan(self.model_dump(exclude_unset=True))
+        return values
+
+
+R = TypeVar("R", bound=Record)
+
+
+def read(kind: type[R], text: str, source: str) -> R:
+    """A record of its JSON.
+
+    Raises:
+        RunError: it is none; names file and key.
+    """
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the whole of it"
+        raise RunError(
+            f"{source} cannot be read: {place}: {first['msg']}. It is damaged, or another version of interfuse than "
+            f"this one, {version('interfuse')}, wrote it"
+        ) from None
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for NaN, which JSON does not know, and lists for tuples."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return value
+
+
+class Failure(Record):
+    """A reply that a round went on without."""
+
+    client: int
+    kind: str
+    reason: str
+
+
+class Steps(Record):
+    """Gradient steps."""
+
+    clients: int
+    server: int
+
+    @property
+    def total(self) -> int:
+        """Of both sides."""
+        return self.clients + self.server
+
+
+class Point(Record):
+    """A point of the curve: scores by client, and of all pairs of blocks; NaN is unknown."""
+
+    own: Numbers
+    validation: Numbers
+    common: Numbers
+    composition: Rows | None
+
+
+class Row(Record):
+    """A line of ``metrics.jsonl``; bytes and virtual seconds are totals since the start."""
+
+    round: int
+    uplink: Volume
+    downlink: Volume
+    steps: Steps
+    failures: tuple[Failure, ...]
+    outstanding: int
+    virtual_seconds: dict[str, Number]
+    accuracy: Point | None = None
+    similarity: Rows | None = None
+    seconds: dict[str, float]
+
+
+class Spread(Record):
+    """A measure over clients; NaN is unknown."""
+
+    mean: Number
+    std: Number
+    per_client: Numbers
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Spread:
+        """The spread of the clients that have a value."""
+        each = tuple(values)
+        return cls(mean=mean(each), std=std(each), per_client=each)
+
+
+UNKNOWN = Spread.of(())
+
+
+class Scores(Record):
+    """What was measured of one state; ``metrics`` and ``confusion`` are empty where no metrics are asked for.
+
+    Attributes:
+        global_accuracy: The task's score on the common test set.
+        own_accuracy: The task's score on the clients' own test shares.
+        composition_matrix: A row for each base, a column for each modular block.
+        metrics: By name and side; recall has a row for each client and a number for each class.
+        confusion: Samples of all clients by class and answer; the last column is of those without an answer.
+    """
+
+    global_accuracy: Spread
+    own_accuracy: Spread
+    composition_matrix: Rows | None
+    metrics: dict[str, dict[Side, Spread | Rows]] = {}
+    confusion: dict[Side, Counts] = {}
+
+    @property
+    def composition(self) -> Matrix | None:
+        """The matrix of compositions as an array."""
+        return np.array(self.composition_matrix, dtype=float) if self.composition_matrix else None
+
+    @property
+    def mean_composition(self) -> float:
+        """Mean over all pairs of a base and a modular block, those of one client included."""
+        return math.nan if self.composition is None else mean(self.composition.flat)
+
+    @property
+    def mean_swapped(self) -> float:
+        """Mean over the pairs whose blocks belong to two clients."""
+        return math.nan if self.composition is None else mean_swapped(self.composition)
+
+    def metric(self, name: str, on: Side) -> Spread:
+        """A metric with one number a client; unknown where it was not measured."""
+        found = self.metrics[name][on] if name in self.metrics else UNKNOWN
+        assert isinstance(found, Spread), f"{name} has no single number a client"
+        return found
+
+    def recalls(self, on: Side) -> list[float]:
+        """Recall of each class, a mean over the clients with samples of it; empty where it was not measured."""
+        found = self.metrics["recall"][on] if "recall" in self.metrics else ()
+        return [] if isinstance(found, Spread) else [mean(of_class) for of_class in zip(*found, strict=True)]
+
+
+NOTHING = Scores(global_accuracy=UNKNOWN, own_accuracy=UNKNOWN, composition_matrix=None)
+"""The scores of what did not run."""
+
+
+class BestRound(Scores):
+    """The round with the best mean validation score, and the scores of its state."""
+
+    round: int
+    validation_accuracy: float
+
+
+class Downlink(Record):
+    """Bytes to clients; ``_broadcast``: where a message that all get counts once."""
+
+    raw: int
+    wire: int
+    raw_broadcast: int
+    wire_broadcast: int
+
+
+class Moved(Record):
+    """Bytes both ways."""
+
+    uplink: Volume
+    downlink: Volume
+
+
+class MovedOfKind(Moved):
+    """The same of one kind of message."""
+
+    downlink_broadcast: Volume
+
+
+class Blocks(Record):
+    """Parameters of a model's two blocks."""
+
+    base: int
+    modular: int
+
+    @property
+    def total(self) -> int:
+        """Of the whole model."""
+        return self.base + self.modular
+
+
+class ClientFacts(Record):
+    """What is known of a client; None is unknown."""
+
+    id: int
+    architecture: str
+    parameters: Blocks | None
+    data: str
+    samples: int | None
+
+
+class What(Record):
+    """What ran.
+
+    Attributes:
+        score: What the task's score is called, such as accuracy; headings take the word from here.
+        note: What a reader of results must know of the data.
+        discloses: What clients' messages disclose; None is unknown.
+        notice: What the method said of these clients before it began.
+    """
+
+    interfuse: str
+    method: str
+    data: str
+    seed: int
+    rounds: int
+    score: str
+    seconds: float
+    run: str
+    note: str
+    codecs: dict[str, str]
+    discloses: tuple[str, ...] | None
+    notice: Notice | None
+
+
+class Summary(Scores, What):
     """What ``summary.json`` says; docs/run-folder.md describes it."""
-    training, start, evaluated = (ledger.totals(heading) for heading in ("training", "start", "evaluation"))
-    phases: dict[str, float] = {}
-    for row in metrics:
-        for phase, seconds in row["seconds"].items():
-            phases[phase] = phases.get(phase, 0.0) + seconds
-    return {
-        "interfuse": version("interfuse"),
-        "method": config.method,
-        "data": ", ".join(config.data_names),
-        "seed": config.seed,
-        "rounds": config.rounds,
-        "seconds": round(sum(s for phase, s in phases.items() if phase != "local work, all clients"), 3),
-        "run": str(path),
-        "note": setup.note,
-        "codecs": config.codecs,
-        "discloses": sorted(disclosures(setup.method)),
-        "notice": plain(setup.method.notice(setup.profiles)),
-        **_measured(config, setup, last),
-        "best": None if best is None else {
-            "round": best[0].round, "validation_accuracy": best[0].validation_accuracy,
-            **_measured(config, setup, best[1]),
-        },
-        "similarity": {"before": metrics[0].get("similarity"), "after": metrics[-1].get("similarity")},
-        "stability": _stability(metrics),
-        "gradient_steps": {side: sum(row["steps"][side] for row in metrics) for side in ("clients", "server")},
-        "virtual_seconds": metrics[-1].get("virtual_seconds"),
-        "missing_replies": {
-            kind: sum(failure.get("kind", "failed") == kind for row in metrics for failure in row["failures"])
-            for kind in ("failed", "late", "away")
-        },
-        "uplink_bytes": plain(training.uplink),
-        "downlink_bytes": plain(training.downlink) | {
-            "raw_broadcast": training.downlink_broadcast.raw, "wire_broadcast": training.downlink_broadcast.wire,
-        },
-        "start_bytes": _both(start.uplink, start.downlink),
-        "evaluation_bytes": _both(evaluated.uplink, evaluated.downlink),
-        "bytes_by_kind": {
-            kind: _both(t.uplink, t.downlink) | {"downlink_broadcast": plain(t.downlink_broadcast)}
-            for kind, t in training.by_kind.items()
-        },
-        "seconds_by_phase": {phase: round(seconds, 3) for phase, seconds in phases.items()},
-        "clients": _clients(setup),
-        "class_names": setup.class_names,
-        "class_counts": setup.class_counts,
-    }  # fmt: skip
 
+    best: BestRound | None
+    similarity: dict[Literal["before", "after"], Rows | None]
+    stability: Number
+    gradient_steps: Steps
+    virtual_seconds: dict[str, Number]
+    missing_replies: dict[str, int]
+    uplink_bytes: Volume
+    downlink_bytes: Downlink
+    start_bytes: Moved
+    evaluation_bytes: Moved
+    bytes_by_kind: dict[str, MovedOfKind]
+    seconds_by_phase: dict[str, float]
+    clients: tuple[ClientFacts, ...]
+    class_names: tuple[str, ...]
+    class_counts: Counts | None
+    beside: dict[str, Summary] = {}
 
-def _both(uplink: Volume, downlink: Volume) -> dict[str, Any]:
-    return {"uplink": plain(uplink), "downlink": plain(downlink)}
+    @property
+    def local(self) -> Summary | None:
+        """The run of Local beside it."""
+        return self.beside.get("local")
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether this is Local or Pooled itself."""
+        return self.method in NO_COLLABORATION
 
-def _measured(config: RunConfig, setup: Serving, final: Final) -> dict[str, Any]:
-    """Accuracies, and the metrics that were asked for with the confusion matrices behind them."""
-    if not config.metrics:
-        return _accuracies(final.accuracies)
-    nobody = no_statistics(setup.dims["classes"])
-    everybody = [final.measurements.get(client, Measurements(nobody, nobody)) for client in setup.profiles]
-    sides = {"own": [found.own for found in everybody], "global": [found.common for found in everybody]}
-    values = {side: [metric_values(found) for found in by_client] for side, by_client in sides.items()}
-    return _accuracies(final.accuracies) | {
-        "metrics": {name: {side: _by_client(name, values[side]) for side in sides} for name in config.metrics},
-        "confusion": {side: torch.stack([f.confusion for f in sides[side]]).sum(0).tolist() for side in sides},
-    }
-
-
-def _by_client(name: str, values: Sequence[Mapping[str, Any]]) -> Any:
-    """A metric of all clients with mean and standard deviation; recall, which has a value a class, without."""
-    found = [of_client[name] for of_client in values]
-    return found if name == "recall" else _spread(found)
-
-
-def _accuracies(accuracies: Accuracies) -> dict[str, Any]:
-    return {
-        "global_accuracy": _spread(accuracies.common),
-        "own_accuracy": _spread(accuracies.own),
-        "composition_matrix": accuracies.composition,
-    }
-
-
-def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and standard deviation over the clients that have a value."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return {
-        "mean": float(np.mean(known)) if known else math.nan,
-        "std": float(np.std(known)) if known else math.nan,
-        "per_client": list(values),
-    }
-
-
-def _stability(metrics: Sequence[Mapping[str, Any]], points: int = 10) -> float:
-    """Standard deviation of the mean global accuracy over the last points of the curve."""
-    curve = [_spread(row["accuracy"]["common"])["mean"] for row in metrics if row.get("accuracy")]
-    return float(np.std(curve[-points:])) if curve else math.nan
-
-
-def _clients(setup: Serving) -> list[dict[str, Any]]:
-    architectures = dict.fromkeys(profile.architecture for profile in setup.profiles.values())
-    parameters = {name: setup.parameters_of(name) for name in architectures}
-    return [
-        {
-            "id": c, "architecture": p.architecture, "parameters": parameters[p.architecture],
-            "data": setup.data_name(c), "samples": p.samples,
-        }
-        for c, p in setup.profiles.items()
-    ]  # fmt: skip
+    @property
+    def composes(self) -> bool:
+        """Whether blocks of different clients are meant to work together: features are shared, and no parameters."""
+        return self.discloses is None or ("features" in self.discloses and "parameters" not in self.discloses)

@@ -1,0 +1,182 @@
+"""How a summary comes of a run's rows, its ledger and its last evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from interfuse.client import ClientId
+from interfuse.errors import Notice
+from interfuse.evaluation import Accuracies, Measurements, Statistics, metric_values, no_statistics
+from interfuse.method import disclosures
+from interfuse.runs.config import RunConfig
+from interfuse.runs.summary import (
+    NOTHING,
+    BestRound,
+    ClientFacts,
+    Counts,
+    Downlink,
+    Moved,
+    MovedOfKind,
+    Point,
+    Row,
+    Rows,
+    Scores,
+    Side,
+    Spread,
+    Steps,
+    Summary,
+    mean,
+    std,
+)
+from interfuse.setup import Serving
+from interfuse.wire import Ledger, Totals
+
+ON_THE_CURVE = 10
+"""The last points of the curve, whose spread is the stability."""
+WORK = "local work, all clients"
+"""A phase that others contain."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a federation beside its configuration. Here it is what a configuration alone says."""
+
+    clients: Sequence[ClientFacts]
+    score: str = "accuracy"
+    note: str = ""
+    discloses: Sequence[str] | None = None
+    notice: Notice | None = None
+    class_names: Sequence[str] = ()
+    class_counts: Counts | Sequence[Sequence[int]] | None = None
+
+    @classmethod
+    def of(cls, setup: Serving) -> Facts:
+        """The facts of a federation that was set up."""
+        architectures = dict.fromkeys(profile.architecture for profile in setup.profiles.values())
+        parameters = {name: setup.parameters_of(name) for name in architectures}
+        clients = [
+            ClientFacts.model_validate({
+                "id": c, "architecture": p.architecture, "parameters": parameters[p.architecture],
+                "data": setup.data_name(c), "samples": p.samples,
+            })
+            for c, p in setup.profiles.items()
+        ]  # fmt: skip
+        return cls(
+            clients,
+            note=setup.note,
+            discloses=sorted(disclosures(setup.method)),
+            notice=setup.method.notice(setup.profiles),
+            class_names=setup.class_names,
+            class_counts=setup.class_counts,
+        )
+
+    @classmethod
+    def of_config(cls, config: RunConfig) -> Facts:
+        """The facts of a run that nobody has set up here."""
+        data, models = config.data_names, config.models
+        return cls(
+            [
+                ClientFacts(
+                    id=i, architecture=models[i % len(models)], parameters=None, data=data[i % len(data)], samples=None
+                )
+                for i in range(config.clients)
+            ]
+        )
+
+
+def summarise(
+    config: RunConfig,
+    path: Path,
+    rows: Sequence[Row],
+    ledger: Ledger,
+    facts: Facts,
+    last: Scores,
+    best: BestRound | None,
+) -> Summary:
+    """The summary of a run without what runs beside it, finished or not."""
+    training, start, evaluated = (ledger.totals(heading) for heading in ("training", "start", "evaluation"))
+    phases = dict.fromkeys((phase for row in rows for phase in row.seconds), 0.0)
+    for row in rows:
+        for phase, seconds in row.seconds.items():
+            phases[phase] += seconds
+    kinds = Counter(failure.kind for row in rows for failure in row.failures)
+    return Summary(
+        interfuse=config.environment.get("interfuse", version("interfuse")),
+        method=config.method,
+        data=", ".join(config.data_names),
+        seed=config.seed,
+        rounds=config.rounds,
+        seconds=round(sum(seconds for phase, seconds in phases.items() if phase != WORK), 3),
+        run=str(path),
+        codecs=config.codecs,
+        **vars(facts),
+        **last.model_dump(exclude_unset=True),
+        best=best,
+        similarity={"before": rows[0].similarity if rows else None, "after": rows[-1].similarity if rows else None},
+        stability=std([mean(row.accuracy.common) for row in rows if row.accuracy][-ON_THE_CURVE:]),
+        gradient_steps=Steps(
+            clients=sum(row.steps.clients for row in rows), server=sum(row.steps.server for row in rows)
+        ),
+        virtual_seconds=rows[-1].virtual_seconds if rows else {},
+        missing_replies={kind: kinds[kind] for kind in ("failed", "late", "away")},
+        uplink_bytes=training.uplink,
+        downlink_bytes=Downlink(
+            raw=training.downlink.raw,
+            wire=training.downlink.wire,
+            raw_broadcast=training.downlink_broadcast.raw,
+            wire_broadcast=training.downlink_broadcast.wire,
+        ),
+        start_bytes=_both(start),
+        evaluation_bytes=_both(evaluated),
+        bytes_by_kind={
+            kind: MovedOfKind(uplink=t.uplink, downlink=t.downlink, downlink_broadcast=t.downlink_broadcast)
+            for kind, t in training.by_kind.items()
+        },
+        seconds_by_phase={phase: round(seconds, 3) for phase, seconds in phases.items()},
+    )
+
+
+def _both(totals: Totals) -> Moved:
+    return Moved(uplink=totals.uplink, downlink=totals.downlink)
+
+
+def scores_of(point: Point | Accuracies | None) -> Scores:
+    """The scores of a point of the curve, or of an evaluation of everything."""
+    if point is None:
+        return NOTHING
+    return Scores(
+        global_accuracy=Spread.of(point.common),
+        own_accuracy=Spread.of(point.own),
+        composition_matrix=None if point.composition is None else tuple(map(tuple, point.composition)),
+    )
+
+
+def with_metrics(
+    scores: Scores, config: RunConfig, setup: Serving, measured: Mapping[ClientId, Measurements]
+) -> Scores:
+    """The same with the metrics that were asked for, and the confusion matrices behind them."""
+    nobody = no_statistics(setup.dims["classes"])
+    everybody = [measured.get(client, Measurements(nobody, nobody)) for client in setup.profiles]
+    sides: dict[Side, list[Statistics]] = {
+        "own": [found.own for found in everybody],
+        "global": [found.common for found in everybody],
+    }
+    values = {side: [metric_values(found) for found in by_client] for side, by_client in sides.items()}
+    found = {
+        "metrics": {name: {side: _by_client(name, values[side]) for side in sides} for name in config.metrics},
+        "confusion": {side: torch.stack([f.confusion for f in sides[side]]).sum(0).tolist() for side in sides},
+    }
+    return Scores.model_validate(scores.model_dump(exclude_unset=True) | found)
+
+
+def _by_client(name: str, values: Sequence[Mapping[str, Any]]) -> Spread | Rows:
+    """A metric of all clients; recall has a value a class, so that no spread is made of it."""
+    found = [of_client[name] for of_client in values]
+    return tuple(map(tuple, found)) if name == "recall" else Spread.of(found)
