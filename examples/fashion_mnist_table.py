@@ -67,11 +67,11 @@ def main(folder: Path) -> None:
             rate = tuned(folder, name, partition)
             summaries = [result(folder, name, rate, partition, seed, ROUNDS).summary for seed in SEEDS]
             cells = []
-            for where in (summaries, [s["best"] for s in summaries]):
-                cells.append(cell([s["own_accuracy"]["mean"] for s in where]))
-                cells.append(cell([s["global_accuracy"]["mean"] for s in where]))
-                cells.append(cell([float(np.mean(s["composition_matrix"])) for s in where]))
-            uplink = np.mean([s["uplink_bytes"]["raw"] + s["start_bytes"]["uplink"]["raw"] for s in summaries]) / 1e6
+            for where in (summaries, [s.best for s in summaries if s.best]):
+                cells.append(cell([s.own_accuracy.mean for s in where]))
+                cells.append(cell([s.global_accuracy.mean for s in where]))
+                cells.append(cell([s.mean_composition for s in where]))
+            uplink = np.mean([s.uplink_bytes.raw + s.start_bytes.uplink.raw for s in summaries]) / 1e6
             rows.append(f"| {partition} | {name} | {rate:g} | {' | '.join(cells)} | {uplink:.1f} |")
             text = "\n".join(
                 [

@@ -49,7 +49,7 @@ def both(run: Path, images: int = IMAGES) -> tuple[float, float]:
     chosen = torch.randperm(len(dataset.x_train), generator=torch.Generator().manual_seed(0))[:images]
     mixed = dataset.normalise(dataset.x_train[chosen])
     clients = range(min(len(config.models), config.clients))
-    as_it_is = json.loads((run / "summary.json").read_text(encoding="utf-8"))["global_accuracy"]["per_client"]
+    as_it_is = result.summary.global_accuracy.per_client
     anew = []
     for client in clients:
         model = result.model(client)

@@ -31,11 +31,12 @@ from interfuse import (
     pair,
 )
 from interfuse.api import new_folder
+from interfuse.clock import named
 from interfuse.errors import ConfigError, DataError, ModelError, RunError
 from interfuse.methods import built_in
 from interfuse.methods.ifl import IFL
 from interfuse.numerics import Numerics
-from interfuse.runs import Result, parse_config
+from interfuse.runs import Result, RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
 
 DATA = tiny_dataset(rows=120, test_rows=50)
@@ -92,10 +93,10 @@ def test_the_curve_has_the_rounds_that_were_evaluated(result: Result) -> None:
     rounds, common = result.curve("common")
     assert rounds.tolist() == [0, 2, 4, 6]
     assert common.shape == (4, 3)
-    assert common[-1].tolist() == result.summary["global_accuracy"]["per_client"]
+    assert tuple(common[-1]) == result.summary.global_accuracy.per_client
     assert result.curve("own")[1].shape == result.curve("validation")[1].shape == (4, 3)
     assert result.curve("composition")[1].shape == (4, 3, 3)
-    assert result.curve("composition")[1][-1].tolist() == result.summary["composition_matrix"]
+    assert np.array_equal(result.curve("composition")[1][-1], result.summary.composition)
     assert common[-1].mean() > common[0].mean()
     with pytest.raises(ConfigError, match="no curve 'comon': .*global"):
         result.curve("comon")
@@ -103,10 +104,10 @@ def test_the_curve_has_the_rounds_that_were_evaluated(result: Result) -> None:
 
 def test_uplink_is_what_the_method_says_it_costs(result: Result) -> None:
     """A minibatch of fusion outputs (4 bytes a number) and labels (1 byte each) of every client and round."""
-    rows = [min(result.config.settings["batch_size"], client["samples"]) for client in result.summary["clients"]]
+    rows = [min(result.config.settings["batch_size"], client.samples) for client in result.summary.clients]
     a_round = sum(rows) * (8 * 4 + 1)
     assert result.uplink.tolist() == [a_round * r for r in range(7)]
-    assert result.summary["uplink_bytes"]["raw"] == 6 * a_round
+    assert result.summary.uplink_bytes.raw == 6 * a_round
 
 
 @pytest.mark.parametrize("base", range(3))
@@ -115,14 +116,14 @@ def test_a_composition_is_as_good_as_the_matrix_says(base: int, modular: int, re
     scores = result.compose(base=base, modular=modular)(DATA.x_test)
     assert scores.shape == (50, 3)
     right = int((scores.argmax(1) == DATA.y_test).sum())
-    assert right / 50 == result.summary["composition_matrix"][base][modular]
+    assert right / 50 == result.summary.composition_matrix[base][modular]
     plain = result.model(modular).eval().modular(result.model(base).eval().base(DATA.normalise(DATA.x_test)))
     torch.testing.assert_close(scores, plain.detach())
 
 
 def test_the_diagonal_is_each_client_s_own_accuracy(result: Result) -> None:
-    matrix = np.array(result.summary["composition_matrix"])
-    assert np.diag(matrix).tolist() == result.summary["global_accuracy"]["per_client"]
+    matrix = np.array(result.summary.composition_matrix)
+    assert tuple(np.diag(matrix)) == result.summary.global_accuracy.per_client
     off = matrix[~np.eye(3, dtype=bool)]
     assert not np.allclose(off, np.diag(matrix).mean()), "all compositions alike: the test of the entries shows little"
 
@@ -173,7 +174,7 @@ def test_models_of_a_method_whose_clients_keep_nothing(tmp_path: Path) -> None:
     assert same_bits(weights[0], weights[1])
     assert all(torch.isfinite(tensor).all() for tensor in weights[0].values())
     right = [(run.model(c).eval()(DATA.normalise(DATA.x_test)).argmax(1) == DATA.y_test).sum() / 50 for c in range(3)]
-    assert [float(share) for share in right] == pytest.approx(run.summary["global_accuracy"]["per_client"])
+    assert [float(share) for share in right] == pytest.approx(run.summary.global_accuracy.per_client)
 
 
 def test_a_run_is_opened_again(result: Result) -> None:
@@ -202,7 +203,7 @@ def test_a_run_that_is_not_finished_is_opened_and_resumed(tmp_path: Path) -> Non
         def begin(self, config: Any, done: int) -> None: ...
 
         def advance(self, row: Any) -> None:
-            if row["round"] == 3:
+            if row.round == 3:
                 raise KeyboardInterrupt
 
         def stage(self, text: str) -> None: ...
@@ -212,13 +213,14 @@ def test_a_run_that_is_not_finished_is_opened_and_resumed(tmp_path: Path) -> Non
     with pytest.raises(KeyboardInterrupt):
         interfuse.run("ifl", **settings, out=tmp_path / "run", progress=StopAtThree())
     opened = interfuse.load_run(tmp_path / "run", data=DATA)
-    assert opened.summary == {}
+    with pytest.raises(RunError, match="not finished"):
+        opened.summary  # noqa: B018 (reading it is what fails)
     assert opened.curve("common")[0].tolist() == [0, 1, 2, 3]
     assert opened.compose(0, 1)(DATA.x_test).shape == (50, 3)
     with pytest.raises(RunError, match=r"in-memory:tiny.*give it again: data="):
         interfuse.resume(tmp_path / "run")
     done = interfuse.resume(tmp_path / "run", data=DATA, workers=2)
-    assert done.summary["composition_matrix"] == whole.summary["composition_matrix"]
+    assert done.summary.composition_matrix == whole.summary.composition_matrix
     assert (done.path / "ledger.jsonl").read_bytes() == (whole.path / "ledger.jsonl").read_bytes()
     assert (done.path / "report.html").exists()
     assert interfuse.resume(tmp_path / "run", data=DATA).summary == done.summary
@@ -238,8 +240,8 @@ def test_a_method_of_one_s_own(tmp_path: Path) -> None:
 
     done = interfuse.run(Mine(lr=0.05), **FEW | {"out": tmp_path / "run", "rounds": 3})
     assert done.config.settings == {"lr": 0.05}
-    assert done.summary["uplink_bytes"]["raw"] == 0
-    assert done.summary["global_accuracy"]["mean"] > 0.5
+    assert done.summary.uplink_bytes.raw == 0
+    assert done.summary.global_accuracy.mean > 0.5
     assert done.model(0).part_names
 
 
@@ -251,7 +253,7 @@ def test_the_same_call_gives_the_same_bits_and_another_seed_others(tmp_path: Pat
     weights = [run.model(0).state_dict() for run in runs]
     assert same_bits(weights[0], weights[1])
     assert not same_bits(weights[0], weights[2])
-    assert runs[0].summary["class_counts"] == runs[1].summary["class_counts"] != runs[2].summary["class_counts"]
+    assert runs[0].summary.class_counts == runs[1].summary.class_counts != runs[2].summary.class_counts
 
 
 def test_functions_of_one_name_are_different_models(tmp_path: Path) -> None:
@@ -267,7 +269,7 @@ def test_functions_of_one_name_are_different_models(tmp_path: Path) -> None:
     a, b = hidden(3), hidden(7)
     done = interfuse.run("ifl", **FEW | {"models": [a, b, a], "out": tmp_path / "run"})
     assert [done.model(c).state_dict()["base.0.weight"].shape[0] for c in range(3)] == [3, 7, 3]
-    sizes = [client["parameters"]["base"] for client in done.summary["clients"]]
+    sizes = [client.parameters.base for client in done.summary.clients]
     assert sizes == [3 * 6 + 8 * 4, 7 * 6 + 8 * 8, 3 * 6 + 8 * 4]
 
 
@@ -295,7 +297,29 @@ def test_a_model_in_a_file_of_one_s_own(method: str, tmp_path: Path, monkeypatch
     settings = {"optimizer": "adam"} if method != "fedavg" else {}
     done = interfuse.run(method, **FEW | {"models": ["mine/models.py:build"], "settings": settings, "out": "run"})
     (tmp_path / "run/summary.json").unlink()
-    assert interfuse.resume("run", data=DATA).summary["global_accuracy"] == done.summary["global_accuracy"]
+    assert interfuse.resume("run", data=DATA).summary.global_accuracy == done.summary.global_accuracy
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+
+
+def test_every_setting_of_a_recipe_can_be_given(tmp_path: Path) -> None:
+    given: dict[str, Any] = FEW | {
+        "evaluation": "own", "test_rows": 20, "commit_seconds": 5.0, "commit_rounds": 1,
+        "client": {1: {"base_lr": 0.5}}, "device": "cpu", "devices": "stragglers", "numerics": Numerics(layout="contiguous"), "settings": {},
+    }  # fmt: skip
+    config = interfuse.run("ifl", **given, out=tmp_path / "run").config
+    assert (config.evaluation, config.test_rows, config.client) == ("own", 20, {1: {"base_lr": 0.5}})
+    assert (config.execution.commit_seconds, config.execution.commit_rounds, config.execution.workers) == (5.0, 1, 1)
+    assert (config.devices, config.numerics.layout) == (named("stragglers"), "contiguous")
+    assert "test_rows: " in (interfuse.run.__doc__ or "")
+
+
+def test_what_is_not_given_is_as_in_a_recipe(tmp_path: Path) -> None:
+    given = {key: value for key, value in FEW.items() if key != "workers"} | {"out": tmp_path / "run"}
+    config, default = interfuse.run("ifl", **given).config, RunConfig()
+    same = set(RunConfig.model_fields) - {*given, "method", "settings", "unset", "environment"}
+    assert {key: getattr(config, key) for key in same} == {key: getattr(default, key) for key in same}
 
 
 # ------------------------------------------------------------------------------------------------ names of run folders
@@ -375,12 +399,14 @@ class SomeEmpty:
         ({"settings": {"base_l": 1}}, ConfigError, r"IFL has no setting 'base_l': did you mean 'base_lr'"),
         ({"settings": {"base_lr": -1}}, ConfigError, r"base_lr = -1 is impossible"),
         ({"method": METHOD, "settings": {"base_lr": 1.0}}, ConfigError, r"settings belong to a method .* by name"),
-        ({"client_settings": {1: {"base_l": 1}}}, ConfigError, r"client 1: IFL has no setting 'base_l'"),
-        ({"client_settings": {2: {"base_lr": 0}}}, ConfigError, r"client 2: IFL: base_lr = 0 is impossible"),
-        ({"client_settings": {3: {"base_lr": 1}}}, ConfigError, r"client.3\], but clients are 0 to 2"),
+        ({"client": {1: {"base_l": 1}}}, ConfigError, r"client 1: IFL has no setting 'base_l'"),
+        ({"client": {2: {"base_lr": 0}}}, ConfigError, r"client 2: IFL: base_lr = 0 is impossible"),
+        ({"client": {3: {"base_lr": 1}}}, ConfigError, r"client.3\], but clients are 0 to 2"),
         ({"method": "ifk"}, ConfigError, r"no method 'ifk': did you mean 'ifl'"),
         ({"beside": ["loca"]}, ConfigError, r"beside: 'loca' .*local, pooled"),
         ({"rounds": 0}, ConfigError, r"rounds = 0 is impossible"),
+        ({"roundz": 3}, ConfigError, r"interfuse.run: unknown key 'roundz': did you mean 'rounds'"),
+        ({"execution": {}}, ConfigError, r"interfuse.run: unknown key 'execution'"),
         ({"workers": 0}, ConfigError, r"workers = 0 is impossible"),
         ({"commit_rounds": 0}, ConfigError, r"commit_rounds = 0 is impossible"),
         ({"eval_every": 0}, ConfigError, r"eval_every = 0 is impossible"),
@@ -419,7 +445,7 @@ def test_a_handler_that_raises_is_named_with_client_and_round_and_the_run_can_go
     assert commit is not None
     assert commit.round == 1
     (tmp_path / "mended").touch()
-    assert interfuse.resume(tmp_path / "run", method=Picky(), data=DATA).summary["rounds"] == 3
+    assert interfuse.resume(tmp_path / "run", method=Picky(), data=DATA).summary.rounds == 3
 
 
 def test_a_data_set_may_have_samples_of_any_shape(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from summaries import best_round, summary_values
 
 import interfuse
 from interfuse.cli.configuration import codecs, configure
@@ -48,15 +49,15 @@ def test_a_run_with_codecs_from_python(tmp_path: Path) -> None:
             "ifl", settings={"local_steps": 1}, rounds=2, eval_every=1, codecs=given, out=tmp_path / str(given),
             workers=1, progress=interfuse.Silent(), **TINY,
         ).summary
-        for given in (None, "int4+zstd")
+        for given in ({}, "int4+zstd")
     )  # fmt: skip
-    assert (plain["codecs"], coded["codecs"]) == ({}, {"default": "int4+zstd"})
-    assert coded["uplink_bytes"]["raw"] == plain["uplink_bytes"]["raw"]
-    assert coded["uplink_bytes"]["wire"] < coded["uplink_bytes"]["raw"] < plain["uplink_bytes"]["wire"]
-    assert coded["beside"]["local"]["codecs"] == {}
+    assert (plain.codecs, coded.codecs) == ({}, {"default": "int4+zstd"})
+    assert coded.uplink_bytes.raw == plain.uplink_bytes.raw
+    assert coded.uplink_bytes.wire < coded.uplink_bytes.raw < plain.uplink_bytes.wire
+    assert coded.beside["local"].codecs == {}
     lines = [json.loads(line) for line in (tmp_path / "int4+zstd" / "ledger.jsonl").read_text().splitlines()]
     up = [line["wire"] for line in lines if line["direction"] == "up" and line["heading"] == "training"]
-    assert sum(up) == coded["uplink_bytes"]["wire"]
+    assert sum(up) == coded.uplink_bytes.wire
     assert tomllib.loads((tmp_path / "int4+zstd" / "config.toml").read_text())["codecs"] == {"default": "int4+zstd"}
 
 
@@ -99,7 +100,7 @@ def test_the_cheapest_codec_that_hardly_costs_accuracy_is_chosen(tmp_path: Path,
     for job, (accuracy, size) in zip(jobs, texts.values(), strict=True):
         job.path.mkdir(parents=True)
         (job.path / "summary.json").write_text(
-            json.dumps({"best": {"validation_accuracy": accuracy}, "uplink_bytes": {"wire": size}})
+            json.dumps(summary_values(best=best_round(accuracy), uplink_bytes={"raw": 0, "wire": size}))
         )
     runs = [later for job in jobs for later in state.after(job, None)]
     assert runs[0].config.codecs == {"default": chosen}

@@ -26,9 +26,9 @@ def test_the_method_of_the_contributing_page_runs(tmp_path: Path) -> None:
         str(file), fusion_width=8, models=["mlp"], clients=2, rounds=2, settings={"lr": 0.1}, out=tmp_path / "run",
         progress=interfuse.Silent(),
     )  # fmt: skip
-    assert result.summary["discloses"] == ["logits"]
-    assert result.summary["uplink_bytes"]["raw"] == 2 * 2 * 10 * 10 * 4
-    assert result.summary["beside"]["local"]["uplink_bytes"]["raw"] == 0
+    assert result.summary.discloses == ("logits",)
+    assert result.summary.uplink_bytes.raw == 2 * 2 * 10 * 10 * 4
+    assert result.summary.beside["local"].uplink_bytes.raw == 0
 
 
 def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,116 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from interfuse import report
-from interfuse.clock import Devices, named
-from interfuse.data import Dataset, Partition, load
+from interfuse.clock import named
+from interfuse.data import Dataset, load
 from interfuse.errors import ConfigError
 from interfuse.method import Method
 from interfuse.methods import find, name_of
-from interfuse.models import DEFAULT_MODELS, Builder, expanded, resolve
-from interfuse.numerics import DEFAULT, Numerics
+from interfuse.models import Builder, expanded, resolve
 from interfuse.references import IN_MEMORY
 from interfuse.report.progress import following
-from interfuse.runs import Given, Progress, Result, RunConfig, execute, parse_config
+from interfuse.runs import Execution, Given, Progress, Result, RunConfig, RunSettings, execute, parse_config
 from interfuse.runs import resume as resume_run
-from interfuse.runs.config import absolute_paths, partition_values, settings_of
-
-DataSets = str | Dataset | Sequence[str | Dataset]
-"""One data set for all clients, or several that are dealt to them in turn; each by name or as an object."""
+from interfuse.runs.config import DataSets, absolute_paths, check_keys, partition_values, settings_of
 
 
 def run(
     method: str | Method | type[Method] = "ifl",
     *,
-    data: DataSets = "digits",
-    public: str | Dataset | None = None,
-    partition: str | Partition = "iid",
-    clients: int = 4,
-    models: Sequence[str | Builder] = DEFAULT_MODELS,
-    fusion_width: int = 432,
-    rounds: int = 200,
-    seed: int = 0,
-    settings: Mapping[str, Any] | None = None,
-    client_settings: Mapping[int, Mapping[str, Any]] | None = None,
-    codecs: str | Mapping[str, str] | None = None,
-    beside: Sequence[str] = ("local",),
-    metrics: Sequence[str] = (),
-    eval_every: int = 10,
-    validation: float = 0.1,
-    test: float = 0.1,
-    device: str = "cpu",
-    numerics: Numerics = DEFAULT,
-    devices: str | Devices = "uniform",
-    workers: int | None = None,
-    commit_rounds: int | None = None,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    **values: Unpack[RunSettings],
 ) -> Result:
     """Run a federated method and write its folder, with a report.
 
     Args:
         method: A method object, its class, or a name: built in, ``mine.py``, ``package.module:Class``, an entry point.
-        data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``. Several are dealt to the
-            clients in turn.
-        public: A data set or its name that everybody has, for methods that want one.
-        partition: How the training data is dealt to the clients.
-        models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width).
-        settings: Hyperparameters, where the method is given by name.
-        client_settings: Hyperparameters that differ for a client, by its number.
-        codecs: What is done to messages on their way: ``"int8+zstd"`` for all, or by field or kind of message, such as
-            ``{"FusionOutputs.z": "int4:row+zstd"}``; see docs/codecs.md.
-        beside: References to run after it on the same data: ``local``, ``pooled``.
-        metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
-            ``calibration-error``.
-        numerics: How numbers are computed: dtype, memory layout, denormals.
-        devices: What the virtual clock goes by: ``uniform``, ``stragglers``, or :class:`interfuse.Devices`.
-        workers: Processes on this machine; None: one a core. Results do not depend on it.
-        commit_rounds: Commit every so many rounds instead of every 30 seconds.
         out: The run folder; None: a new one under ``runs/``.
         progress: Who follows the run; None: bars or lines on the standard error stream.
             ``interfuse.Silent()`` shows nothing.
+        values: The settings of :class:`interfuse.runs.RunSettings`; defaults are those of a recipe.
 
     Raises:
         InterfuseError: something cannot work; the text names the client and the field.
     """
+    check_keys(values, {*RunSettings.__annotations__, "out", "progress"}, "interfuse.run")
+    settings = values.get("settings", {})
     if isinstance(method, Method) and settings:
         raise ConfigError("settings belong to a method that is given by name; this object has its own")
     if not isinstance(method, Method):
-        method = (find(method) if isinstance(method, str) else method).configure(settings or {})
-    given = _given(method, data, models, public)
-    values = absolute_paths(
-        {
-            "method": name_of(type(method)),
-            "data": _data_name(data) if isinstance(data, str | Dataset) else [_data_name(one) for one in data],
-            "public": None if public is None else _data_name(public),
-            "clients": clients,
-            "models": _names(models),
-            "fusion_width": fusion_width,
-            "rounds": rounds,
-            "seed": seed,
-            "eval_every": eval_every,
-            "validation": validation,
-            "test": test,
-            "device": device,
-            "codecs": codecs or {},
-            "beside": list(beside),
-            "metrics": metrics,
-            "partition": partition_values(partition),
-            "settings": settings_of(method),
-            "client": dict(client_settings or {}),
-            "numerics": asdict(numerics),
-            "devices": asdict(named(devices) if isinstance(devices, str) else devices),
-            "execution": {"workers": workers, "commit_rounds": commit_rounds},
-        },
-        Path.cwd(),
-    )
-    config = parse_config(values, "interfuse.run")
+        method = (find(method) if isinstance(method, str) else method).configure(settings)
+    given = _given(method, values.get("data"), values.get("models"), values.get("public"))
+    plain = {key: _PLAIN[key](value) if key in _PLAIN else value for key, value in values.items()}
+    plain |= {"method": name_of(type(method)), "settings": settings_of(method)}
+    plain["execution"] = {key: plain.pop(key) for key in Execution.model_fields if key in plain}
+    config = parse_config(absolute_paths(plain, Path.cwd()), "interfuse.run")
     return carry_out(config, Path(out) if out is not None else new_folder(config), given=given, progress=progress)
+
+
+run.__doc__ = f"{run.__doc__}\n    {RunSettings.__doc__}"  # so that help(interfuse.run) has all of them
 
 
 def _names(models: Sequence[str | Builder]) -> list[str]:
@@ -131,8 +74,21 @@ def _names(models: Sequence[str | Builder]) -> list[str]:
     return names
 
 
-def _data_name(data: str | Dataset) -> str:
-    return f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data
+def _data_names(data: DataSets) -> str | list[str]:
+    if isinstance(data, str | Dataset):
+        return f"{IN_MEMORY}{data.name}" if isinstance(data, Dataset) else data
+    return [str(_data_names(one)) for one in data]
+
+
+_PLAIN: Mapping[str, Callable[[Any], Any]] = {
+    "data": _data_names,
+    "public": lambda public: None if public is None else _data_names(public),
+    "models": _names,
+    "partition": partition_values,
+    "numerics": asdict,
+    "devices": lambda devices: asdict(named(devices) if isinstance(devices, str) else devices),
+}
+"""Settings that may be objects, as plain values."""
 
 
 def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, progress: Progress | None = None) -> Result:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from summaries import summary_values
 
 from interfuse.comparison.execution import Finished
 from interfuse.comparison.plan import Entry, Plan, resolve
@@ -44,7 +45,7 @@ def write_run(
     lines = []
     for number in range(rounds + 1):
         line: dict[str, Any] = {
-            "round": number, "failures": [], "seconds": {"calls": 0.5},
+            "round": number, "failures": [], "outstanding": 0, "seconds": {"calls": 0.5},
             "uplink": {"raw": number * upload * clients, "wire": number * wire * clients},
             "downlink": {"raw": 3 * number * upload * clients, "wire": 2 * number * wire * clients},
             "virtual_seconds": {"devices": 1.5 * number * clients, "10 Mbit/s": 0.5 * number},
@@ -54,7 +55,8 @@ def write_run(
             line["accuracy"] = accuracy(random, clients, rise * number / rounds, compositions)
         lines.append(line)
     last, best = (accuracy(random, clients, rise, compositions) for _ in range(2))
-    summary = {
+    down = {"raw": 3 * rounds * upload * clients, "wire": 2 * rounds * wire * clients}
+    summary = summary_values() | {
         "method": method, "seed": seed, "rounds": rounds, "seconds": 0.5 * (rounds + 1), "discloses": list(discloses),
         **final(last), "best": {"round": rounds - every, "validation_accuracy": 0.5, **final(best)},
         "stability": float(random.uniform(0, 0.1)),
@@ -62,9 +64,12 @@ def write_run(
         "missing_replies": {"failed": 0, "late": rounds, "away": seed},
         "gradient_steps": {"clients": 7 * clients * rounds, "server": 2 * rounds},
         "uplink_bytes": {"raw": rounds * upload * clients, "wire": rounds * wire * clients},
-        "downlink_bytes": {"raw": 3 * rounds * upload * clients, "wire": 2 * rounds * wire * clients},
+        "downlink_bytes": down | {f"{form}_broadcast": size // clients for form, size in down.items()},
         "codecs": {} if codec is None else {"default": codec},
-        "clients": [{"id": i, "architecture": "logistic", "data": "digits"} for i in range(clients)],
+        "clients": [
+            {"id": i, "architecture": "logistic", "data": "digits", "parameters": None, "samples": None}
+            for i in range(clients)
+        ],
     }  # fmt: skip
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(f'method = "{method}"\nrounds = {rounds}\nclients = {clients}\n')

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from summaries import best_round, summary_values
 
 import interfuse
 from interfuse.comparison import Plan, compare, parse, read, resolve
@@ -119,7 +120,7 @@ def test_the_choice_is_made_once_when_the_last_process_has_ended(tmp_path: Path)
     tuning = state.begin()
     for accuracy, job in enumerate(tuning):
         job.path.mkdir(parents=True)
-        (job.path / "summary.json").write_text(json.dumps({"best": {"validation_accuracy": accuracy / 10}}))
+        (job.path / "summary.json").write_text(json.dumps(summary_values(best=best_round(accuracy / 10))))
     begun = [[job.label for job in state.after(job, None)] for job in tuning]
     assert begun == [[], [], ["seed 0", "seed 1", "operations of a round"]]
 

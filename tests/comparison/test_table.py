@@ -21,7 +21,7 @@ from interfuse.comparison.measures import Anchor, Row, rows
 from interfuse.comparison.notes import notes
 from interfuse.comparison.plan import Plan
 from interfuse.comparison.table import Table, latex, tables, to_csv, to_json, to_latex, to_markdown
-from interfuse.runs.folder import without_nan
+from interfuse.runs.summary import without_nan
 
 HOSTILE = "50 % of <b>A_1</b> & B|C\\D $x^2$ ~ #{}\n± –"
 

@@ -25,7 +25,7 @@ from interfuse.cli import main
 from interfuse.coordination import driver
 from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.processes import fork
-from interfuse.runs import RunConfig, execute, parse_config
+from interfuse.runs import Result, RunConfig, execute, parse_config
 from interfuse.runs.config import to_toml
 from interfuse.runs.folder import RunFolder
 from interfuse.wire import load_tensors
@@ -278,7 +278,7 @@ def assert_equal_to_local(found: Parties, config: RunConfig) -> None:
     folders = {f"client-{client:05d}": found.folder / name / "state" for client, name in enumerate(found.names)}
     assert same_bits(states(found.run, folders), states(local, {}))
     assert (found.run / "ledger.jsonl").read_bytes() == (local / "ledger.jsonl").read_bytes()
-    ours, theirs = RunFolder(found.run), RunFolder(local)
-    assert timeless(ours.metrics()) == timeless(theirs.metrics())
-    summary, wanted = ours.summary() or {}, theirs.summary() or {}
+    rows, expected = ([row.values() for row in RunFolder(path).metrics()] for path in (found.run, local))
+    assert timeless(rows) == timeless(expected)
+    summary, wanted = (Result(path).summary.values() for path in (found.run, local))
     assert {key: timeless(summary[key]) for key in SAME} == {key: timeless(wanted[key]) for key in SAME}

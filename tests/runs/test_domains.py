@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from interfuse.report.summary import clients
 from small_runs import Fuse, Killed, assert_same, config_of, outcome
 from worlds import tiny_dataset
 
@@ -19,7 +18,7 @@ from interfuse import Silent, report
 from interfuse.cli.configuration import configure
 from interfuse.data import Classification, Dataset, Normalisation, make_shares
 from interfuse.errors import ConfigError, RunError
-from interfuse.report.text import title
+from interfuse.report.text import architecture, title
 from interfuse.runs import Given, Result, RunConfig, execute, read_config, resume
 from interfuse.runs.config import parse_config, to_toml
 from interfuse.runs.loop import assemble
@@ -92,10 +91,11 @@ def test_what_the_summary_says(path: Path) -> None:
     assert summary["data"] == "in-memory:tiny, in-memory:large"
     assert [client["data"] for client in summary["clients"]] == ["tiny", "large", "tiny", "large", "tiny"]
     assert "that of its own data set" in summary["note"]
-    assert title(summary) == "ifl on tiny, large, 5 clients, 3 rounds, seed 0"
+    typed = Result(path).summary
+    assert title(typed) == "ifl on tiny, large, 5 clients, 3 rounds, seed 0"
     assert summary["class_names"] == list(SMALL.class_names)
     assert np.sum(summary["class_counts"], axis=1).tolist() == [20, 45, 20, 45, 20]
-    assert [client.architecture for client in clients(summary)][:2] == ["logistic 1x5x4, tiny", "mlp 2x6x6, large"]
+    assert [architecture(client, typed) for client in typed.clients[:2]] == ["logistic 1x5x4, tiny", "mlp 2x6x6, large"]
 
 
 def test_the_report_of_a_run_under_way(path: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_differing_class_names_become_numbers(tmp_path: Path) -> None:
     other = dataclasses.replace(LARGE, task=Classification(("x", "y", "z")))
     given = Given(dataset=(SMALL, other))
     summary = execute(mixed(rounds=1), tmp_path / "run", given=given)
-    assert summary["class_names"] == ["0", "1", "2"]
+    assert summary.class_names == ("0", "1", "2")
     assert Result(tmp_path / "run", given).class_names(1) == ("x", "y", "z")
 
 

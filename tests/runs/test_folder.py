@@ -19,7 +19,8 @@ from small_runs import GIVEN, Fuse, Killed, Outcome, assert_same, committed, con
 from interfuse.errors import ConfigError, RunError
 from interfuse.federation import Saved
 from interfuse.runs import RunConfig, execute, resume
-from interfuse.runs.folder import Commit, RunFolder, without_nan
+from interfuse.runs.folder import Commit, RunFolder
+from interfuse.runs.summary import Row, without_nan
 from interfuse.wire import Entry, FileRecord, Ledger, load_tensors, save_tensors
 
 CONFIG = config_of(rounds=6, settings={"optimizer": "adam"})
@@ -411,7 +412,7 @@ def test_data_that_were_changed_are_refused(tmp_path: Path) -> None:
         with pytest.raises(RunError, match=f"the data of {path} were changed.*{draws} has other values"):
             resume(path)
     np.savez(draws, **arrays)
-    assert resume(path)["global_accuracy"] == whole["global_accuracy"]
+    assert resume(path).global_accuracy == whole.global_accuracy
 
 
 # ------------------------------------------------------------------------------------------------- the folder itself
@@ -421,6 +422,13 @@ def entry(round: int) -> Entry:
     return Entry(round, "training", 1, "train", 0, "up", "Weights", "unicast", 10, 20)
 
 
+NOTHING = {"raw": 0, "wire": 0}
+ROW = Row.model_validate({
+    "round": 1, "uplink": NOTHING, "downlink": NOTHING, "steps": {"clients": 1, "server": 0}, "failures": [],
+    "outstanding": 0, "virtual_seconds": {"devices": float("nan")}, "seconds": {"calls": 0.5},
+})  # fmt: skip
+
+
 def test_a_commit_comes_back_as_it_was(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create("rounds = 1\n")
@@ -428,7 +436,7 @@ def test_a_commit_comes_back_as_it_was(tmp_path: Path) -> None:
     with folder.locked():
         ledger = folder.open_at({})
         assert ledger.totals().uplink.raw == 0
-        folder.append({"round": 1, "nan": float("nan")}, [entry(1)])
+        folder.append(ROW, [entry(1)])
         commit = Commit(1, Saved({"a": record}, {"m": "mlp"}), folder.offsets(), {"settings": {"lr": 0.1}}, "digest")
         folder.write_commit(commit)
     assert folder.last_commit() == commit
@@ -437,7 +445,8 @@ def test_a_commit_comes_back_as_it_was(tmp_path: Path) -> None:
         replayed = folder.open_at(commit.offsets)
     assert isinstance(replayed, Ledger)
     assert (replayed.totals().uplink.raw, replayed.totals().uplink.wire) == (10, 20)
-    assert folder.metrics() == [{"round": 1, "nan": None}]
+    assert [row.values() for row in folder.metrics()] == [ROW.values()]
+    assert "NaN" not in (folder.path / "metrics.jsonl").read_text()
 
 
 def test_files_of_no_commit_go_with_the_next_one(tmp_path: Path) -> None:

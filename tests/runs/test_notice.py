@@ -42,9 +42,10 @@ def test_clients_without_anything_in_common(method: str, settings: Any, apart: s
     (heard,) = listener.heard
     assert f"No two clients have {apart}" in heard
     assert "Try: Give clients one architecture" in heard
-    assert f"{summary['notice']['text']} Try: {summary['notice']['remedy']}" == heard
+    assert summary.notice is not None
+    assert f"{summary.notice.text} Try: {summary.notice.remedy}" == heard
     first = diagnose(summary, [])[0]
-    assert (first.text, first.remedy) == (summary["notice"]["text"], summary["notice"]["remedy"])
+    assert (first.text, first.remedy) == (summary.notice.text, summary.notice.remedy)
     resume(tmp_path / "run", given=GIVEN, progress=listener)
     assert listener.heard == [heard]
 
@@ -56,4 +57,4 @@ def test_nothing_is_said_where_there_is_nothing_to_say(method: str, tmp_path: Pa
     config = config_of(method, models=models, clients=2, rounds=1)
     summary = execute(config, tmp_path / "run", given=GIVEN, progress=listener)
     assert listener.heard == []
-    assert summary["notice"] is None
+    assert summary.notice is None

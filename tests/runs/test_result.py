@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,9 @@ def test_json_of_a_run_is_json(tmp_path: Path) -> None:
     for text in [(tmp_path / "run/summary.json").read_text(), *metrics]:
         json.loads(text, parse_constant=refuse)
     summary = outcome(tmp_path / "run").summary
+    typed = Result(tmp_path / "run").summary
+    assert np.isnan([typed.own_accuracy.mean, *typed.own_accuracy.per_client]).all()
+    assert typed.values() == summary
     assert summary["own_accuracy"] == {"mean": None, "std": None, "per_client": [None, None, None]}
     assert summary["best"] is None
     assert np.isnan(Result(tmp_path / "run").curve("own")[1]).all()
@@ -161,11 +165,49 @@ def test_a_run_without_a_commit_has_curves_and_no_models(tmp_path: Path) -> None
         execute(config_of(), tmp_path / "run", given=GIVEN, engine=Fuse(1).engine)
     result = Result(tmp_path / "run", GIVEN)
     assert result.metrics == []
-    assert result.summary == {}
+    with pytest.raises(RunError, match=r"is not finished: `interfuse resume .*run`"):
+        result.summary  # noqa: B018 (reading it is what fails)
     assert result.curve("common")[0].tolist() == []
     assert result.uplink.tolist() == []
     with pytest.raises(RunError, match="has no commit yet"):
         result.model(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda s: s.update(colour="blue"), r"summary\.json .*: colour: Extra inputs"),
+        (lambda s: s["uplink_bytes"].update(zip=1), r"uplink_bytes\.zip: "),
+        (lambda s: s["beside"]["local"].pop("rounds"), r"beside\.local\.rounds: Field required"),
+        (lambda s: s.update(seed="seven"), r"seed: .*integer"),
+        (lambda s: s["best"].update(validation_accuracy=[]), r"best\.validation_accuracy: "),
+    ],
+)
+def test_a_summary_of_another_version_is_refused_by_file_and_key(
+    change: Callable[[dict[str, Any]], object], told: str, path: Path, tmp_path: Path
+) -> None:
+    summary = json.loads((path / "summary.json").read_text())
+    change(summary)
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(RunError, match=rf"{told}.*another version of interfuse"):
+        RunFolder(tmp_path).summary()
+
+
+def test_a_damaged_line_is_named(path: Path, tmp_path: Path) -> None:
+    first, second, *_ = (path / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text(first + second.replace("uplink", "up") + "{")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2 cannot be read: uplink: Field required"):
+        RunFolder(tmp_path).metrics()
+
+
+def test_what_is_read_is_what_was_written(path: Path) -> None:
+    summary = RunFolder(path).summary()
+    assert summary is not None
+    assert summary.values() == json.loads((path / "summary.json").read_text())
+    assert [row.values() for row in RunFolder(path).metrics()] == lines(path / "metrics.jsonl")
+    assert summary == RunFolder(path).summary()
+    assert summary.local is not None
+    assert summary.local.is_reference
 
 
 def test_looking_at_a_run_writes_nothing(path: Path) -> None:

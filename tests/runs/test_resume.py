@@ -133,7 +133,7 @@ def test_a_kill_after_any_step_changes_nothing(
         assert not (path / "summary.json").exists()
         summary = resume(path, given=given)
         assert_same(outcome(path), wanted)
-        assert timeless(summary) == timeless(outcome(path).summary)
+        assert timeless(summary.values()) == timeless(outcome(path).summary)
         shutil.rmtree(path)
 
 
@@ -208,8 +208,8 @@ def test_the_cadence_of_commits_shows_in_no_number(tmp_path: Path) -> None:
 def test_a_finished_run_returns_its_summary_and_does_nothing(tmp_path: Path) -> None:
     summary = execute(config_of("local", rounds=1), tmp_path / "run", given=GIVEN)
     before = snapshot(tmp_path / "run")
-    assert timeless(resume(tmp_path / "run", engine=no_engine)) == timeless(outcome(tmp_path / "run").summary)
-    assert summary["method"] == "local"
+    assert timeless(resume(tmp_path / "run", engine=no_engine).values()) == timeless(outcome(tmp_path / "run").summary)
+    assert summary.method == "local"
     assert snapshot(tmp_path / "run") == before
 
 
@@ -370,8 +370,9 @@ def test_the_ledger_has_all_that_was_evaluated_also_after_a_kill_at_the_end(tmp_
     """The rate is so high that the best round is not the last, so two states are evaluated on everything."""
     config, whole = config_of("local", rounds=4, settings={"lr": 3.0, "local_steps": 3}), Fuse()
     summary = execute(config, tmp_path / "whole", given=GIVEN, engine=whole.engine)
-    assert 0 < summary["best"]["round"] < 4
-    assert summary["evaluation_bytes"] == evaluated(tmp_path / "whole")
+    assert summary.best is not None
+    assert 0 < summary.best.round < 4
+    assert summary.values()["evaluation_bytes"] == evaluated(tmp_path / "whole")
     last = max(number for number, name in enumerate(whole.names, 1) if name.startswith("save"))
     calls = [line["call"] for line in lines(tmp_path / "whole/ledger.jsonl") if line["heading"] == "evaluation"]
     assert max(calls) > 1000 > min(calls), "calls of the two evaluations of one round are told apart"

@@ -86,11 +86,11 @@ def test_values_follow_from_the_models(path: Path) -> None:
 
 def test_the_best_round_has_its_own(path: Path) -> None:
     result = Result(path)
-    assert result.summary["best"]["round"] < 3, "choose other rates: the best round is the last"
+    assert result.summary.best.round < 3, "choose other rates: the best round is the last"
     assert (result.confusion("global", best=True) != result.confusion("global")).any()
     for side in ("own", "global"):  # all clients have as many samples of it, so that their mean is that of all samples
         matrix = result.confusion(side, best=True)
-        assert result.summary["best"][f"{side}_accuracy"]["mean"] == pytest.approx(np.trace(matrix) / matrix.sum())
+        assert getattr(result.summary.best, f"{side}_accuracy").mean == pytest.approx(np.trace(matrix) / matrix.sum())
 
 
 def test_the_summary_has_what_was_asked_for(path: Path) -> None:
@@ -171,8 +171,8 @@ def test_classes_that_are_not_there_are_left_out(tmp_path: Path) -> None:
     recall = result.metric("recall")
     assert np.isnan(recall[:, [0, 2, 3]]).all()
     assert (result.metric("balanced-accuracy") == recall[:, 1]).all()
-    assert recall[:, 1].tolist() == result.summary["own_accuracy"]["per_client"]
-    assert result.summary["metrics"]["auroc"]["global"] == {"mean": None, "std": None, "per_client": [None, None]}
+    assert tuple(recall[:, 1]) == result.summary.own_accuracy.per_client
+    assert np.isnan(result.metric("auroc", "global")).tolist() == [True, True]
     assert not np.isnan(result.metric("calibration-error")).any()
 
 
@@ -204,15 +204,13 @@ def test_a_client_is_measured_on_the_test_set_of_its_own_domain(tmp_path: Path) 
     assert result.confusion("global").sum(1).tolist() == [2 * 8 + 7, 2 * 8, 2 * 8 + 3]
     recall = result.metric("recall", "global")
     assert np.isnan(recall).tolist() == [[False] * 3, [False, True, False], [False] * 3]
-    assert result.summary["global_accuracy"]["per_client"][1] == pytest.approx(
-        (7 * recall[1, 0] + 3 * recall[1, 2]) / 10
-    )
+    assert result.summary.global_accuracy.per_client[1] == pytest.approx((7 * recall[1, 0] + 3 * recall[1, 2]) / 10)
 
 
 def test_only_what_was_asked_for(tmp_path: Path) -> None:
     execute(config_of("local", rounds=1, metrics=["recall"]), tmp_path / "run", given=GIVEN)
     result = Result(tmp_path / "run")
-    assert list(result.summary["metrics"]) == ["recall"]
+    assert list(result.summary.metrics) == ["recall"]
     assert result.confusion().sum() == 3 * 2
     with pytest.raises(ConfigError, match="metric 'auroc' was not measured: valid: recall"):
         result.metric("auroc")

@@ -8,16 +8,20 @@ from interfuse import (
     Arrival,
     Client,
     Clients,
+    Dirichlet,
     Features,
     Labels,
     Message,
     Method,
     Replies,
     Server,
+    SplitModel,
     State,
     on_client,
+    run,
 )
 from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs
+from interfuse.runs import Summary
 
 
 class Ask(Message):
@@ -85,3 +89,19 @@ def of_ifl(method: IFL, clients: Clients) -> None:
     outputs: Replies[FusionOutputs] = clients.call(method.train_base)
     clients.call(method.train_modular, FusionPairs(tuple(outputs.values())))
     clients.call(method.train_modular, outputs)  # refused
+
+
+def runs() -> None:
+    run(IFL(), data="digits", partition=Dirichlet(0.5), models=["mlp", build], rounds=3, workers=None, out="here")
+    run("ifl", test_rows=100, evaluation="own", codecs={"default": "int8"}, client={1: {"base_lr": 0.1}})
+    run("ifl", roundz=3)  # refused
+    run("ifl", rounds="three")  # refused
+    run("ifl", evaluation="mine")  # refused
+    run("ifl", execution={})  # refused
+    summary: Summary = run("ifl").summary
+    print(summary.best.round)  # refused
+    print(summary.own_accuracy.mean + 1, summary["own_accuracy"])  # refused
+
+
+def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    raise NotImplementedError

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Le
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from interfuse.errors import ConfigError, nearest
 from interfuse.runs import RunConfig
-from interfuse.runs.config import absolute_paths, codec_rules
+from interfuse.runs.config import M, absolute_paths, check_keys, codec_rules, validated
 from interfuse.toml import read_toml
 
 SIZES = ("smallest", "largest")
@@ -96,9 +96,6 @@ class Recipe(BaseModel):
     entries: tuple[EntryTable, ...]
 
 
-T = TypeVar("T", bound=BaseModel)
-
-
 def read(path: Path) -> Recipe:
     """Read a recipe, or the ``comparison.toml`` of a comparison.
 
@@ -137,10 +134,8 @@ def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Re
     for entry in entries:
         if taken.count(file_name(entry.name)) > 1:
             raise ConfigError(f"{source}: two entries are called {entry.name!r} or much alike; their files would clash")
-    return Recipe(
-        name=name, asked=asked, run=absolute_paths(run, folder),
-        grid=_grid(values.get("grid", {}), f"{source}, [grid]"), entries=entries,
-    )  # fmt: skip
+    grid = _grid(values.get("grid", {}), f"{source}, [grid]")
+    return Recipe(name=name, asked=asked, run=absolute_paths(run, folder), grid=grid, entries=entries)
 
 
 def _run(values: object, source: str) -> dict[str, Any]:
@@ -316,8 +311,7 @@ def _known(values: Mapping[str, Any], names: Sequence[str], source: str) -> None
     for key in values:
         if key in NOT_SHARED and key not in names:
             raise ConfigError(f"{source}: {key} is not for a comparison to say here; it is set for every run")
-        if key not in names:
-            raise ConfigError(f"{source}: unknown key {key!r}: {nearest(str(key), names)}")
+    check_keys(values, names, source)
 
 
 def _mapping(values: object, source: str) -> dict[str, Any]:
@@ -326,12 +320,7 @@ def _mapping(values: object, source: str) -> dict[str, Any]:
     return dict(values)
 
 
-def _table(kind: type[T], values: object, source: str) -> T:
+def _table(kind: type[M], values: object, source: str) -> M:
     table = _mapping(values, source)
     _known(table, tuple(kind.model_fields), source)
-    try:
-        return kind.model_validate(table)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None
+    return validated(kind, table, source)

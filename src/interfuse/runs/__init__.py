@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.runs.config import Execution, RunConfig, parse_config, read_config
+from interfuse.runs.config import Execution, RunConfig, RunSettings, parse_config, read_config
 from interfuse.runs.loop import NETWORK_FILE, Given, Progress, Silent, conduct, execute, resume
 from interfuse.runs.result import Result
 from interfuse.runs.summary import Row, Summary
@@ -15,6 +15,7 @@ __all__ = [
     "Result",
     "Row",
     "RunConfig",
+    "RunSettings",
     "Silent",
     "Summary",
     "conduct",

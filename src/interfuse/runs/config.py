@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypedDict, TypeVar, cast
 
 import tomli_w
 import torch
@@ -15,17 +15,19 @@ from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interfuse.clock import Devices
-from interfuse.data import PARTITIONS, Partition, parse_partition
+from interfuse.data import PARTITIONS, Dataset, Partition, parse_partition
 from interfuse.errors import ConfigError, nearest
 from interfuse.evaluation import METRICS, Mode
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
-from interfuse.models import DEFAULT_MODELS, expanded
+from interfuse.models import DEFAULT_MODELS, Builder, expanded
 from interfuse.numerics import Numerics
 from interfuse.references import IN_MEMORY, is_reference, load_reference
 from interfuse.toml import read_toml
 from interfuse.wire import Codecs
 from interfuse.wire.codecs.rules import DEFAULT as DEFAULT_CODEC
+
+M = TypeVar("M", bound=BaseModel)
 
 
 class Execution(BaseModel):
@@ -38,26 +40,73 @@ class Execution(BaseModel):
     commit_rounds: Annotated[int, Ge(1)] | None = None
 
 
-class RunConfig(BaseModel):
-    """Everything that decides a run's results, and how it is carried out.
+DataSets = str | Dataset | Sequence[str | Dataset]
+"""One data set for all clients, or several that are dealt to them in turn; each by name or as an object."""
+
+
+class RunSettings(TypedDict, total=False):
+    """What :func:`interfuse.run` takes beside a method; each is a key of a recipe, those of ``[execution]`` included.
 
     Attributes:
-        data: Name of the data set, or names of several, dealt to the clients in turn.
-        public: Name of a data set that everybody has, for methods that want one; None: there is none.
-        models: Names of models, dealt to the clients in turn; that of a federation becomes those of its models.
+        data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``. Several are dealt to the
+            clients in turn.
+        public: A data set or its name that everybody has, for methods that want one; None: there is none.
+        clients: How many there are.
+        models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width). That of a
+            federation becomes those of its models.
         fusion_width: Width d of the fusion layer.
-        settings: Hyperparameters of the method.
-        unset: Hyperparameters that are None, which TOML cannot say.
-        client: Hyperparameters that differ for a client, by its number.
-        codecs: What is done to the method's messages on their way, by field, kind of message, or ``default``; see
-            docs/codecs.md. A single text is the default.
+        rounds, seed: How long, and where all randomness begins.
+        eval_every: Rounds between two points of the curve.
+        device: ``cpu``, ``cuda``, ``cuda:1``.
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
-        metrics: What is measured beyond accuracy at the last and the best round: names of
-            :data:`interfuse.evaluation.METRICS`.
+        metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
+            ``calibration-error``.
         validation, test: Fractions of each client's share.
-        devices: What the virtual clock goes by.
         evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
         test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
+        partition: How the training data is dealt to the clients: a name, or an object such as ``Dirichlet(0.5)``.
+        settings: Hyperparameters of the method, where it is given by name.
+        client: Hyperparameters that differ for a client, by its number.
+        codecs: What is done to the method's messages on their way: ``"int8+zstd"`` for all, or by field or kind of
+            message, such as ``{"FusionOutputs.z": "int4:row+zstd"}``; see docs/codecs.md.
+        numerics: How numbers are computed: dtype, memory layout, denormals.
+        devices: What the virtual clock goes by: ``uniform``, ``stragglers``, or :class:`interfuse.Devices`.
+        workers: Processes on this machine; None: one a core. Results do not depend on it.
+        commit_seconds, commit_rounds: Commit after so many seconds (30), or every so many rounds instead.
+    """
+
+    data: DataSets
+    public: str | Dataset | None
+    clients: int
+    models: Sequence[str | Builder]
+    fusion_width: int
+    rounds: int
+    seed: int
+    eval_every: int
+    device: str
+    beside: Sequence[str]
+    metrics: Sequence[str]
+    validation: float
+    test: float
+    evaluation: Mode
+    test_rows: int | None
+    partition: str | Partition
+    settings: Mapping[str, Any]
+    client: Mapping[int, Mapping[str, Any]]
+    codecs: str | Mapping[str, str]
+    numerics: Numerics
+    devices: str | Devices
+    workers: int | None
+    commit_seconds: float
+    commit_rounds: int | None
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a run's results, and how it is carried out. :class:`RunSettings` says what a key means.
+
+    Attributes:
+        unset: Hyperparameters that are None, which TOML cannot say.
+        environment: What the run was begun with.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -127,26 +176,26 @@ class RunConfig(BaseModel):
         return values
 
 
+GIVEN_APART = {"method", "unset", "execution", "environment"}
+if RunSettings.__annotations__.keys() != {*RunConfig.model_fields, *Execution.model_fields} - GIVEN_APART:
+    raise TypeError("RunSettings has to have the keys of RunConfig and of Execution, no others")
+
+
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
     """Make a configuration of plain values.
 
     Raises:
         ConfigError: a key is unknown (with the nearest valid one) or a value impossible.
     """
-    _known(values, RunConfig.model_fields, source)
+    check_keys(values, RunConfig.model_fields, source)
     for table, keys in (
         ("execution", list(Execution.model_fields)),
         ("numerics", [f.name for f in fields(Numerics)]),
         ("devices", [f.name for f in fields(Devices)]),
     ):
         if isinstance(values.get(table), Mapping):
-            _known(values[table], keys, f"{source}, [{table}]")
-    try:
-        config = RunConfig.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None
+            check_keys(values[table], keys, f"{source}, [{table}]")
+    config = validated(RunConfig, values, source)
     if config.clients < 1:
         raise ConfigError(f"{source}: clients = {config.clients}: a federation needs at least one client")
     if not config.data_names:
@@ -182,10 +231,29 @@ def codec_rules(given: Any) -> Any:
     return {DEFAULT_CODEC: given} if isinstance(given, str) else given
 
 
-def _known(values: Mapping[str, Any], names: Any, source: str) -> None:
+def check_keys(values: Iterable[str], names: Iterable[str], source: str) -> None:
+    """Check that all keys are known.
+
+    Raises:
+        ConfigError: one is not; names the nearest.
+    """
     for key in values:
         if key not in names:
             raise ConfigError(f"{source}: unknown key {key!r}: {nearest(str(key), names)}")
+
+
+def validated(kind: type[M], values: Mapping[str, Any], source: str) -> M:
+    """A model of these values.
+
+    Raises:
+        ConfigError: one is impossible.
+    """
+    try:
+        return kind.model_validate(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None
 
 
 def read_config(path: Path) -> RunConfig:
