@@ -215,7 +215,7 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(
     assert "<b>A_1" not in text
     assert "failed: broken" in text
     assert not re.search(r"<script|<link|<img|src=|https?://(?!www\.w3\.org)", text)
-    assert "interfuse compare &#x27;out &amp; more/comparison.toml&#x27;" in text
+    assert "interfuse compare &#39;out &amp; more/comparison.toml&#39;" in text
 
 
 def test_a_heading_breaks_where_it_may() -> None:
