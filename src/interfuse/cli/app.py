@@ -36,6 +36,7 @@ from interfuse.cli.options import (
     Alpha,
     ClassesPerClient,
     CodecTexts,
+    CommitEvery,
     DataSets,
     Device,
     Devices,
@@ -51,6 +52,8 @@ from interfuse.cli.options import (
     Settings,
     ShardsPerClient,
     Width,
+    argument,
+    option,
 )
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
@@ -107,34 +110,22 @@ def _top(
     """Federated learning between parties whose models differ, without handing over their data."""
 
 
+_SEEDS = "Several seeds, each in OUT/seed-N; the same command again goes on with what is not finished."
+_BESIDE = f"References to run on the same data: local, pooled (default {','.join(DEFAULT.beside)})."
+_LAYOUT = f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout})."
+_DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype})."
+_DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
+_METRICS = f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)} (default none)."
+
+
 @app.command(no_args_is_help=True)
 def run(
-    what: Annotated[
-        str,
-        typer.Argument(metavar="METHOD|RECIPE", show_default=False),
-    ],
+    what: Annotated[str, argument("METHOD|RECIPE")],
     rounds: Rounds = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help=f"Seed (default {DEFAULT.seed}).", rich_help_panel=WHAT)
-    ] = None,
-    several: Annotated[
-        str | None,
-        typer.Option(
-            "--seeds",
-            metavar="N,N,...",
-            help="Several seeds, each in OUT/seed-N; the same command again goes on with what is not finished.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    seed: Annotated[int | None, option(WHAT, "N", f"Seed (default {DEFAULT.seed}).")] = None,
+    several: Annotated[str | None, option(WHAT, "N,N,...", _SEEDS, "--seeds")] = None,
     assignments: Settings = None,
-    beside: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME|none",
-            help=f"References to run on the same data: local, pooled (default {','.join(DEFAULT.beside)}).",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    beside: Annotated[str | None, option(WHAT, "NAME,NAME|none", _BESIDE)] = None,
     data: DataSets = None,
     clients: NumberOfClients = None,
     partition: PartitionName = None,
@@ -146,48 +137,14 @@ def run(
     codec: CodecTexts = None,
     device: Device = None,
     devices: Devices = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout}).",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype}).",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
-    denormals: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals}).",
-            rich_help_panel=HOW,
-        ),
-    ] = None,
+    layout: Annotated[str | None, option(HOW, "NAME", _LAYOUT)] = None,
+    dtype: Annotated[str | None, option(HOW, "NAME", _DTYPE)] = None,
+    denormals: Annotated[str | None, option(HOW, "NAME", _DENORMALS)] = None,
     workers: Processes = None,
-    commit_every: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="Commit every K rounds (default: every 30 seconds).", rich_help_panel=HOW),
-    ] = None,
+    commit_every: CommitEvery = None,
     eval_every: EvalEvery = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...|none",
-            help=f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)} (default none).",
-            rich_help_panel=AFTER,
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Run folder (default: a new one in runs/).", rich_help_panel=AFTER),
-    ] = None,
+    metrics: Annotated[str | None, option(AFTER, "NAME,...|none", _METRICS)] = None,
+    out: Annotated[Path | None, option(AFTER, "PATH", "Run folder (default: a new one in runs/).")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -260,15 +217,10 @@ def write_report(folder: RunArgument) -> None:
 @app.command()
 def predict(
     folder: RunArgument,
-    samples: Annotated[
-        Path,
-        typer.Argument(metavar="INPUT.npy", show_default=False),
-    ],
-    base: Annotated[int, typer.Option(metavar="CLIENT", help="Whose base block.", show_default=False)],
-    modular: Annotated[int, typer.Option(metavar="CLIENT", help="Whose modular block.", show_default=False)],
-    out: Annotated[
-        Path | None, typer.Option(metavar="SCORES.npy", help="Write the scores to a file.", rich_help_panel=AFTER)
-    ] = None,
+    samples: Annotated[Path, argument("INPUT.npy")],
+    base: Annotated[int, option(None, "CLIENT", "Whose base block.", show_default=False)],
+    modular: Annotated[int, option(None, "CLIENT", "Whose modular block.", show_default=False)],
+    out: Annotated[Path | None, option(AFTER, "SCORES.npy", "Write the scores to a file.")] = None,
     as_json: Json = False,
 ) -> None:
     """Classify samples with the base block of one client and the modular block of another.
@@ -289,9 +241,7 @@ def predict(
 
 
 @app.command()
-def methods(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", show_default=False)] = None,
-) -> None:
+def methods(name: Annotated[str | None, argument("NAME")] = None) -> None:
     """List the methods and what they disclose; with a name, its settings and messages."""
     _print(listings.methods() if name is None else listings.method(name))
 

@@ -47,6 +47,8 @@ from interfuse.cli.options import (
     Settings,
     ShardsPerClient,
     Width,
+    argument,
+    option,
 )
 from interfuse.comparison import Recipe
 from interfuse.comparison.table import with_spread
@@ -64,22 +66,19 @@ SHOWN = {
 """Measures for people at a terminal."""
 
 
+_GRID = (
+    "Choose a setting by validation accuracy, for each method that has it; KEY,KEY=A,B,... gives several settings the "
+    "same value. May be repeated."
+)
+_SMALL = "A recipe for one machine and some hours, as it says itself."
+
+
 def compare(
-    what: Annotated[list[str], typer.Argument(metavar="RECIPE|METHOD...", show_default=False)],
+    what: Annotated[list[str], argument("RECIPE|METHOD...")],
     rounds: Rounds = None,
-    seeds: Annotated[
-        str | None, typer.Option(metavar="N,N,...", help="Seeds of every entry (default 0,1,2).", rich_help_panel=WHAT)
-    ] = None,
+    seeds: Annotated[str | None, option(WHAT, "N,N,...", "Seeds of every entry (default 0,1,2).")] = None,
     assignments: Settings = None,
-    grid: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=A,B,...",
-            help="Choose a setting by validation accuracy, for each method that has it; KEY,KEY=A,B,... gives several "
-            "settings the same value. May be repeated.",
-            rich_help_panel=WHAT,
-        ),
-    ] = None,
+    grid: Annotated[list[str] | None, option(WHAT, "KEY=A,B,...", _GRID)] = None,
     data: DataSets = None,
     clients: NumberOfClients = None,
     partition: PartitionName = None,
@@ -91,24 +90,11 @@ def compare(
     codec: CodecTexts = None,
     device: Device = None,
     devices: Devices = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Runs side by side (default: one a core, on a GPU one).", rich_help_panel=HOW),
-    ] = None,
-    smoke: Annotated[
-        bool, typer.Option("--smoke", help="A quick try of a recipe, as it says itself.", rich_help_panel=HOW)
-    ] = False,
-    small: Annotated[
-        bool,
-        typer.Option(
-            "--small", help="A recipe for one machine and some hours, as it says itself.", rich_help_panel=HOW
-        ),
-    ] = False,
+    jobs: Annotated[int | None, option(HOW, "N", "Runs side by side (default: one a core, on a GPU one).")] = None,
+    smoke: Annotated[bool, option(HOW, None, "A quick try of a recipe, as it says itself.", "--smoke")] = False,
+    small: Annotated[bool, option(HOW, None, _SMALL, "--small")] = False,
     eval_every: EvalEvery = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Folder (default: comparisons/NAME).", rich_help_panel=AFTER),
-    ] = None,
+    out: Annotated[Path | None, option(AFTER, "PATH", "Folder (default: comparisons/NAME).")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -14,16 +14,13 @@ from rich.console import Console
 from interfuse import api
 from interfuse.cli.configuration import configure, listed
 from interfuse.cli.listings import show_result, table
-from interfuse.cli.options import AFTER, HOW, Json, Quiet, RunArgument
+from interfuse.cli.options import AFTER, HOW, CommitEvery, Json, Quiet, RunArgument, argument, option
 from interfuse.errors import ConfigError
 from interfuse.report.progress import shown
 
 SECURITY = "Keys"
 Insecure = Annotated[
-    bool,
-    typer.Option(
-        "--insecure", help="Without TLS: everybody on the way reads and changes all.", rich_help_panel=SECURITY
-    ),
+    bool, option(SECURITY, None, "Without TLS: everybody on the way reads and changes all.", "--insecure")
 ]
 
 
@@ -40,10 +37,10 @@ def _needs_grpc() -> None:
 
 
 def keys(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", show_default=False)],
-    nodes: Annotated[str, typer.Option(metavar="NAME,...", help="Names of the nodes.", show_default=False)],
+    folder: Annotated[Path, argument("FOLDER")],
+    nodes: Annotated[str, option(None, "NAME,...", "Names of the nodes.", show_default=False)],
     hosts: Annotated[
-        str, typer.Option("--hosts", metavar="HOST,...", help="Under which names nodes reach the coordinator.")
+        str, option(None, "HOST,...", "Under which names nodes reach the coordinator.")
     ] = "localhost,127.0.0.1",
 ) -> None:
     """Make keys for a trial in FOLDER: an authority, a coordinator's, one for each node. What is there stays.
@@ -57,25 +54,17 @@ def keys(
         typer.echo(f"made {path}")
 
 
+_DRY = "Play a round here, and write every message that would leave to FOLDER."
+
+
 def node(
-    vendor: Annotated[Path, typer.Argument(metavar="VENDOR.toml", show_default=False)],
-    dry: Annotated[
-        Path | None,
-        typer.Option(
-            "--dry-run",
-            metavar="FOLDER",
-            help="Play a round here, and write every message that would leave to FOLDER.",
-            show_default=False,
-        ),
-    ] = None,
+    vendor: Annotated[Path, argument("VENDOR.toml")],
+    dry: Annotated[Path | None, option(None, "FOLDER", _DRY, "--dry-run", show_default=False)] = None,
     recipe: Annotated[
-        str, typer.Option(metavar="METHOD|RECIPE", help="What --dry-run plays (default: the first allowed method).")
+        str, option(None, "METHOD|RECIPE", "What --dry-run plays (default: the first allowed method).")
     ] = "",
     patience: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS", help="Give up after so long without a coordinator (default: never).", rich_help_panel=HOW
-        ),
+        float | None, option(HOW, "SECONDS", "Give up after so long without a coordinator (default: never).")
     ] = None,
     insecure: Insecure = False,
     quiet: Quiet = False,
@@ -109,46 +98,21 @@ def node(
 
 
 def coordinate(
-    recipe: Annotated[str, typer.Argument(metavar="METHOD|RECIPE", show_default=False)],
-    nodes: Annotated[int, typer.Option(metavar="N", help="How many nodes begin.", show_default=False)],
-    minimum: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Go on while so many remain (default: all).", rich_help_panel=HOW),
-    ] = None,
-    listen: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Where nodes reach the coordinator.", rich_help_panel=HOW)
-    ] = "127.0.0.1:8443",
-    classes: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Classes, where there is no public test set.", rich_help_panel=HOW),
-    ] = None,
-    back: Annotated[
-        float, typer.Option("--back", metavar="SECONDS", help="Wait so long for a lost node.", rich_help_panel=HOW)
-    ] = 60.0,
-    answer: Annotated[
-        float, typer.Option("--answer", metavar="SECONDS", help="Wait so long for an answer.", rich_help_panel=HOW)
-    ] = 600.0,
-    largest: Annotated[
-        int, typer.Option("--largest", metavar="BYTES", help="Of a message from a node.", rich_help_panel=HOW)
-    ] = 1 << 30,
-    commit_every: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="Commit every K rounds (default: every 30 seconds).", rich_help_panel=HOW),
-    ] = None,
+    recipe: Annotated[str, argument("METHOD|RECIPE")],
+    nodes: Annotated[int, option(None, "N", "How many nodes begin.", show_default=False)],
+    minimum: Annotated[int | None, option(HOW, "N", "Go on while so many remain (default: all).")] = None,
+    listen: Annotated[str, option(HOW, "HOST:PORT", "Where nodes reach the coordinator.")] = "127.0.0.1:8443",
+    classes: Annotated[int | None, option(HOW, "N", "Classes, where there is no public test set.")] = None,
+    back: Annotated[float, option(HOW, "SECONDS", "Wait so long for a lost node.")] = 60.0,
+    answer: Annotated[float, option(HOW, "SECONDS", "Wait so long for an answer.")] = 600.0,
+    largest: Annotated[int, option(HOW, "BYTES", "Of a message from a node.")] = 1 << 30,
+    commit_every: CommitEvery = None,
     key_folder: Annotated[
-        Path | None,
-        typer.Option(
-            "--keys", metavar="FOLDER", help="The folder `coordinator` of `interfuse keys`.", rich_help_panel=SECURITY
-        ),
+        Path | None, option(SECURITY, "FOLDER", "The folder `coordinator` of `interfuse keys`.", "--keys")
     ] = None,
     insecure: Insecure = False,
-    metrics: Annotated[
-        str | None, typer.Option(metavar="HOST:PORT", help="Answer Prometheus there.", rich_help_panel=AFTER)
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(metavar="PATH", help="Run folder; the same command goes on with one.", rich_help_panel=AFTER),
-    ] = None,
+    metrics: Annotated[str | None, option(AFTER, "HOST:PORT", "Answer Prometheus there.")] = None,
+    out: Annotated[Path | None, option(AFTER, "PATH", "Run folder; the same command goes on with one.")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -193,7 +157,7 @@ def status(folder: RunArgument, as_json: Json = False) -> None:
     typer.echo("Bytes are those of all payloads, evaluation included; the report has them apart.")
 
 
-def audit(log: Annotated[Path, typer.Argument(metavar="AUDIT.jsonl", show_default=False)]) -> None:
+def audit(log: Annotated[Path, argument("AUDIT.jsonl")]) -> None:
     """Check the chain of a node's audit log: that no line of it was changed or taken out."""
     from interfuse.engines.parties.logs import verify
 
