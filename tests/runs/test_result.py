@@ -16,7 +16,7 @@ from worlds import dataset_of, same_bits
 from interfuse.data import make_shares
 from interfuse.errors import RunError
 from interfuse.party import under
-from interfuse.runs import Given, Result, execute
+from interfuse.runs import Given, Result, Row, Summary, execute
 from interfuse.runs.folder import RunFolder
 from interfuse.wire import load_tensors
 
@@ -208,6 +208,14 @@ def test_what_is_read_is_what_was_written(path: Path) -> None:
     assert summary == RunFolder(path).summary()
     assert summary.local is not None
     assert summary.local.is_reference
+
+
+def test_the_documented_keys_are_those_of_the_files() -> None:
+    text = (Path(__file__).parents[2] / "docs/run-folder.md").read_text(encoding="utf-8")
+    line, _, summary, metrics = (json.loads(part.partition("```")[0]) for part in text.split("```json")[1:])
+    assert line.keys() == set(Row.model_fields)
+    assert summary.keys() | metrics.keys() == set(Summary.model_fields)
+    Row.model_validate(line)
 
 
 def test_looking_at_a_run_writes_nothing(path: Path) -> None:
