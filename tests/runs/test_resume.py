@@ -349,7 +349,7 @@ def test_workers_end_with_their_parent_and_leave_the_run_to_others(tmp_path: Pat
     assert len(helpers) == 2
     wait_until(lambda: not any(is_running(helper) for helper in helpers), seconds=3)
     marker.touch()
-    assert resume(path, given=given)["rounds"] == 3
+    assert resume(path, given=given).rounds == 3
 
 
 # ----------------------------------------------------------------------------------------------- everything is counted
@@ -381,7 +381,7 @@ def test_the_ledger_has_all_that_was_evaluated_also_after_a_kill_at_the_end(tmp_
         path = tmp_path / f"killed-{limit}"
         with pytest.raises(Killed):
             execute(config, path, given=GIVEN, engine=Fuse(limit).engine)
-        assert resume(path, given=GIVEN)["evaluation_bytes"] == evaluated(path)
+        assert resume(path, given=GIVEN).values()["evaluation_bytes"] == evaluated(path)
         assert_same(outcome(path), outcome(tmp_path / "whole"))
 
 
@@ -442,7 +442,7 @@ def test_a_setting_that_a_reference_cannot_take_is_refused_before_any_training(o
         execute(config, tmp_path / "run", given=GIVEN, engine=no_engine)
     assert not (tmp_path / "run").exists()
     beside = config_of(own, beside=["local"], settings={"optimizer": "adam"}, rounds=1)
-    assert list(execute(beside, tmp_path / "good", given=GIVEN)["beside"]) == ["local"]
+    assert list(execute(beside, tmp_path / "good", given=GIVEN).beside) == ["local"]
 
 
 @dataclass(frozen=True)
@@ -470,7 +470,7 @@ def test_a_method_that_wraps_one_of_a_known_class_is_found_again(tmp_path: Path)
             engine=Fuse(at="training 2 train 3").engine,
         )  # fmt: skip
     assert read_config(path / "config.toml").make_method() == made
-    assert resume(path, given=GIVEN)["method"] == "test_resume:AroundLocal"
+    assert resume(path, given=GIVEN).method == "test_resume:AroundLocal"
 
 
 def test_a_method_that_wraps_another_has_to_be_given_again(tmp_path: Path) -> None:
