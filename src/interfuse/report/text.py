@@ -40,8 +40,8 @@ def capital(words: str) -> str:
 
 
 def with_article(word: str) -> str:
-    """The word as it is spoken: ``an accuracy``, ``an R²``, ``a score``."""
-    return f"{'an' if word[:1] in 'aeioAEIOR' else 'a'} {word}"
+    """The word as it is spoken: ``an accuracy``, ``an R²``, ``a token accuracy``."""
+    return f"{'an' if word[:1] in 'aeioAEFHILMNORSX' else 'a'} {word}"
 
 
 def title(summary: Summary) -> str:

@@ -70,6 +70,7 @@ class Facts:
         ]  # fmt: skip
         return cls(
             clients,
+            score=setup.task.score_name,
             note=setup.note,
             discloses=sorted(disclosures(setup.method)),
             notice=setup.method.notice(setup.profiles),
