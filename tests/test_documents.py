@@ -88,7 +88,7 @@ class Cut(interfuse.Silent):
     """Breaks a run off in its second round."""
 
     def advance(self, row: Any) -> None:
-        if row["round"] == 2:
+        if row.round == 2:
             raise LookupError
 
 
