@@ -58,7 +58,7 @@ def test_fedavg_from_outside_is_the_one_inside(tmp_path: Path) -> None:
     def accuracies(method: str) -> list[float]:
         result = interfuse.run(
             method, fusion_width=8, models=["mlp"], clients=2, rounds=2, beside=(), settings={"lr": 0.1},
-            out=tmp_path / Path(method).stem, progress=interfuse.Silent(),
+            out=tmp_path / Path(method).name, progress=interfuse.Silent(),
         )  # fmt: skip
         return list(result.curve("global")[1][-1])
 
