@@ -62,7 +62,7 @@ def test_what_finishes_a_run_happens_once_and_survives_a_cut(tmp_path: Path) -> 
         interfuse.run(method, out=tmp_path / "cut", **settings)
     breaks.unlink()
     cut = interfuse.resume(tmp_path / "cut", method=method, progress=interfuse.Silent())
-    assert [row["steps"]["clients"] for row in cut.metrics] == [row["steps"]["clients"] for row in whole.metrics]
-    assert [row["steps"]["clients"] for row in whole.metrics] == [0, 6, 6, 16]
+    assert [row.steps.clients for row in cut.metrics] == [row.steps.clients for row in whole.metrics]
+    assert [row.steps.clients for row in whole.metrics] == [0, 6, 6, 16]
     for one, other in zip(heads(whole), heads(cut), strict=True):
         assert all(torch.equal(one[key], other[key]) for key in one)
