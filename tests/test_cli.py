@@ -29,6 +29,8 @@ from interfuse.methods import built_in
 from interfuse.references import short_name
 from interfuse.report.progress import Standing, duration
 from interfuse.runs import RunConfig
+from interfuse.runs.summary import Failure, Point, Row, Steps
+from interfuse.wire import Volume
 
 TINY = ["--clients", "2", "--models", "logistic", "--width", "8", "--rounds", "2", "--workers", "1", "--beside", "none"]
 
@@ -492,7 +494,7 @@ def test_messages_are_shown_with_what_they_carry() -> None:
     text = plain_text(good("methods", "ifl"))
     assert "Interoperable federated learning (Krouka and Bennis, arXiv:2509.22823)." in text
     assert "train_base up FusionOutputs.z [batch, d] features" in text
-    assert "train_base up FusionOutputs.y [batch] labels" in text
+    assert "train_base up FusionOutputs.y [batch, ...] labels" in text
     assert "train_modular down FusionOutputs.z [batch, d] features" in text
     assert "train_modular up" not in text
     assert "tau: base-block steps" in text
@@ -567,14 +569,17 @@ def test_time_left_counts_from_where_the_run_went_on() -> None:
     now = [100.0]
     standing = Standing(RunConfig(rounds=100), 40, lambda: now[0])
     now[0] = 130.0
-    failed = {"client": 2, "reason": "gone"}
-    row = {"round": 50, "uplink": {"raw": 1_500_000}, "accuracy": None, "failures": [failed]}
+    failed = Failure(client=2, kind="failed", reason="gone")
+    row = Row(
+        round=50, uplink=Volume(1_500_000), downlink=Volume(), steps=Steps(clients=1, server=0), failures=(failed,),
+        outstanding=0, virtual_seconds={}, seconds={},
+    )  # fmt: skip
     assert standing.update(row) == ["round 50: client 2 failed: gone"]
     assert str(standing) == "round 50/100, uplink 1.50 MB, 30 s, 2 min 30 s left"
-    measured = {"common": [0.25, 0.75], "composition": None}
-    assert standing.update({**row, "round": 60, "accuracy": measured}) == []
+    measured = Point(own=(), validation=(), common=(0.25, 0.75), composition=None)
+    assert standing.update(row.model_copy(update={"round": 60, "accuracy": measured})) == []
     assert str(standing) == "round 60/100, global 50.0 %, uplink 1.50 MB, 30 s, 1 min 00 s left"
-    standing.update({**row, "round": 70})
+    standing.update(row.model_copy(update={"round": 70}))
     assert str(standing) == "round 70/100, global 50.0 % (after round 60), uplink 1.50 MB, 30 s, 30 s left"
 
 
