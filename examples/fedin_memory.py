@@ -32,7 +32,7 @@ from interfuse.runs.loop import assemble
 from interfuse.setup import Setup
 from interfuse.wire import load_tensors
 
-BRIEF = {"local_steps": 2, "local_epochs": 0, "participation": 1.0, "server_steps": 2, "generator_steps": 2}
+BRIEF = {"local_steps": 2, "participation": 1.0, "server_steps": 2, "generator_steps": 2}
 """More steps take no more memory."""
 
 

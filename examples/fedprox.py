@@ -8,7 +8,7 @@ from functools import partial
 
 import interfuse
 from interfuse import Client, Clients, Server, on_client
-from interfuse.families.averaging import averaged, held, initial_weights
+from interfuse.families.holdings import averaged, held, initial_weights
 from interfuse.messages import Weights
 from interfuse.training import proximal
 

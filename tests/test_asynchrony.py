@@ -27,6 +27,7 @@ from interfuse.method import Method
 from interfuse.methods.fedbuff import FedBuff
 from interfuse.methods.ifl import IFL
 from interfuse.methods.ifl_async import IFLAsync
+from interfuse.methods.ifl_partial import IFLPartial
 from interfuse.server import Server
 from interfuse.training import cross_entropy
 
@@ -270,7 +271,7 @@ def test_evaluation_takes_no_time() -> None:
 
 FAST: dict[str, Any] = {"local_steps": 2, "batch_size": 4}
 FORMS: dict[str, Method] = {
-    "synchronous": IFL(**FAST), "deadline": IFL(deadline=0.08, **FAST), "asynchronous": IFLAsync(**FAST),
+    "synchronous": IFL(**FAST), "deadline": IFLPartial(deadline=0.08, **FAST), "asynchronous": IFLAsync(**FAST),
     "asynchronous averages": FedBuff(replies=2, **FAST),
 }  # fmt: skip
 
@@ -287,7 +288,8 @@ def test_with_stragglers_a_repetition_has_equal_bits_times_and_failures(form: st
     assert {failure.kind for failure in failures} == ({"late", "away"} if form == "deadline" else set())
     assert once.exchange.failures == again.exchange.failures == failures
     assert once.exchange.clock.times == again.exchange.clock.times == resumed.exchange.clock.times
-    assert same_bits(flatten(once.server.state), flatten(resumed.server.state))
+    if once.server.state is not None:
+        assert same_bits(flatten(once.server.state), flatten(resumed.server.state))
     for client in once.clients if once.method.keeps() else ():
         assert same_bits(weights_of(once, client), weights_of(resumed, client))
     assert entries(once) == entries(again) == [*entries(begun), *entries(resumed)]

@@ -30,7 +30,7 @@ from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients, Replies
 from interfuse.errors import ClientError, ConfigError, MessageError
-from interfuse.families.averaging import held, initial_weights
+from interfuse.families.holdings import held, initial_weights
 from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
 from interfuse.messages import ClassCounts, Features, Labels, Logits, Message, Parameters, State, Weights

@@ -252,7 +252,7 @@ def test_of_thinned_out_changes_the_sum_that_was_sent_is_that_which_was_meant_bu
     for text in (codec, f"{codec}+ef"):
         MEANT.clear()
         f = federation(
-            method(local_epochs=0, local_steps=3, lr=0.1), rounds=12, wrap=Recorder, clients=1, models=[wide],
+            method(local_steps=3, lr=0.1), rounds=12, wrap=Recorder, clients=1, models=[wide],
             codecs={field: text},
         )  # type: ignore[call-arg]  # fmt: skip
         assert isinstance(f.engine, Recorder)

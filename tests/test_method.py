@@ -258,7 +258,7 @@ def test_a_file_with_several_methods_needs_a_class(tmp_path: Path) -> None:
 def test_a_method_is_found_by_module_and_class() -> None:
     assert find("interfuse.methods.fedavg:FedAvg") is FedAvg
     with pytest.raises(ConfigError, match="is no subclass of interfuse.Method"):
-        find("interfuse.methods.fedavg:Global")
+        find("interfuse.families.averaging:Global")
 
 
 @pytest.mark.parametrize("reference", ["ifll", "no.such.module:Class", "missing.py", "interfuse.methods.fedavg:FedAv"])

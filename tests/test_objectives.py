@@ -23,13 +23,14 @@ import interfuse.families
 import interfuse.methods
 import interfuse.training
 from interfuse.data import Batch, Classification
-from interfuse.families.fusion import likelihood, mixed_likelihood
+from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
 from interfuse.families.imitation import imitation, noisy_cross_entropy
+from interfuse.families.submodels import masked_cross_entropy
 from interfuse.methods.fedet import taught
 from interfuse.methods.fedproto import pulled
 from interfuse.methods.fedre import entangled_cross_entropy
-from interfuse.methods.heterofl import masked_cross_entropy
+from interfuse.methods.ifl_private_labels import likelihood
 from interfuse.methods.moon import contrastive
 from interfuse.methods.scalefl import multi_exit
 from interfuse.models import SplitModel
@@ -82,7 +83,7 @@ CASES: dict[Callable[..., Tensor], Case] = {
         cross_entropy, partial(proximal, anchor=weights(model, g), mu=0.1)
     ).keywords,
     likelihood: lambda model, g: {"epsilon": 1.0},
-    mixed_likelihood: lambda model, g: {"labels": rand(g, CLASSES, CLASSES).softmax(1), "epsilon": None},
+    mixed_likelihood: lambda model, g: {"labels": rand(g, CLASSES, CLASSES).softmax(1)},
     taught: lambda model, g: {
         "answer": torch.randperm(CLASSES, generator=g), "dissent": rand(g, CLASSES, CLASSES), "weight": 0.3,
     },

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from interfuse.clock import UNIFORM, Devices
 from interfuse.data import IID, Classification, Dataset, EpochOrder, Normalisation, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
 from interfuse.evaluation import evaluation
+from interfuse.families.intermediate import PARTS, IntermediateLearning
 from interfuse.federation import Federation, check
 from interfuse.handler import Handler
 from interfuse.messages import Message, flatten
 from interfuse.method import Method
 from interfuse.methods import find
-from interfuse.methods.fedin import PARTS, FedIN
+from interfuse.methods.local import Local
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
 from interfuse.wire import Codecs, Entry, load_tensors
@@ -141,7 +143,7 @@ def depth3(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitMode
 def fitting(method: Method | type[Method], models: Sequence[str | Builder]) -> Sequence[str | Builder]:
     """Models of two blocks with the parts that the method asks for."""
     kind = method if isinstance(method, type) else type(method)
-    return [in_three_parts(model) for model in models] if issubclass(kind, FedIN) else models
+    return [in_three_parts(model) for model in models] if issubclass(kind, IntermediateLearning) else models
 
 
 def in_three_parts(model: str | Builder) -> Builder:
@@ -300,6 +302,12 @@ def plain_training(
         functional.cross_entropy(model(x), y).backward()
         optimizer.step()
     return model
+
+
+def alone(method: Method) -> Local:
+    """What a client would do by itself: the Local run beside a method."""
+    values = {f.name: getattr(method, f.name) for f in fields(method)} | dict(method.alone())
+    return Local(**{f.name: values[f.name] for f in fields(Local) if f.name in values})
 
 
 def plain_sgd(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], lr: float) -> dict[str, Tensor]:

@@ -32,6 +32,8 @@ NonNegative = Annotated[float, Ge(0)]
 
 DEPLOY = "deploy"
 """The handler that puts in place what a client answers with."""
+ALTERNATIVES = ("local_epochs", "local_steps")
+"""Settings of which a method has one: how much a client trains."""
 RETAINABLE = (Disclosure.DATA, Disclosure.FEATURES, Disclosure.LABELS)
 """What speaks of single samples: parties agree whether it may be kept beyond its round."""
 
@@ -51,10 +53,22 @@ class Method(Program):
     ``client.state`` and the parts of the model that :meth:`keeps` names.
     """
 
+    usual: ClassVar[Mapping[str, Any]] = {}
+    """The method's own defaults of settings that it inherits."""
     agreed: ClassVar[Collection[str]] = ()
     """Hyperparameters that no client may have of its own."""
     lasting: ClassVar[bool] = True
     """Whether parameters that a client sends mean the same in each round: what rounding lost can then be sent later."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        own, hints = vars(cls).get("usual", {}), {k: v for base in cls.__mro__[:0:-1] for k, v in _hints(base).items()}
+        changed = {name: value for name, value in own.items() if name not in ALTERNATIVES}
+        for name in changed.keys() - hints.keys():
+            raise ConfigError(f"{cls.__name__}.usual: {name!r} is no setting it inherits: {nearest(name, hints)}")
+        cls.__annotations__ = vars(cls).get("__annotations__", {}) | {name: hints[name] for name in changed}
+        for name, value in changed.items():
+            setattr(cls, name, value)
 
     def __post_init__(self) -> None:
         kind: Any = type(self)  # mypy takes the instances' __hash__ for that of the class
@@ -114,9 +128,9 @@ class Method(Program):
         scores: Tensor = client.model(x)
         return scores
 
-    def alone(self) -> Method | None:
-        """What a client would do by itself with the same steps and rates; None: Local with fields of equal names."""
-        return None
+    def alone(self) -> dict[str, Any]:
+        """Settings of the Local run beside this method that it does not take from the method's of equal names."""
+        return {}
 
     def check_run(self, clients: Sequence[ClientId], rounds: int) -> None:
         """Refuse settings that cannot work in a run with these clients and so many rounds, before it begins.
@@ -154,9 +168,30 @@ class Method(Program):
 
 
 @cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of the fields that a dataclass has."""
+    return {f.name: get_type_hints(cls, include_extras=True)[f.name] for f in fields(cls)} if is_dataclass(cls) else {}
+
+
+def usual_amount(cls: type[Method]) -> dict[str, Any]:
+    """How much a client trains where no setting says it."""
+    said = (vars(base).get("usual", {}) for base in cls.__mro__)
+    return next(({name: own[name]} for own in said for name in ALTERNATIVES if name in own), {})
+
+
+def layered(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings, of which later ones win: so of epochs and steps only what was given last is left."""
+    found: dict[str, Any] = {}
+    for layer in layers:
+        if any(layer.get(name) is not None for name in ALTERNATIVES):
+            found = {name: value for name, value in found.items() if name not in ALTERNATIVES}
+        found |= layer
+    return found
+
+
+@cache
 def _adapters(cls: Any) -> dict[str, TypeAdapter[Any]]:
-    hints = get_type_hints(cls, include_extras=True)
-    return {f.name: _adapter(hints[f.name]) for f in fields(cls)}
+    return {name: _adapter(hint) for name, hint in _hints(cls).items()}
 
 
 def _adapter(hint: Any) -> TypeAdapter[Any]:
@@ -177,14 +212,13 @@ class Setting:
 def settings(cls: type[Method]) -> list[Setting]:
     """The hyperparameters of a method with the comments that stand beside them in its file."""
     comments: dict[str, str] = {}
-    for kind in reversed(cls.__mro__):
-        if is_dataclass(kind):
-            comments |= dict(re.findall(r"^    (\w+):[^\n]*?  # (.*)$", _source(kind), flags=re.MULTILINE))
-    hints = get_type_hints(cls, include_extras=True)
-    return [
-        Setting(f.name, hints[f.name], None if f.default is MISSING else f.default, comments.get(f.name, ""))
-        for f in fields(cls)
-    ]
+    for base in reversed(cls.__mro__):
+        if is_dataclass(base):
+            comments |= dict(re.findall(r"^    (\w+):[^\n]*?  # (.*)$", _source(base), flags=re.MULTILINE))
+    kind: Any = cls  # mypy takes the instances' __hash__ for that of the class
+    amount, hints = usual_amount(cls), _hints(kind)
+    defaults = {f.name: amount.get(f.name, None if f.default is MISSING else f.default) for f in fields(cls)}
+    return [Setting(name, hints[name], default, comments.get(name, "")) for name, default in defaults.items()]
 
 
 def _source(kind: type) -> str:

@@ -17,7 +17,7 @@ from interfuse.data.inputs import each, shape_text
 from interfuse.errors import ConfigError, ModelError
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
-from interfuse.method import Method
+from interfuse.method import Method, layered
 from interfuse.models import Builder, Given, SplitModel, make, measure
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import Key
@@ -349,7 +349,7 @@ def with_settings(method: Method, own: Mapping[str, Any]) -> Method:
     for name in method.agreed:
         if own.get(name, everybody[name]) != everybody[name]:
             raise ConfigError(f"{name} = {own[name]!r}: all clients must have the same, {everybody[name]!r}")
-    return type(method).configure(everybody | dict(own))
+    return type(method).configure(layered(everybody, own))
 
 
 def block_sizes(model: SplitModel) -> dict[str, int]:

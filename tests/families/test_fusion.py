@@ -11,13 +11,26 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from worlds import Recorder, entries, federation, live_model, run_handler, same_bits, tiny_dataset, weights_of, wide
+from worlds import (
+    Recorder,
+    alone,
+    entries,
+    federation,
+    live_model,
+    run_handler,
+    same_bits,
+    tiny_dataset,
+    weights_of,
+    wide,
+)
 
 from interfuse.data import IID, Batch
 from interfuse.errors import ConfigError
-from interfuse.families.fusion import FusionPairs, Mixtures, balanced, mixed, rows_of, sampled
+from interfuse.families.fusion import FusionOutputs, FusionPairs
+from interfuse.families.fusion_rows import Mixtures, balanced, mixed, rows_of, sampled
 from interfuse.method import Method
-from interfuse.methods.ifl import IFL, FusionOutputs
+from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_capped import IFLCapped
 from interfuse.methods.pooled import Pooled
 from interfuse.randomness import generator
 
@@ -69,7 +82,7 @@ def test_mixtures_are_convex_and_mix_features_like_labels(total: int, count: int
 
 
 def run(downlink: Any, clients: int, **more: Any) -> Any:
-    method = IFL(local_steps=1, batch_size=4, downlink=downlink, downlink_rows=8, **more)
+    method = IFLCapped(local_steps=1, batch_size=4, downlink=downlink, downlink_rows=8, **more)
     return federation(
         method, rounds=2, wrap=Recorder, clients=clients, models=[wide], partition=IID(),
         dataset=tiny_dataset(rows=40 * clients),
@@ -86,11 +99,6 @@ def test_bytes_of_a_client_do_not_grow_with_clients(downlink: str) -> None:
     assert len(sizes) == 1
     label = 3 * 4 if downlink == "mixed" else 1
     assert next(iter(sizes))[0] == 8 * (8 * 4 + label)
-
-
-def test_by_default_everything_goes_down() -> None:
-    down = {e.raw for e in entries(run("all", 16)) if e.direction == "down"}
-    assert down == {16 * 4 * (8 * 4 + 1)}
 
 
 @pytest.mark.parametrize("downlink", ["pairs", "rows", "balanced"])
@@ -111,7 +119,7 @@ def test_what_goes_down_is_a_part_of_what_came_up(downlink: str) -> None:
 def test_the_same_part_goes_to_everybody_so_equal_modular_blocks_stay_equal() -> None:
     for downlink in FORMS:
         f = federation(
-            IFL(local_steps=1, batch_size=4, downlink=downlink, downlink_rows=8), models=["logistic"], clients=3
+            IFLCapped(local_steps=1, batch_size=4, downlink=downlink, downlink_rows=8), models=["logistic"], clients=3
         )  # fmt: skip
         for client in (1, 2):
             live_model(f, client).load(weights_of(f, 0, "modular"))
@@ -120,13 +128,12 @@ def test_the_same_part_goes_to_everybody_so_equal_modular_blocks_stay_equal() ->
         assert same_bits(weights_of(f, 0, "modular"), weights_of(f, 2, "modular"))
 
 
-@pytest.mark.parametrize("epsilon", [None, 1.0])
-def test_mixtures_of_one_row_are_rows(epsilon: float | None) -> None:
-    """One-hot labels: the loss on mixtures is that on pairs, also where labels are flipped."""
+def test_mixtures_of_one_row_are_rows() -> None:
+    """One-hot labels: the loss on mixtures is that on pairs."""
     z, y = torch.randn(8, 8, generator=generator(1)), torch.arange(8) % 3
 
     def after(handler: str, message: Any) -> dict[str, Tensor]:
-        f = federation(IFL(batch_size=4, modular_lr=0.5, label_epsilon=epsilon), models=[wide], clients=1)
+        f = federation(IFLCapped(batch_size=4, modular_lr=0.5), models=[wide], clients=1)
         run_handler(f, getattr(f.method, handler), message)
         return weights_of(f, 0, "modular")
 
@@ -147,8 +154,6 @@ def steps(method: Method, clients: int) -> int:
 @pytest.mark.parametrize(
     ("asked", "clients", "turns"),
     [
-        ({"downlink": "all"}, 3, 3),
-        ({"downlink": "all"}, 20, 20),
         ({"downlink": "pairs", "downlink_rows": 14}, 5, 3),  # not a fourth pair: 16 rows
         ({"downlink": "pairs", "downlink_rows": 14}, 2, 2),
         ({"downlink": "pairs", "downlink_rows": 4}, 5, 1),
@@ -157,19 +162,13 @@ def steps(method: Method, clients: int) -> int:
         ({"downlink": "rows", "downlink_rows": 3}, 5, 1),
         ({"downlink": "balanced", "downlink_rows": 100}, 3, 3),
         ({"downlink": "mixed", "downlink_rows": 18}, 2, 5),
-        ({"downlink": "rows", "downlink_rows": 16, "participation": 0.5}, 6, 3),
-        ({"downlink": "pairs", "downlink_rows": 8, "participation": 0.5}, 6, 2),
-        ({"downlink": "rows", "downlink_rows": 16, "modular_update": "joint"}, 3, 1),
-        ({"downlink": "mixed", "downlink_rows": 16, "modular_update": "joint"}, 3, 1),
-        ({"downlink": "rows", "downlink_rows": 9, "pairs": "shuffled"}, 5, 3),
-        ({"pairs": "own"}, 4, 4),
     ],
 )
 def test_local_takes_as_many_steps_as_the_method_beside_it(asked: dict[str, Any], clients: int, turns: int) -> None:
-    method = IFL(local_steps=2, batch_size=4, **asked)
+    method = IFLCapped(local_steps=2, batch_size=4, **asked)
     taken = steps(method, clients)
-    assert taken == 2 * round(clients * method.participation) * (2 + turns)
-    assert steps(method.alone(), clients) == taken
+    assert taken == 2 * clients * (2 + turns)
+    assert steps(alone(method), clients) == taken
 
 
 @pytest.mark.parametrize("clients", [2, 5])
@@ -183,7 +182,7 @@ def test_pooled_is_bounded_like_local(clients: int) -> None:
 @given(rows=st.integers(4, 40), batch=st.integers(1, 8), form=st.sampled_from(["pairs", "rows", "balanced"]))
 def test_never_more_rows_go_down_than_are_allowed(rows: int, batch: int, form: Any) -> None:
     assume(form != "pairs" or batch <= rows)
-    method = IFL(local_steps=0, batch_size=batch, downlink=form, downlink_rows=rows)
+    method = IFLCapped(local_steps=0, batch_size=batch, downlink=form, downlink_rows=rows)
     f = federation(method, rounds=1, wrap=Recorder, clients=4, dataset=tiny_dataset(rows=80), partition=IID())
     assert isinstance(f.engine, Recorder)
     sent = {sum(len(pair.y) for pair in m.pairs) for _, _, m in f.engine.down if isinstance(m, FusionPairs)}
@@ -192,8 +191,5 @@ def test_never_more_rows_go_down_than_are_allowed(rows: int, batch: int, form: A
 
 def test_a_downlink_that_cannot_be_kept_to_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"downlink_rows = 16: .* not one pair of batch_size = 32 rows may go down"):
-        IFL(downlink="pairs", downlink_rows=16)
-    IFL(downlink="rows", downlink_rows=16)
-    for own in ({"downlink": "rows"}, {"downlink": "mixed"}, {"one_round_late": True}):
-        with pytest.raises(ConfigError, match=f"pairs = 'own': .*; leave {next(iter(own))}"):
-            IFL(pairs="own", **own)  # type: ignore[arg-type]
+        IFLCapped(downlink="pairs", downlink_rows=16)
+    IFLCapped(downlink="rows", downlink_rows=16)

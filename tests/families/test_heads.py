@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from by_hand import global_head, skewed
 from worlds import (
+    alone,
     entries,
     everything_owned,
     federation,
@@ -120,7 +121,7 @@ def test_downlink_is_the_head_for_each_client(kind: type[Method]) -> None:
 @WITH_HEAD
 def test_what_a_client_would_do_alone_takes_as_many_steps(kind: type[Method]) -> None:
     method = kind.configure({"local_steps": 3, "batch_size": 8, "lr": 0.1, "optimizer": "adam"})
-    alone: Any = method.alone()
-    assert (alone.local_steps, alone.local_epochs, alone.batch_size) == (3, 0, 8)
-    assert (alone.lr, alone.optimizer, alone.keep_optimizer) == (0.1, "adam", True)
-    assert kind.configure({"local_epochs": 2}).alone().local_epochs == 2  # type: ignore[union-attr]
+    local = alone(method)
+    assert (local.local_steps, local.local_epochs, local.batch_size) == (3, None, 8)
+    assert (local.lr, local.optimizer, local.keep_optimizer) == (0.1, "adam", True)
+    assert alone(kind.configure({"local_epochs": 2})).local_epochs == 2

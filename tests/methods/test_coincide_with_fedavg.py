@@ -14,7 +14,7 @@ from interfuse.method import Method
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedet import FedET
 from interfuse.methods.fedgen import FedGen
-from interfuse.methods.fedin import FedIN
+from interfuse.methods.fedin_ablations import FedINAblations
 from interfuse.methods.fednova import FedNova
 from interfuse.methods.fedprox import FedProx
 from interfuse.methods.fedrolex import FedRolex
@@ -53,7 +53,12 @@ NEUTRAL: dict[str, tuple[Callable[[], Method], Sequence[str | Builder], int, str
     "scalefl": (lambda: ScaleFL(**PLAIN), DEPTHS, 2, "uniform"),  # one exit
     "inclusivefl": (lambda: InclusiveFL(**PLAIN, beta=1.0), ONE, 2, "samples"),  # one depth
     "inclusivefl-depths": (lambda: InclusiveFL(**PLAIN, exclude_last=False), DEPTHS, 2, "samples"),
-    "fedin": (lambda: FedIN(**PLAIN, imitation=False, mu=0.0), DEPTHS, 1, "uniform"),  # it draws a batch more
+    "fedin-ablations": (
+        lambda: FedINAblations(**PLAIN, imitation=False, mu=0.0),
+        DEPTHS,
+        1,
+        "uniform",
+    ),
     "fedgen": (
         lambda: FedGen(**PLAIN, alpha=0.0, beta=0.0),
         ONE,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from worlds import (
     Recorder,
+    alone,
     dataset_of,
     entries,
     everything_owned,
@@ -52,12 +53,8 @@ def tiny(name: str) -> Method:
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
-OTHERWISE: dict[str, list[dict[str, Any]]] = {
-    name: [{"downlink": "mixed", "downlink_rows": 6}] for name in ("ifl", "ifl-late-answers", "ifl-late-published")
-}
+OTHERWISE: dict[str, list[dict[str, Any]]] = {"ifl-capped": [{"downlink": "mixed", "downlink_rows": 6}]}
 """Settings with which a method sends what it otherwise does not."""
-NEVER: dict[str, set[str]] = {name: {"Mixtures"} for name in ("ifl-async", "ifl-late-replay")}
-"""Messages that a method has from the one it is built on, and refuses to send."""
 
 
 def federation(method: Method, **settings: Any) -> Federation:
@@ -157,7 +154,7 @@ def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> Non
         for kind in (handler.message_type, handler.reply_type)
         if kind is not None
     }
-    assert {kind.__name__ for kind in travelled} == {kind.__name__ for kind in declared} - NEVER.get(name, set())
+    assert {kind.__name__ for kind in travelled} == {kind.__name__ for kind in declared}
 
 
 @every_method
@@ -264,7 +261,7 @@ def test_a_round_without_any_client_says_so_and_changes_nothing(name: str) -> No
 # the labels that fedproto keeps are numbers of classes, and the rows of pooled are plain tensors, declared by hand
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in ("fedproto", "pooled")])
 def test_what_the_server_keeps_of_samples_beyond_a_round_is_what_the_contract_says(name: str) -> None:
-    late: list[dict[str, Any]] = [{"one_round_late": True}] if name == "ifl" else []
+    late: list[dict[str, Any]] = [{"pairs": "late"}] if name == "ifl-ablations" else []
     for method in (tiny(name), *(replace(tiny(name), **own) for own in late)):
         f = federation(method, clients=3, rounds=1)
         kept = {leaf.disclosure for leaf in leaves(type(f.server.state))} if holds_rows(f.server.state) else set()
@@ -292,9 +289,8 @@ def test_every_setting_is_explained_beside_its_field(name: str) -> None:
 
 @every_method
 def test_what_a_client_would_do_alone_sends_nothing(name: str) -> None:
-    alone = tiny(name).alone()
-    if alone is not None:
-        assert not disclosures_of(type(alone))
-        f = federation(alone, rounds=1, **uneven())
-        assert f.exchange.ledger.totals().uplink == Volume()
-        assert in_process(f).profiles == f.clients.profiles
+    method = alone(tiny(name))
+    assert not disclosures_of(type(method))
+    f = federation(method, rounds=1, **uneven())
+    assert f.exchange.ledger.totals().uplink == Volume()
+    assert in_process(f).profiles == f.clients.profiles

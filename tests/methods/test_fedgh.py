@@ -51,7 +51,7 @@ def test_a_round_is_local_sgd_class_means_and_steps_of_the_head() -> None:
 
 def test_one_class_of_one_client_moves_the_head_along_one_softmax() -> None:
     world = skewed()
-    f = federation(FedGH(local_steps=0, local_epochs=0, server_lr=0.5), **world | {"shares": world["shares"][1:2]})
+    f = federation(FedGH(local_steps=0, server_lr=0.5), **world | {"shares": world["shares"][1:2]})
     head = global_head(f)
     f.run_round()
     ((z, y),) = means_by_hand(fused(f, 0, weights_of(f, 0)))
@@ -66,7 +66,7 @@ def test_one_class_of_one_client_moves_the_head_along_one_softmax() -> None:
 def test_a_class_counts_once_however_many_samples_it_has() -> None:
     world = skewed()
     rows = world["shares"][1].train.tolist()
-    settings = {"local_steps": 0, "local_epochs": 0, "server_lr": 0.5}
+    settings = {"local_steps": 0, "server_lr": 0.5}
     once, often = (
         federation(FedGH(**settings), rounds=1, **world | {"shares": shares_of(rows, world["shares"][2].train, own)})
         for own in (world["shares"][0].train, [*world["shares"][0].train] * 3)

@@ -28,11 +28,13 @@ from interfuse.client import ClientId
 from interfuse.data import EpochOrder
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
-from interfuse.families.imitation import Rule, alleviated
+from interfuse.families.imitation import Rule, alleviated, on_intermediate
+from interfuse.families.intermediate import FeaturePair, ModelAndFeatures
 from interfuse.federation import Federation
 from interfuse.method import Method, disclosures_of
 from interfuse.methods.fedavg import FedAvg
-from interfuse.methods.fedin import FeaturePair, FedIN, ModelAndFeatures
+from interfuse.methods.fedin import FedIN
+from interfuse.methods.fedin_ablations import FedINAblations
 from interfuse.methods.fedprox import FedProx
 from interfuse.methods.scaffold import SCAFFOLD
 from interfuse.models import SplitModel
@@ -142,7 +144,7 @@ def test_the_rule_holds_for_all_tensors_together_or_for_each() -> None:
     local, foreign = drawn(0)
     local["fc.weight"], foreign["fc.weight"] = torch.tensor([-90.0]), torch.tensor([9.0])  # decides alone over all
     gradients = {"local": {**local, "stem.bias": torch.ones(2)}, "in": foreign}
-    whole, apart = (FedIN(gradient="exact", per_tensor=each).combine(gradients, {}) for each in (False, True))
+    whole, apart = (on_intermediate(gradients, {}, rule="exact", lam=1.0, per_tensor=each) for each in (False, True))
     assert largest_difference({k: whole[k] for k in foreign}, alleviated(local, foreign, "exact", 1.0)) == 0
     for key in foreign:
         alone = alleviated({key: local[key]}, {key: foreign[key]}, "exact", 1.0)
@@ -162,7 +164,7 @@ def test_without_features_it_is_layerwise_fedavg_or_fedprox(aggregation: Any, mu
     inn, prox, avg = (
         federation(kind, **world)
         for kind in (
-            FedIN(**options, mu=mu, imitation=False), FedProx(**options, mu=mu), FedAvg(**options),
+            FedINAblations(**options, mu=mu, imitation=False), FedProx(**options, mu=mu), FedAvg(**options),
         )
     )  # fmt: skip
     for round in (1, 2):
@@ -202,7 +204,7 @@ def test_features_reach_the_intermediate_layers_alone() -> None:  # FedIN-8
     """In one step from one model, extractor and classifier get what FedProx gives them."""
     world: dict[str, Any] = {"models": [parted2], "clients": 2, "dataset": IMAGES, "wrap": Recorder}
     f = federation(FedIN(**SGD, local_steps=1), **world, rounds=2)
-    g = federation(FedIN(**SGD, local_steps=1, imitation=False), **world, rounds=2)
+    g = federation(FedINAblations(**SGD, local_steps=1, imitation=False), **world, rounds=2)
     for client, sent in messages(f, 2).items():
         without = messages(g, 2)[client].weights
         changed = {key for key, t in sent.weights.items() if not torch.equal(t, without[key])}
@@ -235,7 +237,7 @@ def test_a_clients_own_features_teach_it_nothing() -> None:  # FedIN-6
 @pytest.mark.parametrize("rule", ["simplified", "exact", "sum", "projected"])
 def test_a_round_by_hand(rule: Any) -> None:
     """Both clients of the second round, with PyTorch alone."""
-    method = FedIN(**SGD, local_steps=3, mu=0.4, gradient=rule, in_weight=3.0)
+    method = FedINAblations(**SGD, local_steps=3, mu=0.4, gradient=rule, in_weight=3.0)
     shares = shares_of(range(0, 24), range(24, 60))
     f = federation(method, models=[parted2], shares=shares, dataset=IMAGES, wrap=Recorder)
     f.run_round()
@@ -287,7 +289,7 @@ def test_clients_send_features_of_their_new_model_in_evaluation_mode() -> None:
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_clients_receive_as_many_batches_as_asked_for_and_not_their_own(count: int) -> None:
     world: dict[str, Any] = {"models": [parted1, parted2], "clients": 4, "dataset": IMAGES, "wrap": Recorder}
-    f = federation(FedIN(**SGD, local_steps=1, received_batches=count), **world, rounds=3)
+    f = federation(FedINAblations(**SGD, local_steps=1, received_batches=count), **world, rounds=3)
     pairs = {c: m.features[0].s_in for c, m in messages(f, 2).items()}
     seen = set()
     for client, received in messages(f, 3, "down").items():
@@ -319,9 +321,8 @@ def test_where_the_noise_is(where: Any) -> None:
     big = tiny_dataset(rows=1200, shape=(1, 4, 4))
     world: dict[str, Any] = {"models": [parted1], "shares": shares_of(range(1200)), "dataset": big, "wrap": Recorder}
     options: dict[str, Any] = {**SGD, "batch_size": 400, "local_steps": 1}
-    plain, noisy = (
-        federation(FedIN(**options, **more), **world, rounds=1) for more in ({}, {"noise": 0.8, "noise_where": where})
-    )
+    noise: dict[str, Any] = {"noise": 0.8, "noise_where": where}
+    plain, noisy = (federation(FedINAblations(**options, **more), **world, rounds=1) for more in ({}, noise))
     (clean,), (dirty,) = messages(plain, 1).values(), messages(noisy, 1).values()
     assert same_bits(clean.weights, dirty.weights) == (where == "upload")
     if where == "upload":
@@ -345,7 +346,7 @@ def test_whose_statistics_others_features_move(mode: Any) -> None:
     pair = FeaturePair(5 + torch.randn(6, 6), torch.zeros(6, 8))
     before = {key: t.clone() for key, t in model.state_dict().items()}
     with model.training_parts():
-        loss = FedIN(in_normalisation=mode).imitating((pair,))(model, NO_BATCH, 0)
+        loss = FedIN().imitating((pair,), mode)(model, NO_BATCH, 0)
         assert norm.training
     assert same_bits(before, model.state_dict()) == (mode != "train")
     model.load({key: t for key, t in before.items() if "num_batches" not in key})
@@ -355,7 +356,7 @@ def test_whose_statistics_others_features_move(mode: Any) -> None:
 
 @pytest.mark.parametrize("order", ["after", "before"])
 def test_training_apart(order: Any) -> None:
-    method = FedIN(**SGD, local_epochs=2, in_order=order, mu=0)
+    method = FedINAblations(**SGD, local_epochs=2, in_order=order, mu=0)
     f = federation(method, models=[parted2], clients=2, dataset=IMAGES, wrap=Recorder, rounds=1)
     anchor = {key: t.clone() for key, t in f.server.state.weights.items()}
     f.run_round()
@@ -395,7 +396,7 @@ RESNETS = tuple(f"resnet{depth}" for depth in (10, 14, 18, 22, 26))
 PARAMETERS = [4_904_650, 10_805_962, 11_175_370, 17_076_682, 17_446_090]
 COLOUR = tiny_dataset(rows=40, classes=10, shape=(3, 32, 32))
 GREY = tiny_dataset(rows=100, classes=10, shape=(1, 32, 32))
-NOTHING: dict[str, Any] = {"local_epochs": 0, "buffers": "local"}
+NOTHING: dict[str, Any] = {"local_steps": 0, "buffers": "local"}
 
 
 def uplinks(method: Method, rounds: int) -> list[int]:
@@ -409,7 +410,7 @@ def test_parameters_of_table_2_from_the_ledger() -> None:  # FedIN-7, U6, U20
 
     This is for one channel of 32 by 32; with three SCAFFOLD's would be 24.57.
     """
-    avg, scaffold, inn = (uplinks(kind(**NOTHING), 2) for kind in (FedAvg, SCAFFOLD, FedIN))
+    avg, scaffold, inn = (uplinks(kind(**NOTHING), 1) for kind in (FedAvg, SCAFFOLD, FedIN))
     assert avg == PARAMETERS
     assert scaffold == [2 * p for p in PARAMETERS]
     assert inn == [p + 16 * (64 * 8 * 8 + 512) for p in PARAMETERS]
@@ -418,9 +419,7 @@ def test_parameters_of_table_2_from_the_ledger() -> None:  # FedIN-7, U6, U20
 
 
 def test_as_many_features_down_as_up() -> None:
-    f = federation(
-        FedIN(local_epochs=0), models=["resnet10-narrow"], clients=2, dataset=COLOUR, rounds=2, wrap=Recorder
-    )
+    f = federation(FedIN(local_steps=0), models=["resnet10-narrow"], clients=2, dataset=COLOUR, rounds=2, wrap=Recorder)
     up, down = ([e.raw for e in entries(f) if e.direction == way and e.round == 2] for way in ("up", "down"))
     assert up == down
 

@@ -11,6 +11,7 @@ from by_hand import HELD, fused, means_by_hand, skewed
 from torch import Tensor
 from torch.nn import functional
 from worlds import (
+    alone,
     entries,
     everything_owned,
     federation,
@@ -62,12 +63,12 @@ def pulled_loss(model: SplitModel, x: Tensor, y: Tensor, prototypes: dict[int, T
 @pytest.mark.parametrize("predict_by", ["model", "prototype"])
 def test_without_a_pull_models_are_those_of_local_training(predict_by: Literal["model", "prototype"]) -> None:
     method = FedProto(pull=0.0, predict_by=predict_by, optimizer="adam", **FAST | {"lr": 0.01})
-    together, alone = federation(method, **hetero()), federation(method.alone(), **hetero())
+    together, apart = federation(method, **hetero()), federation(alone(method), **hetero())
     for _ in range(3):
         together.run_round()
-        alone.run_round()
-        assert all(same_bits(weights_of(together, c), weights_of(alone, c)) for c in together.clients)
-    measured, local = evaluate(together, full=True), evaluate(alone, full=True)
+        apart.run_round()
+        assert all(same_bits(weights_of(together, c), weights_of(apart, c)) for c in together.clients)
+    measured, local = evaluate(together, full=True), evaluate(apart, full=True)
     assert (measured.common == local.common) == (predict_by == "model")
 
 

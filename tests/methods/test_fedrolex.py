@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from slim import Round, flattening, mean_by_loops, received_for_evaluation, slim
 from worlds import Recorder, federation, tiny_dataset
 
 from interfuse.errors import ModelError
+from interfuse.families.submodels import TrainedOnClasses
 from interfuse.federation import Federation
 from interfuse.messages import Weights
+from interfuse.method import settings
 from interfuse.methods.fedrolex import FedRolex
-from interfuse.methods.heterofl import HeteroFL, TrainedOnClasses
+from interfuse.methods.heterofl import HeteroFL
 
 
 def rolled(n: int, m: int, round: int) -> list[int]:
@@ -66,6 +66,6 @@ def test_flattened_maps_cannot_roll() -> None:
 
 
 def test_defaults_are_those_of_the_authors() -> None:
-    defaults = {field.name: field.default for field in fields(FedRolex)}
+    defaults = {setting.name: setting.default for setting in settings(FedRolex)}
     assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (2e-4, 0.9, 1e-3)
     assert (defaults["local_epochs"], defaults["batch_size"], defaults["clip"]) == (1, 10, 1.0)

@@ -1,4 +1,4 @@
-"""A method is read in one sitting: 100 lines of code at most, however much is said about it."""
+"""A method is read in one sitting: 100 lines of code at most, and none of them in another method."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import interfuse.families
 import interfuse.methods
 
-FILES = sorted(Path(interfuse.methods.__file__).parent.glob("[!_]*.py"))
+FOLDERS = (interfuse.methods, interfuse.families)
+FILES = sorted(path for folder in FOLDERS for path in Path(str(folder.__file__)).parent.glob("[!_]*.py"))
 MOST = 100
 BLANK = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER
@@ -38,3 +40,9 @@ def test_what_counts() -> None:
 @pytest.mark.parametrize("path", FILES, ids=[path.stem for path in FILES])
 def test_no_method_is_longer_than_a_page_or_two(path: Path) -> None:
     assert lines_of_code(path.read_text(encoding="utf-8")) <= MOST
+
+
+def test_no_method_is_built_on_another() -> None:
+    """What methods share is an abstract class in a family."""
+    methods = set(interfuse.methods.built_in().values())
+    assert not {kind.__name__ for kind in methods if methods & set(kind.__mro__[1:])}

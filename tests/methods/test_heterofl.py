@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from slim import Round, mean_by_loops, slim
@@ -12,10 +10,12 @@ from worlds import Recorder, dataset_of, federation, shares_of, tiny_dataset
 from interfuse.aggregation import BufferPolicy
 from interfuse.data import Batch
 from interfuse.errors import ModelError
+from interfuse.families.submodels import TrainedOnClasses, masked_cross_entropy
 from interfuse.federation import Federation
 from interfuse.messages import Weights
+from interfuse.method import settings
 from interfuse.methods.fedavg import FedAvg
-from interfuse.methods.heterofl import HeteroFL, TrainedOnClasses, masked_cross_entropy
+from interfuse.methods.heterofl import HeteroFL
 from interfuse.models import resolve
 from interfuse.training import cross_entropy, fit
 
@@ -168,7 +168,7 @@ def test_every_policy_for_statistics(buffers: BufferPolicy) -> None:
 
 
 def test_defaults_are_those_of_the_authors() -> None:
-    defaults = {field.name: field.default for field in fields(HeteroFL)}
+    defaults = {setting.name: setting.default for setting in settings(HeteroFL)}
     assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.1, 0.9, 5e-4)
     assert (defaults["local_epochs"], defaults["batch_size"], defaults["clip"]) == (5, 10, 1.0)
     assert (defaults["weights"], defaults["mask"]) == ("uniform", True)

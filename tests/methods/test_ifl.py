@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from worlds import (
     Recorder,
+    alone,
     dataset_of,
     federation,
     in_steps,
@@ -33,15 +34,20 @@ from worlds import (
 from interfuse.clock import Devices
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
+from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.federation import Federation
 from interfuse.messages.encoding import encode
-from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs
+from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_ablations import IFLAblations
+from interfuse.methods.ifl_partial import IFLPartial
+from interfuse.methods.ifl_private_labels import IFLPrivateLabels
 from interfuse.methods.local import Local
 from interfuse.models import SplitModel, resolve
 
 MIXED = ("logistic", wide, linear_head)
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "base_lr": 0.1, "modular_lr": 0.1}
 make = partial(IFL, **FAST)
+control = partial(IFLAblations, **FAST)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -72,9 +78,7 @@ def test_bytes_depend_on_clients_batch_and_width_alone(width: int, batch: int) -
     expected = (clients * one, clients * clients * one, clients * one)
     for models in (["logistic"], ["mlp"], MIXED):  # P differs
         for local_steps in (0, 1, 7):  # tau
-            for update in ("joint", "sequential"):
-                settings: dict[str, Any] = {"local_steps": local_steps, "modular_update": update}
-                assert exchanged(models, width, batch_size=batch, **settings) == expected
+            assert exchanged(models, width, batch_size=batch, local_steps=local_steps) == expected
 
 
 def test_labels_take_two_bytes_beyond_256_classes() -> None:  # IFL-2
@@ -139,7 +143,7 @@ def test_what_arrives_is_detached_from_the_base_block() -> None:  # IFL-4
 @pytest.mark.parametrize("update", ["joint", "sequential"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_equal_modular_blocks_stay_equal(update: Any, optimizer: Any) -> None:  # IFL-5
-    f = federation(make(modular_update=update, optimizer=optimizer), models=MIXED)
+    f = federation(control(modular_update=update, optimizer=optimizer), models=MIXED)
     live_model(f, 2).load(weights_of(f, 0, "modular"))
     for _ in range(3):
         f.run_round()
@@ -154,7 +158,7 @@ def test_equal_modular_blocks_stay_equal(update: Any, optimizer: Any) -> None:  
 def ordered(order: tuple[int, ...], update: str, rounds: int = 3) -> dict[int, dict[str, Tensor]]:
     """The models of three parties that join as clients in this order, by party. Batches are whole shares."""
     data, parts = tiny_dataset(rows=30), [range(0, 8), range(8, 18), range(18, 30)]
-    method = make(modular_update=update, batch_size=30, modular_lr=0.5)
+    method = control(modular_update=update, batch_size=30, modular_lr=0.5)
     f = federation(method, dataset=data, shares=shares_of(*(parts[p] for p in order)), models=[MIXED[p] for p in order])
     for client, party in enumerate(order):
         first = federation(method, dataset=data, shares=shares_of(*parts), models=MIXED)
@@ -176,19 +180,19 @@ def test_only_the_joint_update_does_not_depend_on_the_order_of_clients(order: tu
 
 def test_one_client_is_local_alternating_training() -> None:  # IFL-6
     settings: dict[str, Any] = {"models": [wide], "clients": 1, "rounds": 4}
-    joint, sequential = (federation(make(modular_update=u), **settings) for u in ("joint", "sequential"))
-    alone = federation(Local(local_steps=3, modular_steps=1, batch_size=8, lr=0.1, modular_lr=0.1), **settings)
+    joint, sequential = (federation(control(modular_update=u), **settings) for u in ("joint", "sequential"))
+    local = federation(Local(local_steps=3, modular_steps=1, batch_size=8, lr=0.1, modular_lr=0.1), **settings)
     assert same_bits(weights_of(joint, 0), weights_of(sequential, 0))
-    assert same_bits(weights_of(joint, 0), weights_of(alone, 0))
+    assert same_bits(weights_of(joint, 0), weights_of(local, 0))
 
 
 @pytest.mark.parametrize(("update", "turns"), [("sequential", 3), ("joint", 1)])
 def test_what_a_client_would_do_alone_takes_as_many_steps(update: Any, turns: int) -> None:
-    method = make(modular_update=update)
-    together, alone = federation(method, rounds=2), federation(method.alone(), rounds=2)
+    method = control(modular_update=update)
+    together, local = federation(method, rounds=2), federation(alone(method), rounds=2)
     for client in together.clients:
         assert samples_drawn(together, client) == 2 * 8 * (3 + 1)  # the fourth batch of a round is the upload
-        assert samples_drawn(alone, client) == 2 * 8 * (3 + turns)
+        assert samples_drawn(local, client) == 2 * 8 * (3 + turns)
 
 
 def samples_drawn(f: Federation, client: int) -> int:
@@ -237,7 +241,7 @@ def softmax_regression_step(weights: Mapping[str, Tensor], z: Tensor, y: Tensor,
 
 @pytest.mark.parametrize("update", ["joint", "sequential"])
 def test_a_linear_modular_block_takes_the_closed_form_step(update: Any) -> None:  # IFL-9
-    f = federation(make(modular_update=update), models=["logistic", linear_head], wrap=Recorder)
+    f = federation(control(modular_update=update), models=["logistic", linear_head], wrap=Recorder)
     before = {client: weights_of(f, client, "modular") for client in f.clients}
     f.run_round()
     recorder = f.engine
@@ -262,11 +266,10 @@ def loss_of_reports(model: SplitModel, z: Tensor, y: Tensor, epsilon: float) -> 
     return -p[torch.arange(len(y)), y].log().mean()
 
 
-@pytest.mark.parametrize("update", ["joint", "sequential"])
-def test_the_modular_loss_is_corrected_for_flipped_labels(update: Any) -> None:
+def test_the_modular_loss_is_corrected_for_flipped_labels() -> None:
     z, y = torch.randn(8, 8, generator=torch.Generator().manual_seed(1)), torch.arange(8) % 3
     pairs = [(z[:5], y[:5]), (z[5:], y[5:])]
-    method = make(modular_update=update, modular_lr=0.5, label_epsilon=1.0)
+    method = IFLPrivateLabels(modular_lr=0.5, label_epsilon=1.0)
     f = federation(method, models=[wide], clients=1)
     by_hand, plain = (server_copy(f.setup, f.setup.architectures[0], weights_of(f, 0)) for _ in range(2))
     run_handler(f, method.train_modular, FusionPairs(tuple(FusionOutputs(*pair) for pair in pairs)))
@@ -275,7 +278,7 @@ def test_the_modular_loss_is_corrected_for_flipped_labels(update: Any) -> None:
         (plain, lambda z, y: functional.cross_entropy(plain.modular(z), y)),
     ):
         optimizer = torch.optim.SGD(model.parameters_of("modular").values(), lr=0.5)
-        for batch in [(z, y)] if update == "joint" else pairs:
+        for batch in pairs:
             optimizer.zero_grad()
             loss(*batch).backward()
             optimizer.step()
@@ -317,25 +320,25 @@ def pairs_by_round(f: Federation, rounds: int) -> tuple[list[list[FusionOutputs]
 
 
 def test_one_round_late_hands_out_the_pairs_of_the_round_before() -> None:  # E10
-    f = federation(make(one_round_late=True), models=MIXED, wrap=Recorder)
+    f = federation(control(pairs="late"), models=MIXED, wrap=Recorder)
     first = weights_of(f, 0, "modular")
     f.run_round()
     assert same_bits(weights_of(f, 0, "modular"), first)
-    up, down = pairs_by_round(federation(make(one_round_late=True), models=MIXED, wrap=Recorder), 3)
+    up, down = pairs_by_round(federation(control(pairs="late"), models=MIXED, wrap=Recorder), 3)
     assert {round for round, _ in down} == {2, 3}
     for (round, _), sent in down.items():
         assert all(same_bits({"z": a.z}, {"z": b.z}) for a, b in zip(sent.pairs, up[round - 2], strict=True))
 
 
 def test_the_control_with_own_pairs_gives_everybody_as_many_steps_on_its_own_alone() -> None:  # E3
-    up, down = pairs_by_round(federation(make(pairs="own"), models=MIXED, wrap=Recorder), 2)
+    up, down = pairs_by_round(federation(control(pairs="own"), models=MIXED, wrap=Recorder), 2)
     assert len(down) == 6
     for (round, client), sent in down.items():
         assert [torch.equal(pair.z, up[round - 1][client].z) for pair in sent.pairs] == [True] * 3
 
 
 def test_the_control_with_shuffled_pairs_keeps_all_but_who_belongs_to_whom() -> None:  # E3
-    up, down = pairs_by_round(federation(make(pairs="shuffled"), models=MIXED, wrap=Recorder), 3)
+    up, down = pairs_by_round(federation(control(pairs="shuffled"), models=MIXED, wrap=Recorder), 3)
     moved = 0
     for (round, _), sent in down.items():
         for pair, own in zip(sent.pairs, up[round - 1], strict=True):
@@ -346,7 +349,8 @@ def test_the_control_with_shuffled_pairs_keeps_all_but_who_belongs_to_whom() -> 
 
 
 def test_those_who_are_drawn_share_and_learn_and_the_others_rest() -> None:
-    f = federation(make(participation=0.5), clients=6, wrap=Recorder)
+    method = IFLPartial(**FAST, participation=0.5)
+    f = federation(method, clients=6, wrap=Recorder)
     recorder = f.engine
     assert isinstance(recorder, Recorder)
     drawn = set()
@@ -363,14 +367,12 @@ def test_those_who_are_drawn_share_and_learn_and_the_others_rest() -> None:
         drawn |= set(sent)
     assert len(drawn) > 3
     # Local beside it: the same clients, as many steps on either block
-    alone = federation(make(participation=0.5).alone(), clients=6, rounds=4)
-    assert alone.exchange.steps == f.exchange.steps
+    assert federation(alone(method), clients=6, rounds=4).exchange.steps == f.exchange.steps
 
 
-@pytest.mark.parametrize("pairs", ["all", "own"])
-def test_who_misses_the_deadline_is_as_if_never_asked(pairs: Any) -> None:
+def test_who_misses_the_deadline_is_as_if_never_asked() -> None:
     devices = Devices(step_seconds=1.0, slow=0.5, slowdown=10.0)
-    f = federation(make(deadline=4.0, pairs=pairs), clients=4, rounds=3, devices=devices)
+    f = federation(IFLPartial(**FAST, deadline=4.0), clients=4, rounds=3, devices=devices)
     untrained = federation(make(), clients=4)
     slow = [client for client, device in enumerate(f.exchange.clock.devices) if device.step_seconds == 10]
     assert len(slow) == 2

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pytest
 import torch
 from worlds import Recorder, federation
 
 from interfuse.clock import Devices
-from interfuse.errors import ConfigError
+from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.federation import Federation
-from interfuse.methods.ifl import FusionOutputs, FusionPairs
 from interfuse.methods.ifl_async import IFLAsync
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 4, "base_lr": 0.1, "modular_lr": 0.1}
@@ -58,10 +56,3 @@ def test_slow_clients_hold_nobody_up() -> None:
     assert min(times[c] for c in range(4) if seconds[c] < 2) > 1.5 * max(times[c] for c in range(4) if seconds[c] > 2)
     synchronous = federation("ifl", clients=4, rounds=10, devices=DEVICES)
     assert f.exchange.clock.now < 0.6 * synchronous.exchange.clock.now
-
-
-@pytest.mark.parametrize("name", ["participation", "deadline", "one_round_late", "pairs"])
-def test_settings_of_rounds_are_refused(name: str) -> None:
-    value = {"participation": 0.5, "deadline": 1.0, "one_round_late": True, "pairs": "own"}[name]
-    with pytest.raises(ConfigError, match=f"IFLAsync shares pairs in its own way; {name}"):
-        IFLAsync(**{name: value})

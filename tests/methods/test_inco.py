@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import federation, largest_difference, same_bits, tiny_dataset
 
+from interfuse.families.cross_layer import CrossLayer, crossed
 from interfuse.method import Method
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedin import FedIN
 from interfuse.methods.fednova import FedNova
 from interfuse.methods.fedprox import FedProx
-from interfuse.methods.inco import CrossLayer, InCo, crossed
+from interfuse.methods.inco import InCo
 from interfuse.methods.moon import MOON
 from interfuse.methods.scaffold import SCAFFOLD
 

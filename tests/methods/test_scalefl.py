@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from worlds import Recorder, federation, tiny_dataset
 from interfuse.data import Batch
 from interfuse.federation import Federation
 from interfuse.messages import Weights
+from interfuse.method import settings
 from interfuse.methods.scalefl import ScaleFL, multi_exit
 from interfuse.models import SplitModel
 from interfuse.models.resnets import Exit, exit_logits
@@ -137,7 +137,7 @@ def test_distillation_begins_after_the_warm_up() -> None:
 
 
 def test_distillation_is_on_by_default_and_the_rest_is_the_authors() -> None:
-    defaults = {field.name: field.default for field in fields(ScaleFL)}
+    defaults = {setting.name: setting.default for setting in settings(ScaleFL)}
     assert defaults["gamma"] > 0
     assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.1, 0.9, 5e-4)
     assert (defaults["local_epochs"], defaults["batch_size"], defaults["temperature"]) == (5, 16, 3.0)

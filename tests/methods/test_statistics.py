@@ -17,6 +17,7 @@ from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedet import FedET
 from interfuse.methods.fedgen import FedGen
 from interfuse.methods.fedin import FedIN
+from interfuse.methods.fedin_ablations import FedINAblations
 from interfuse.methods.heterofl import HeteroFL
 from interfuse.methods.moon import MOON
 
@@ -24,7 +25,7 @@ POINTS = ["resnet10-narrow@0.25"]
 """On 4x4 images the last maps of it are points."""
 IMAGES = tiny_dataset(rows=50, shape=(1, 4, 4))
 UNEVEN = shares_of(range(0, 17), range(17, 34), range(34, 50))
-LITTLE: dict[str, Any] = {"local_steps": 2, "local_epochs": 0, "batch_size": 16, "lr": 0.01}
+LITTLE: dict[str, Any] = {"local_steps": 2, "batch_size": 16, "lr": 0.01}
 
 
 @pytest.mark.parametrize(
@@ -76,7 +77,7 @@ def test_a_client_of_one_row_keeps_its_statistics() -> None:
 
 @pytest.mark.parametrize("normalisation", ["eval", "batch", "train"])
 def test_in_training_on_a_single_row(normalisation: Any) -> None:
-    method = FedIN(local_steps=2, local_epochs=0, batch_size=16, in_normalisation=normalisation)
+    method = FedINAblations(local_steps=2, batch_size=16, in_normalisation=normalisation)
     shares = shares_of(range(0, 1), range(1, 50))
     f = federation(method, models=POINTS, dataset=IMAGES, shares=shares, rounds=3)
     assert all(tensor.isfinite().all() for tensor in f.server.state.weights.values())

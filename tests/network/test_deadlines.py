@@ -67,7 +67,8 @@ def test_who_is_late_is_undone_and_takes_part_in_the_next_call_that_it_can_take(
 def test_a_deadline_that_everybody_meets_changes_no_bit(tmp_path: Path) -> None:
     with parties(tmp_path, THREE) as three:
         settings = {"local_steps": 1, "batch_size": 8}
-        config = three.prepare({"settings": settings | {"deadline": 500.0}}, ["logistic"])
+        recipe = {"method": "ifl-partial", "settings": settings | {"deadline": 500.0}}
+        config = three.prepare(recipe, ["logistic"], allow={"methods": ["ifl-partial"]})
         coordinator = three.coordinate()
         nodes = three.all_nodes()
         assert coordinator.wait() == 0, three.everything()

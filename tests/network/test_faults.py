@@ -18,7 +18,7 @@ from parties import assert_equal_to_local, parties, until
 from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.parties import node, participation
 from interfuse.engines.parties.frames import Reply, frames
-from interfuse.methods.ifl import FusionOutputs
+from interfuse.families.fusion import FusionOutputs
 
 THREE = ("ant", "bee", "cat")
 RECIPE = {"method": "ifl", "settings": {"local_steps": 1, "batch_size": 8}}

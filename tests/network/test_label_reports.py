@@ -12,9 +12,9 @@ from worlds import Recorder
 
 from interfuse.engines import local
 from interfuse.engines.parties import node
+from interfuse.families.fusion import FusionOutputs
 from interfuse.federation import Federation
 from interfuse.messages import flatten
-from interfuse.methods.ifl import FusionOutputs
 from interfuse.runs import RunConfig
 from interfuse.runs.loop import assemble
 from interfuse.wire import load_tensors, save_tensors
@@ -22,6 +22,7 @@ from interfuse.wire import load_tensors, save_tensors
 TWO = ("ant", "bee")
 # base blocks stay as they began and whole shares are sent, so features name their row in every round
 SETTINGS = {"local_steps": 0, "batch_size": 64, "label_epsilon": 0.5}
+ALLOW = {"methods": ["ifl-private-labels"]}
 
 Reports = dict[tuple[int, ...], set[int]]
 
@@ -63,7 +64,9 @@ def replayed(config: RunConfig, client: int) -> Reports:
 
 def test_reports_do_not_follow_from_the_contract_and_outlive_a_restart(tmp_path: Path) -> None:
     with parties(tmp_path, TWO, secure=False) as two:
-        config = two.prepare({"settings": SETTINGS, "rounds": 12}, ["logistic"])
+        config = two.prepare(
+            {"method": "ifl-private-labels", "settings": SETTINGS, "rounds": 12}, ["logistic"], allow=ALLOW
+        )
         coordinator = two.coordinate("--commit-every", "4")
         ant, bee = two.node("ant"), two.node("bee", lie=copies_to(tmp_path))
         until(lambda: two.rounds_done() >= 6, 40, two.everything)

@@ -11,6 +11,7 @@ from interfuse.method import Method, retained
 from interfuse.methods import built_in
 from interfuse.methods.fedin import FedIN
 from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_ablations import IFLAblations
 from interfuse.methods.ifl_async import IFLAsync
 from interfuse.methods.ifl_late_replay import IFLLateReplay
 
@@ -34,7 +35,7 @@ def test_what_is_retained_is_said(name: str) -> None:
         assert "by `retention`" in table()[name]
 
 
-@pytest.mark.parametrize("method", [IFLAsync(), IFLLateReplay(), FedIN(), IFL(one_round_late=True)])
+@pytest.mark.parametrize("method", [IFLAsync(), IFLLateReplay(), FedIN(), IFLAblations(pairs="late")])
 def test_a_method_whose_state_holds_features_says_so(method: Method) -> None:
     assert "features" in retained(method)
 

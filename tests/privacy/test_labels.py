@@ -12,8 +12,9 @@ from torch.nn import functional
 from worlds import Recorder, federation, resident, setup_of, tiny_dataset, wide
 
 from interfuse.errors import ConfigError
-from interfuse.methods.ifl import IFL, FusionOutputs
-from interfuse.methods.ifl_late_answers import IFLLateAnswers, Question
+from interfuse.families.fusion import FusionOutputs
+from interfuse.methods.ifl import IFL
+from interfuse.methods.ifl_private_labels import IFLPrivateLabels
 from interfuse.privacy import flip_rates, log_reported, randomised_response
 from interfuse.randomness import generator
 
@@ -75,11 +76,11 @@ def test_the_real_epsilon_is_the_stated_one_as_far_as_it_may_be_asked_for(classe
     assert kept + sum(others) == 2**53
     assert all(abs(math.log(kept / other) - epsilon) < 0.01 for other in others)
     with pytest.raises(ConfigError, match="label_epsilon = 30.1"):
-        IFL(label_epsilon=30.1)
+        IFLPrivateLabels(label_epsilon=30.1)
 
 
 def test_the_noise_of_a_client_has_all_the_digits_that_this_takes() -> None:
-    f = federation(IFL(label_epsilon=1.0), models=[wide], clients=1)
+    f = federation(IFLPrivateLabels(label_epsilon=1.0), models=[wide], clients=1)
     noise = resident(f, 0).lasting_noise(1000, "labels")
     assert noise.dtype == torch.float64
     assert not bool((noise * 2**40 == (noise * 2**40).floor()).any())
@@ -100,9 +101,10 @@ def test_the_loss_on_reports_is_least_where_that_on_labels_is(classes: int, epsi
     assert float(biased.abs().max()) > 1e-3
 
 
-def uploads(epsilon: float | None, rounds: int = 6, **settings: Any) -> list[FusionOutputs]:
+def uploads(epsilon: float | None, rounds: int = 6) -> list[FusionOutputs]:
     """What client 0 sends: its whole share, in every round. Features tell the row."""
-    method = IFL(local_steps=0, batch_size=20, label_epsilon=epsilon, **settings)
+    shared: dict[str, Any] = {"local_steps": 0, "batch_size": 20}
+    method = IFL(**shared) if epsilon is None else IFLPrivateLabels(**shared, label_epsilon=epsilon)
     f = federation(method, rounds=rounds, wrap=Recorder, models=[wide], clients=3, dataset=tiny_dataset())
     assert isinstance(f.engine, Recorder)
     sent = [message for _, client, message in f.engine.up if client == 0]
@@ -125,24 +127,11 @@ def test_without_epsilon_labels_are_true_and_with_it_features_stay() -> None:
     assert all(torch.equal(a.y, b.y) for a, b in zip(true, uploads(30.0, rounds=1), strict=True))
 
 
-def test_a_late_joiner_reports_by_the_same_noise_when_it_asks() -> None:
-    def asked(epsilon: float | None) -> list[Question]:
-        method = IFLLateAnswers(local_steps=1, batch_size=20, label_epsilon=epsilon, joins_at=1)
-        f = federation(method, rounds=1, wrap=Recorder, models=[wide], clients=3, dataset=tiny_dataset())
-        assert isinstance(f.engine, Recorder)
-        return [message for _, _, message in f.engine.up if isinstance(message, Question)]
-
-    (true,), (noisy,), (hardly,) = asked(None), asked(0.1), asked(30.0)
-    assert torch.equal(true.z, noisy.z)
-    assert not torch.equal(true.y, noisy.y)
-    assert torch.equal(true.y, hardly.y)
-
-
 def test_clients_with_another_epsilon_are_refused_for_the_others_could_not_correct_its_flips() -> None:
-    for theirs in (2.0, None):
-        with pytest.raises(ConfigError, match=r"client 1: label_epsilon = .*: all clients must have the same, 1.0"):
-            setup_of(IFL(label_epsilon=1.0), models=[wide], clients=2, overrides={1: {"label_epsilon": theirs}})
-    setup_of(IFL(label_epsilon=1.0), models=[wide], clients=2, overrides={1: {"label_epsilon": 1.0, "base_lr": 0.5}})
+    method = IFLPrivateLabels(label_epsilon=1.0)
+    with pytest.raises(ConfigError, match=r"client 1: label_epsilon = .*: all clients must have the same, 1.0"):
+        setup_of(method, models=[wide], clients=2, overrides={1: {"label_epsilon": 2.0}})
+    setup_of(method, models=[wide], clients=2, overrides={1: {"label_epsilon": 1.0, "base_lr": 0.5}})
 
 
 def test_a_modular_block_learns_through_flips_what_it_learns_without_them() -> None:

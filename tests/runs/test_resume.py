@@ -88,7 +88,7 @@ CASES += [
     pytest.param("fedavg", BUFFERS, IMAGES, id="fedavg-buffers"),
     pytest.param("ifl", {"beside": ["local"], "rounds": 1}, GIVEN, id="ifl-beside"),
     pytest.param(
-        "ifl",
+        "ifl-partial",
         {
             "settings": {"deadline": 0.15, "local_steps": 2, "participation": 0.9},
             "rounds": 4,
@@ -98,7 +98,7 @@ CASES += [
         GIVEN,
         id="ifl-deadline",
     ),
-    pytest.param("ifl", {"settings": {"one_round_late": True, "local_steps": 1}, "rounds": 2}, GIVEN, id="ifl-late"),
+    pytest.param("ifl-ablations", {"settings": {"pairs": "late", "local_steps": 1}, "rounds": 2}, GIVEN, id="ifl-late"),
 ]
 
 

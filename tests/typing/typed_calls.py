@@ -20,7 +20,8 @@ from interfuse import (
     on_client,
     run,
 )
-from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs
+from interfuse.families.fusion import FusionOutputs, FusionPairs
+from interfuse.methods.ifl import IFL
 from interfuse.runs import Summary
 
 

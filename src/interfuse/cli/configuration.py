@@ -12,6 +12,7 @@ from typing import Any
 from interfuse import recipes
 from interfuse.clock import named
 from interfuse.errors import ConfigError, nearest
+from interfuse.method import layered
 from interfuse.methods import built_in
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
@@ -85,13 +86,13 @@ def assign(values: dict[str, Any], text: str) -> None:
     if not (key and equals):
         raise ConfigError(f"--set {text}: write key=value, such as --set local_steps=5")
     if not key.startswith("client."):
-        values["settings"] = values.get("settings", {}) | {key: toml_or_text(value)}
+        values["settings"] = layered(values.get("settings", {}), {key: toml_or_text(value)})
         return
     _, number, setting = [*key.split(".", 2), ""][:3]
     if not (number.isdecimal() and setting):
         raise ConfigError(f"--set {text}: write client.NUMBER.key=value, such as --set client.2.base_lr=0.001")
     everybody = values.get("client", {})
-    own = everybody.get(int(number), {}) | {setting: toml_or_text(value)}
+    own = layered(everybody.get(int(number), {}), {setting: toml_or_text(value)})
     values["client"] = everybody | {int(number): own}
 
 

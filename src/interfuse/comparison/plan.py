@@ -26,6 +26,7 @@ from interfuse.comparison.recipe import (
 )
 from interfuse.data import Dataset, load
 from interfuse.errors import ConfigError, InterfuseError, nearest
+from interfuse.method import layered
 from interfuse.methods import find
 from interfuse.models import DEFAULT_MODELS
 from interfuse.runs import Execution, Given, RunConfig, parse_config
@@ -61,7 +62,7 @@ class Entry:
     def run(self, point: Point, seed: int, rounds: int | None = None) -> RunConfig:
         """The configuration of a run with these values of the grid."""
         values = {
-            "settings": self.config.settings | {key: value for key, value in point.items() if key != CODECS},
+            "settings": layered(self.config.settings, {k: value for k, value in point.items() if k != CODECS}),
             "seed": seed, "rounds": rounds or self.config.rounds,
             "unset": tuple(key for key in self.config.unset if key not in point),
         }  # fmt: skip
@@ -203,7 +204,7 @@ def _entry(recipe: Recipe, entry: EntryTable, known: Collection[str]) -> Entry:
         values["models"] = [_by_size(values | {"models": recipe.run.get("models", DEFAULT_MODELS)}, models, source)]
     grid = {axis: choices for axis, choices in _axes(recipe.grid, entry, known)} | entry.grid
     tried = {key: choices[0] for axis, choices in grid.items() for key in keys_of(axis) if key != CODECS}
-    values["settings"] = values.get("settings", {}) | tried
+    values["settings"] = layered(values.get("settings", {}), tried)
     values["unset"] = [key for key in values.get("unset", ()) if key not in values["settings"]]
     config = parse_config(values, source)
     whole = complete(config, config.make_method())

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import BaseModel, ConfigDict, Field
 
 from interfuse.errors import ConfigError, nearest
+from interfuse.method import ALTERNATIVES, layered
 from interfuse.runs import RunConfig
 from interfuse.runs.config import M, absolute_paths, check_keys, codec_rules, validated
 from interfuse.toml import read_toml
@@ -256,6 +257,7 @@ def override(recipe: Recipe, run: Mapping[str, Any], grid: Grid) -> Recipe:
     """
     run, checked = _run(run, "options"), _grid(grid, "--grid")
     fixed, free = set(run.get("settings", {})), {key for axis in checked for key in keys_of(axis)}
+    free |= set(ALTERNATIVES) if free & set(ALTERNATIVES) else set()
     if fixed & free:
         raise ConfigError(f"{', '.join(sorted(fixed & free))}: given as a setting and in the grid; say it once")
 
@@ -297,14 +299,16 @@ def _added(below: Any, above: Any, levels: int) -> Any:
     if not levels:
         return above
     both = below.keys() & above.keys()
-    return {**below, **above, **{key: _added(below[key], above[key], levels - 1) for key in both}}
+    return layered(below, {**above, **{key: _added(below[key], above[key], levels - 1) for key in both}})
 
 
 def _said(below: Any, above: Any, levels: int) -> Any:
     """What ``above`` says of the keys that are in ``below``."""
     if not levels:
         return above
-    return {key: _said(below[key], above[key], levels - 1) for key in above.keys() & below.keys()}
+    alternatives = set(ALTERNATIVES) if below.keys() & set(ALTERNATIVES) else set()
+    shared = above.keys() & (below.keys() | alternatives)
+    return {key: _said(below.get(key), above[key], levels - 1) for key in shared}
 
 
 def _known(values: Mapping[str, Any], names: Sequence[str], source: str) -> None:

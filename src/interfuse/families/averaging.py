@@ -1,170 +1,167 @@
-"""What all methods that share parameters have in common: initial values, slices by plan, means."""
+"""Averaging models: who averages with whom, what travels, what clients answer with."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
-from typing import Any, Literal, TypeVar
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+from urllib.parse import quote
 
 from torch import Tensor
 
-from interfuse.aggregation import BufferPolicy, Plan, counted_mean, extract, keys_plan, travels
-from interfuse.client import ClientId, Profile
+from interfuse.aggregation import BufferPolicy, at_least_two, use_batch_statistics
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import ModelError, Notice
-from interfuse.messages import Message, NamedTensors, Weights
-from interfuse.models.plans import width_plan
+from interfuse.data import Inputs
+from interfuse.data.inputs import each, rows_of
+from interfuse.errors import ConfigError, Notice
+from interfuse.families.holdings import (
+    Holding,
+    WeightRule,
+    averaged,
+    by_key,
+    held,
+    initial_weights,
+    nothing_in_common,
+    one_of_each_architecture,
+)
+from interfuse.families.own_training import OwnTraining
+from interfuse.handler import on_client
+from interfuse.messages import NamedTensors, State, Weights
+from interfuse.method import BUFFERS, NOTHING, Fraction
 from interfuse.server import Server
-
-M = TypeVar("M", bound=Message)
-
-WeightRule = Literal["samples", "uniform"]
-"""How clients count in a mean: by their training samples, or all alike."""
-
-Holding = Callable[[Mapping[str, Tensor], Profile], Plan]
-"""From the server's tensors and a client's profile to what the client holds of them."""
-
-ONE_HEAD = "cnn,mlp-linear,mixed-linear,deep-linear"
-"""Models of the zoo with different base blocks and one modular block: what to try where that is needed."""
+from interfuse.training import Objective
 
 
-def initial_weights(
-    server: Server[Any],
-    clients: Clients,
-    buffers: BufferPolicy = BufferPolicy.AGGREGATE,
-    parts: Collection[str] | None = None,
-) -> NamedTensors:
-    """Initial values of every tensor that some client shares; where several share a key, of the first one's model.
+class Global(State):
+    """The server's model: every tensor that some client holds, or one model for each group of clients."""
 
-    Raises:
-        ModelError: two clients have tensors of different shape under one key, or one of them has it in a part that is
-            not shared, so no mean of them exists.
+    weights: NamedTensors
+
+
+@dataclass(frozen=True)
+class Averaging(OwnTraining):
+    """Methods whose server has a model that clients train and that is averaged; clients keep nothing of it.
+
+    With nested depths every tensor is averaged over the clients that hold its key (FedIN, arXiv:2304.00759, eq. 19), or
+    the clients of each architecture are a federation of their own (eq. 20 and 21). The state has ``weights``.
     """
-    weights: NamedTensors = {}
-    owner: dict[str, Profile] = {}
-    unshared: dict[str, Profile] = {}
-    for profile in one_of_each_architecture(clients):
-        model = server.new_model(profile.architecture)
-        trainable = dict(model.named_parameters())
-        for key, tensor in model.tensors(parts).items():
-            if key in weights and weights[key].shape != tensor.shape:
-                first = owner[key]
-                raise ModelError(
-                    f"clients {first.id} ({first.architecture}) and {profile.id} ({profile.architecture}) differ in "
-                    f"the shape of {key}: {tuple(weights[key].shape)} and {tuple(tensor.shape)}. A method that "
-                    "averages parameters needs clients that agree on the tensors they share, for instance --models cnn"
-                    "; of one model in several widths, heterofl and fedrolex average slices"
-                )
-            if key not in weights and travels(buffers, key not in trainable, tensor.dtype):
-                weights[key], owner[key] = tensor.clone(), profile
-        unshared |= dict.fromkeys(profile.keys.keys() - model.tensors(parts).keys(), profile)
-    if astray := sorted(weights.keys() & unshared.keys()):
-        first, second = owner[astray[0]], unshared[astray[0]]
-        raise ModelError(
-            f"{astray[0]} is shared by client {first.id} ({first.architecture}), but client {second.id} "
-            f"({second.architecture}) has it on the other side of its fusion cut; cut both models at the same stage"
-        )
-    return weights
+
+    usual: ClassVar[Mapping[str, Any]] = {"local_epochs": 1, "keep_optimizer": False}
+
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round
+    weights: WeightRule = "samples"  # clients count by their samples, or uniform
+    aggregation: Literal["layerwise", "group"] = "layerwise"  # over all who hold a key, or in each architecture apart
+    buffers: BufferPolicy = BufferPolicy.AGGREGATE  # aggregate, local, batch-statistics or recalibrate
+
+    def keeps(self) -> frozenset[str]:
+        return frozenset({BUFFERS}) if self.buffers is BufferPolicy.LOCAL else NOTHING
+
+    def start(self, server: Server[Any], clients: Clients) -> Global:
+        return Global(self.initial(server, clients))
+
+    def initial(self, server: Server[Any], clients: Clients) -> NamedTensors:
+        """The server's model before the first round."""
+        return merged({prefix: initial_weights(server, some, self.buffers) for prefix, some in self.groups(clients)})
+
+    def groups(self, clients: Clients) -> Iterator[tuple[str, Clients]]:
+        """Clients that average with each other, and what the server puts before the keys of their tensors."""
+        if self.aggregation == "layerwise":
+            yield "", clients
+            return
+        for one in one_of_each_architecture(clients):
+            alike = (client for client, p in clients.profiles.items() if p.architecture == one.architecture)
+            yield f"{quote(one.architecture, safe='')}:", clients.only(alike)
+
+    def models(self, weights: NamedTensors, clients: Clients, holding: Holding = by_key) -> dict[ClientId, Weights]:
+        """A message for each client with what it holds of the model of its group."""
+        found: dict[ClientId, Weights] = {}
+        for prefix, some in self.groups(clients):
+            found |= held(under(prefix, weights), some, holding)
+        return found
+
+    def mean(
+        self,
+        weights: NamedTensors,
+        sent: Mapping[ClientId, Mapping[str, Tensor]],
+        clients: Clients,
+        holding: Holding = by_key,
+    ) -> NamedTensors:
+        """The server's model after the clients sent theirs; what nobody sent stays as it is in ``weights``."""
+        means = {
+            prefix: averaged(
+                under(prefix, weights), {c: sent[c] for c in some if c in sent}, some.profiles, self.weights, holding
+            )
+            for prefix, some in self.groups(clients)
+        }
+        return weights | merged(means)
+
+    def holding(self, round: int) -> Holding:
+        """What a client holds of the server's model in a round, counted from 1: the tensors that its model has."""
+        return by_key
+
+    def deployed(self, server: Server[Any], clients: Clients) -> Mapping[ClientId, Weights]:
+        return self.models(server.state.weights, clients, self.holding(server.round))
+
+    @on_client
+    def deploy(self, client: Client[Any], message: Weights) -> None:
+        client.model.load(message.tensors)
+        if self.buffers is BufferPolicy.RECALIBRATE:
+            client.recalibrate(self.batch_size)
+
+    def predict(self, client: Client[Any], x: Inputs) -> Tensor:
+        if self.buffers is not BufferPolicy.BATCH_STATISTICS:
+            return super().predict(client, x)
+        with use_batch_statistics(client.model):
+            together: Tensor = client.model(each(at_least_two, x))
+            return together[: rows_of(x)]
+
+    def check_buffers(self, clients: Clients, *allowed: BufferPolicy) -> None:
+        """Check that models in evaluation mode have statistics, which some policies neither send nor keep.
+
+        Raises:
+            ConfigError: a client's model has statistics, and the policy is none of those allowed.
+        """
+        if self.buffers not in allowed and any(profile.buffers for profile in clients.profiles.values()):
+            named = ", ".join(allowed)
+            raise ConfigError(
+                f"buffers = {self.buffers.value!r} leaves models without the running statistics that "
+                f"{type(self).__name__} needs: take {named}, or models without batch normalisation"
+            )
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return nothing_in_common(profiles, apart=self.aggregation == "group")
 
 
-def largest_weights(
-    server: Server[Any], clients: Clients, buffers: BufferPolicy = BufferPolicy.AGGREGATE
-) -> NamedTensors:
-    """Initial values of the tensors of the largest client's model, of which all others must be slices.
+@dataclass(frozen=True)
+class AveragingModels(Averaging):
+    """Averaging whose clients send the models that they trained, all of them tensors of the server's."""
 
-    Raises:
-        ModelError: a client's model is no part of the largest; names both.
-    """
-    different = one_of_each_architecture(clients)
-    whole = max(different, key=lambda profile: profile.size)
-    for profile in different:
-        try:
-            width_plan(whole.keys, profile.keys)
-        except ModelError as error:
-            raise ModelError(
-                f"the model of client {profile.id} ({profile.architecture}) should be a part of the largest, that of "
-                f"client {whole.id} ({whole.architecture}): {error}. These fit: resnet18, resnet18@0.5, resnet10@0.25"
-            ) from None
-    return initial_weights(server, clients.only([whole.id]), buffers)
+    def round(self, server: Server[Any], clients: Clients) -> None:
+        server.state = Global(self.trained(server, clients.sample(self.participation)))
 
+    def trained(self, server: Server[Any], chosen: Clients) -> NamedTensors:
+        """The server's model after these clients trained it."""
+        weights, holding = server.state.weights, self.holding(server.round)
+        replies = chosen.call(self.train, self.models(weights, chosen, holding))
+        return self.mean(weights, {client: reply.tensors for client, reply in replies.items()}, chosen, holding)
 
-def one_of_each_architecture(clients: Clients) -> list[Profile]:
-    """The profile of the first client of every architecture, in the order of clients."""
-    found: dict[str, Profile] = {}
-    for profile in clients.profiles.values():
-        found.setdefault(profile.architecture, profile)
-    return list(found.values())
+    @on_client
+    def train(self, client: Client[Any], received: Weights) -> Weights:
+        client.model.load(received.tensors)
+        self.fit(client, self.objective(client, received))
+        return Weights(client.tensors(buffers=self.buffers))
+
+    def objective(self, client: Client[Any], received: Weights) -> Objective:
+        """What clients minimise: the task's loss."""
+        return client.loss
 
 
-def nothing_in_common(profiles: Mapping[ClientId, Profile], *, apart: bool = False) -> Notice | None:
-    """What to say of means that are each over one client; None where there is one over several.
-
-    Args:
-        apart: Clients of different architectures have no means in common, whatever their keys.
-    """
-    holders = Counter((p.architecture if apart else "", key) for p in profiles.values() for key in p.keys)
-    if len(profiles) < 2 or max(holders.values(), default=0) > 1:
-        return None
-    found = "No two clients have one architecture" if apart else "No two clients have a tensor in common"
-    remedy = "Give clients one architecture, for instance with --models cnn"
-    return Notice(
-        f"{found}, so every mean is over one client: each trains alone, and what it sends is of no use to the others.",
-        f"{remedy}." if apart else f"{remedy}, or models that have a head in common: --models {ONE_HEAD}.",
-    )
+def merged(groups: Mapping[str, NamedTensors]) -> NamedTensors:
+    """The tensors of all groups, each under its prefix and key."""
+    return {prefix + key: tensor for prefix, weights in groups.items() for key, tensor in weights.items()}
 
 
-def by_architecture(clients: Clients, make: Callable[[Profile], M]) -> dict[ClientId, M]:
-    """A message for each client, made once for all clients of an architecture: they get the very same one."""
-    made: dict[str, M] = {}
-    for profile in clients.profiles.values():
-        if profile.architecture not in made:
-            made[profile.architecture] = make(profile)
-    return {client: made[profile.architecture] for client, profile in clients.profiles.items()}
-
-
-def by_key(weights: Mapping[str, Tensor], profile: Profile) -> Plan:
-    """Whole tensors, those that the client's model has."""
-    return keys_plan(key for key in weights if key in profile.keys)
-
-
-def by_width(weights: Mapping[str, Tensor], profile: Profile, shift: int = 0) -> Plan:
-    """Slices, of the shapes that the client's model has: :func:`.width_plan`."""
-    shapes = {key: tuple(tensor.shape) for key, tensor in weights.items()}
-    return width_plan(shapes, {key: shape for key, shape in profile.keys.items() if key in weights}, shift)
-
-
-def rolling(shift: int) -> Holding:
-    """:func:`by_width` with the windows moved by ``shift``."""
-    return partial(by_width, shift=shift)
-
-
-def part_of(weights: Mapping[str, Tensor], profile: Profile, holding: Holding = by_key) -> NamedTensors:
-    """What a client holds of the server's tensors."""
-    return extract(weights, holding(weights, profile))
-
-
-def held(weights: Mapping[str, Tensor], clients: Clients, holding: Holding = by_key) -> dict[ClientId, Weights]:
-    """A message for each client with what it holds of the server's tensors."""
-    return by_architecture(clients, lambda profile: Weights(part_of(weights, profile, holding)))
-
-
-def averaged(
-    weights: Mapping[str, Tensor],
-    replies: Mapping[ClientId, Mapping[str, Tensor]],
-    profiles: Mapping[ClientId, Profile],
-    rule: WeightRule,
-    holding: Holding = by_key,
-) -> NamedTensors:
-    """The mean of what came back, element by element over those who hold it; what none of them holds keeps its value.
-
-    Raises:
-        ModelError: a client did not send just what it holds.
-    """
-    return counted_mean(
-        weights,
-        [
-            (holding(weights, profiles[client]), tensors, float(profiles[client].samples) if rule == "samples" else 1.0)
-            for client, tensors in replies.items()
-        ],
-    )
+def under(prefix: str, weights: NamedTensors) -> NamedTensors:
+    """The tensors of one group by key."""
+    return {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}

@@ -15,8 +15,8 @@ from interfuse.client import Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ModelError
-from interfuse.families.averaging import ONE_HEAD, one_of_each_architecture
-from interfuse.handler import Program
+from interfuse.families.holdings import ONE_HEAD, one_of_each_architecture
+from interfuse.families.own_training import OwnTraining
 from interfuse.messages import Weights
 from interfuse.method import Count, Steps
 from interfuse.server import Server
@@ -26,7 +26,7 @@ _HEAD = "head"
 
 
 @dataclass(frozen=True)
-class GlobalHead(Program):
+class GlobalHead(OwnTraining):
     """The part that methods with a global head have in common: clients keep their base blocks, the server the head.
 
     Clients are evaluated with the newest head, as they will begin the next round.

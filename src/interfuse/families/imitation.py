@@ -5,7 +5,7 @@ Objectives and the gradient rule of FedIN (Chan et al., arXiv:2304.00759).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Literal
@@ -63,6 +63,18 @@ def stacked(batches: Sequence[Float32[Tensor, "_ ..."]]) -> Float32[Tensor, "pai
     """All batches as one tensor of at least two rows each; those of fewer rows than the largest repeat theirs."""
     rows = max(2, *map(len, batches))
     return torch.stack([batch[torch.arange(rows, device=batch.device) % len(batch)] for batch in batches])
+
+
+def on_intermediate(
+    gradients: Mapping[str, Gradients], parameters: Mapping[str, Tensor], *, rule: Rule, lam: float, per_tensor: bool
+) -> Gradients:
+    """The local gradient on extractor and classifier, Z on the intermediate layers: as a whole, or tensor by tensor."""
+    local, foreign = gradients["local"], gradients["in"]
+    z: Gradients = {}
+    for keys in ([key] for key in foreign) if per_tensor else [list(foreign)]:
+        own, others = ({key: g[key] for key in keys} for g in (local, foreign))
+        z |= alleviated(own, others, rule, lam)
+    return local | z
 
 
 def alleviated(local: Gradients, foreign: Gradients, rule: Rule, lam: float) -> Gradients:

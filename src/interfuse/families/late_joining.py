@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from interfuse.client import ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError
+from interfuse.families.fusion import FusionPairs, SharingFusionOutputs
 from interfuse.method import Count
 
 
 @dataclass(frozen=True)
-class LateJoining:
+class LateJoining(SharingFusionOutputs):
     """Who comes late, and when. From then on nobody else trains, so what a newcomer reaches is its way's own merit."""
 
     newcomers: Count = 1  # the last so many clients come late; the others are the incumbents
@@ -38,6 +39,11 @@ class LateJoining:
         """
         self._check_clients(clients.ids)
         return clients.only(clients.ids[: -self.newcomers]), clients.only(clients.ids[-self.newcomers :])
+
+    def exchange(self, clients: Clients) -> None:
+        """A round of IFL among these clients."""
+        outputs = clients.call(self.train_base)
+        clients.call(self.train_modular, FusionPairs(tuple(outputs.values())))
 
     def _check_clients(self, clients: Sequence[ClientId]) -> None:
         if self.newcomers >= len(clients):

@@ -6,20 +6,22 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.errors import Notice
-from interfuse.families.averaging import WeightRule, averaged, held, initial_weights, nothing_in_common, part_of
+from interfuse.errors import ConfigError, Notice
+from interfuse.families.holdings import WeightRule, averaged, held, initial_weights, nothing_in_common, part_of
+from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import FeatureGradients, Features, Labels, Message, NamedTensors, State, Weights
-from interfuse.method import NOTHING, Count, Method, Steps
+from interfuse.method import NOTHING
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import LearningRate, OptimizerName, lacks_variance, modular_cross_entropy, pull_back
+from interfuse.training import lacks_variance, modular_cross_entropy, pull_back
 
 
 class Global(State):
@@ -55,13 +57,9 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class SplitLearning(Method):
+class SplitLearning(OwnTraining):
     """Base blocks are the clients' (fronts), modular blocks the server's (tails): the cut is the fusion layer."""
 
-    local_steps: Steps = 0  # T: steps a round; 0: one epoch
-    batch_size: Count = 32  # B: samples of a step
-    lr: LearningRate = 0.01  # learning rate on both sides
-    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw, on both sides; starts anew where its part was averaged
     weights: WeightRule = "samples"  # clients count by their samples, or uniform
     average_clients: bool = True  # False: client parts stay with their clients and never travel
 
@@ -112,6 +110,9 @@ class SplitLearning(Method):
         client.optimizers.clear()
         return Weights(client.tensors("base"))
 
+    def alone(self) -> dict[str, Any]:
+        return {"keep_optimizer": self.keep_optimizer and not self.average_clients}
+
     def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
         return held(server.state.fronts | server.state.tails, clients)
 
@@ -123,8 +124,16 @@ class SplitLearning(Method):
 class EndToEnd(SplitLearning):
     """Split learning in which the loss reaches both sides: a step costs an exchange of (z, y) and ∂loss/∂z."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.keep_optimizer or self.average_clients):
+            raise ConfigError(
+                "keep_optimizer = False: a part that stays with its client keeps its optimizer; average_clients = True "
+                "starts both anew"
+            )
+
     def steps_of(self, profile: Profile) -> int:
-        return self.local_steps or math.ceil(profile.samples / self.batch_size)
+        return self.local_steps or (self.local_epochs or 0) * math.ceil(profile.samples / self.batch_size)
 
     def step(self, server: Server[Global], clients: Clients, tails: Mapping[ClientId, Tail]) -> None:
         """A step of these clients and of the server parts behind them."""
@@ -135,9 +144,14 @@ class EndToEnd(SplitLearning):
         """A step of a server part; answers with the gradient of the cut before the step."""
         z = sent.z.detach().requires_grad_()
         server.fit(
-            modular_cross_entropy, [Batch(z, sent.y.long())], network=tail.name, train="modular", lr=self.lr,
-            optimizer=self.optimizer, keep_optimizer=tail.name,
-        )  # fmt: skip
+            modular_cross_entropy,
+            [Batch(z, sent.y.long())],
+            network=tail.name,
+            train="modular",
+            lr=self.lr,
+            optimizer=self.stepper(),
+            keep_optimizer=tail.name,
+        )
         return CutGradient(torch.zeros_like(z) if z.grad is None else z.grad)
 
     @on_client.continuing
@@ -153,6 +167,10 @@ class EndToEnd(SplitLearning):
     def backward(self, client: Client, received: CutGradient) -> None:
         batch = client.scratch["batch"]
         client.fit(
-            partial(pull_back, gradient=received.gradient), batches=[batch], train="base", lr=self.lr,
-            optimizer=self.optimizer, keep_optimizer="front",
-        )  # fmt: skip
+            partial(pull_back, gradient=received.gradient),
+            batches=[batch],
+            train="base",
+            lr=self.lr,
+            optimizer=self.stepper(),
+            keep_optimizer="front",
+        )

@@ -13,10 +13,7 @@ from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import fused_share
 from interfuse.handler import on_client
 from interfuse.messages import Features, Labels, Message, Weights
-from interfuse.method import Method
-from interfuse.methods.local import LocalTraining
 from interfuse.server import Server
-from interfuse.training import LearningRate, cross_entropy
 
 
 class AllFeatures(Message):
@@ -27,14 +24,14 @@ class AllFeatures(Message):
 
 
 @dataclass(frozen=True)
-class FedAllRep(GlobalHead, LocalTraining, Method):
+class FedAllRep(GlobalHead):
     """All representations shared: the ablation of FedRE (Yao et al., CVPR 2026, arXiv:2511.22265), with its defaults.
 
     A round is that of FedGH, but a client sends the features of all its samples. The closest published relative of
     IFL, which sends one minibatch and leaves every client its own modular block. All modular blocks must be alike.
     """
 
-    lr: LearningRate = 0.06  # learning rate of clients
+    usual = {"lr": 0.06}
 
     def round(self, server: Server, clients: Clients) -> None:
         sent = clients.call(self.train, self.head(server)).values()
@@ -43,6 +40,6 @@ class FedAllRep(GlobalHead, LocalTraining, Method):
     @on_client
     def train(self, client: Client, head: Weights) -> AllFeatures:
         client.model.load(head.tensors)
-        self.train_locally(client, cross_entropy)
+        self.fit(client, client.loss)
         share = fused_share(client)
         return AllFeatures(share.features, share.y)

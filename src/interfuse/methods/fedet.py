@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64, Shaped
@@ -18,12 +17,13 @@ from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
 from interfuse.data.inputs import split
-from interfuse.families.averaging import averaged, one_of_each_architecture
+from interfuse.families.averaging import AveragingModels
+from interfuse.families.averaging import Global as ServersModel
 from interfuse.families.heads import check_common_head
+from interfuse.families.holdings import averaged, one_of_each_architecture
 from interfuse.handler import on_client
-from interfuse.messages import Data, Message, NamedTensors, State
-from interfuse.method import Count, Method, NonNegative, Steps
-from interfuse.methods.fedavg import TrainingOnOwnData
+from interfuse.messages import Data, Message, NamedTensors
+from interfuse.method import Count, NonNegative, Steps
 from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import LearningRate
@@ -37,10 +37,9 @@ class PublicRows(Message):
     x: Data
 
 
-class Global(State):
+class Global(ServersModel):
     """The models of all groups, and the unlabelled public set, as stored."""
 
-    weights: NamedTensors
     public: Shaped[Tensor, "batch ..."]
 
 
@@ -61,7 +60,7 @@ def consensus(
 
 
 @dataclass(frozen=True)
-class FedET(TrainingOnOwnData, Method):
+class FedET(AveragingModels):
     """Heterogeneous ensemble transfer (Cho et al., IJCAI 2022); no code of the authors is public.
 
     Clients of one architecture average their models. The server has a model of the clients' largest architecture; it
@@ -71,7 +70,8 @@ class FedET(TrainingOnOwnData, Method):
     whose variance is bounded where that of log-probabilities is not.
     """
 
-    aggregation: Literal["layerwise", "group"] = "group"  # in each architecture apart, or over all who hold a key
+    usual = {"aggregation": "group"}
+
     diversity: NonNegative = 0.05  # lambda: weight of the distance to the dissenters
     server_steps: Steps = 128  # steps of the server's model in a round
     server_batch_size: Count = 64  # public rows of a step of the server's model

@@ -15,13 +15,14 @@ from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.families.averaging import by_architecture, one_of_each_architecture
+from interfuse.families.averaging import Averaging
+from interfuse.families.averaging import Global as ServersModel
 from interfuse.families.generators import generating, labelled, network, regularised
 from interfuse.families.heads import check_common_head
+from interfuse.families.holdings import by_architecture, one_of_each_architecture
 from interfuse.handler import on_client
-from interfuse.messages import ClassCounts, Dims, Disclosure, Message, NamedTensors, Parameters, State
-from interfuse.method import ALL, NOTHING, Count, Method, Network, NonNegative, Steps
-from interfuse.methods.fedavg import Averaging
+from interfuse.messages import ClassCounts, Dims, Disclosure, Message, Parameters
+from interfuse.method import ALL, NOTHING, Count, Network, NonNegative, Steps
 from interfuse.server import Server
 from interfuse.training import Exponential, LearningRate, Objective, Optimizer
 
@@ -44,15 +45,14 @@ class ModelAndCounts(Message):
     counts: ClassCounts
 
 
-class Global(State):
+class Global(ServersModel):
     """The server's model, and the label counts of those who took part last."""
 
-    weights: NamedTensors
     counts: Float32[Tensor, "classes"]
 
 
 @dataclass(frozen=True)
-class FedGen(Averaging, Method):
+class FedGen(Averaging):
     """Data-free distillation (Zhu et al., ICML 2021), with the authors' defaults.
 
     All models are averaged; their modular blocks must be alike, since the generator makes features of the fusion layer.
@@ -60,7 +60,8 @@ class FedGen(Averaging, Method):
     samples that have it. Clients learn from its features from the second round on.
     """
 
-    local_steps: Steps = 20  # steps of a client in a round, instead of local_epochs where above 0
+    usual = {"local_steps": 20}
+
     alpha: NonNegative = 10.0  # weight of generated features, for labels drawn as they are there over all
     beta: NonNegative = 10.0  # weight of the head's answer to a generated feature of the sample's own label
     regularised_steps: Steps = 20  # steps of a round, the first ones, that learn from the generator

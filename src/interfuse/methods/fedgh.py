@@ -13,14 +13,11 @@ from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import ClassMeans, class_means, fused_share
 from interfuse.handler import on_client
 from interfuse.messages import Weights
-from interfuse.method import Count, Method
-from interfuse.methods.local import LocalTraining
 from interfuse.server import Server
-from interfuse.training import cross_entropy
 
 
 @dataclass(frozen=True)
-class FedGH(GlobalHead, LocalTraining, Method):
+class FedGH(GlobalHead):
     """Generalized global header (Yi et al., ACM MM 2023, arXiv:2303.13137), with the defaults of HtFLlib.
 
     A round sends the global head to all clients, which put it in place of their modular blocks, train their whole
@@ -28,8 +25,7 @@ class FedGH(GlobalHead, LocalTraining, Method):
     sample to it, however many samples it stands for. All modular blocks must be alike.
     """
 
-    batch_size: Count = 10  # B: samples of a step
-    server_batch_size: Count = 10  # class means of a step of the global head
+    usual = {"batch_size": 10, "server_batch_size": 10}
 
     def round(self, server: Server, clients: Clients) -> None:
         sent = clients.call(self.train, self.head(server)).values()
@@ -39,6 +35,6 @@ class FedGH(GlobalHead, LocalTraining, Method):
     @on_client
     def train(self, client: Client, head: Weights) -> ClassMeans:
         client.model.load(head.tensors)
-        self.train_locally(client, cross_entropy)
+        self.fit(client, client.loss)
         means = class_means(fused_share(client), client.dims["classes"])
         return ClassMeans(means.mean, means.y)

@@ -9,12 +9,10 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.averaging import Averaging, Global
 from interfuse.handler import on_client
 from interfuse.messages import Message, Parameters, Precision, Weights
-from interfuse.method import Method
-from interfuse.methods.fedavg import Averaging, Global
 from interfuse.server import Server
-from interfuse.training import cross_entropy
 
 
 class Normalised(Message):
@@ -31,16 +29,13 @@ def accumulated(steps: int, momentum: float) -> float:
 
 
 @dataclass(frozen=True)
-class FedNova(Averaging, Method):
+class FedNova(Averaging):
     """Normalised averaging (Wang et al., NeurIPS 2020): w ← w − τ_eff Σ p_k d_k, with d_k = (w − w_k) / a_k and
     τ_eff = Σ p_k a_k.
 
     Clients that make more steps do not pull the model to themselves. Layer-wise as FedAvg: sums over k are over those
     who hold a tensor. The theory is for SGD; with Adam, whose way is not known from its steps, a_k is their number.
     """
-
-    def start(self, server: Server[Global], clients: Clients) -> Global:
-        return Global(self.initial(server, clients))
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state.weights
@@ -58,7 +53,7 @@ class FedNova(Averaging, Method):
     @on_client
     def train(self, client: Client, received: Weights) -> Normalised:
         client.model.load(received.tensors)
-        done = self.fit(client, cross_entropy)
+        done = self.fit(client, client.loss)
         a = accumulated(done.steps, self.momentum if self.optimizer == "sgd" else 0)
         trained, trainable = client.tensors(buffers=self.buffers), client.model.parameters_of()
         # without a step there is no change, whatever it is divided by

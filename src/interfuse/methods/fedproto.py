@@ -14,12 +14,12 @@ from torch.nn import functional
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
-from interfuse.families.averaging import WeightRule
+from interfuse.families.holdings import WeightRule
+from interfuse.families.own_training import OwnTraining
 from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, State
-from interfuse.method import Count, Method, NonNegative
-from interfuse.methods.local import LocalTraining
+from interfuse.method import NonNegative
 from interfuse.models import SplitModel
 from interfuse.server import Server
 
@@ -46,7 +46,7 @@ def pulled(
 
 
 @dataclass(frozen=True)
-class FedProto(LocalTraining, Method):
+class FedProto(OwnTraining):
     """Federated prototype learning (Tan et al., AAAI 2022), with the defaults of HtFLlib (arXiv:2506.03954), but
     class means weighted by samples, as in the paper.
 
@@ -55,7 +55,8 @@ class FedProto(LocalTraining, Method):
     of the fusion layer. By default a client answers with the nearest global prototype.
     """
 
-    batch_size: Count = 10  # B: samples of a step
+    usual = {"local_epochs": 1, "batch_size": 10}
+
     pull: NonNegative = 10.0  # lambda: weight of the squared distance to the prototypes, a mean over batch and features
     weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform
     predict_by: Literal["prototype", "model"] = "prototype"  # answer with the nearest prototype, or the own model
@@ -74,7 +75,7 @@ class FedProto(LocalTraining, Method):
     def train(self, client: Client, prototypes: ClassMeans) -> CountedMeans:
         classes = client.dims["classes"]
         table, present = by_class(prototypes, classes)
-        self.train_locally(client, partial(pulled, table=table, present=present, pull=self.pull))
+        self.fit(client, partial(pulled, table=table, present=present, pull=self.pull))
         return class_means(fused_share(client), classes)
 
     def deployed(self, server: Server[Global], clients: Clients) -> ClassMeans:

@@ -18,11 +18,8 @@ from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import class_means, fused_share
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, Weights
-from interfuse.method import Method
-from interfuse.methods.local import LocalTraining
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import LearningRate, cross_entropy
 
 
 class Entangled(Message):
@@ -33,14 +30,14 @@ class Entangled(Message):
 
 
 @dataclass(frozen=True)
-class FedRE(GlobalHead, LocalTraining, Method):
+class FedRE(GlobalHead):
     """Representation entanglement (Yao et al., CVPR 2026, arXiv:2511.22265), as in the code of its authors.
 
     A round is that of FedGH, but a client sends a single vector: its class means mixed by random weights that sum to 1
     and are drawn anew each round, with its labels mixed by the same weights. All modular blocks must be alike.
     """
 
-    lr: LearningRate = 0.06  # learning rate of clients
+    usual = {"lr": 0.06}
 
     def round(self, server: Server, clients: Clients) -> None:
         sent = clients.call(self.train, self.head(server)).values()
@@ -51,7 +48,7 @@ class FedRE(GlobalHead, LocalTraining, Method):
     @on_client
     def train(self, client: Client, head: Weights) -> Entangled:
         client.model.load(head.tensors)
-        self.train_locally(client, cross_entropy)
+        self.fit(client, client.loss)
         classes = client.dims["classes"]
         means = class_means(fused_share(client), classes)
         # drawn from (0, 1]: a weight of 0 in a client with one class could not be normalised

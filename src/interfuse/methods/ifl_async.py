@@ -9,15 +9,14 @@ import torch
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
+from interfuse.families.fusion import FusionOutputs, FusionPairs, Late, SharingFusionOutputs
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure
-from interfuse.method import Method, Steps
-from interfuse.methods.ifl import IFL, FusionOutputs, FusionPairs, Late, check_plain
+from interfuse.method import Steps
 from interfuse.server import Server
 
 
 @dataclass(frozen=True)
-class IFLAsync(IFL):
+class IFLAsync(SharingFusionOutputs):
     """Asynchronous IFL: the server keeps the latest pair of each client, and nobody waits for anybody.
 
     A client is given the latest pairs, trains its modular block on them, then its base block, and sends a new pair. A
@@ -26,16 +25,9 @@ class IFLAsync(IFL):
 
     replies: Steps = 0  # that make a round; 0 is as many as there are clients
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_plain(self)
-
     def start(self, server: Server[Late], clients: Clients) -> Late:
         nothing = FusionOutputs(torch.zeros(0, server.dims["d"]), torch.zeros(0, dtype=torch.uint8))
         return Late(FusionPairs((nothing,) * len(clients)))
-
-    def retains(self) -> frozenset[Disclosure]:
-        return Method.retains(self)  # IFL itself keeps pairs only where it uses them late
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         latest = list(server.state.pairs.pairs)

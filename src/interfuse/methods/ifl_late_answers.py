@@ -13,9 +13,8 @@ from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
 from interfuse.messages import FeatureGradients, Features, Labels, Message
 from interfuse.method import Steps
-from interfuse.methods.ifl import IFL, Late
 from interfuse.server import Server
-from interfuse.training import cross_entropy, gradient_of_features, lacks_variance, pull_back
+from interfuse.training import gradient_of_features, lacks_variance, pull_back
 
 
 class Question(Message):
@@ -32,7 +31,7 @@ class Reply(Message):
 
 
 @dataclass(frozen=True)
-class IFLLateAnswers(LateJoining, IFL):
+class IFLLateAnswers(LateJoining):
     """IFL whose newcomers train their base blocks behind the incumbents' modular blocks. Not from the paper.
 
     Each step costs an exchange: features and labels up, the gradient of the loss back, by way of the server. The
@@ -44,10 +43,10 @@ class IFLLateAnswers(LateJoining, IFL):
     def asked(self) -> ClientId | None:
         return None if self.teacher == "turns" else self.teacher
 
-    def round(self, server: Server[Late], clients: Clients) -> None:
+    def round(self, server: Server, clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)
         if server.round < self.joins_at:
-            super().round(server, incumbents)
+            self.exchange(incumbents)
             return
         for step in range(self.local_steps):
             turn = (server.round - self.joins_at) * self.local_steps + step
@@ -58,29 +57,37 @@ class IFLLateAnswers(LateJoining, IFL):
 
     @on_client
     def ask(self, client: Client) -> Question:
-        positions = client.order.take(self.batch_size)
-        batch = client.data.train(positions)
+        batch = client.batch(self.batch_size)
         with client.model.training_parts("base"):
             if lacks_variance(client.model, batch):  # `fit` will skip it
                 client.model.eval()
             client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
-        return Question(client.scratch["batch"].x, self.reported(client, positions, batch.y))
+        return Question(client.scratch["batch"].x, batch.y)
 
     @on_client
     def answer(self, client: Client, question: Question) -> Reply:
-        return Reply(gradient_of_features(self.likelihood(client), client.model, Batch(question.z, question.y)))
+        return Reply(gradient_of_features(client.modular_loss, client.model, Batch(question.z, question.y)))
 
     @on_client.continuing
     def learn(self, client: Client, reply: Reply) -> None:
         batch = client.scratch["batch"]
         client.fit(
-            partial(pull_back, gradient=reply.gradient), batches=[batch], train="base", lr=self.base_lr,
-            optimizer=self.optimizer, keep_optimizer="base" if self.keep_optimizer else None,
-        )  # fmt: skip
+            partial(pull_back, gradient=reply.gradient),
+            batches=[batch],
+            train="base",
+            lr=self.base_lr,
+            optimizer=self.optimizer,
+            keep_optimizer="base" if self.keep_optimizer else None,
+        )
 
     @on_client
     def follow(self, client: Client) -> None:
         client.fit(
-            cross_entropy, train="modular", steps=self.local_steps, batch_size=self.batch_size, lr=self.modular_lr,
-            optimizer=self.optimizer, keep_optimizer="modular" if self.keep_optimizer else None,
-        )  # fmt: skip
+            client.loss,
+            train="modular",
+            steps=self.local_steps,
+            batch_size=self.batch_size,
+            lr=self.modular_lr,
+            optimizer=self.optimizer,
+            keep_optimizer="modular" if self.keep_optimizer else None,
+        )

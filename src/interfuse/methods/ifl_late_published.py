@@ -11,7 +11,6 @@ from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
 from interfuse.messages import Message, Parameters
 from interfuse.method import Steps
-from interfuse.methods.ifl import IFL, Late
 from interfuse.server import Server
 
 
@@ -22,7 +21,7 @@ class Published(Message):
 
 
 @dataclass(frozen=True)
-class IFLLatePublished(LateJoining, IFL):
+class IFLLatePublished(LateJoining):
     """IFL in which a vendor publishes its modular block, and newcomers train their base blocks behind it.
 
     It discloses parameters, once, by the vendor's own decision. The newcomer's modular block must be of the same
@@ -34,7 +33,7 @@ class IFLLatePublished(LateJoining, IFL):
     def asked(self) -> ClientId:
         return self.teacher
 
-    def start(self, server: Server[Late], clients: Clients) -> Late:
+    def start(self, server: Server, clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)
         (vendor,) = incumbents.only([self.teacher]).profiles.values()
         published = server.new_model(vendor.architecture).tensors("modular")
@@ -46,12 +45,11 @@ class IFLLatePublished(LateJoining, IFL):
                     f"client {profile.id} ({profile.architecture}) cannot use the modular block of client {vendor.id} "
                     f"({vendor.architecture}): another architecture. Give both one head, such as cnn and mlp-linear"
                 )
-        return super().start(server, clients)
 
-    def round(self, server: Server[Late], clients: Clients) -> None:
+    def round(self, server: Server, clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)
         if server.round < self.joins_at:
-            super().round(server, incumbents)
+            self.exchange(incumbents)
             return
         if server.round == self.joins_at:
             newcomers.call(self.adopt, incumbents.only([self.teacher]).call(self.publish)[self.teacher])

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.fusion import FusionPairs, Late
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Message
-from interfuse.method import Count, Method
-from interfuse.methods.ifl import IFL, FusionPairs, Late, check_plain
+from interfuse.messages import Message
+from interfuse.method import Count
 from interfuse.server import Server
 
 
@@ -21,7 +21,7 @@ class Replay(Message):
 
 
 @dataclass(frozen=True)
-class IFLLateReplay(LateJoining, IFL):
+class IFLLateReplay(LateJoining):
     """IFL whose server keeps the pairs of the last R rounds and replays them to newcomers. Not from the paper.
 
     A newcomer trains its modular block on them, round by round as the incumbents did, and then its base block alone,
@@ -31,12 +31,8 @@ class IFLLateReplay(LateJoining, IFL):
     retention: Count = 10  # R: rounds whose pairs the server keeps
     passes: Count = 10  # times that a newcomer goes through them
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_plain(self)
-
-    def retains(self) -> frozenset[Disclosure]:
-        return Method.retains(self)  # IFL itself keeps pairs only where it uses them late
+    def start(self, server: Server[Late], clients: Clients) -> Late:
+        return Late(FusionPairs(()))
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)

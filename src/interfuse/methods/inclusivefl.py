@@ -15,22 +15,21 @@ from torch import Tensor
 from interfuse.aggregation import Plan, keys_plan
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.families.averaging import averaged, by_architecture, one_of_each_architecture
-from interfuse.messages import NamedTensors, State, Weights
-from interfuse.method import Count, Method
-from interfuse.methods.fedavg import TrainingOnOwnData
+from interfuse.families.averaging import AveragingModels
+from interfuse.families.averaging import Global as ServersModel
+from interfuse.families.holdings import averaged, by_architecture, one_of_each_architecture
+from interfuse.messages import NamedTensors, Weights
 from interfuse.server import Server
 
 
-class Global(State):
+class Global(ServersModel):
     """The layers that all depths share, and the last blocks of each depth, by architecture (its name quoted)."""
 
-    weights: NamedTensors
     own: dict[str, NamedTensors]
 
 
 @dataclass(frozen=True)
-class InclusiveFL(TrainingOnOwnData, Method):
+class InclusiveFL(AveragingModels):
     """Layer-wise averaging of nested depths with momentum distillation (Liu et al., KDD 2022).
 
     A model's last block does another work than the same block in the middle of a deeper model. So the clients of an
@@ -41,7 +40,8 @@ class InclusiveFL(TrainingOnOwnData, Method):
     The authors' clients send accumulated gradients for AdamW at the server; here they train and send their models.
     """
 
-    batch_size: Count = 64  # B: samples of a step
+    usual = {"batch_size": 64}
+
     beta: Annotated[float, Ge(0), Le(1)] = 0.2  # weight of the deeper blocks' changes in the momentum distillation
     exclude_last: bool = True  # False averages last blocks layer-wise too, which leaves no distillation: FedAvg
 

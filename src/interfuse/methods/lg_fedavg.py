@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
-from interfuse.families.averaging import ONE_HEAD, WeightRule, averaged, held, initial_weights
+from interfuse.families.holdings import ONE_HEAD, WeightRule, averaged, held, initial_weights
+from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
-from interfuse.method import Fraction, Method
-from interfuse.methods.local import Local, LocalTraining
+from interfuse.method import Fraction
 from interfuse.server import Server
-from interfuse.training import cross_entropy
 
 
 class Global(State):
@@ -25,7 +24,7 @@ class Global(State):
 
 
 @dataclass(frozen=True)
-class LGFedAvg(LocalTraining, Method):
+class LGFedAvg(OwnTraining):
     """Local representations, a global head (Liang et al., arXiv:2001.01523): FedAvg of the modular block alone.
 
     Both blocks train together. Every tensor of the modular block is averaged over the clients that hold its key.
@@ -51,14 +50,11 @@ class LGFedAvg(LocalTraining, Method):
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
         client.model.load(received.tensors)
-        self.train_locally(client, cross_entropy)
+        self.fit(client, client.loss)
         return Weights(client.tensors("modular"))
 
     def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
         return held(server.state.modular, clients)
-
-    def alone(self) -> Local:
-        return replace(super().alone(), participation=self.participation)
 
 
 def check_shared(modular: NamedTensors, clients: Clients) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -15,13 +16,13 @@ from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch
+from interfuse.families.averaging import AveragingModels, Global
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
-from interfuse.method import Count, NonNegative, Steps
-from interfuse.methods.fedavg import FedAvg, Global
+from interfuse.method import NonNegative
 from interfuse.models import SplitModel, run_with
 from interfuse.server import Server
-from interfuse.training import LearningRate, Objective, Rate
+from interfuse.training import Objective, Rate
 
 
 class Previous(State):
@@ -60,7 +61,7 @@ def contrastive(
 
 
 @dataclass(frozen=True)
-class MOON(FedAvg):
+class MOON(AveragingModels):
     """Model-contrastive learning (Li et al., CVPR 2021), with the authors' defaults.
 
     Features z are those of the fusion layer: a projection head, as the paper has it there, is a matter of the model.
@@ -68,15 +69,12 @@ class MOON(FedAvg):
     model, so nothing to be drawn away from: they train on cross entropy alone.
     """
 
-    local_epochs: Steps = 5  # E: epochs of a client in a round
-    batch_size: Count = 64  # B: samples of a step
-    lr: LearningRate = 0.1  # learning rate
-    momentum: NonNegative = 0.9  # of sgd
-    weight_decay: NonNegative = 1e-5  # of the optimizer
+    usual = {"local_epochs": 5, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5}
+
     mu: NonNegative = 1.0  # weight of the contrast
     temperature: Rate = 0.5  # tau of the contrast
 
-    def start(self, server: Server[Global], clients: Clients) -> Global:
+    def start(self, server: Server[Any], clients: Clients) -> Global:
         self.check_buffers(clients, BufferPolicy.AGGREGATE, BufferPolicy.LOCAL)
         return super().start(server, clients)
 
@@ -86,12 +84,12 @@ class MOON(FedAvg):
     @on_client
     def train(self, client: Client[Previous], received: Weights) -> Weights:
         client.model.load(received.tensors)
-        self.fit(client, self.loss(client))
+        self.fit(client, self.objective(client, received))
         client.state = Previous({key: tensor.clone() for key, tensor in client.model.tensors().items()})
         return Weights(client.tensors(buffers=self.buffers))
 
-    def loss(self, client: Client[Previous]) -> Objective:
+    def objective(self, client: Client[Previous], received: Weights) -> Objective:
         # copies of the model: values that are laid out as it wants them
-        received = client.model.frozen({}).tensors()
+        own = client.model.frozen({}).tensors()
         previous = (client.model.frozen(client.state.weights).tensors(),) if client.state.weights else ()
-        return partial(contrastive, received=received, previous=previous, mu=self.mu, temperature=self.temperature)
+        return partial(contrastive, received=own, previous=previous, mu=self.mu, temperature=self.temperature)

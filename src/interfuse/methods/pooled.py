@@ -13,11 +13,11 @@ from torch import Tensor
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.families.averaging import by_architecture
+from interfuse.families.holdings import by_architecture
+from interfuse.families.own_training import TrainingInTurns
 from interfuse.handler import on_client
 from interfuse.messages import Data, Disclosure, Labels, Message, State, Weights
-from interfuse.method import NOTHING, Method
-from interfuse.methods.local import OwnSteps
+from interfuse.method import NOTHING
 from interfuse.server import Server
 from interfuse.training import LearningRate, cross_entropy
 
@@ -37,7 +37,7 @@ class Pool(State):
 
 
 @dataclass(frozen=True)
-class Pooled(OwnSteps, Method):
+class Pooled(TrainingInTurns):
     """One model of each architecture, trained on the union of all shares with as many steps as a client takes.
 
     Its uplink is what handing over the raw data costs, once. An epoch is that of an average client.
@@ -57,9 +57,8 @@ class Pooled(OwnSteps, Method):
 
     def round(self, server: Server[Pool], clients: Clients) -> None:
         epoch = math.ceil(len(server.state.y) / len(clients) / self.batch_size)
-        turns = self.turns(len(clients))
+        steps, turns = self.local_steps or (self.local_epochs or 0) * epoch, self.turns(len(clients))
         for architecture in dict.fromkeys(p.architecture for p in clients.profiles.values()):
-            steps = self.local_epochs * epoch or self.local_steps
             self.train(server, architecture, "base" if turns else "all", steps, self.lr)
             self.train(server, architecture, "modular", turns, self.modular_lr)
 
@@ -69,11 +68,15 @@ class Pooled(OwnSteps, Method):
         order = [torch.randperm(rows, generator=server.generator) for _ in range(epochs)]
         drawn = torch.split(torch.cat(order)[: steps * self.batch_size], self.batch_size) if order else ()
         server.model(architecture, architecture)
-        batches = (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn)
         server.fit(
-            cross_entropy, batches, network=architecture, train=part, lr=lr,
-            optimizer=self.stepper(), keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
-        )  # fmt: skip
+            cross_entropy,
+            (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn),
+            network=architecture,
+            train=part,
+            lr=lr,
+            optimizer=self.stepper(),
+            keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
+        )
 
     def retains(self) -> frozenset[Disclosure]:
         return frozenset({Disclosure.DATA, Disclosure.LABELS})

@@ -10,19 +10,18 @@ from torch import Tensor
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.families.averaging import WeightRule, by_architecture
+from interfuse.families.averaging import Averaging, under
+from interfuse.families.averaging import Global as ServersModel
+from interfuse.families.holdings import by_architecture
 from interfuse.handler import on_client
 from interfuse.messages import Message, NamedTensors, Parameters, State
-from interfuse.method import Method
-from interfuse.methods.fedavg import Averaging, under
 from interfuse.server import Server
-from interfuse.training import Combine, Gradients, Rate, cross_entropy
+from interfuse.training import Combine, Gradients, Rate
 
 
-class Global(State):
+class Global(ServersModel):
     """The server's model w and control variate c, which covers the trainable tensors."""
 
-    weights: NamedTensors
     control: NamedTensors
 
 
@@ -51,7 +50,7 @@ def corrected(server: Mapping[str, Tensor], own: Mapping[str, Tensor], seen: Nam
 
 
 @dataclass(frozen=True)
-class SCAFFOLD(Averaging, Method):
+class SCAFFOLD(Averaging):
     """Stochastic controlled averaging (Karimireddy et al., ICML 2020), option II; its theory is for plain SGD.
 
     Option II's c_k⁺ = c_k − c + (w − y) / (K η) is the mean of the gradients of the round, where the optimizer is plain
@@ -59,7 +58,8 @@ class SCAFFOLD(Averaging, Method):
     server's control variate of a key counts all clients that hold the key.
     """
 
-    weights: WeightRule = "uniform"  # clients count alike, or by their samples; for the control they always count alike
+    usual = {"weights": "uniform"}  # for the control clients count alike whatever this is
+
     server_lr: Rate = 1.0  # eta_g: learning rate of the server
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
@@ -97,7 +97,7 @@ class SCAFFOLD(Averaging, Method):
         client.model.load(received.weights)
         own = client.state.control
         seen = {key: torch.zeros_like(c) for key, c in own.items()}
-        done = self.fit(client, {"local": cross_entropy}, combine=corrected(received.control, own, seen))
+        done = self.fit(client, {"local": client.loss}, combine=corrected(received.control, own, seen))
         if done.steps:
             client.state = Own({key: g / done.steps for key, g in seen.items()})
         change = {key: client.state.control[key] - own[key] for key in received.control}

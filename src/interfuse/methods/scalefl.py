@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from interfuse.client import Client
-from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.handler import on_client
+from interfuse.families.averaging import AveragingModels
+from interfuse.families.submodels import SubModels
 from interfuse.messages import Weights
-from interfuse.method import Count, Method, NonNegative, Steps
-from interfuse.methods.fedavg import Global
-from interfuse.methods.heterofl import SubModels
+from interfuse.method import NonNegative, Steps
 from interfuse.models import SplitModel
 from interfuse.models.resnets import exit_logits
-from interfuse.server import Server
-from interfuse.training import LearningRate, Rate
+from interfuse.training import Objective, Rate
 
 
 def multi_exit(model: SplitModel, batch: Batch, step: int, *, gamma: float, temperature: float) -> Tensor:
@@ -42,7 +40,7 @@ def multi_exit(model: SplitModel, batch: Batch, step: int, *, gamma: float, temp
 
 
 @dataclass(frozen=True)
-class ScaleFL(SubModels, Method):
+class ScaleFL(SubModels, AveragingModels):
     """Sub-models scaled in width and depth, with self-distillation (Ilhan et al., CVPR 2023).
 
     The authors' four levels are resnet18-exits1@0.7, resnet18-exits2@0.7, resnet18-exits3@0.75 and resnet18-exits4.
@@ -50,26 +48,12 @@ class ScaleFL(SubModels, Method):
     default of their code, which leaves distillation out; here it is their 0.05 for text.
     """
 
-    local_epochs: Steps = 5  # E: epochs of a client in a round
-    batch_size: Count = 16  # B: samples of a step
-    lr: LearningRate = 0.1  # learning rate
-    momentum: NonNegative = 0.9  # of sgd
-    weight_decay: NonNegative = 5e-4  # of the optimizer
+    usual = {"local_epochs": 5, "batch_size": 16, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+
     gamma: NonNegative = 0.05  # weight of the distillation
     temperature: Rate = 3.0  # T: of the distillation
     warm_up: Steps = 0  # rounds before the distillation begins
 
-    def start(self, server: Server[Global], clients: Clients) -> Global:
-        return Global(self.initial(server, clients))
-
-    def round(self, server: Server[Global], clients: Clients) -> None:
-        chosen, weights, holding = clients.sample(self.participation), server.state.weights, self.holding(server.round)
-        replies = chosen.call(self.train, self.models(weights, chosen, holding))
-        server.state = Global(self.mean(weights, {c: r.tensors for c, r in replies.items()}, chosen, holding))
-
-    @on_client
-    def train(self, client: Client, received: Weights) -> Weights:
-        client.model.load(received.tensors)
+    def objective(self, client: Client[Any], received: Weights) -> Objective:
         gamma = self.gamma if client.round > self.warm_up else 0.0
-        self.fit(client, partial(multi_exit, gamma=gamma, temperature=self.temperature))
-        return Weights(client.tensors(buffers=self.buffers))
+        return partial(multi_exit, gamma=gamma, temperature=self.temperature)

@@ -15,10 +15,8 @@ from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import Global, Smashed, SplitLearning, Tail
 from interfuse.handler import on_client
 from interfuse.messages import Weights
-from interfuse.method import Method, Steps
-from interfuse.methods.local import Local
 from interfuse.server import Server
-from interfuse.training import LearningRate, OptimizerName, cross_entropy, modular_cross_entropy
+from interfuse.training import LearningRate, cross_entropy, modular_cross_entropy
 
 
 @dataclass(frozen=True)
@@ -34,12 +32,10 @@ class SplitFedLocal(SplitLearning):
     matrix is that of the auxiliary heads.
     """
 
-    local_steps: Steps = 10  # tau: steps of a client between two uploads
-    lr: LearningRate = 0.01  # learning rate of clients
+    usual = {"local_steps": 10, "average_clients": False}  # tau: steps of a client between two uploads
+
     server_lr: LearningRate = 0.01  # learning rate of the server's head
     server_copies: Literal["each", "one"] = "each"  # a head for each client and their mean, or one in turns
-    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw, on both sides; clients that are averaged start anew
-    average_clients: bool = False  # True: base blocks are averaged each round
 
     def keeps(self) -> frozenset[str]:
         return super().keeps() | {"modular"}
@@ -66,20 +62,21 @@ class SplitFedLocal(SplitLearning):
 
     @on_client.continuing
     def train(self, client: Client) -> Smashed:
-        client.fit(
-            cross_entropy, steps=self.local_steps, batch_size=self.batch_size, lr=self.lr,
-            optimizer=self.optimizer, keep_optimizer="model",
-        )  # fmt: skip
+        self.fit(client, cross_entropy)
         batch = client.batch(self.batch_size)
         with client.model.evaluating():
             return Smashed(client.model.base(batch.x), batch.y)
 
     def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> None:
         server.fit(
-            modular_cross_entropy, [Batch(sent.z, sent.y.long())], network=tail.name, train="modular",
+            modular_cross_entropy,
+            [Batch(sent.z, sent.y.long())],
+            network=tail.name,
+            train="modular",
             lr=self.server_lr,
-            optimizer=self.optimizer, keep_optimizer=tail.name,
-        )  # fmt: skip
+            optimizer=self.stepper(),
+            keep_optimizer=tail.name,
+        )
 
     @on_client
     def deploy(self, client: Client, message: Weights) -> None:
@@ -90,9 +87,3 @@ class SplitFedLocal(SplitLearning):
     def predict(self, client: Client, x: Inputs) -> Tensor:
         scores: Tensor = functional_call(client.model, client.scratch["head"], (x,))
         return scores
-
-    def alone(self) -> Method:
-        return Local(
-            local_steps=self.local_steps, batch_size=self.batch_size, lr=self.lr, optimizer=self.optimizer,
-            keep_optimizer=not self.average_clients,
-        )  # fmt: skip

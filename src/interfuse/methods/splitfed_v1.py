@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 from interfuse.clients import Clients
 from interfuse.families.split_learning import EndToEnd, Global
-from interfuse.method import Method
-from interfuse.methods.local import Local
 from interfuse.server import Server
 
 
@@ -28,9 +26,3 @@ class SplitFedV1(EndToEnd):
         server.optimizers.clear()
         fronts = self.averaged_fronts(server, clients)
         server.state = Global(fronts, self.averaged_tails(server, clients, tails))
-
-    def alone(self) -> Method:
-        return Local(
-            local_steps=self.local_steps, local_epochs=0 if self.local_steps else 1, batch_size=self.batch_size,
-            lr=self.lr, optimizer=self.optimizer, keep_optimizer=not self.average_clients,
-        )  # fmt: skip

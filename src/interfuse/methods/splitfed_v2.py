@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from interfuse.clients import Clients
 from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import EndToEnd, Global
-from interfuse.method import Method
-from interfuse.methods.local import Local
 from interfuse.server import Server
 
 
@@ -31,9 +29,3 @@ class SplitFedV2(EndToEnd):
             for _ in range(self.steps_of(profiles[client])):
                 self.step(server, clients.only([client]), {client: tail})
         server.state = Global(self.averaged_fronts(server, clients), tail.weights())
-
-    def alone(self) -> Method:
-        return Local(
-            local_steps=self.local_steps, local_epochs=0 if self.local_steps else 1, batch_size=self.batch_size,
-            lr=self.lr, optimizer=self.optimizer, keep_optimizer=not self.average_clients,
-        )  # fmt: skip

@@ -89,8 +89,8 @@ def _other_steps_than_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis 
         "Local took other steps",
         f"The clients took {own:,} gradient steps, those of Local beside them {alone:,}: the "
         f"{summary.score} of the two is not comparable.",
-        "Let the method's `alone()` return Local with as many steps, or name its setting `local_steps` or "
-        "`local_epochs`, which Local takes over.",
+        "Name the method's setting `local_steps` or `local_epochs`, which Local takes over, or let its `alone()` "
+        "return Local's settings for as many steps.",
     )
 
 

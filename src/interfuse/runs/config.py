@@ -168,7 +168,7 @@ class RunConfig(BaseModel):
 
     def make_method(self) -> Method:
         """The method with its hyperparameters."""
-        return find(self.method).configure(self.settings | dict.fromkeys(self.unset))
+        return find(self.method).configure(dict.fromkeys(self.unset) | self.settings)
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, as plain values."""

@@ -26,6 +26,7 @@ from interfuse.runs.config import (
     complete,
     differences,
     parse_config,
+    plain,
     settings_of,
     to_toml,
 )
@@ -241,7 +242,6 @@ def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
     Raises:
         ConfigError: a reference is unknown, or cannot take what it should share with the method.
     """
-    alone = method.alone() or method
     found = {}
     for name in config.beside:
         if name not in REFERENCES:
@@ -252,7 +252,7 @@ def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
         def shared(values: Mapping[str, Any], known: set[str] = known) -> dict[str, Any]:
             return {key: value for key, value in values.items() if key in known}
 
-        settings = shared(settings_of(alone))
+        settings = shared(settings_of(method) | plain(dict(method.alone())))
         try:
             kind.configure(settings)
         except ConfigError as error:

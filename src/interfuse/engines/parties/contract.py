@@ -162,7 +162,7 @@ def method_of(contract: Contract) -> Method:
         JoinError: it is another than the coordinator's.
         ConfigError: it is not there, or its settings are impossible.
     """
-    method = find(contract.method).configure(contract.settings | dict.fromkeys(contract.unset))
+    method = find(contract.method).configure(dict.fromkeys(contract.unset) | contract.settings)
     for own in contract.client_settings.values():
         with_settings(method, own)
     same("method's handlers and messages", contract.interface, interface(method))

@@ -1,0 +1,82 @@
+"""A client's own training: for how long, with which optimizer. The one declaration of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from interfuse.client import Client
+from interfuse.errors import ConfigError
+from interfuse.method import ALTERNATIVES, Count, Method, NonNegative, Steps, usual_amount
+from interfuse.training import Fitted, LearningRate, Objective, Optimizer, OptimizerName
+
+
+@dataclass(frozen=True)
+class OwnTraining(Method):
+    """Methods whose clients train on their own data, for epochs or for steps.
+
+    Of ``local_epochs`` and ``local_steps`` one is given, never both; with neither it is what :attr:`usual` says. Local,
+    beside a method, takes its settings of these names.
+    """
+
+    usual: ClassVar[Mapping[str, Any]] = {"local_epochs": 1}
+
+    local_epochs: Count | None = None  # E: epochs of a client in a round; instead of local_steps
+    local_steps: Steps | None = None  # steps of a client in a round; instead of local_epochs
+    batch_size: Count = 32  # B: samples of a step
+    lr: LearningRate = 0.01  # learning rate of clients
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
+    momentum: NonNegative = 0.0  # of sgd
+    weight_decay: NonNegative = 0.0  # of the optimizer
+    keep_optimizer: bool = True  # False starts the optimizer anew each round
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = {name: getattr(self, name) for name in ALTERNATIVES if getattr(self, name) is not None}
+        if len(given) > 1:
+            values = " and ".join(f"{name} = {value}" for name, value in given.items())
+            raise ConfigError(
+                f"{type(self).__name__}: {values}: a client trains for epochs or for steps; leave one out"
+            )
+        for name, value in ({} if given else usual_amount(type(self))).items():
+            object.__setattr__(self, name, value)
+
+    def stepper(self) -> Optimizer:
+        """The optimizer of the settings."""
+        return Optimizer(self.optimizer, self.momentum, self.weight_decay)
+
+    def fit(
+        self, client: Client[Any], losses: Objective | Mapping[str, Objective], slots: str = "model", **options: Any
+    ) -> Fitted:
+        """A client's training of a round.
+
+        Args:
+            slots: The name under which the optimizer's state is kept, where it is.
+            options: Further ones of :meth:`.Client.fit`.
+        """
+        return client.fit(
+            losses,
+            lr=self.lr,
+            batch_size=self.batch_size,
+            optimizer=self.stepper(),
+            steps=self.local_steps,
+            epochs=self.local_epochs,
+            keep_optimizer=slots if self.keep_optimizer else None,
+            **options,
+        )
+
+
+@dataclass(frozen=True)
+class TrainingInTurns(OwnTraining):
+    """Base block and modular block in turn, as in IFL, or the whole model at once."""
+
+    usual = {"local_steps": 10}
+
+    modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as clients take part
+    modular_most: Steps = 0  # with modular_steps = "clients": at most so many; 0: no bound
+    modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
+
+    def turns(self, clients: int) -> int:
+        """Steps a round on the modular block where so many clients take part."""
+        return min(clients, self.modular_most or clients) if self.modular_steps == "clients" else self.modular_steps
