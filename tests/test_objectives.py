@@ -25,7 +25,7 @@ import interfuse.training
 from interfuse.data import Batch, Classification
 from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
-from interfuse.families.imitation import imitation, noisy_cross_entropy
+from interfuse.families.imitation import imitation, noisy_loss
 from interfuse.families.submodels import masked_cross_entropy
 from interfuse.methods.fedet import taught
 from interfuse.methods.fedproto import pulled
@@ -89,7 +89,7 @@ CASES: dict[Callable[..., Tensor], Case] = {
     },
     generating: of_heads,
     regularised: of_generator,
-    noisy_cross_entropy: lambda model, g: {"noise": 0.5},
+    noisy_loss: lambda model, g: {"noise": 0.5, "task": TASK},
     imitation: lambda model, g: {
         "s_in": rand(g, 4, ROWS, WIDTH), "s_out": rand(g, 4, ROWS, WIDTH), "normalisation": "eval", "weight": 0.5,
     },
@@ -97,7 +97,7 @@ CASES: dict[Callable[..., Tensor], Case] = {
     entangled_cross_entropy: lambda model, g: {"labels": rand(g, CLASSES, CLASSES).softmax(1)},
     masked_cross_entropy: lambda model, g: {"present": rand(g, CLASSES) > 0.3},
     contrastive: lambda model, g: {
-        "received": weights(model, g), "previous": (weights(model, g),), "mu": 1.0, "temperature": 0.5,
+        "received": weights(model, g), "previous": (weights(model, g),), "mu": 1.0, "temperature": 0.5, "task": TASK,
     },
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
 }  # fmt: skip

@@ -46,6 +46,7 @@ from interfuse.cli.options import (
     NumberOfClients,
     PartitionName,
     Processes,
+    Public,
     Quiet,
     Rounds,
     RunArgument,
@@ -127,6 +128,7 @@ def run(
     assignments: Settings = None,
     beside: Annotated[str | None, option(WHAT, "NAME,NAME|none", _BESIDE)] = None,
     data: DataSets = None,
+    public: Public = None,
     clients: NumberOfClients = None,
     partition: PartitionName = None,
     alpha: Alpha = None,
@@ -158,9 +160,9 @@ def run(
     config = configure(
         what,
         {
-            "rounds": rounds, "seed": seed, "data": one_or_listed(data), "clients": clients, "models": listed(models),
-            "fusion_width": width, "device": device, "eval_every": eval_every,
-            "codecs": codecs(codec), "devices": devices_table(devices),
+            "rounds": rounds, "seed": seed, "data": one_or_listed(data), "public": public,
+            "clients": clients, "models": listed(models), "fusion_width": width, "device": device,
+            "eval_every": eval_every, "codecs": codecs(codec), "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
             "execution": {"workers": workers, "commit_rounds": commit_every},

@@ -42,6 +42,7 @@ from interfuse.cli.options import (
     ModelNames,
     NumberOfClients,
     PartitionName,
+    Public,
     Quiet,
     Rounds,
     Settings,
@@ -80,6 +81,7 @@ def compare(
     assignments: Settings = None,
     grid: Annotated[list[str] | None, option(WHAT, "KEY=A,B,...", _GRID)] = None,
     data: DataSets = None,
+    public: Public = None,
     clients: NumberOfClients = None,
     partition: PartitionName = None,
     alpha: Alpha = None,
@@ -112,8 +114,8 @@ def compare(
         recipe = comparison.quicker(recipe, "smoke" if smoke else "small")
     run = absolute_paths(
         given({
-            "rounds": rounds, "data": one_or_listed(data), "clients": clients, "models": listed(models),
-            "fusion_width": width, "device": device, "eval_every": eval_every,
+            "rounds": rounds, "data": one_or_listed(data), "public": public, "clients": clients,
+            "models": listed(models), "fusion_width": width, "device": device, "eval_every": eval_every,
             "codecs": codecs(codec), "devices": devices_table(devices),
         }),
         Path.cwd(),

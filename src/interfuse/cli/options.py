@@ -48,6 +48,7 @@ _DATA = (
     f"file.py:load (default {DEFAULT.data})."
 )
 DataSets = Annotated[str | None, option(DATA, "NAME,...", _DATA)]
+Public = Annotated[str | None, option(DATA, "NAME", "A data set that everybody has, for methods that want one.")]
 NumberOfClients = Annotated[int | None, option(DATA, "N", f"Number of clients (default {DEFAULT.clients}).")]
 _PARTITION = f"How the data is divided: {', '.join(PARTITIONS)} (default {DEFAULT.partition['name']})."
 PartitionName = Annotated[str | None, option(DATA, "NAME", _PARTITION)]

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.aggregation import use_batch_statistics
-from interfuse.data import Batch
+from interfuse.data import Batch, Task
 from interfuse.models import SplitModel
 from interfuse.training import Gradients
 
@@ -29,11 +29,11 @@ def noisy(s: Tensor, noise: float) -> Tensor:
     return s + noise * s.detach().std(correction=0) * torch.randn_like(s) if noise else s
 
 
-def noisy_cross_entropy(model: SplitModel, batch: Batch, step: int, *, noise: float) -> Tensor:
-    """Mean cross entropy of the whole model, with noise at both cuts."""
+def noisy_loss(model: SplitModel, batch: Batch, step: int, *, noise: float, task: Task) -> Tensor:
+    """The task's loss of the whole model, with noise at both cuts."""
     s_in = noisy(model.run(batch.x, "extractor"), noise)
     s_out = noisy(model.run(s_in, "intermediate"), noise)
-    return functional.cross_entropy(model.run(s_out, "classifier"), batch.y)
+    return task.loss(model.run(s_out, "classifier"), batch.y)
 
 
 def imitation(

@@ -79,6 +79,7 @@ class FedET(AveragingModels):
     public_rows: Count = 50  # rows that each client gives to the public set
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
+        _ = server.dims["classes"]  # what the clients' models vote for
         self.check_buffers(clients, BufferPolicy.AGGREGATE)
         check_common_head(server, clients)
         largest = max(one_of_each_architecture(clients), key=size)

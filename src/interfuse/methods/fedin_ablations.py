@@ -11,7 +11,7 @@ import torch
 
 from interfuse.client import Client, ClientId
 from interfuse.data import Batch
-from interfuse.families.imitation import Normalisation, Rule, noisy_cross_entropy, on_intermediate
+from interfuse.families.imitation import Normalisation, Rule, noisy_loss, on_intermediate
 from interfuse.families.intermediate import FeaturePair, IntermediateLearning, ModelAndFeatures
 from interfuse.method import Count, NonNegative
 
@@ -36,7 +36,7 @@ class FedINAblations(IntermediateLearning):
         return super().draw(pool, client, generator, self.received_batches)
 
     def learn(self, client: Client[Any], received: ModelAndFeatures) -> None:
-        local = self.nearby(partial(noisy_cross_entropy, noise=self.noise_at("forward")), received)
+        local = self.nearby(partial(noisy_loss, noise=self.noise_at("forward"), task=client.task), received)
         features = received.features if self.imitation else ()
         if features and self.in_order == "before":
             self.train_apart(client, features)

@@ -43,6 +43,9 @@ class IFLPrivateLabels(SharingFusionOutputs):
 
     label_epsilon: Epsilon = 4.0  # epsilon of randomised response, the same for all clients
 
+    def start(self, server: Server, clients: Clients) -> None:
+        _ = server.dims["classes"]  # what labels are reported as
+
     def round(self, server: Server, clients: Clients) -> None:
         outputs = clients.call(self.train_base)
         clients.call(self.train_modular, FusionPairs(tuple(outputs.values())))

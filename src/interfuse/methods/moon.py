@@ -15,7 +15,7 @@ from torch.nn import functional
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.data import Batch
+from interfuse.data import Batch, Task
 from interfuse.families.averaging import AveragingModels, Global
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
@@ -51,13 +51,13 @@ def contrastive(
     previous: Sequence[NamedTensors],
     mu: float,
     temperature: float,
+    task: Task,
 ) -> Tensor:
-    """Cross entropy plus μ ℓ_con between the model in training, the one received, and the client's previous one."""
+    """The task's loss plus μ ℓ_con between the model in training, the one received, and the client's previous one."""
     with torch.no_grad():
         z_global, *z_previous = (run_with(model, own, batch.x, "base") for own in (received, *previous))
     z = model.base(batch.x)
-    entropy = functional.cross_entropy(model.modular(z), batch.y)
-    return entropy + mu * contrast(z, z_global, z_previous, temperature)
+    return task.loss(model.modular(z), batch.y) + mu * contrast(z, z_global, z_previous, temperature)
 
 
 @dataclass(frozen=True)
@@ -92,4 +92,5 @@ class MOON(AveragingModels):
         # copies of the model: values that are laid out as it wants them
         own = client.model.frozen({}).tensors()
         previous = (client.model.frozen(client.state.weights).tensors(),) if client.state.weights else ()
-        return partial(contrastive, received=own, previous=previous, mu=self.mu, temperature=self.temperature)
+        bound = partial(contrastive, mu=self.mu, temperature=self.temperature, task=client.task)
+        return partial(bound, received=own, previous=previous)

@@ -11,13 +11,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.client import Client
+from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.families.averaging import AveragingModels
+from interfuse.families.averaging import AveragingModels, Global
 from interfuse.families.submodels import SubModels
 from interfuse.messages import Weights
 from interfuse.method import NonNegative, Steps
 from interfuse.models import SplitModel
 from interfuse.models.resnets import exit_logits
+from interfuse.server import Server
 from interfuse.training import Objective, Rate
 
 
@@ -53,6 +55,10 @@ class ScaleFL(SubModels, AveragingModels):
     gamma: NonNegative = 0.05  # weight of the distillation
     temperature: Rate = 3.0  # T: of the distillation
     warm_up: Steps = 0  # rounds before the distillation begins
+
+    def start(self, server: Server[Any], clients: Clients) -> Global:
+        _ = server.dims["classes"]  # what exits teach each other
+        return super().start(server, clients)
 
     def objective(self, client: Client[Any], received: Weights) -> Objective:
         gamma = self.gamma if client.round > self.warm_up else 0.0
