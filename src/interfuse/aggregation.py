@@ -68,7 +68,7 @@ class Mean:
     """
 
     def __init__(self, server: Mapping[str, Tensor]) -> None:
-        self._server = server
+        self.server = server
         self._means: dict[str, Tensor] = {}
         self._totals: dict[str, float | Tensor] = dict.fromkeys(server, 0.0)  # of an element, where they differ
 
@@ -83,13 +83,13 @@ class Mean:
         if not (math.isfinite(weight) and weight > 0):
             raise ConfigError(f"the weight of a client must be positive and finite, not {weight}")
         plan = keys_plan(values) if plan is None else plan
-        _check(self._server, plan, values)
+        _check(self.server, plan, values)
         for key, index in plan.items():
-            if self._server[key].is_floating_point():
+            if self.server[key].is_floating_point():
                 self._add(key, index, values[key], weight)
 
     def _add(self, key: str, index: Index | None, value: Tensor, weight: float) -> None:
-        old, before = self._server[key], self._totals[key]
+        old, before = self.server[key], self._totals[key]
         if key not in self._means:
             self._means[key] = old.clone(memory_format=torch.contiguous_format)
         mean = self._means[key]
@@ -113,7 +113,7 @@ class Mean:
 
     def result(self) -> dict[str, Tensor]:
         """The mean of what was added, as new tensors by key."""
-        return {key: self._means[key] if key in self._means else old.clone() for key, old in self._server.items()}
+        return {key: self._means[key] if key in self._means else old.clone() for key, old in self.server.items()}
 
 
 def counted_mean(server: Mapping[str, Tensor], updates: Iterable[Update]) -> dict[str, Tensor]:

@@ -16,9 +16,9 @@ from interfuse.data import Inputs
 from interfuse.data.inputs import each, rows_of
 from interfuse.errors import ConfigError, Notice
 from interfuse.families.holdings import (
+    HeldMean,
     Holding,
     WeightRule,
-    averaged,
     by_key,
     held,
     initial_weights,
@@ -37,6 +37,23 @@ class Global(State):
     """The server's model: every tensor that some client holds, or one model for each group of clients."""
 
     weights: NamedTensors
+
+
+@dataclass(frozen=True, eq=False)
+class GroupMeans:
+    """The means of all groups of clients: of one group, or of each architecture."""
+
+    weights: NamedTensors
+    means: Mapping[str, HeldMean]
+    by_client: Mapping[ClientId, HeldMean]
+
+    def take(self, client: ClientId, tensors: Mapping[str, Tensor]) -> None:
+        """Add what a client sent."""
+        self.by_client[client].take(client, tensors)
+
+    def result(self) -> NamedTensors:
+        """The server's model; what nobody sent stays as it was."""
+        return self.weights | merged({prefix: mean.result() for prefix, mean in self.means.items()})
 
 
 @dataclass(frozen=True)
@@ -80,6 +97,15 @@ class Averaging(OwnTraining):
             found |= held(under(prefix, weights), some, holding)
         return found
 
+    def means(self, weights: NamedTensors, clients: Clients, holding: Holding = by_key) -> GroupMeans:
+        """What takes up the clients' models one by one, each into the mean of its group."""
+        found = {
+            prefix: (some, HeldMean(under(prefix, weights), some.profiles, self.weights, holding))
+            for prefix, some in self.groups(clients)
+        }
+        by_client = {client: mean for some, mean in found.values() for client in some}
+        return GroupMeans(weights, {prefix: mean for prefix, (_, mean) in found.items()}, by_client)
+
     def mean(
         self,
         weights: NamedTensors,
@@ -88,13 +114,10 @@ class Averaging(OwnTraining):
         holding: Holding = by_key,
     ) -> NamedTensors:
         """The server's model after the clients sent theirs; what nobody sent stays as it is in ``weights``."""
-        means = {
-            prefix: averaged(
-                under(prefix, weights), {c: sent[c] for c in some if c in sent}, some.profiles, self.weights, holding
-            )
-            for prefix, some in self.groups(clients)
-        }
-        return weights | merged(means)
+        means = self.means(weights, clients, holding)
+        for client, tensors in sent.items():
+            means.take(client, tensors)
+        return means.result()
 
     def holding(self, round: int) -> Holding:
         """What a client holds of the server's model in a round, counted from 1: the tensors that its model has."""
@@ -143,8 +166,9 @@ class AveragingModels(Averaging):
     def trained(self, server: Server[Any], chosen: Clients) -> NamedTensors:
         """The server's model after these clients trained it."""
         weights, holding = server.state.weights, self.holding(server.round)
-        replies = chosen.call(self.train, self.models(weights, chosen, holding))
-        return self.mean(weights, {client: reply.tensors for client, reply in replies.items()}, chosen, holding)
+        means = self.means(weights, chosen, holding)
+        chosen.call(self.train, self.models(weights, chosen, holding), each=lambda c, r: means.take(c, r.tensors))
+        return means.result()
 
     @on_client
     def train(self, client: Client[Any], received: Weights) -> Weights:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
-from interfuse.aggregation import BufferPolicy, Plan, counted_mean, extract, keys_plan, travels
+from interfuse.aggregation import BufferPolicy, Mean, Plan, extract, keys_plan, travels
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ModelError, Notice
@@ -115,6 +115,33 @@ def held(weights: Mapping[str, Tensor], clients: Clients, holding: Holding = by_
     return by_architecture(clients, lambda profile: Weights(part_of(weights, profile, holding)))
 
 
+class HeldMean(Mean):
+    """The mean of what clients send of what they hold; what none of them holds keeps its value.
+
+    Its :meth:`take` is for ``clients.call(..., each=)``, by way of what a reply has as tensors.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        profiles: Mapping[ClientId, Profile],
+        rule: WeightRule,
+        holding: Holding = by_key,
+    ) -> None:
+        super().__init__(weights)
+        self._profiles, self._rule, self._holding = profiles, rule, holding
+
+    def take(self, client: ClientId, tensors: Mapping[str, Tensor]) -> None:
+        """Add what a client sent.
+
+        Raises:
+            ModelError: that is not just what it holds.
+        """
+        profile = self._profiles[client]
+        weight = float(profile.samples) if self._rule == "samples" else 1.0
+        self.add(tensors, weight, self._holding(self.server, profile))
+
+
 def averaged(
     weights: Mapping[str, Tensor],
     replies: Mapping[ClientId, Mapping[str, Tensor]],
@@ -122,15 +149,8 @@ def averaged(
     rule: WeightRule,
     holding: Holding = by_key,
 ) -> NamedTensors:
-    """The mean of what came back, element by element over those who hold it; what none of them holds keeps its value.
-
-    Raises:
-        ModelError: a client did not send just what it holds.
-    """
-    return counted_mean(
-        weights,
-        [
-            (holding(weights, profiles[client]), tensors, float(profiles[client].samples) if rule == "samples" else 1.0)
-            for client, tensors in replies.items()
-        ],
-    )
+    """The :class:`HeldMean` of replies that are all there."""
+    mean = HeldMean(weights, profiles, rule, holding)
+    for client, tensors in replies.items():
+        mean.take(client, tensors)
+    return mean.result()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
-from interfuse.families.holdings import ONE_HEAD, WeightRule, averaged, held, initial_weights
+from interfuse.families.holdings import ONE_HEAD, HeldMean, WeightRule, held, initial_weights
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
@@ -42,10 +42,10 @@ class LGFedAvg(OwnTraining):
         return Global(modular)
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        chosen = clients.sample(self.participation)
-        replies = chosen.call(self.train, held(server.state.modular, chosen))
-        sent = {client: reply.tensors for client, reply in replies.items()}
-        server.state = Global(averaged(server.state.modular, sent, chosen.profiles, self.weights))
+        chosen, modular = clients.sample(self.participation), server.state.modular
+        mean = HeldMean(modular, chosen.profiles, self.weights)
+        chosen.call(self.train, held(modular, chosen), each=lambda client, reply: mean.take(client, reply.tensors))
+        server.state = Global(mean.result())
 
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
