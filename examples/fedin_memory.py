@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -30,7 +29,6 @@ from interfuse.messages import Message, flatten
 from interfuse.runs import Given, RunConfig
 from interfuse.runs.loop import assemble
 from interfuse.setup import Setup
-from interfuse.wire import load_tensors
 
 BRIEF = {"local_steps": 2, "participation": 1.0, "server_steps": 2, "generator_steps": 2}
 """More steps take no more memory."""
@@ -72,12 +70,8 @@ class Measured(InProcess):
 
     def kept(self) -> int:
         """Bytes that the clients own beside their models."""
-        with tempfile.TemporaryDirectory() as folder:
-            changed = self.save(Path(folder), "now").values()
-            saved = [load_tensors(Path(folder) / record.name, record.sha256) for record in changed]
-        if saved:
-            owned = (item for tensors in saved for item in tensors.items())
-            self._kept = sum(tensor.nbytes for key, tensor in owned if not key.startswith("model/"))
+        for _, owned in self.changed(lambda client: ()):
+            self._kept = sum(tensor.nbytes for key, tensor in owned.items() if not key.startswith("networks/model/"))
         return self._kept
 
 

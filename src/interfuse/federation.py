@@ -282,7 +282,6 @@ class Federation:
         self._forget_server()
         self.round = round
         self.exchange.enter(round, "training")
-        self.engine.end_round()
         self.engine.restore(self._clients_of(folder, saved))
         for name, architecture in saved.architectures.items():
             self.server.model(name, architecture)

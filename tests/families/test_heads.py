@@ -90,7 +90,6 @@ def test_a_head_that_is_not_trained_stays(kind: type[Method]) -> None:
     for _ in range(2):
         f.run_round()
     assert same_bits(first, global_head(f))
-    assert largest_difference(weights_of(f, 0, "modular"), first) > 1e-4  # clients train theirs, to no end
 
 
 @WITH_HEAD

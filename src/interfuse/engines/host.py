@@ -191,6 +191,7 @@ class Host:
         )
         beside = method.networks(profile, setup.dims)
         made.networks = {"model": Held(method.keeps())} | {name: Held(net.keeps) for name, net in beside.items()}
+        made.state = None
         resident = self._residents[client] = Resident(made, method, setup.programs_of(client))
         made.lend = partial(self._lend, resident)
         return resident
