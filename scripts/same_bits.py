@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ RUNS: dict[str, Run] = {
     "ifl-late-answers": Run(UNLIKE, {"local_steps": 3, "joins_at": 2}),
     "fedin": Run(DEPTHS, {"local_steps": 4}),
     "scaffold": Run(("cnn-bn",), {"local_steps": 4}),
-    "fednova": Run(("cnn-bn",), {"local_epochs": 1, "momentum": 0.9}, options={"client_settings": {1: {"lr": 0.02}}}),
+    "fednova": Run(("cnn-bn",), {"local_epochs": 1, "momentum": 0.9}, options={"client": {1: {"lr": 0.02}}}),
     "splitfed-v1": Run(("cnn-bn",), {"local_steps": 4}),
     "fedgen": Run(ONE_HEAD, {"local_steps": 4, "regularised_steps": 3, "generator_steps": 8}),
     "heterofl": Run(WIDTHS, {"local_steps": 4, "buffers": "batch-statistics"}),
@@ -60,7 +61,7 @@ COMMON: dict[str, Any] = {
 KILLED_IN = 3  # the round; the last commit is that of the one before
 VARIANTS = ("1 worker", "2 workers", "resumed")
 KINDS = ("tensors", "models", "metrics", "ledger")
-RENAMED = {"receive": "deploy", "hits": "count"}  # handlers by the name that they had in older trees
+RENAMED = {"receive": "deploy", "hits": "count", "Hits": "Counted"}  # handlers and messages, by their older names
 TREES = ("COMMIT", "working tree")
 
 Flat = dict[str, Any]  # from the name of a value to the value
@@ -85,8 +86,8 @@ def carry_out_all(methods: Iterable[str], folder: Path) -> None:
 class KillingItself(interfuse.Silent):
     """Ends the process in the middle of the run, between the round and its commit."""
 
-    def advance(self, row: Mapping[str, Any]) -> None:
-        if row["round"] == KILLED_IN:
+    def advance(self, row: Any) -> None:
+        if (row["round"] if isinstance(row, dict) else row.round) == KILLED_IN:  # older trees have dictionaries
             os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -111,6 +112,8 @@ def begin(method: str, path: Path, **options: Any) -> None:
     """A run from the table, in a new folder."""
     run = RUNS[method]
     options |= COMMON | {"models": run.models, "partition": interfuse.Dirichlet(0.5), "out": path, **run.options}
+    if "client_settings" in signature(interfuse.run).parameters and "client" in options:  # its name in older trees
+        options["client_settings"] = options.pop("client")
     try:
         interfuse.run(method, settings=run.settings, **options)
     except ConfigError:
@@ -137,7 +140,7 @@ def evidence(path: Path) -> dict[str, Flat]:
 
 
 def renamed(key: str, value: Any) -> Any:
-    return RENAMED.get(value, value) if key == "handler" else value
+    return RENAMED.get(value, value) if key in ("handler", "kind") else value
 
 
 def committed(commits: Path) -> Flat:

@@ -68,9 +68,14 @@ class IntermediateLearning(Averaging):
         chosen, old = clients.sample(self.participation), server.state
         models = self.models(old.weights, chosen)
         given = {c: ModelAndFeatures(models[c].tensors, self.draw(old.pool, c, server.generator)) for c in chosen}
-        replies = chosen.call(self.train, given)
-        weights = self.mean(old.weights, {c: reply.weights for c, reply in replies.items()}, chosen)
-        server.state = Global(weights, {c: reply.features[0] for c, reply in replies.items()})
+        mean, pool = self.means(old.weights, chosen), dict[ClientId, FeaturePair]()
+
+        def add(client: ClientId, reply: ModelAndFeatures) -> None:
+            mean.take(client, reply.weights)
+            (pool[client],) = reply.features
+
+        chosen.call(self.train, given, each=add)
+        server.state = Global(mean.result(), pool)
 
     def draw(
         self, pool: Mapping[ClientId, FeaturePair], client: ClientId, generator: torch.Generator, batches: int = 1

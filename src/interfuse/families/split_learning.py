@@ -14,7 +14,15 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ConfigError, Notice
-from interfuse.families.holdings import WeightRule, averaged, held, initial_weights, nothing_in_common, part_of
+from interfuse.families.holdings import (
+    HeldMean,
+    WeightRule,
+    averaged,
+    held,
+    initial_weights,
+    nothing_in_common,
+    part_of,
+)
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import FeatureGradients, Features, Labels, Message, NamedTensors, State, Weights
@@ -79,8 +87,9 @@ class SplitLearning(OwnTraining):
         """The mean of the client parts after training."""
         if not self.average_clients:
             return {}
-        sent = {client: reply.tensors for client, reply in clients.call(self.send).items()}
-        return averaged(server.state.fronts, sent, clients.profiles, self.weights)
+        mean = HeldMean(server.state.fronts, clients.profiles, self.weights)
+        clients.call(self.send, each=lambda client, reply: mean.take(client, reply.tensors))
+        return mean.result()
 
     def tail(self, server: Server[Global], name: str, profile: Profile) -> Tail:
         """A working copy of a client's server part."""

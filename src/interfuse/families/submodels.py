@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.aggregation import BufferPolicy, Plan
-from interfuse.client import Client, Profile
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ModelError
@@ -64,15 +64,20 @@ class MaskedSubModels(SubModels):
 
     def round(self, server: Server[Any], clients: Clients) -> None:
         chosen, weights, holding = clients.sample(self.participation), server.state.weights, self.holding(server.round)
-        replies = chosen.call(self.train, self.models(weights, chosen, holding))
-        rows = {client: reply.present.nonzero().flatten() for client, reply in replies.items()}
         classifiers = {client: classifier(profile) for client, profile in chosen.profiles.items()}
+        rows: dict[ClientId, Tensor] = {}
 
         def trained(weights: Mapping[str, Tensor], profile: Profile) -> Plan:
             return with_rows(holding(weights, profile), classifiers[profile.id], rows[profile.id])
 
-        sent = {c: r.tensors | {key: r.tensors[key][rows[c]] for key in classifiers[c]} for c, r in replies.items()}
-        server.state = Global(self.mean(weights, sent, chosen, trained))
+        def add(client: ClientId, reply: TrainedOnClasses) -> None:
+            rows[client] = reply.present.nonzero().flatten()
+            own = {key: reply.tensors[key][rows[client]] for key in classifiers[client]}
+            mean.take(client, reply.tensors | own)
+
+        mean = self.means(weights, chosen, trained)
+        chosen.call(self.train, self.models(weights, chosen, holding), each=add)
+        server.state = Global(mean.result())
 
     @on_client
     def train(self, client: Client, received: Weights) -> TrainedOnClasses:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy
-from interfuse.client import Client, Profile
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.families.averaging import Averaging
@@ -21,8 +21,9 @@ from interfuse.families.generators import generating, labelled, network, regular
 from interfuse.families.heads import check_common_head
 from interfuse.families.holdings import by_architecture, one_of_each_architecture
 from interfuse.handler import on_client
-from interfuse.messages import ClassCounts, Dims, Disclosure, Message, Parameters
+from interfuse.messages import ClassCounts, Dims, Disclosure, Message, NamedTensors, Parameters
 from interfuse.method import ALL, NOTHING, Count, Network, NonNegative, Steps
+from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Exponential, LearningRate, Objective, Optimizer
 
@@ -89,20 +90,27 @@ class FedGen(Averaging):
         generator = server.network("generator").tensors() if server.round > 1 else {}
         models = self.models(old.weights, chosen)
         given = by_architecture(chosen, lambda p: ModelAndGenerator(models[p.id].tensors, generator, old.counts))
-        replies = chosen.call(self.train, given)
-        sent = list(replies.values())
-        counts = torch.stack([reply.counts for reply in sent])
-        weights = self.mean(old.weights, {c: reply.weights for c, reply in replies.items()}, chosen)
-        self.train_generator(server, clients, sent, counts)
-        server.state = Global(weights, counts.sum(0))
-
-    def train_generator(
-        self, server: Server[Global], clients: Clients, sent: list[ModelAndCounts], counts: Float32[Tensor, "k classes"]
-    ) -> None:
-        """min_G of how badly the clients' heads recognise G(y), plus η times the diversity loss."""
         first, *_ = one_of_each_architecture(clients)
         head = server.scratch_model("head", first.architecture).only("modular")
-        heads = [head.frozen({key: reply.weights[key] for key in head.tensors()}).tensors() for reply in sent]
+        mean, heads, counts = self.means(old.weights, chosen), list[NamedTensors](), list[Tensor]()
+
+        def add(client: ClientId, reply: ModelAndCounts) -> None:
+            mean.take(client, reply.weights)
+            heads.append(head.frozen({key: reply.weights[key] for key in head.tensors()}).tensors())
+            counts.append(reply.counts)
+
+        chosen.call(self.train, given, each=add)
+        self.train_generator(server, head, heads, torch.stack(counts))
+        server.state = Global(mean.result(), torch.stack(counts).sum(0))
+
+    def train_generator(
+        self,
+        server: Server[Global],
+        head: SplitModel,
+        heads: Sequence[NamedTensors],
+        counts: Float32[Tensor, "k classes"],
+    ) -> None:
+        """min_G of how badly the clients' heads recognise G(y), plus η times the diversity loss."""
         loss = partial(generating, head=head, heads=heads, counts=counts, diversity=self.diversity)
         batches = self.drawn(counts.sum(0), server.generator)
         adam = Optimizer("adam", weight_decay=self.generator_weight_decay)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.families.averaging import Averaging, under
+from interfuse.families.averaging import Averaging
 from interfuse.families.averaging import Global as ServersModel
 from interfuse.families.holdings import by_architecture
 from interfuse.handler import on_client
@@ -76,21 +77,21 @@ class SCAFFOLD(Averaging):
         chosen, old = clients.sample(self.participation), server.state
         w, c = self.models(old.weights, chosen), self.models(old.control, chosen)
         given = by_architecture(chosen, lambda p: ModelAndControl(w[p.id].tensors, c[p.id].tensors))
-        replies = chosen.call(self.train, given)
-        mean = self.mean(old.weights, {client: reply.weights for client, reply in replies.items()}, chosen)
+        groups = {client: prefix for prefix, some in self.groups(clients) for client in some}
+        holders = Counter(groups[client] + key for client, p in clients.profiles.items() for key in p.keys)
+        mean, control = self.means(old.weights, chosen), dict(old.control)
+
+        def add(client: ClientId, reply: ModelAndControl) -> None:
+            mean.take(client, reply.weights)
+            for key, change in reply.control.items():
+                name = groups[client] + key
+                control[name] = control[name] + change / holders[name]
+
+        chosen.call(self.train, given, each=add)
+        new = mean.result()
         # the server's rate is for what is trained; of statistics the mean itself is taken
-        weights = mean | {
-            key: w + self.server_lr * (mean[key] - w) for key, w in old.weights.items() if key in old.control
-        }
-        control = dict(old.control)
-        for prefix, some in self.groups(clients):
-            changes = [replies[client].control for client in some if client in replies]
-            for key in under(prefix, old.control):
-                holders = sum(key in profile.keys for profile in some.profiles.values())
-                for change in changes:
-                    if key in change:
-                        control[prefix + key] = control[prefix + key] + change[key] / holders
-        server.state = Global(weights, control)
+        trained = {key: w + self.server_lr * (new[key] - w) for key, w in old.weights.items() if key in old.control}
+        server.state = Global(new | trained, control)
 
     @on_client
     def train(self, client: Client[Own], received: ModelAndControl) -> ModelAndControl:
