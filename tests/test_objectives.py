@@ -79,28 +79,39 @@ CASES: dict[Callable[..., Tensor], Case] = {
     supervised_modular: lambda model, g: {"task": TASK},
     pull_back: lambda model, g: {"gradient": rand(g, ROWS, INPUTS)},
     proximal: lambda model, g: {"anchor": weights(model, g), "mu": 0.1},
-    summed: lambda model, g: total(  # type: ignore[attr-defined]  # the partial that it makes
-        cross_entropy, partial(proximal, anchor=weights(model, g), mu=0.1)
-    ).keywords,
+    summed: lambda model, g: (
+        total(  # type: ignore[attr-defined]  # the partial that it makes
+            cross_entropy, partial(proximal, anchor=weights(model, g), mu=0.1)
+        ).keywords
+    ),
     likelihood: lambda model, g: {"epsilon": 1.0},
     mixed_likelihood: lambda model, g: {"labels": rand(g, CLASSES, CLASSES).softmax(1)},
     taught: lambda model, g: {
-        "answer": torch.randperm(CLASSES, generator=g), "dissent": rand(g, CLASSES, CLASSES), "weight": 0.3,
+        "answer": torch.randperm(CLASSES, generator=g),
+        "dissent": rand(g, CLASSES, CLASSES),
+        "weight": 0.3,
     },
     generating: of_heads,
     regularised: of_generator,
     noisy_loss: lambda model, g: {"noise": 0.5, "task": TASK},
     imitation: lambda model, g: {
-        "s_in": rand(g, 4, ROWS, WIDTH), "s_out": rand(g, 4, ROWS, WIDTH), "normalisation": "eval", "weight": 0.5,
+        "s_in": rand(g, 4, ROWS, WIDTH),
+        "s_out": rand(g, 4, ROWS, WIDTH),
+        "normalisation": "eval",
+        "weight": 0.5,
     },
     pulled: lambda model, g: {"table": rand(g, CLASSES, WIDTH), "present": rand(g, CLASSES) > 0.3, "pull": 2.0},
     entangled_cross_entropy: lambda model, g: {"labels": rand(g, CLASSES, CLASSES).softmax(1)},
     masked_cross_entropy: lambda model, g: {"present": rand(g, CLASSES) > 0.3},
     contrastive: lambda model, g: {
-        "received": weights(model, g), "previous": (weights(model, g),), "mu": 1.0, "temperature": 0.5, "task": TASK,
+        "received": weights(model, g),
+        "previous": (weights(model, g),),
+        "mu": 1.0,
+        "temperature": 0.5,
+        "task": TASK,
     },
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
-}  # fmt: skip
+}
 ON_FEATURES: set[Callable[..., Tensor]] = {
     modular_cross_entropy,
     supervised_modular,
@@ -220,9 +231,11 @@ def test_one_by_one_functional_and_batched_agree(
     views = [View(copy.deepcopy(model), objective) for model in models]
     losses = torch.stack([view(x, y, step, own) for view, x, y, own in zip(views, xs, ys, keywords, strict=True)])
     trained = [view.model for view in views]
-    found = torch.autograd.grad(losses.sum(), [p for m in trained for p in m.parameters()], allow_unused=True) if (
-        losses.requires_grad
-    ) else [None] * sum(len(list(m.parameters())) for m in trained)  # fmt: skip
+    found = (
+        torch.autograd.grad(losses.sum(), [p for m in trained for p in m.parameters()], allow_unused=True)
+        if (losses.requires_grad)
+        else [None] * sum(len(list(m.parameters())) for m in trained)
+    )
 
     functional = []
     for model, x, y, own in zip(models, xs, ys, keywords, strict=True):

@@ -199,17 +199,37 @@ class Optimizer:
     ) -> None:
         if self.name == "sgd":
             sgd(
-                tensors, gradients, [own.get("momentum_buffer") for own in slots], fused=fused, foreach=not fused,
-                lr=lr, momentum=self.momentum, weight_decay=self.weight_decay, dampening=0.0, nesterov=False,
+                tensors,
+                gradients,
+                [own.get("momentum_buffer") for own in slots],
+                fused=fused,
+                foreach=not fused,
+                lr=lr,
+                momentum=self.momentum,
+                weight_decay=self.weight_decay,
+                dampening=0.0,
+                nesterov=False,
                 maximize=False,
-            )  # fmt: skip
+            )
         else:
             adam(
-                tensors, gradients, [own["exp_avg"] for own in slots], [own["exp_avg_sq"] for own in slots], [],
-                [own["step"] for own in slots], fused=fused, foreach=not fused, lr=lr, beta1=0.9, beta2=0.999,
-                eps=1e-8, weight_decay=self.weight_decay, decoupled_weight_decay=self.name == "adamw", amsgrad=False,
+                tensors,
+                gradients,
+                [own["exp_avg"] for own in slots],
+                [own["exp_avg_sq"] for own in slots],
+                [],
+                [own["step"] for own in slots],
+                fused=fused,
+                foreach=not fused,
+                lr=lr,
+                beta1=0.9,
+                beta2=0.999,
+                eps=1e-8,
+                weight_decay=self.weight_decay,
+                decoupled_weight_decay=self.name == "adamw",
+                amsgrad=False,
                 maximize=False,
-            )  # fmt: skip
+            )
 
     def _first_slots(self, parameter: Tensor) -> dict[str, Tensor]:
         if self.name == "sgd":

@@ -84,9 +84,14 @@ def test_mixtures_are_convex_and_mix_features_like_labels(total: int, count: int
 def run(downlink: Any, clients: int, **more: Any) -> Any:
     method = IFLCapped(local_steps=1, batch_size=4, downlink=downlink, downlink_rows=8, **more)
     return federation(
-        method, rounds=2, wrap=Recorder, clients=clients, models=[wide], partition=IID(),
+        method,
+        rounds=2,
+        wrap=Recorder,
+        clients=clients,
+        models=[wide],
+        partition=IID(),
         dataset=tiny_dataset(rows=40 * clients),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("downlink", FORMS)
@@ -120,7 +125,7 @@ def test_the_same_part_goes_to_everybody_so_equal_modular_blocks_stay_equal() ->
     for downlink in FORMS:
         f = federation(
             IFLCapped(local_steps=1, batch_size=4, downlink=downlink, downlink_rows=8), models=["logistic"], clients=3
-        )  # fmt: skip
+        )
         for client in (1, 2):
             live_model(f, client).load(weights_of(f, 0, "modular"))
         f.run_round()

@@ -42,8 +42,11 @@ def test_both_are_refused_and_neither_is_the_usual_amount(name: str) -> None:
 
 def test_the_usual_amounts_are_the_methods_own() -> None:
     assert [(m.local_epochs, m.local_steps) for m in (FedAvg(), HeteroFL(), FedGen(), Local())] == [
-        (1, None), (5, None), (None, 20), (None, 10),
-    ]  # fmt: skip
+        (1, None),
+        (5, None),
+        (None, 20),
+        (None, 10),
+    ]
 
 
 def test_a_client_of_its_own_takes_what_it_says_in_place_of_what_all_have() -> None:

@@ -74,9 +74,13 @@ NEUTRAL: dict[str, tuple[Callable[[], Method], Sequence[str | Builder], int, str
 def after(method: Method, models: Sequence[str | Builder], rounds: int) -> dict[int, Weights]:
     """What each of three clients of 9, 17 and 34 rows evaluates, every class being with every client."""
     f = federation(
-        method, models=models, rounds=rounds, wrap=Recorder, dataset=tiny_dataset(shape=(1, 8, 8)),
+        method,
+        models=models,
+        rounds=rounds,
+        wrap=Recorder,
+        dataset=tiny_dataset(shape=(1, 8, 8)),
         shares=shares_of(range(0, 9), range(9, 26), range(26, 60)),
-    )  # fmt: skip
+    )
     return received_for_evaluation(f)
 
 

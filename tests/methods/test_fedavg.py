@@ -193,9 +193,14 @@ HALVES = shares_of(range(0, 16), range(16, 48))
 def with_buffers(policy: str, rounds: int = 0, **settings: Any) -> Federation:
     method = FedAvg(batch_size=8, lr=0.05, buffers=BufferPolicy(policy))
     return federation(
-        method, models=["cnn-bn"], width=9, dataset=IMAGES, wrap=Recorder, rounds=rounds,
+        method,
+        models=["cnn-bn"],
+        width=9,
+        dataset=IMAGES,
+        wrap=Recorder,
+        rounds=rounds,
         **{"shares": HALVES, **settings},
-    )  # fmt: skip
+    )
 
 
 def is_statistic(key: str) -> bool:

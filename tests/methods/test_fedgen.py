@@ -77,9 +77,9 @@ def test_features_that_do_not_follow_the_noise_are_all_alike() -> None:
     noise = torch.rand(6, 4)
     assert alike(noise, torch.ones(6, 3)) == 1
     z = torch.randn(6, 3)
-    expected = torch.exp(-sum(
-        ((noise[i] - noise[j]) ** 2).mean() * (z[i] - z[j]).abs().mean() for i in range(6) for j in range(6)
-    ) / 36)  # type: ignore[arg-type]  # fmt: skip
+    expected = torch.exp(
+        -sum(((noise[i] - noise[j]) ** 2).mean() * (z[i] - z[j]).abs().mean() for i in range(6) for j in range(6)) / 36
+    )  # type: ignore[arg-type]
     assert float(alike(noise, z)) == pytest.approx(float(expected), rel=1e-5)
     assert alike(noise, 2 * z) < alike(noise, z) < 1
 
@@ -102,10 +102,14 @@ def test_heads_count_for_a_label_by_their_part_of_its_samples() -> None:
     z, y = torch.randn(5, 4), torch.tensor([0, 1, 2, 2, 1])
     counts = torch.tensor([[8.0, 1.0, 0.0], [0.0, 3.0, 0.0]])
     parts = [[1.0, 0.25, 0.0], [0.0, 0.75, 0.0]]
-    by_hand = sum(
-        parts[k][int(y[i])] * functional.cross_entropy(heads[k](z[i : i + 1]), y[i : i + 1])
-        for k in range(2) for i in range(5)
-    ) / 5  # fmt: skip
+    by_hand = (
+        sum(
+            parts[k][int(y[i])] * functional.cross_entropy(heads[k](z[i : i + 1]), y[i : i + 1])
+            for k in range(2)
+            for i in range(5)
+        )
+        / 5
+    )
     torch.testing.assert_close(recognised([head(z) for head in heads], y, counts), by_hand)
 
 

@@ -164,9 +164,11 @@ def test_without_features_it_is_layerwise_fedavg_or_fedprox(aggregation: Any, mu
     inn, prox, avg = (
         federation(kind, **world)
         for kind in (
-            FedINAblations(**options, mu=mu, imitation=False), FedProx(**options, mu=mu), FedAvg(**options),
+            FedINAblations(**options, mu=mu, imitation=False),
+            FedProx(**options, mu=mu),
+            FedAvg(**options),
         )
-    )  # fmt: skip
+    )
     for round in (1, 2):
         for f in (inn, prox, avg):
             f.run_round()

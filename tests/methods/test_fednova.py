@@ -98,10 +98,12 @@ def test_the_fixed_point_is_the_weighted_optimum_whatever_the_steps(monkeypatch:
     monkeypatch.setattr(Client, "loss", property(lambda client: to_the_mean))
     x = torch.cat([torch.full((10, 5), 1.0), torch.full((30, 5), -1.0)])
     world: dict[str, Any] = {
-        "models": ["logistic"], "dataset": dataset_of(x, torch.arange(40) % 3, 3),
-        "shares": shares_of(range(10), range(10, 40)), "overrides": {0: {"local_steps": 1}, 1: {"local_steps": 9}},
+        "models": ["logistic"],
+        "dataset": dataset_of(x, torch.arange(40) % 3, 3),
+        "shares": shares_of(range(10), range(10, 40)),
+        "overrides": {0: {"local_steps": 1}, 1: {"local_steps": 9}},
         "rounds": 150,
-    }  # fmt: skip
+    }
     options: dict[str, Any] = {"batch_size": 40, "lr": 0.01, "local_steps": 1}
     nova, avg = (federation(kind(**options), **world).server.state.weights for kind in (FedNova, FedAvg))
     optimum = (10 * 1.0 + 30 * -1.0) / 40
@@ -111,9 +113,13 @@ def test_the_fixed_point_is_the_weighted_optimum_whatever_the_steps(monkeypatch:
 
 def test_statistics_of_normalisation_are_averaged_as_they_are() -> None:
     f = federation(
-        FedNova(batch_size=4, lr=0.01), models=["cnn-bn"], shares=UNEVEN, dataset=tiny_dataset(shape=(1, 4, 4)),
-        wrap=Recorder, rounds=2,
-    )  # fmt: skip
+        FedNova(batch_size=4, lr=0.01),
+        models=["cnn-bn"],
+        shares=UNEVEN,
+        dataset=tiny_dataset(shape=(1, 4, 4)),
+        wrap=Recorder,
+        rounds=2,
+    )
     sent = replies(f, 2)
     assert len(sent[0].statistics) == 6
     for key in sent[0].statistics:

@@ -15,9 +15,7 @@ import interfuse.methods
 FOLDERS = (interfuse.methods, interfuse.families)
 FILES = sorted(path for folder in FOLDERS for path in Path(str(folder.__file__)).parent.glob("[!_]*.py"))
 MOST = 100
-BLANK = {
-    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER
-}  # fmt: skip
+BLANK = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
 
 
 def lines_of_code(source: str) -> int:

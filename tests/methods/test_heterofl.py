@@ -30,9 +30,13 @@ def skewed(method: object = None, models: tuple[int, ...] = (6, 3), rounds: int 
     shares = shares_of([*of[0][:9], *of[1][:8]], [*of[1][8:13], *of[2]], of[0][9:20])
     data = dataset_of(easy.x_train, easy.y_train, 4, test_rows=30)
     return federation(
-        method or HeteroFL(**CALM), dataset=data, shares=shares, models=[slim(n) for n in models], wrap=Recorder,
+        method or HeteroFL(**CALM),
+        dataset=data,
+        shares=shares,
+        models=[slim(n) for n in models],
+        wrap=Recorder,
         rounds=rounds,
-    )  # fmt: skip
+    )
 
 
 HELD = {0: [0, 1], 1: [1, 2], 2: [0]}

@@ -142,11 +142,14 @@ def test_the_replay_takes_the_steps_of_the_rounds_that_were_kept(retention: int,
     assert f.exchange.steps - taken == kept * passes * 2 + FAST["local_steps"]
 
 
-@pytest.mark.parametrize(("way", "kinds"), [
-    ("ifl-late-replay", {"Replay": 1}),
-    ("ifl-late-answers", {"Question": 12, "Reply": 12}),  # up to the server and down from it, six steps
-    ("ifl-late-published", {"Published": 2}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("way", "kinds"),
+    [
+        ("ifl-late-replay", {"Replay": 1}),
+        ("ifl-late-answers", {"Question": 12, "Reply": 12}),  # up to the server and down from it, six steps
+        ("ifl-late-published", {"Published": 2}),
+    ],
+)
 def test_each_way_is_metered_under_kinds_of_its_own(way: str, kinds: dict[str, int]) -> None:
     f = run(way, 4)
     found = Counter(entry.kind for entry in entries(f) if entry.round >= 3)
@@ -173,10 +176,18 @@ def test_what_cannot_work_is_refused_before_anything_is_trained() -> None:
 @every_way
 def test_who_would_come_after_the_last_round_is_refused_before_anything_runs(way: str, tmp_path: Path) -> None:
     def config(**settings: Any) -> RunConfig:
-        return parse_config({
-            "method": way, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8,
-            "rounds": 4, "beside": [], "settings": settings,
-        })  # fmt: skip
+        return parse_config(
+            {
+                "method": way,
+                "data": "in-memory:tiny",
+                "clients": 3,
+                "models": ["logistic"],
+                "fusion_width": 8,
+                "rounds": 4,
+                "beside": [],
+                "settings": settings,
+            }
+        )
 
     given = Given(dataset=tiny_dataset())
     assert assemble(config(joins_at=4), given)

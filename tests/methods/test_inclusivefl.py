@@ -21,9 +21,12 @@ def nested(method: object = None, depths: tuple[int, ...] = DEPTHS, rounds: int 
     """Six clients of uneven shares, two of each depth."""
     shares = shares_of(range(0, 5), range(5, 13), range(13, 25), range(25, 40), range(40, 43), range(43, 60))
     return federation(
-        method or InclusiveFL(**QUIET), models=[slim(4, depth) for depth in depths], shares=shares, wrap=Recorder,
+        method or InclusiveFL(**QUIET),
+        models=[slim(4, depth) for depth in depths],
+        shares=shares,
+        wrap=Recorder,
         rounds=rounds,
-    )  # fmt: skip
+    )
 
 
 def mean(pairs: list[tuple[Tensor, float]]) -> Tensor:
@@ -90,9 +93,12 @@ def test_all_of_the_momentum_and_equal_changes() -> None:
 def test_shapes_and_names_that_deeper_blocks_have_not() -> None:
     """The first block of a ResNet's group has a shortcut and fewer inputs; statistics are never mixed."""
     f = federation(
-        InclusiveFL(lr=0.01, local_steps=1, batch_size=8), models=["resnet10-narrow@0.25", "resnet18-narrow@0.25"],
-        dataset=tiny_dataset(rows=40, shape=(1, 8, 8)), clients=2, wrap=Recorder,
-    )  # fmt: skip
+        InclusiveFL(lr=0.01, local_steps=1, batch_size=8),
+        models=["resnet10-narrow@0.25", "resnet18-narrow@0.25"],
+        dataset=tiny_dataset(rows=40, shape=(1, 8, 8)),
+        clients=2,
+        wrap=Recorder,
+    )
     now = Round(f)
     up, got = ({c: m.tensors for c, m in way.items() if isinstance(m, Weights)} for way in (now.up, now.down))
     own = f.server.state.own["resnet10-narrow%400.25"]

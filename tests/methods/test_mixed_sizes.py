@@ -46,9 +46,7 @@ LAYERWISE: list[tuple[Method, Sequence[str]]] = [
     (FedRolex(**SMALL), WIDTHS),
     (ScaleFL(**SMALL), LEVELS),
 ]
-each = pytest.mark.parametrize(
-    ("method", "models"), LAYERWISE, ids=[type(method).__name__ for method, _ in LAYERWISE]
-)  # fmt: skip
+each = pytest.mark.parametrize(("method", "models"), LAYERWISE, ids=[type(method).__name__ for method, _ in LAYERWISE])
 
 
 def hard() -> dict[str, Any]:
@@ -61,9 +59,7 @@ def hard() -> dict[str, Any]:
 
 @each
 def test_clients_of_one_architecture_evaluate_equally(method: Method, models: Sequence[str]) -> None:  # U24
-    f = federation(
-        method, models=models, clients=6, dataset=tiny_dataset(shape=(1, 8, 8)), wrap=Recorder, rounds=2
-    )  # fmt: skip
+    f = federation(method, models=models, clients=6, dataset=tiny_dataset(shape=(1, 8, 8)), wrap=Recorder, rounds=2)
     received = received_for_evaluation(f)
     common = evaluate(f, full=True).common
     for client in range(3):

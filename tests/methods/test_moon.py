@@ -60,8 +60,12 @@ def test_the_formula_and_its_independence_of_scale(seed: int, temperature: float
 def test_without_the_contrast_it_is_fedavg(models: Any) -> None:
     world: dict[str, Any] = {"models": models, "shares": UNEVEN, "dataset": tiny_dataset(rows=50, shape=(1, 4, 4))}
     options: dict[str, Any] = {
-        "local_epochs": 2, "batch_size": 8, "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-5,
-    }  # fmt: skip
+        "local_epochs": 2,
+        "batch_size": 8,
+        "lr": 0.05,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+    }
     moon = federation(MOON(**options, mu=0), **world, rounds=3).server.state.weights
     assert same_bits(moon, federation(FedAvg(**options), **world, rounds=3).server.state.weights)
     with_it = federation(MOON(**options), **world, rounds=3).server.state.weights

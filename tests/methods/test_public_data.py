@@ -25,9 +25,18 @@ OTHER = tiny_dataset(rows=90, seed=1)
 
 def run(path: Path, **values: Any) -> interfuse.Result:
     defaults: dict[str, Any] = {
-        "data": PRIVATE, "public": PUBLIC, "clients": 3, "models": ["logistic", "mlp"], "fusion_width": 8, "rounds": 3,
-        "eval_every": 1, "beside": (), "workers": 1, "commit_rounds": 1, "progress": Silent(),
-    }  # fmt: skip
+        "data": PRIVATE,
+        "public": PUBLIC,
+        "clients": 3,
+        "models": ["logistic", "mlp"],
+        "fusion_width": 8,
+        "rounds": 3,
+        "eval_every": 1,
+        "beside": (),
+        "workers": 1,
+        "commit_rounds": 1,
+        "progress": Silent(),
+    }
     return interfuse.run(FEDMD, out=path, **defaults | values)
 
 

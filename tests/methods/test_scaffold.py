@@ -161,9 +161,12 @@ def test_twice_the_bytes_of_fedavg() -> None:
 def test_the_servers_rate_leaves_normalisation_statistics_alone() -> None:
     images = tiny_dataset(rows=50, shape=(1, 4, 4))
     f = federation(
-        SCAFFOLD(local_steps=3, batch_size=8, lr=0.01, server_lr=3), models=["cnn-bn"], shares=UNEVEN, dataset=images,
+        SCAFFOLD(local_steps=3, batch_size=8, lr=0.01, server_lr=3),
+        models=["cnn-bn"],
+        shares=UNEVEN,
+        dataset=images,
         wrap=Recorder,
-    )  # fmt: skip
+    )
     recorder = f.engine
     assert isinstance(recorder, Recorder)
     for _ in range(4):
@@ -207,7 +210,10 @@ def test_groups_have_controls_of_their_own() -> None:
 def test_statistics_that_stay_with_clients_do_not_travel() -> None:
     images = tiny_dataset(rows=50, shape=(1, 4, 4))
     f = federation(
-        SCAFFOLD(local_steps=1, batch_size=8, buffers=BufferPolicy.LOCAL), models=["cnn-bn"], shares=UNEVEN,
-        dataset=images, rounds=1,
-    )  # fmt: skip
+        SCAFFOLD(local_steps=1, batch_size=8, buffers=BufferPolicy.LOCAL),
+        models=["cnn-bn"],
+        shares=UNEVEN,
+        dataset=images,
+        rounds=1,
+    )
     assert f.server.state.weights.keys() == f.server.state.control.keys()

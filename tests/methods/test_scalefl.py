@@ -85,9 +85,7 @@ LEVELS = ["resnet10-narrow-exits1@0.3", "resnet10-narrow-exits2@0.3", "resnet10-
 
 
 def levels(method: ScaleFL, **others: object) -> Federation:
-    return federation(
-        method, models=LEVELS, dataset=tiny_dataset(rows=24, shape=(1, 8, 8)), wrap=Recorder, **others
-    )  # fmt: skip
+    return federation(method, models=LEVELS, dataset=tiny_dataset(rows=24, shape=(1, 8, 8)), wrap=Recorder, **others)
 
 
 def test_a_round_by_hand() -> None:

@@ -69,9 +69,14 @@ def test_it_is_local_training_and_a_step_of_the_server_on_what_is_uploaded(
     copies: Any, average: bool, optimizer: Any
 ) -> None:
     method = SplitFedLocal(
-        local_steps=TAU, batch_size=BATCH, lr=0.05, server_lr=0.1, server_copies=copies, optimizer=optimizer,
+        local_steps=TAU,
+        batch_size=BATCH,
+        lr=0.05,
+        server_lr=0.1,
+        server_copies=copies,
+        optimizer=optimizer,
         average_clients=average,
-    )  # fmt: skip
+    )
     f = federation(method, models=[wide], shares=UNEVEN)
     name, state = f.setup.architectures[0], f.server.state
     clients = [server_copy(f.setup, name, weights_of(f, c) | state.fronts) for c in f.clients]
@@ -120,8 +125,9 @@ def test_averaged_fronts_cost_their_weights_each_way() -> None:
     kinds = f.exchange.ledger.totals().by_kind
     front = 2 * 3 * 4 * sum(t.numel() for t in live_model(f, 0).tensors("base").values())
     assert {k: (t.uplink.raw, t.downlink.raw) for k, t in kinds.items()} == {
-        "Smashed": (2 * 3 * 4 * (4 * 8 + 1), 0), "Weights": (front, front),
-    }  # fmt: skip
+        "Smashed": (2 * 3 * 4 * (4 * 8 + 1), 0),
+        "Weights": (front, front),
+    }
 
 
 @pytest.mark.parametrize("average", [False, True])

@@ -31,10 +31,13 @@ LITTLE: dict[str, Any] = {"local_steps": 2, "batch_size": 16, "lr": 0.01}
 @pytest.mark.parametrize(
     ("kind", "sound"),
     [
-        (MOON, {BufferPolicy.AGGREGATE, BufferPolicy.LOCAL}), (FedIN, {BufferPolicy.AGGREGATE, BufferPolicy.LOCAL}),
-        (FedET, {BufferPolicy.AGGREGATE}), (FedGen, {BufferPolicy.AGGREGATE}), (FedAvg, set(BufferPolicy)),
+        (MOON, {BufferPolicy.AGGREGATE, BufferPolicy.LOCAL}),
+        (FedIN, {BufferPolicy.AGGREGATE, BufferPolicy.LOCAL}),
+        (FedET, {BufferPolicy.AGGREGATE}),
+        (FedGen, {BufferPolicy.AGGREGATE}),
+        (FedAvg, set(BufferPolicy)),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("policy", BufferPolicy)
 def test_who_evaluates_models_in_training_needs_statistics(
     kind: type[Method], sound: set[BufferPolicy], policy: BufferPolicy

@@ -63,26 +63,16 @@ class SharingFusionOutputs(Method):
 
     def fit_base(self, client: Client[Any]) -> None:
         """The base phase."""
-        client.fit(
-            client.loss,
-            train="base",
-            steps=self.local_steps,
-            batch_size=self.batch_size,
-            lr=self.base_lr,
-            optimizer=self.optimizer,
-            keep_optimizer="base" if self.keep_optimizer else None,
-        )
+        client.fit(client.loss, steps=self.local_steps, batch_size=self.batch_size, **self.how("base", self.base_lr))
 
     def fit_modular(self, client: Client[Any], batches: Sequence[Batch], loss: Objective) -> None:
         """The modular phase, a step for each batch of features."""
-        client.fit(
-            loss,
-            train="modular",
-            batches=batches,
-            lr=self.modular_lr,
-            optimizer=self.optimizer,
-            keep_optimizer="modular" if self.keep_optimizer else None,
-        )
+        client.fit(loss, batches=batches, **self.how("modular", self.modular_lr))
+
+    def how(self, block: str, lr: LearningRate) -> dict[str, Any]:
+        """Options of ``fit`` for a block."""
+        kept = block if self.keep_optimizer else None
+        return {"train": block, "lr": lr, "optimizer": self.optimizer, "keep_optimizer": kept}
 
     def alone(self) -> dict[str, Any]:
         return {"lr": self.base_lr, "modular_steps": "clients"}

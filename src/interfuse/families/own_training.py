@@ -42,29 +42,15 @@ class OwnTraining(Method):
         for name, value in ({} if given else usual_amount(type(self))).items():
             object.__setattr__(self, name, value)
 
-    def stepper(self) -> Optimizer:
-        """The optimizer of the settings."""
-        return Optimizer(self.optimizer, self.momentum, self.weight_decay)
+    def how(self, slots: str = "model") -> dict[str, Any]:
+        """Options of ``fit``: the rate, the optimizer, and the name under which its state is kept, where it is."""
+        optimizer = Optimizer(self.optimizer, self.momentum, self.weight_decay)
+        return {"lr": self.lr, "optimizer": optimizer, "keep_optimizer": slots if self.keep_optimizer else None}
 
-    def fit(
-        self, client: Client[Any], losses: Objective | Mapping[str, Objective], slots: str = "model", **options: Any
-    ) -> Fitted:
-        """A client's training of a round.
-
-        Args:
-            slots: The name under which the optimizer's state is kept, where it is.
-            options: Further ones of :meth:`.Client.fit`.
-        """
-        return client.fit(
-            losses,
-            lr=self.lr,
-            batch_size=self.batch_size,
-            optimizer=self.stepper(),
-            steps=self.local_steps,
-            epochs=self.local_epochs,
-            keep_optimizer=slots if self.keep_optimizer else None,
-            **options,
-        )
+    def fit(self, client: Client[Any], losses: Objective | Mapping[str, Objective], **options: Any) -> Fitted:
+        """A client's training of a round; ``options`` are further ones of :meth:`.Client.fit`."""
+        amount = {"steps": self.local_steps, "epochs": self.local_epochs, "batch_size": self.batch_size}
+        return client.fit(losses, **amount | self.how() | options)
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,11 @@ class EndToEnd(SplitLearning):
                 "starts both anew"
             )
 
+    def how(self, slots: str = "model") -> dict[str, Any]:
+        return super().how() | {
+            "keep_optimizer": slots
+        }  # a round has many steps; what is averaged starts anew after it
+
     def steps_of(self, profile: Profile) -> int:
         return self.local_steps or (self.local_epochs or 0) * math.ceil(profile.samples / self.batch_size)
 
@@ -152,15 +157,8 @@ class EndToEnd(SplitLearning):
     def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> CutGradient:
         """A step of a server part; answers with the gradient of the cut before the step."""
         z = sent.z.detach().requires_grad_()
-        server.fit(
-            modular_cross_entropy,
-            [Batch(z, sent.y.long())],
-            network=tail.name,
-            train="modular",
-            lr=self.lr,
-            optimizer=self.stepper(),
-            keep_optimizer=tail.name,
-        )
+        batches = [Batch(z, sent.y.long())]
+        server.fit(modular_cross_entropy, batches, network=tail.name, train="modular", **self.how(tail.name))
         return CutGradient(torch.zeros_like(z) if z.grad is None else z.grad)
 
     @on_client.continuing
@@ -175,11 +173,5 @@ class EndToEnd(SplitLearning):
     @on_client.continuing
     def backward(self, client: Client, received: CutGradient) -> None:
         batch = client.scratch["batch"]
-        client.fit(
-            partial(pull_back, gradient=received.gradient),
-            batches=[batch],
-            train="base",
-            lr=self.lr,
-            optimizer=self.stepper(),
-            keep_optimizer="front",
-        )
+        loss = partial(pull_back, gradient=received.gradient)
+        client.fit(loss, batches=[batch], train="base", **self.how("front"))

@@ -135,6 +135,10 @@ class FedGen(Averaging):
         decayed = ((weight, weight * self.decay ** (client.round - 1)) for weight in (self.alpha, self.beta))
         alpha, beta = (min(weight, max(1e-4, now)) for weight, now in decayed)
         return partial(
-            regularised, generator=generator, counts=received.counts, alpha=alpha,
-            beta=beta, steps=self.regularised_steps,
-        )  # fmt: skip
+            regularised,
+            generator=generator,
+            counts=received.counts,
+            alpha=alpha,
+            beta=beta,
+            steps=self.regularised_steps,
+        )

@@ -54,7 +54,7 @@ class FedINAblations(IntermediateLearning):
         steps = len(features) * (self.local_steps or self.local_epochs or 0)
         some = Batch(features[0].s_in, torch.zeros(len(features[0].s_in), dtype=torch.int64))  # only counted
         foreign = self.imitating(features, self.in_normalisation, self.in_weight)
-        client.fit(foreign, batches=[some] * steps, train="intermediate", lr=self.lr, optimizer=self.stepper())
+        client.fit(foreign, batches=[some] * steps, train="intermediate", **self.how("in"))
 
     def features(self, client: Client[Any], noise: float = 0.0) -> FeaturePair:
         return super().features(client, self.noise_at("upload"))

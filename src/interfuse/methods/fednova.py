@@ -9,6 +9,7 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.errors import ConfigError
 from interfuse.families.averaging import Averaging, Global
 from interfuse.handler import on_client
 from interfuse.messages import Message, Parameters, Precision, Weights
@@ -36,6 +37,11 @@ class FedNova(Averaging):
     Clients that make more steps do not pull the model to themselves. Layer-wise as FedAvg: sums over k are over those
     who hold a tensor. The theory is for SGD; with Adam, whose way is not known from its steps, a_k is their number.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep_optimizer:
+            raise ConfigError("FedNova: keep_optimizer = True: a_k is that of an optimizer that starts anew each round")
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state.weights

@@ -71,23 +71,10 @@ class IFLLateAnswers(LateJoining):
     @on_client.continuing
     def learn(self, client: Client, reply: Reply) -> None:
         batch = client.scratch["batch"]
-        client.fit(
-            partial(pull_back, gradient=reply.gradient),
-            batches=[batch],
-            train="base",
-            lr=self.base_lr,
-            optimizer=self.optimizer,
-            keep_optimizer="base" if self.keep_optimizer else None,
-        )
+        loss = partial(pull_back, gradient=reply.gradient)
+        client.fit(loss, batches=[batch], **self.how("base", self.base_lr))
 
     @on_client
     def follow(self, client: Client) -> None:
-        client.fit(
-            client.loss,
-            train="modular",
-            steps=self.local_steps,
-            batch_size=self.batch_size,
-            lr=self.modular_lr,
-            optimizer=self.optimizer,
-            keep_optimizer="modular" if self.keep_optimizer else None,
-        )
+        how = self.how("modular", self.modular_lr)
+        client.fit(client.loss, steps=self.local_steps, batch_size=self.batch_size, **how)

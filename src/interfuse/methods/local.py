@@ -28,14 +28,7 @@ class Local(TrainingInTurns):
     @on_client
     def train(self, client: Client) -> None:
         turns = self.turns(max(1, round(self.participation * client.dims["clients"])))
-        self.fit(client, client.loss, "base", train="base" if turns else "all")
+        self.fit(client, client.loss, train="base" if turns else "all", **self.how("base"))
         if turns:
-            client.fit(
-                client.loss,
-                train="modular",
-                lr=self.modular_lr,
-                batch_size=self.batch_size,
-                steps=turns,
-                optimizer=self.stepper(),
-                keep_optimizer="modular" if self.keep_optimizer else None,
-            )
+            how = self.how("modular") | {"lr": self.modular_lr, "batch_size": self.batch_size}
+            client.fit(client.loss, train="modular", steps=turns, **how)

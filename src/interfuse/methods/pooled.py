@@ -68,15 +68,9 @@ class Pooled(TrainingInTurns):
         order = [torch.randperm(rows, generator=server.generator) for _ in range(epochs)]
         drawn = torch.split(torch.cat(order)[: steps * self.batch_size], self.batch_size) if order else ()
         server.model(architecture, architecture)
-        server.fit(
-            cross_entropy,
-            (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn),
-            network=architecture,
-            train=part,
-            lr=lr,
-            optimizer=self.stepper(),
-            keep_optimizer=f"{architecture}-{part}" if self.keep_optimizer else None,
-        )
+        batches = (Batch(server.inputs(server.state.x[index]), server.state.y[index]) for index in drawn)
+        how = self.how(f"{architecture}-{part}") | {"lr": lr}
+        server.fit(cross_entropy, batches, network=architecture, train=part, **how)
 
     def retains(self) -> frozenset[Disclosure]:
         return frozenset({Disclosure.DATA, Disclosure.LABELS})

@@ -68,15 +68,8 @@ class SplitFedLocal(SplitLearning):
             return Smashed(client.model.base(batch.x), batch.y)
 
     def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> None:
-        server.fit(
-            modular_cross_entropy,
-            [Batch(sent.z, sent.y.long())],
-            network=tail.name,
-            train="modular",
-            lr=self.server_lr,
-            optimizer=self.stepper(),
-            keep_optimizer=tail.name,
-        )
+        batches, how = [Batch(sent.z, sent.y.long())], self.how(tail.name) | {"lr": self.server_lr}
+        server.fit(modular_cross_entropy, batches, network=tail.name, train="modular", **how)
 
     @on_client
     def deploy(self, client: Client, message: Weights) -> None:
