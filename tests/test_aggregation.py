@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from worlds import coverage
 
 from interfuse.aggregation import (
     BufferPolicy,
     Plan,
     Update,
     counted_mean,
-    coverage,
     extract,
     keys_plan,
     recalibrate,

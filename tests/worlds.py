@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from interfuse.aggregation import Plan, extract
 from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Engine, Kept, Request
 from interfuse.clock import UNIFORM, Devices
@@ -321,3 +322,13 @@ def server_copy(setup: Setup, architecture: str, weights: Mapping[str, Tensor]) 
     model = setup.build(architecture, "copy")
     model.load(weights)
     return model
+
+
+def coverage(server: Mapping[str, Tensor], plans: Iterable[Plan]) -> dict[str, Tensor]:
+    """How many of the plans hold each element of the server's tensors."""
+    counts = {key: torch.zeros(tensor.shape, dtype=torch.int64) for key, tensor in server.items()}
+    places = {key: torch.arange(tensor.numel()).reshape(tensor.shape) for key, tensor in server.items()}
+    for plan in plans:
+        for key, at in extract(places, plan).items():
+            counts[key].view(-1)[at.flatten()] += 1
+    return counts

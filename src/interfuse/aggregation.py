@@ -45,19 +45,6 @@ def extract(server: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
     return {key: _of(server, key)[_grid(key, server[key], index)].clone() for key, index in plan.items()}
 
 
-def coverage(server: Mapping[str, Tensor], plans: Iterable[Plan]) -> dict[str, Int64[Tensor, " ..."]]:
-    """How many of the plans hold each element of the server's tensors.
-
-    Raises:
-        ModelError: a plan does not fit the server's tensors.
-    """
-    counts = {key: torch.zeros_like(tensor, dtype=torch.int64) for key, tensor in server.items()}
-    for plan in plans:
-        for key, index in plan.items():
-            _of(counts, key)[_grid(key, counts[key], index)] += 1
-    return counts
-
-
 class Mean:
     """Element by element, the weighted mean over the clients that hold the element, client by client.
 

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from worlds import coverage
 
-from interfuse.aggregation import Plan, counted_mean, coverage, extract
+from interfuse.aggregation import Plan, counted_mean, extract
 from interfuse.errors import ModelError
 from interfuse.models import SplitModel, resolve
 from interfuse.models.plans import width_plan, window, with_rows
