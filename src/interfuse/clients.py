@@ -153,10 +153,12 @@ class Exchange:
     steps: int = 0
     failures: list[Failure] = field(default_factory=list)
     codecs: Codecs = NO_CODECS
+    folding: bool = False
+    """Replies are taken up one by one."""
 
     def enter(self, round: int, heading: Heading, calls: int = 0) -> None:
         """Go to a place in the run: counters start again, that of calls at a given number."""
-        self.round, self.heading, self.calls, self.draws = round, heading, calls, 0
+        self.round, self.heading, self.calls, self.draws, self.folding = round, heading, calls, 0, False
         self.handler_calls.clear()
 
     def path_of(self, program: Program) -> str:
@@ -431,6 +433,8 @@ class Clients:
     ) -> _Answers:
         """Send these clients to work, and count and check what they answer."""
         exchange, declaration = self._exchange, handler.declaration
+        if exchange.folding:
+            raise ConfigError(f"{handler.name} is called inside a fold, while another call goes on; call it after that")
         path = exchange.path_of(handler.program)
         request = Request(
             path, handler.name, exchange.heading, exchange.round, exchange.handler_calls[path, handler.name],
@@ -453,7 +457,11 @@ class Clients:
                     found.failures.append(Failure(answer.client, str(error)))
                 else:
                     if each is not None:
-                        each(answer.client, reply)
+                        exchange.folding = True
+                        try:
+                            each(answer.client, reply)
+                        finally:
+                            exchange.folding = False
                     found.replies[answer.client] = reply if each is None else None
             down, up = (exchange.moved[answer.client, way] for way in ("down", "up"))
             found.work[answer.client] = Work(answer.steps, down, up)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from interfuse.client import ClientId
@@ -170,7 +172,7 @@ class Federation:
             made = make(network.build, setup.seed, *place, device=setup.device, numerics=setup.numerics)
             self.server.networks[name] = Held(network.keeps)
             self.server.networks[name].own(made)
-        self._written: dict[str, object] = {}
+        self._written: dict[str, str] = {}
 
     def _built(self, architecture: str, name: str) -> SplitModel:
         return self.setup.build(architecture, "server", name)
@@ -225,7 +227,7 @@ class Federation:
                 yield clients
         finally:
             self.server.state, self.server.optimizers = state, optimizers
-        self.engine.end_round()
+            self.engine.end_round()
 
     def _enter(self, round: int, heading: Heading, calls: int = 0) -> None:
         self.exchange.enter(round, heading, calls)
@@ -242,8 +244,8 @@ class Federation:
             return map(load_tensors, folder.glob(f"{_file_of(client)}-*.safetensors"))
 
         files = {_file_of(c): write(_file_of(c), owned) for c, owned in self.engine.changed(kept)}
-        for name, (mark, tensors) in self._server_parts().items():
-            if name not in self._written or self._written[name] != mark:
+        for name, tensors in self._server_parts().items():
+            if self._written.get(name) != (mark := _digest(tensors)):
                 files[name] = write(name, tensors)
                 self._written[name] = mark
         on_their_way = self.exchange.outstanding
@@ -254,23 +256,16 @@ class Federation:
             {str(c): (o.program, o.handler, o.round, o.arrives) for c, o in on_their_way.items()},
         )
 
-    def _server_parts(self) -> dict[str, tuple[object, dict[str, Tensor]]]:
-        """What the server owns by file, and the replies on their way, with a mark that differs after any change."""
-        state = _Same(self.server.state)
-        parts: dict[str, tuple[object, dict[str, Tensor]]] = {
-            name: ((state, _versions(tensors)), tensors) for name, tensors in self.server.parts().items()
-        }
+    def _server_parts(self) -> dict[str, dict[str, Tensor]]:
+        """What the server owns by file, and the replies on their way."""
+        parts = self.server.parts()
         if outstanding := self.exchange.outstanding:
-            mark = tuple((client, _Same(found)) for client, found in outstanding.items())
-            parts["server-outstanding"] = (
-                mark,
-                {
-                    f"{client}/{path}": tensor
-                    for client, found in outstanding.items()
-                    if found.reply is not None
-                    for path, tensor in flatten(found.reply).items()
-                },
-            )
+            parts["server-outstanding"] = {
+                f"{client}/{path}": tensor
+                for client, found in outstanding.items()
+                if found.reply is not None
+                for path, tensor in flatten(found.reply).items()
+            }
         return parts
 
     def load(self, folder: Path, round: int, saved: Saved) -> None:
@@ -300,7 +295,7 @@ class Federation:
         except (InterfuseError, KeyError, ValueError) as error:
             raise RunError(f"the server's commit in {folder} does not fit this run: {error}") from error
         self.exchange.clock.times = dict(saved.times) or self.exchange.clock.times
-        self._written = {name: mark for name, (mark, _) in self._server_parts().items()}
+        self._written = {name: _digest(tensors) for name, tensors in self._server_parts().items()}
 
     def _clients_of(self, folder: Path, saved: Saved) -> Iterator[tuple[ClientId, dict[str, Tensor]]]:
         """What clients owned, read one after the other."""
@@ -323,21 +318,10 @@ def _file_of(client: ClientId) -> str:
     return f"client-{client:05d}"
 
 
-def _versions(tensors: Mapping[str, Tensor]) -> tuple[tuple[str, int, int], ...]:
-    """How often tensors were changed, and where those of networks and optimizers lie: scalars of a state are new ones
-    each time they are looked at."""
-    lasting = ("networks/", "optimizers/")
-    return tuple((path, t._version, t.data_ptr() if path.startswith(lasting) else 0) for path, t in tensors.items())
-
-
-class _Same:
-    """Equal only to a holder of the very same object."""
-
-    def __init__(self, value: object) -> None:
-        self._value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other._value is self._value
-
-    def __hash__(self) -> int:
-        return id(self._value)
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Of names and values."""
+    found = hashlib.blake2b(digest_size=16)
+    for path, tensor in tensors.items():
+        found.update(f"{path} {tensor.dtype} {tuple(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()

@@ -73,12 +73,13 @@ class Held:
         buffers alone."""
         if self._kept is None:
             self._kept = module.first_buffers(self._keys(module))
+        module.reset()
         module.hold(self._kept)
         self.module = module
         self.blank()
 
     def _keys(self, module: SplitModel) -> list[str]:
-        return [key for key in module.keys_of(self.keeps) if key not in module.given_keys]
+        return module.named_once(key for key in module.keys_of(self.keeps) if key not in module.given_keys)
 
     def detach(self) -> SplitModel | None:
         """Take the module away. What lasts stays with the party."""

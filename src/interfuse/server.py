@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from interfuse.data import Inputs, PublicData, Task
+from interfuse.errors import ModelError
 from interfuse.messages import Dims, State
 from interfuse.models import SplitModel
 from interfuse.party import ALL, NOTHING, Held, Party, S
@@ -56,8 +57,8 @@ class Server(Party[S]):
 
     def model(self, name: str, architecture: str) -> SplitModel:
         """The server's model of that name, built when first asked for. Its tensors are part of what is committed."""
-        if name not in self.architectures:
-            self.architectures[name] = architecture
+        if self.architectures.setdefault(name, architecture) != architecture:
+            raise ModelError(f"the server's model {name!r} is a {self.architectures[name]}, not a {architecture}")
         return self._network(name, architecture, ALL)
 
     def new_model(self, architecture: str) -> SplitModel:
@@ -83,6 +84,6 @@ class Server(Party[S]):
         found: dict[str, dict[str, Tensor]] = {}
         for path, tensor in self.owned().items():
             kind, _, rest = path.partition("/")
-            name = f"server-{rest.partition('/')[0]}" if kind == "networks" else "server"
+            name = f"server-network-{rest.partition('/')[0]}" if kind == "networks" else "server"
             found.setdefault(name, {})[path] = tensor
         return found

@@ -17,8 +17,8 @@ from worlds import everything_owned, federation, in_process, live_model, residen
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.errors import ClientError
-from interfuse.federation import Federation
+from interfuse.errors import ClientError, ConfigError, ModelError
+from interfuse.federation import Federation, Saved
 from interfuse.handler import on_client
 from interfuse.messages import Dims, Message, State, Weights
 from interfuse.method import NOTHING, Method, Network
@@ -300,3 +300,169 @@ def test_a_buffer_that_is_replaced_stays_with_its_client() -> None:
     owned = everything_owned(f)
     seen = [float(owned[f"client-0000{c}:networks/model/base.count.seen"]) for c in f.clients]
     assert seen == [2 * 10 * 16.0] * 3  # a share has 16 rows for training
+
+
+# --- nothing but tensors of its own goes from client to client --------------------------------------
+
+
+class Numbers(Message):
+    value: float
+
+
+def norms(f: Federation) -> list[float]:
+    return [cast(Numbers, reply).value for reply in f.clients.call(cast(Any, f.method).work).values()]
+
+
+@dataclass(frozen=True)
+class Untidy(Method):
+    """Handlers that leave something at their module, each in its own way."""
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.work)
+
+
+@dataclass(frozen=True)
+class LeavingGradients(Untidy):
+    @on_client
+    def work(self, client: Client) -> Numbers:
+        client.loss(client.model, client.batch(8), 0).backward()
+        gradients = [p.grad.norm() for p in client.model.parameters() if p.grad is not None]
+        return Numbers(float(torch.stack(gradients).norm()))
+
+
+@dataclass(frozen=True)
+class LeavingModes(Untidy):
+    @on_client
+    def work(self, client: Client) -> Numbers:
+        found = sum(module.training for module in client.model.modules()) + sum(
+            parameter.requires_grad for parameter in client.model.parameters()
+        )
+        if client.id == 0:
+            client.model.eval().requires_grad_(False)
+        return Numbers(found)
+
+
+@dataclass(frozen=True)
+class LeavingMessages(Untidy):
+    """What a client keeps of a message for a later handler, and changes there, is nobody else's."""
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.take, Weights(server.new_model("wide").tensors()))
+
+    @on_client
+    def take(self, client: Client, sent: Weights) -> None:
+        client.scratch["sent"] = sent.tensors
+
+    @on_client.continuing
+    def work(self, client: Client) -> Numbers:
+        for tensor in client.scratch["sent"].values():
+            tensor.add_(1)
+        return Numbers(float(sum(tensor.sum() for tensor in client.scratch["sent"].values())))
+
+
+@pytest.mark.parametrize("kind", [LeavingGradients, LeavingModes, LeavingMessages])
+def test_what_a_handler_leaves_at_a_module_reaches_nobody(kind: type[Method]) -> None:
+    found = []
+    for workers in (1, 3):
+        f = federation(kind(), models=[wide], workers=workers)
+        try:
+            f._enter(1, "training")
+            f.method.round(f.server, f.clients)
+            found.append(norms(f))
+        finally:
+            f.engine.close()
+    assert found[0] == found[1]
+
+
+class Tied(nn.Module):
+    """One parameter under two keys."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one = nn.Linear(width, width)
+        self.two = nn.Linear(width, width)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.two(self.one(x).relu()))
+
+
+def tied(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    base = nn.Sequential(nn.Linear(5, width), Tied(width))
+    return SplitModel({"base": base, "modular": nn.Linear(width, classes)})
+
+
+def test_tied_parameters_stay_tied_after_a_resume(tmp_path: Path) -> None:
+    wanted = everything_owned(federation("local", models=[tied], rounds=3))
+    saved = federation("local", models=[tied], rounds=1).save(tmp_path)
+    again = federation("local", models=[tied])
+    again.load(tmp_path, 1, saved)
+    for _ in range(2):
+        again.run_round()
+    found = everything_owned(again)
+    assert same_bits(found, {key: wanted[key] for key in found})
+    assert "client-00000:networks/model/base.1.one.weight" in found
+    assert "client-00000:networks/model/base.1.two.weight" not in found
+
+
+@dataclass(frozen=True)
+class BreaksOnce(Untidy):
+    """Client 1's first state cannot be made, once; what was trained on the way is undone."""
+
+    marker: str = ""
+
+    def new_client(self, client: Client[Counted]) -> Counted:
+        client.fit(client.loss, steps=1, lr=1.0)
+        if client.id == 1 and not Path(self.marker).exists():
+            Path(self.marker).touch()
+            raise LookupError
+        return Counted(0)
+
+    @on_client
+    def work(self, client: Client[Counted]) -> Numbers:
+        return Numbers(float(torch.stack([p.sum() for p in client.model.parameters()]).sum().detach()))
+
+
+def test_a_client_whose_first_state_fails_begins_anew(tmp_path: Path) -> None:
+    f = federation(BreaksOnce(str(tmp_path / "marker")), models=[wide])
+    method = cast(BreaksOnce, f.method)
+    f._enter(1, "training")
+    assert set(f.clients.call(method.work, minimum=1)) == {0, 2}
+    (tmp_path / "spared").touch()
+    spared = federation(BreaksOnce(str(tmp_path / "spared")), models=[wide])
+    spared._enter(1, "training")
+    assert norms(f) == norms(spared)
+
+
+def test_a_call_inside_a_fold_and_two_models_of_one_name_are_refused() -> None:
+    f = federation(Counting(), models=[wide], clients=30, dataset=tiny_dataset(rows=120))
+    method = cast(Counting, f.method)
+    given = Weights(f.server.new_model("wide").tensors())
+    with pytest.raises(ConfigError, match="train is called inside a fold"):
+        f.clients.call(method.train, given, each=lambda c, reply: f.clients.call(method.train, given))
+    f.server.model("global", "wide")
+    with pytest.raises(ModelError, match="the server's model 'global' is a wide, not a narrow"):
+        f.server.model("global", "narrow")
+
+
+@dataclass(frozen=True)
+class Doubling(Method):
+    """Changes the server's model behind PyTorch's back."""
+
+    def start(self, server: Server[Any], clients: Clients) -> None:
+        server.model("global", "wide")
+
+    def round(self, server: Server, clients: Clients) -> None:
+        for parameter in server.network("global").parameters():
+            parameter.data.mul_(2)
+
+
+def test_what_was_changed_through_data_is_committed_too(tmp_path: Path) -> None:
+    f = federation(Doubling(), models=[wide])
+    first = f.save(tmp_path)
+    f.run_round()
+    second = f.save(tmp_path)
+    assert "server-network-global" in second.files
+    again = federation(Doubling(), models=[wide])
+    again.load(tmp_path, 1, Saved({**first.files, **second.files}, second.architectures))
+    assert same_bits(again.server.network("global").tensors(), f.server.network("global").tensors())

@@ -102,11 +102,14 @@ class Host:
         """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`."""
         began, before, hint = time.perf_counter(), None, ""
         place = request.place(client)
-        given = None if message is None else private(message, copy=request.recoverable and not self._lends)
-        untouched = unmodified(given)
+        given, untouched = None, unmodified(None)
         self._before.pop(client, None)
         try:
             resident = self._resident(client)
+            if message is not None:  # what is kept for a later handler of the round must be nobody else's
+                kept = request.recoverable or resident.continuing
+                given = private(message, copy=kept and not self._lends)
+                untouched = unmodified(given)
             handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
             if (
                 request.heading == "evaluation"
@@ -176,7 +179,7 @@ class Host:
         resident = self._residents[client]
         self._restore(resident, before)
         resident.client.scratch.clear()
-        resident.entered = False
+        resident.entered = resident.deployed = False
         self._rest(resident)
 
     def _resident(self, client: ClientId) -> Resident:
@@ -203,10 +206,14 @@ class Host:
         client.round = self._round = request.round
         self._call_up(resident)
         if not client.begun:
-            with seeded(self._setup.seed, "new_client", client.id):
-                client.begin(self._setup.seed, "new_client", client.id)
-                state = resident.method.new_client(client)
-            check_state(state, resident.method.new_client)
+            try:
+                with seeded(self._setup.seed, "new_client", client.id):
+                    client.begin(self._setup.seed, "new_client", client.id)
+                    state = resident.method.new_client(client)
+                check_state(state, resident.method.new_client)
+            except Exception:
+                self._drop(client.id)  # it is made anew when it is called again
+                raise
             client.state = None if state is None else settled(state)
             client.begun = True
         if request.heading == "evaluation":
@@ -214,6 +221,8 @@ class Host:
         elif not (continues and resident.entered):
             client.scratch.clear()
             for held in client.networks.values():
+                if held.module is not None:
+                    held.module.reset()
                 held.blank()
             resident.entered, resident.deployed = True, False
 
@@ -300,15 +309,19 @@ class Host:
         """Give a client away: all that another host needs to carry it on. Nothing, where it was never called."""
         self._clients.remove(client)
         self._before.pop(client, None)
-        resident = self._residents.pop(client, None)
+        resident = self._residents.get(client)
         if resident is None:
             return {}
         owned = resident.client.owned() | {"changed": torch.tensor(resident.changed)}
-        for _, held, kind in resident.lendings:
+        self._drop(client)
+        return owned
+
+    def _drop(self, client: ClientId) -> None:
+        """Forget a client; its modules are free."""
+        for _, held, kind in self._residents.pop(client).lendings:
             self._idle.get(kind, {}).pop(held, None)
             if (module := held.detach()) is not None:
                 self._free.setdefault(kind, []).append(module)
-        return owned
 
     def adopt(self, client: ClientId, owned: Mapping[str, Tensor]) -> None:
         """Take a client over from the host, or the commit, that has it.

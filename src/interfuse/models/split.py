@@ -68,6 +68,8 @@ class SplitModel(nn.Module):
         for name, stage in stages.items():
             _nest(self, name, stage)
         self._places = _places(self)
+        self._aliases = _aliases(self._places)
+        self._first_modes: tuple[list[bool], list[bool]] | None = None
         trainable = {key for key, _ in self.named_parameters(remove_duplicate=False)}
         buffers = [key for key in self._places if key not in trainable]
         self._groups = {"all": tuple(self._places), "buffers": tuple(buffers)}
@@ -143,9 +145,10 @@ class SplitModel(nn.Module):
         return made
 
     def _give(self, keys: Collection[str]) -> None:
-        """Have these tensors given."""
-        self._given = frozenset(keys)
-        for key in keys:
+        """Have these tensors given, under every key that they have."""
+        named = set(self.named_once(keys))
+        self._given = frozenset(key for key in self._places if self._aliases.get(key, key) in named)
+        for key in self._given:
             module, name = self._places[key]
             if name in module._parameters:
                 self.get_parameter(key).requires_grad_(False)
@@ -207,6 +210,22 @@ class SplitModel(nn.Module):
         keys = {key for name in named if name in self._groups for key in self._groups[name]}
         return [key for key, stage in self._stage_by_key.items() if stage in stages or key in keys]
 
+    def named_once(self, keys: Iterable[str]) -> list[str]:
+        """The same keys, a parameter that has several by its first one."""
+        return list(dict.fromkeys(self._aliases.get(key, key) for key in keys))
+
+    def reset(self) -> None:
+        """Put back what is no tensor of its own: no gradients, modules in the mode and parameters as frozen as when
+        this was first called."""
+        modules, parameters = list(self.modules()), list(self.parameters())
+        if self._first_modes is None:
+            self._first_modes = [m.training for m in modules], [p.requires_grad for p in parameters]
+        for module, training in zip(modules, self._first_modes[0], strict=True):
+            module.training = training
+        for parameter, asks in zip(parameters, self._first_modes[1], strict=True):
+            parameter.grad = None
+            parameter.requires_grad_(asks)
+
     def live(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these keys, detached, sharing memory with the model."""
         found = {}
@@ -222,6 +241,9 @@ class SplitModel(nn.Module):
         for key, tensor in tensors.items():
             module, name = self._places[key]
             parameter = module._parameters.get(name)
+            own = module._buffers[name] if parameter is None else parameter
+            if own is None or own.shape != tensor.shape:
+                raise ModelError(f"tensor {key!r} of shape {tuple(tensor.shape)} is none of this network")
             if parameter is not None:
                 parameter.data = tensor
             else:
@@ -229,7 +251,8 @@ class SplitModel(nn.Module):
 
     def first_buffers(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """New tensors with the values that these buffers had in the beginning, by key."""
-        return {key: self._first_buffers[key].clone() for key in keys}
+        first = self._first_buffers
+        return {key: torch.empty_like(tensor).copy_(first[key]) for key, tensor in self.live(keys).items()}
 
     @torch.no_grad()
     def blank(self, owned: Collection[str] = ()) -> None:
@@ -435,6 +458,13 @@ def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     modules = dict(model.named_modules(remove_duplicate=False))
     split = ((key, key.rpartition(".")) for key, value in model.state_dict().items() if isinstance(value, Tensor))
     return {key: (modules[prefix], name) for key, (prefix, _, name) in split}
+
+
+def _aliases(places: Mapping[str, tuple[nn.Module, str]]) -> dict[str, str]:
+    """From the further keys of parameters that have several to their first ones."""
+    first: dict[int, str] = {}
+    own = {key: id(m._parameters[name]) for key, (m, name) in places.items() if name in m._parameters}
+    return {key: first[parameter] for key, parameter in own.items() if first.setdefault(parameter, key) != key}
 
 
 def _stage_of(key: str, stages: Sequence[str]) -> str:
