@@ -163,8 +163,8 @@ def test_where_the_newest_commit_is_damaged_the_one_before_serves(
     damage(broken_off)
     going_on = Fuse()
     resume(broken_off, given=GIVEN, engine=going_on.engine)
-    assert going_on.names[:2] == ["end_round", "load"]
-    assert going_on.names[2].startswith("training 4 ")
+    assert going_on.names[:1] == ["load"]
+    assert going_on.names[1].startswith("training 4 ")
     assert_same(outcome(broken_off), whole)
 
 
@@ -189,7 +189,7 @@ def test_a_damaged_commit_is_in_nobodys_way_later(
     assert "commit-000003.json" in {file.name for file in manifests(path)}
     going_on = Fuse()
     resume(path, given=GIVEN, engine=going_on.engine)
-    assert going_on.names[2].startswith("training 4 ")
+    assert going_on.names[1].startswith("training 4 ")
     assert_same(outcome(path), whole)
 
 
