@@ -317,6 +317,7 @@ class Session:
         self._done = self._ended = 0
         self._kept: Outgoing | None = None
         self._saved: str | None = None
+        self._deployed: set[tuple[str, str]] = set()
         self._noise = np.random.default_rng(secrets.randbits(256))  # nobody else can derive it
         self._rounding = torch.Generator().manual_seed(secrets.randbits(63))
 
@@ -329,7 +330,7 @@ class Session:
             self._events.add("refused", what=asked.kind, attempt=asked.attempt, number=asked.number, reason="stale")
             return Outgoing(failed(attempt=asked.attempt, number=asked.number, failure="stale"))
         if asked.ended > self._ended:
-            self._host.end_round()
+            self._end_round()
         self._done, self._ended, self._kept = asked.number, asked.ended, None
         self._kept = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
         return self._kept
@@ -337,6 +338,10 @@ class Session:
     def has_answered(self, asked: Call | Order) -> bool:
         """Whether this was the last to be answered; the answer is kept."""
         return self._kept is not None and (asked.attempt, asked.number) == (self.attempt, self._done)
+
+    def _end_round(self) -> None:
+        self._deployed.clear()
+        self._host.end_round()
 
     def cancel(self, asked: Cancel) -> None:
         """Undo the last call; one that never came is not to be carried out any more."""
@@ -352,7 +357,7 @@ class Session:
         handler = self._allowed(call)
         if handler is None:
             return self._failed(
-                call, "not-allowed", f"{call.program}.{call.handler} is none of the contract's handlers"
+                call, "not-allowed", f"{call.program}.{call.handler} is nothing that may run under {call.heading} now"
             )
         limits, contract = self._vendor.limits, self._setup.contract
         if call.round > min(contract.rounds, limits.rounds or contract.rounds):
@@ -361,23 +366,33 @@ class Session:
             message = self._read(handler, call, payload)
         except MessageError as error:
             return self._failed(call, "bad-message", str(error))
+        if call.heading == "evaluation" and handler.declaration.reply_type is None:
+            self._deployed.add((call.program, call.handler))
         with self._host.working():
             answer = self._host.run(_request(call), self.client, message)
         if isinstance(answer.reply, Failure):
             return self._failed(call, "handler-error", answer.reply.reason)
-        return self._reply(call, answer, answer.reply)
+        return self._reply(call, handler, answer, answer.reply)
 
     def _allowed(self, call: Call) -> Handler[Message | None, Message | None] | None:
+        """The handler, where the contract has it and the call is under a heading of its program.
+
+        The peer writes the heading, and the host trusts it: under evaluation, what a method's handler gets is kept
+        until the evaluation ends. So such a handler has no reply, and gets one message.
+        """
         programs = self._setup.programs_of(self.client)
         program = programs.get(call.program)
         if program is None or call.handler not in handlers(type(program)):
             return None
-        if isinstance(program, Evaluation):
-            known = EVALUATION[self._setup.contract.evaluation]
-            if call.heading != "evaluation" or call.handler not in known:
-                return None
         found: Handler[Message | None, Message | None] = getattr(program, call.handler)
-        return found
+        if isinstance(program, Evaluation):
+            allowed = call.heading == "evaluation" and call.handler in EVALUATION[self._setup.contract.evaluation]
+        elif call.heading == "evaluation":
+            again = (call.program, call.handler) in self._deployed
+            allowed = found.declaration.reply_type is None and not again
+        else:
+            allowed = call.heading in ("start", "training")
+        return found if allowed else None
 
     def _read(self, handler: Handler[Message | None, Message | None], call: Call, payload: Payload) -> Message | None:
         expected, setup = handler.declaration.message_type, self._setup
@@ -389,12 +404,14 @@ class Session:
         codecs = _request(call).codecs(setup.codecs)
         return decode(payload, expected, setup.dims, setup.profile.keys, limits, codecs)
 
-    def _reply(self, call: Call, answer: Answer, reply: Message | None) -> Outgoing:
+    def _reply(
+        self, call: Call, handler: Handler[Message | None, Message | None], answer: Answer, reply: Message | None
+    ) -> Outgoing:
         payload: Payload = b""
         content: Mapping[str, Any] = {}
         if reply is not None:
             limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
-            if limits.noise and call.heading != "evaluation":
+            if limits.noise and not isinstance(handler.program, Evaluation):
                 reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._rounding)
             payload, content = encoded(reply, codecs), described(reply)
             sent = self._audit.sent(self._setup.contract.run)
@@ -438,7 +455,7 @@ class Session:
 
     def _load(self, order: Order) -> None:
         self._saved = order.digest
-        self._host.end_round()
+        self._end_round()
         self._host.reset()
         if order.digest is not None:
             path = self._folder / f"{order.digest}.safetensors"
