@@ -40,7 +40,15 @@ class DeclarationError(InterfuseError, TypeError):
 
 
 class ClientError(InterfuseError):
-    """A client failed inside a handler; the text names the client, the handler and the round."""
+    """A client failed inside a handler; the text names the client, the handler and the round.
+
+    Attributes:
+        client: Its number, where its reply was found to be impossible by who asked for it.
+    """
+
+    def __init__(self, text: str, client: int | None = None) -> None:
+        super().__init__(text)
+        self.client = client
 
 
 class MessageError(InterfuseError):

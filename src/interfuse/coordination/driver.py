@@ -273,6 +273,8 @@ class _Coordinator:
             conduct(self._config, setup, self._folder, engine, self._watch)
             return True
         except (InterruptedRoundError, ClientError) as error:
+            if isinstance(error, ClientError) and error.client is not None:
+                engine.faults.setdefault(error.client, Fault("failed", str(error)))
             if not engine.faults:
                 raise
             self._events.add("interrupted", round=self._watch.round, reason=error)

@@ -16,6 +16,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
 from interfuse.data.inputs import named, together
+from interfuse.errors import ClientError
 from interfuse.evaluation.metrics import Statistics, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
@@ -229,7 +230,7 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
         counted = clients.call(program.count, Scope(full, apart and program.mode == "shared"))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
-            matrix = _composition(program, federation.setup.task, clients, full and composed is Composed.AS_ASKED)
+            matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
     score = federation.setup.task.score
     common = {client: score(sums.common) for client, sums in counted.items()}
     if matrix is not None and not apart:
@@ -277,15 +278,39 @@ def _composable(federation: Federation, program: Evaluation, *, full: bool) -> C
 
 
 def _composition(
-    program: Evaluation, task: Task, clients: Clients, full: bool
+    federation: Federation, program: Evaluation, clients: Clients, full: bool
 ) -> dict[ClientId, dict[ClientId, float]]:
     """Score by base block and modular block."""
-    outputs = clients.call(program.fused, Scope(full, True))
-    columns = clients.call(program.composed, FusedTests(dict(outputs), full))
+    task, outputs = federation.setup.task, fused_outputs(federation, program, clients, full=full)
+    columns = clients.call(program.composed, FusedTests(outputs, full))
+    for client, column in columns.items():
+        if len(column.by_base) != len(outputs):
+            problem = f"by_base: expected {len(outputs)} rows, found {len(column.by_base)}"
+            raise _impossible(federation, client, program.composed.name, problem)
     return {
         base: {modular: task.score(column.by_base[row]) for modular, column in columns.items()}
         for row, base in enumerate(outputs)
     }
+
+
+def fused_outputs(
+    federation: Federation, program: Evaluation, clients: Clients, *, full: bool
+) -> dict[ClientId, FusedTest]:
+    """The base blocks' outputs on the common test set, as many rows of each as were asked for.
+
+    Raises:
+        ClientError: a client sent more or fewer; names it.
+    """
+    outputs = dict(clients.call(program.fused, Scope(full, True)))
+    for client, test in outputs.items():
+        if len(test.z) != (rows := len(program.tests[client].labels(full=full))):
+            raise _impossible(federation, client, program.fused.name, f"z: expected {rows} rows, found {len(test.z)}")
+    return outputs
+
+
+def _impossible(federation: Federation, client: ClientId, handler: str, problem: str) -> ClientError:
+    """The failure of a client whose reply no honest one can give."""
+    return ClientError(f"client {client} failed in {handler}, round {federation.round}: {problem}", client)
 
 
 def compose(federation: Federation, base: ClientId, modular: ClientId, x: Inputs) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from interfuse.evaluation.accuracy import Evaluation, Scope
+from interfuse.evaluation.accuracy import Evaluation, fused_outputs
 from interfuse.federation import Federation
 from interfuse.models import SplitModel
 
@@ -47,7 +47,7 @@ def similarity(federation: Federation) -> list[list[float]] | None:
     if "d" not in dims or dims["clients"] > MOST_COMPARED or len(federation.clients) < dims["clients"]:
         return None
     with federation.evaluating(calls=SIMILARITY_CALLS) as clients:
-        outputs = clients.call(program.fused, Scope(False, True))
+        outputs = fused_outputs(federation, program, clients, full=False)
     return linear_cka([reply.z.cpu() for reply in outputs.values()]).tolist()
 
 
