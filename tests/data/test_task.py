@@ -74,6 +74,35 @@ def test_a_perfect_answer_is_worth_one_and_costs_least(task: Task) -> None:
     assert float(task.loss(perfect, y)) == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@pytest.mark.parametrize("worth", [1.0, 1e30, torch.inf, torch.nan])
+def test_sums_of_any_answers_are_possible_and_others_are_not(task: Task, worth: float) -> None:
+    output, y = samples(task, 30)
+    sums = task.sums(worth * output, y)
+    task.check_sums(sums)
+    task.check_sums(sums, y)
+    task.check_sums(torch.zeros_like(sums), y[:0])
+    with pytest.raises(DataError, match=f"expected {task.summed} of at most 0, found"):
+        task.check_sums(sums, y[:0])
+    for place, value in itertools.product(range(len(sums)), (-1.0, 0.5, 1e300, math.inf, math.nan)):
+        other = sums.clone()
+        other[place] = value
+        if isinstance(task, Regression) and place and math.isfinite(value):
+            continue  # sums of squares are any numbers
+        with pytest.raises(DataError, match=f"expected {task.summed}, found"):
+            task.check_sums(other)
+
+
+@pytest.mark.parametrize(
+    "sums",
+    [[1.0, -1, 0, 1], [1, 1, 0, -1], [2, 1e308, 0, 1e-308], [1.5, 1, 0, 1]],
+    ids=["error", "square", "R²", "count"],
+)
+def test_impossible_sums_of_a_regression(sums: list[float]) -> None:
+    with pytest.raises(DataError, match="a number of samples; of each output"):
+        Regression(("price",), (0.0,), (1.0,)).check_sums(torch.tensor(sums, dtype=torch.float64))
+
+
 def test_accuracy_is_the_share_of_right_answers() -> None:
     task = Classification(NAMES)
     output, y = torch.tensor([[1.0, 0, 0], [0, 2, 1], [0, 1, 3], [torch.nan, 0, 0]]), torch.tensor([0, 1, 1, 0])

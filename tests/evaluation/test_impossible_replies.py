@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import pytest
+import torch
 from worlds import Recorder, federation, wide
 
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Engine, Request
 from interfuse.errors import ClientError
 from interfuse.evaluation import evaluate, similarity
-from interfuse.evaluation.accuracy import Composition, FusedTest
+from interfuse.evaluation.accuracy import Composition, Counted, FusedTest
 from interfuse.federation import Federation
 from interfuse.messages import Message
 
@@ -55,3 +56,28 @@ def test_so_is_a_wrong_number_of_compositions() -> None:
     found = lying(lambda m: Composition(m.by_base[:2]) if isinstance(m, Composition) else m)
     with pytest.raises(ClientError, match=r"client 1 failed in composed, round 0: .*by_base: expected 3 rows, found 2"):
         evaluate(found, full=True)
+
+
+@pytest.mark.parametrize("field", ["own", "validation", "common"])
+def test_so_are_sums_that_no_answers_have(field: str) -> None:
+    sums = torch.tensor([1e308, 1e-308], dtype=torch.float64)
+    found = lying(lambda m: replace(m, **{field: sums}) if isinstance(m, Counted) else m)
+    with pytest.raises(ClientError, match=rf"client 1 failed in count, round 0: {field}: expected .*, found \[1e\+308"):
+        evaluate(found, full=False)
+    # the common test set is known to have 24 rows
+    many = lying(lambda m: replace(m, **{field: torch.full_like(m.own, 25)}) if isinstance(m, Counted) else m)
+    if field == "common":
+        with pytest.raises(ClientError, match="of at most 24, found"):
+            evaluate(many, full=False)
+    else:
+        assert evaluate(many, full=False).own[0] >= 0
+
+
+def test_so_are_those_behind_one_base() -> None:
+    def change(message: Message) -> Message:
+        if isinstance(message, Composition):
+            message.by_base[2, 1] = 0.5
+        return message
+
+    with pytest.raises(ClientError, match="client 1 failed in composed, round 0: by_base, base 2: expected a part"):
+        evaluate(lying(change), full=False)

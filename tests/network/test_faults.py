@@ -9,7 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -18,8 +18,11 @@ from parties import assert_equal_to_local, parties, until
 from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.parties import node, participation
 from interfuse.engines.parties.frames import Reply, frames
+from interfuse.evaluation.accuracy import Counted, FusedTest
 from interfuse.families.fusion import FusionOutputs
+from interfuse.messages import Message
 
+M = TypeVar("M", bound=Message)
 THREE = ("ant", "bee", "cat")
 RECIPE = {"method": "ifl", "settings": {"local_steps": 1, "batch_size": 8}}
 
@@ -38,13 +41,13 @@ def in_rounds(change: Callable[[Reply, bytes], Iterator[bytes]]) -> Callable[[],
     return lie
 
 
-def in_messages(change: Callable[[FusionOutputs], FusionOutputs]) -> Callable[[], None]:
+def in_messages(change: Callable[[M], M], kind: type[M]) -> Callable[[], None]:
     """A node that sends other values or shapes than its handler returned."""
 
     def lie() -> None:
         honest = node.encoded
         node.encoded = lambda m, *rest: honest(  # type: ignore[assignment]
-            change(m) if isinstance(m, FusionOutputs) else m, *rest
+            change(m) if isinstance(m, kind) else m, *rest
         )
 
     return lie
@@ -80,8 +83,16 @@ def twice(reply: Reply, payload: bytes) -> Iterator[bytes]:
 
 
 LIES = {
-    "wrong shape": (in_messages(lambda m: FusionOutputs(m.z[:, :3], m.y)), "expected d = 8"),
-    "not finite": (in_messages(lambda m: FusionOutputs(m.z * float("nan"), m.y)), "expected finite numbers"),
+    "wrong shape": (in_messages(lambda m: FusionOutputs(m.z[:, :3], m.y), FusionOutputs), "expected d = 8"),
+    "not finite": (
+        in_messages(lambda m: FusionOutputs(m.z * float("nan"), m.y), FusionOutputs),
+        "expected finite numbers",
+    ),
+    "too few rows": (in_messages(lambda m: FusedTest(m.z[:5]), FusedTest), "z: expected 24 rows, found 5"),
+    "impossible sums": (
+        in_messages(lambda m: Counted(m.own, m.validation * 1e300, m.common), Counted),
+        "validation: expected a part",
+    ),
     "replayed reply": (in_rounds(replayed), "no answer in time"),
     "reply from the future": (in_rounds(from_the_future), "which it was not asked"),
     "random bytes": (in_rounds(lambda reply, payload: iter([b"\x07" + os.urandom(200)])), "header"),

@@ -23,6 +23,8 @@ IGNORED = -100
 """A place of a language model's targets that does not count."""
 _WORST = 1e30
 """Stands for the squared error of an answer that is not finite."""
+_MOST_COUNTED = 2.0**53
+"""Up to which counts are exact in float64."""
 
 Sums = Float64[Tensor, "sums"]
 
@@ -33,6 +35,7 @@ class Task(ABC):
     Attributes:
         name: How files and messages to the user call it.
         score_name: What :meth:`score` is.
+        summed: What :meth:`sums` are.
         axes: Names of the axes of one sample's target.
         dtype: Of targets.
         names: Of classes, labels or outputs, in the order of their numbers.
@@ -40,6 +43,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     score_name: ClassVar[str]
+    summed: ClassVar[str] = "a part and its whole"
     axes: ClassVar[tuple[str, ...]] = ()
     dtype: ClassVar[torch.dtype] = torch.int64
     names: tuple[str, ...]
@@ -59,6 +63,30 @@ class Task(ABC):
     def score(self, sums: Sums) -> float:
         """How good the answers are: higher is better, 1 is perfect; NaN where nothing can be said."""
         return share(*sums.tolist())
+
+    def check_sums(self, sums: Sums, y: Tensor | None = None) -> None:
+        """Check sums that somebody else worked out.
+
+        Args:
+            y: The targets that they are of, where those are known.
+
+        Raises:
+            DataError: no answers have such sums, or nothing can be made of them.
+        """
+        most = _MOST_COUNTED if y is None else float(self.counted(y))
+        finite = bool(sums.isfinite().all())
+        if not (finite and self._possible(sums, most) and not math.isinf(self.score(sums))):
+            at_most = "" if y is None else f" of at most {most:g}"
+            raise DataError(f"expected {self.summed}{at_most}, found {sums.tolist()}")
+
+    def counted(self, y: Tensor) -> int:
+        """The largest count that there can be among the sums of these targets."""
+        return y.numel()
+
+    def _possible(self, sums: Sums, most: float) -> bool:
+        """Whether some answers have these sums, which are finite, where counts go so far."""
+        part, whole = sums.tolist()
+        return _are_counts(sums) and part <= whole <= most
 
     @property
     def size(self) -> int:
@@ -185,6 +213,7 @@ class Regression(Task):
 
     name = "regression"
     score_name = "R²"
+    summed = "a number of samples; of each output a sum of squares, a sum, and a sum of squares"
     axes = ("outputs",)
     dtype = torch.float32
     names: tuple[str, ...]
@@ -211,6 +240,13 @@ class Regression(Task):
         errors = (y - output).square().nan_to_num(nan=_WORST, posinf=_WORST)
         return torch.cat([y.new_tensor([len(y)]), errors.sum(0), y.sum(0), y.square().sum(0)]).cpu()
 
+    def counted(self, y: Tensor) -> int:
+        return len(y)
+
+    def _possible(self, sums: Sums, most: float) -> bool:
+        errors, _, squares = sums[1:].view(3, -1)
+        return _are_counts(sums[:1]) and float(sums[0]) <= most and bool((errors >= 0).all() and (squares >= 0).all())
+
     def score(self, sums: Sums) -> float:
         errors, total, squares = sums[1:].view(3, -1)
         spread = squares - total.square() / sums[0]
@@ -233,6 +269,7 @@ class MultiLabel(Task):
 
     name = "multi-label"
     score_name = "F1"
+    summed = "numbers of labels said and there, said, and there"
     axes = ("labels",)
     dtype = torch.float32
     names: tuple[str, ...]
@@ -248,6 +285,9 @@ class MultiLabel(Task):
         there = y > 0.5
         said = torch.where(output.isnan(), ~there, output > 0)
         return torch.stack([(a & b).sum() for a, b in ((said, there), (said, ~there), (~said, there))]).double().cpu()
+
+    def _possible(self, sums: Sums, most: float) -> bool:
+        return _are_counts(sums) and float(sums.sum()) <= most
 
     def score(self, sums: Sums) -> float:
         right, false, missed = sums.tolist()
@@ -286,6 +326,9 @@ class LanguageModelling(Task):
         """Right tokens, places that count."""
         return torch.stack([(answers(output) == y).sum(), (y != IGNORED).sum()]).double().cpu()
 
+    def counted(self, y: Tensor) -> int:
+        return int((y != IGNORED).sum())
+
     def wrong(self, y: Tensor) -> str:
         counted = (y >= 0) & (y < self.tokens) | (y == IGNORED)
         return "" if bool(counted.all()) else f"has tokens other than 0 to {self.tokens - 1} and {IGNORED}"
@@ -301,6 +344,10 @@ def answers(scores: Float[Tensor, "*n classes"]) -> Int64[Tensor, "*n"]:
     """The class of the largest score, the first of equals; ``classes``, which is none, where a score is NaN."""
     # argmax alone would answer the first class that is NaN
     return torch.where(scores.isnan().any(-1), scores.shape[-1], scores.argmax(-1))
+
+
+def _are_counts(sums: Sums) -> bool:
+    return bool(((sums >= 0) & (sums <= _MOST_COUNTED) & (sums == sums.round())).all())
 
 
 def share(part: float, whole: float) -> float:

@@ -16,7 +16,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
 from interfuse.data.inputs import named, together
-from interfuse.errors import ClientError
+from interfuse.errors import ClientError, DataError
 from interfuse.evaluation.metrics import Statistics, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
@@ -231,6 +231,8 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
             matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
+    for client, sums in counted.items():
+        _check_counted(federation, program, client, sums, full=full)
     score = federation.setup.task.score
     common = {client: score(sums.common) for client, sums in counted.items()}
     if matrix is not None and not apart:
@@ -287,6 +289,9 @@ def _composition(
         if len(column.by_base) != len(outputs):
             problem = f"by_base: expected {len(outputs)} rows, found {len(column.by_base)}"
             raise _impossible(federation, client, program.composed.name, problem)
+        for base, sums in zip(outputs, column.by_base, strict=True):
+            labels = program.tests[base].labels(full=full)
+            _check_sums(federation, client, program.composed.name, f"by_base, base {base}", sums, labels)
     return {
         base: {modular: task.score(column.by_base[row]) for modular, column in columns.items()}
         for row, base in enumerate(outputs)
@@ -306,6 +311,24 @@ def fused_outputs(
         if len(test.z) != (rows := len(program.tests[client].labels(full=full))):
             raise _impossible(federation, client, program.fused.name, f"z: expected {rows} rows, found {len(test.z)}")
     return outputs
+
+
+def _check_counted(
+    federation: Federation, program: Evaluation, client: ClientId, counted: Counted, *, full: bool
+) -> None:
+    """Check the sums of a client. Targets of the common test set are known, those of its own rows are not."""
+    labels = program.tests[client].labels(full=full)
+    for field, sums in vars(counted).items():
+        _check_sums(federation, client, program.count.name, field, sums, labels if field == "common" else None)
+
+
+def _check_sums(
+    federation: Federation, client: ClientId, handler: str, field: str, sums: Tensor, y: Tensor | None
+) -> None:
+    try:
+        federation.setup.task.check_sums(sums, y)
+    except DataError as error:
+        raise _impossible(federation, client, handler, f"{field}: {error}") from None
 
 
 def _impossible(federation: Federation, client: ClientId, handler: str, problem: str) -> ClientError:

@@ -22,7 +22,7 @@ NO_COLLABORATION = ("local", "pooled")
 """Methods that are references: they exchange nothing, so nothing is expected of their compositions."""
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-"""A number; null in a file, which JSON has for NaN, is unknown."""
+"""A number; null in a file, which stands for what JSON has no number for, is unknown."""
 Numbers = tuple[Number, ...]
 Rows = tuple[Numbers, ...]
 Counts = tuple[tuple[int, ...], ...]
@@ -80,7 +80,7 @@ def read(kind: type[R], text: str, source: str) -> R:
 
 
 def without_nan(value: Any) -> Any:
-    """The same with null for NaN, which JSON does not know, and lists for tuples."""
+    """The same with null for NaN and infinities, which JSON does not know, and lists for tuples."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -131,7 +131,7 @@ class Row(Record):
     virtual_seconds: dict[str, Number]
     accuracy: Point | None = None
     similarity: Rows | None = None
-    seconds: dict[str, float]
+    seconds: dict[str, Number]
 
 
 class Spread(Record):
@@ -203,7 +203,7 @@ class BestRound(Scores):
     """The round with the best mean validation score, and the scores of its state."""
 
     round: int
-    validation_accuracy: float
+    validation_accuracy: Number
 
 
 class Downlink(Record):
@@ -266,7 +266,7 @@ class What(Record):
     seed: int
     rounds: int
     score: str
-    seconds: float
+    seconds: Number
     run: str
     note: str
     codecs: dict[str, str]
@@ -288,7 +288,7 @@ class Summary(Scores, What):
     start_bytes: Moved
     evaluation_bytes: Moved
     bytes_by_kind: dict[str, MovedOfKind]
-    seconds_by_phase: dict[str, float]
+    seconds_by_phase: dict[str, Number]
     clients: tuple[ClientFacts, ...]
     class_names: tuple[str, ...]
     class_counts: Counts | None
