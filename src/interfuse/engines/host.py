@@ -116,7 +116,8 @@ class Host:
                 and isinstance(handler.program, Method)
                 and handler.declaration.reply_type is None
             ):
-                resident.answers.append((handler, given))
+                others = [kept for kept in resident.answers if kept[0].name != handler.name]
+                resident.answers = [*others, (handler, given)]
                 resident.deployed = False
                 self._in_round.add(client)
                 return Answer(client, None, time.perf_counter() - began)
