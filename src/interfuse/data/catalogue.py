@@ -1,4 +1,4 @@
-"""The data sets that interfuse knows by name: their files, hashes, places of origin and facts.
+"""The data sets that interfuse knows by name: their files, places of origin and facts; hashes are in ``registry.txt``.
 
 SHA-256 of files that nobody could download while this was written are those that TensorFlow Datasets and torchvision
 publish: the archives of CIFAR, SVHN's, USPS's two texts.
@@ -7,12 +7,13 @@ publish: the archives of CIFAR, SVHN's, USPS's two texts.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float32, Int16
 
-from interfuse.data.fetch import RemoteFile
+from interfuse.data.fetch import RemoteFile, registered
 from interfuse.data.formats import (
     Reader,
     read_cifar,
@@ -26,151 +27,59 @@ from interfuse.data.formats import (
 from interfuse.data.recordings import by_person, official_people
 from interfuse.data.sources import DIGIT_NAMES, Labels, Layout, Rows, Source, Split, every_fifth
 
+_SHA256 = registered(Path(__file__).with_name("registry.txt"))
 
-def _idx_files(
-    folder: str, elsewhere: str, bases: tuple[str, ...], hashes: Mapping[str, tuple[str, str | None]]
-) -> dict[str, RemoteFile]:
-    return {
-        stem: RemoteFile(folder, elsewhere, f"{stem}-ubyte.gz", sha256, unpacked, bases, read_idx)
-        for stem, (sha256, unpacked) in hashes.items()
-    }
+
+def _file(folder: str, name: str, read: Reader, *bases: str, elsewhere: str = "") -> RemoteFile:
+    unpacked = _SHA256.get(f"{folder}/{Path(name).stem}")
+    return RemoteFile(folder, elsewhere, name, _SHA256[f"{folder}/{name}"], unpacked, bases, read)
+
+
+def _idx_files(folder: str, elsewhere: str, *bases: str) -> tuple[RemoteFile, ...]:
+    """Images and labels to train on, then images and labels of the test."""
+    stems = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+    return tuple(_file(folder, f"{stem}-ubyte.gz", read_idx, *bases, elsewhere=elsewhere) for stem in stems)
 
 
 _MNIST = _idx_files(
     "mnist",
     "MNIST/raw",
-    ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
-    {
-        "train-images-idx3": (
-            "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-        ),
-        "train-labels-idx1": (
-            "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-        ),
-        "t10k-images-idx3": (
-            "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-        ),
-        "t10k-labels-idx1": (
-            "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-        ),
-    },
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
 
 _FASHION_MNIST = _idx_files(
     "fashion-mnist",
     "FashionMNIST/raw",
-    (
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
-    ),
-    {
-        "train-images-idx3": (
-            "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-        ),
-        "train-labels-idx1": (
-            "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-        ),
-        "t10k-images-idx3": (
-            "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-        ),
-        "t10k-labels-idx1": (
-            "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-        ),
-    },
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
 )
+_FASHION_NAMES = "T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot"
 
-_KMNIST = _idx_files(
-    "kmnist",
-    "KMNIST/raw",
-    ("http://codh.rois.ac.jp/kmnist/dataset/kmnist/",),
-    {
-        "train-images-idx3": ("51467d22d8cc72929e2a028a0428f2086b092bb31cfb79c69cc0a90ce135fde4", None),
-        "train-labels-idx1": (
-            "e38f9ebcd0f3ebcdec7fc8eabdcdaef93bb0df8ea12bee65224341c8183d8e17",
-            "2a16eeae62da984b8bd24fa32e31d47291f01dac3fe84d5594f304f71e7d374b",
-        ),
-        "t10k-images-idx3": (
-            "edd7a857845ad6bb1d0ba43fe7e794d164fe2dce499a1694695a792adfac43c5",
-            "76fbd229ce87db80dd281af5e6670de4ad0e42fb30a7bd643972994c47c1f42e",
-        ),
-        "t10k-labels-idx1": (
-            "20bb9a0ef54c7db3efc55a92eef5582c109615df22683c380526788f98e42a1c",
-            "a11dc742be8e781a40a92f53d6a4957e7b7d36df2faa097659131ebfd8fd60c6",
-        ),
-    },
-)
-
+_KMNIST = _idx_files("kmnist", "KMNIST/raw", "http://codh.rois.ac.jp/kmnist/dataset/kmnist/")
 _KMNIST_NAMES = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _KMNIST_LICENCE = 'CC BY-SA 4.0 ("KMNIST Dataset", created by CODH, adapted from "Kuzushiji Dataset", NIJL and others)'
 
-_CIFAR_BASE = ("https://www.cs.toronto.edu/~kriz/",)
+_CIFAR_BASE = "https://www.cs.toronto.edu/~kriz/"
 
-_CIFAR_10 = RemoteFile(
+_CIFAR_10_STEMS = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
+_CIFAR_10_MEMBERS = [f"cifar-10-batches-bin/{stem}.bin" for stem in _CIFAR_10_STEMS]
+_CIFAR_10 = _file(
     "cifar-10",
-    "",
     "cifar-10-binary.tar.gz",
-    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-    None,
+    read_cifar_archive(_CIFAR_10_MEMBERS[:-1], _CIFAR_10_MEMBERS[-1], label_bytes=1),
     _CIFAR_BASE,
-    read_cifar_archive(
-        [f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6)],
-        "cifar-10-batches-bin/test_batch.bin",
-        label_bytes=1,
-    ),
 )
-
 _CIFAR_10_BATCHES = tuple(
-    RemoteFile("cifar-10", "cifar-10-batches-bin", f"{stem}.bin.xz", packed, unpacked, (), read_cifar)
-    for stem, packed, unpacked in (
-        (
-            "data_batch_1",
-            "05dc5fe09eb23af23d8cdc4c0afc27125702a4bd1c9101b17f7be474b58e29c7",
-            "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
-        ),
-        (
-            "data_batch_2",
-            "9408d65b03160954798b117ebee9819a2368881713199df59ffb6843569753a2",
-            "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
-        ),
-        (
-            "data_batch_3",
-            "fa9d2e124c5ad29c6affb87c6b1ae2b597d1c444b8dffddc640b040fb2edb61a",
-            "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
-        ),
-        (
-            "data_batch_4",
-            "9c7c6acd603162f0e5069601652fd683d3a0c2457de630f803386e9b98c9eafd",
-            "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
-        ),
-        (
-            "data_batch_5",
-            "467b11d5c55692292fa6d4f9c0829919e72266ec9bc6cf065fa2b28350cbccd2",
-            "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
-        ),
-        (
-            "test_batch",
-            "a596cd4947d3e8a1c368733d09a65f89c003a5a6b0376161a498e83631674e9d",
-            "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
-        ),
-    )
+    _file("cifar-10", f"{stem}.bin.xz", read_cifar, elsewhere="cifar-10-batches-bin") for stem in _CIFAR_10_STEMS
 )
+_CIFAR_10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 
-_CIFAR_100 = RemoteFile(
+_CIFAR_100 = _file(
     "cifar-100",
-    "",
     "cifar-100-binary.tar.gz",
-    "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-    None,
-    _CIFAR_BASE,
     read_cifar_archive(["cifar-100-binary/train.bin"], "cifar-100-binary/test.bin", label_bytes=2),
+    _CIFAR_BASE,
 )
 
 _CIFAR_100_NAMES = """
@@ -184,63 +93,26 @@ willow_tree wolf woman worm
 """
 
 _SVHN = tuple(
-    RemoteFile("svhn", "", name, sha256, None, ("http://ufldl.stanford.edu/housenumbers/",), read_mat("X", "y"))
-    for name, sha256 in (
-        ("train_32x32.mat", "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8"),
-        ("test_32x32.mat", "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b"),
-    )
+    _file("svhn", name, read_mat("X", "y"), "http://ufldl.stanford.edu/housenumbers/")
+    for name in ("train_32x32.mat", "test_32x32.mat")
 )
 
 _USPS = tuple(
-    RemoteFile(
-        "usps",
-        "",
-        name,
-        sha256,
-        None,
-        ("https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/",),
-        read_libsvm_images,
-    )
-    for name, sha256 in (
-        ("usps.bz2", "3771e9dd6ba685185f89867b6e249233dd74652389f263963b3b741e994b034f"),
-        ("usps.t.bz2", "a9c0164e797d60142a50604917f0baa604f326e9a689698763793fa5d12ffc4e"),
-    )
+    _file("usps", name, read_libsvm_images, "https://www.csie.ntu.edu.tw/~cjlin/libsvmtools/datasets/multiclass/")
+    for name in ("usps.bz2", "usps.t.bz2")
 )
-
-_USPS_ARRAYS = RemoteFile(
-    "usps",
-    "",
-    "usps.npz",
-    "11f7918d3fc23992872c7f77e28ceaea51fe880cbe4e55af20acae85ae96f418",
-    None,
-    (),
-    read_npz("X_train", "y_train", "X_test", "y_test"),
-)
-
-
-def _har_file(name: str, sha256: str, read: Reader, *bases: str) -> RemoteFile:
-    return RemoteFile("har", "", name, sha256, None, bases, read)
-
+_USPS_ARRAYS = _file("usps", "usps.npz", read_npz("X_train", "y_train", "X_test", "y_test"))
 
 _HAR = (
-    _har_file(
+    _file(
+        "har",
         "human+activity+recognition+using+smartphones.zip",
-        "c00b803081a5c797cd5e4b83700a9810b38d53d9d84e01917e090e1fdbc81031",
         read_har_archive,
         "https://archive.ics.uci.edu/static/public/240/",
     ),
-    _har_file(
-        "UCI HAR Dataset.zip",
-        "2045e435c955214b38145fb5fa00776c72814f01b203fec405152dac7d5bfeb0",
-        read_har_archive,
-    ),
-    _har_file(
-        "uci_har_inertial_signals.npz",
-        "5742835c9dc0e37ba5de2e4287b3b94ea7434abbfb14556777ba1a0ef9375032",
-        read_npz("X", "y", "subject"),
-    ),
+    _file("har", "UCI HAR Dataset.zip", read_har_archive),
+    _file("har", "uci_har_inertial_signals.npz", read_npz("X", "y", "subject")),
 )
-
 _HAR_NAMES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
 _HAR_LICENCE = "CC BY 4.0 at UCI; the notice in the archive forbids commercial use (D. Anguita et al., ESANN 2013)"
 
@@ -271,7 +143,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         for source in (
             Source(
                 name="mnist",
-                layouts=(Layout(tuple(_MNIST.values())),),
+                layouts=(Layout(_MNIST),),
                 shape=(1, 28, 28),
                 class_names=DIGIT_NAMES,
                 rows_train=60_000,
@@ -282,20 +154,9 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             ),
             Source(
                 name="fashion-mnist",
-                layouts=(Layout(tuple(_FASHION_MNIST.values())),),
+                layouts=(Layout(_FASHION_MNIST),),
                 shape=(1, 28, 28),
-                class_names=(
-                    "T-shirt/top",
-                    "trouser",
-                    "pullover",
-                    "dress",
-                    "coat",
-                    "sandal",
-                    "shirt",
-                    "sneaker",
-                    "bag",
-                    "ankle boot",
-                ),
+                class_names=tuple(_FASHION_NAMES.split(", ")),
                 rows_train=60_000,
                 rows_test=10_000,
                 licence="MIT (Zalando SE)",
@@ -304,7 +165,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             ),
             Source(
                 name="kmnist",
-                layouts=(Layout(tuple(_KMNIST.values())),),
+                layouts=(Layout(_KMNIST),),
                 shape=(1, 28, 28),
                 class_names=_KMNIST_NAMES,
                 rows_train=60_000,
@@ -313,7 +174,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             ),
             Source(
                 name="kmnist-test",
-                layouts=(Layout((_KMNIST["t10k-images-idx3"], _KMNIST["t10k-labels-idx1"]), every_fifth),),
+                layouts=(Layout(_KMNIST[2:], every_fifth),),
                 shape=(1, 28, 28),
                 class_names=_KMNIST_NAMES,
                 rows_train=8_000,
@@ -327,18 +188,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 name="cifar-10",
                 layouts=(Layout((_CIFAR_10,)), Layout(_CIFAR_10_BATCHES, _whole_batches)),
                 shape=(3, 32, 32),
-                class_names=(
-                    "airplane",
-                    "automobile",
-                    "bird",
-                    "cat",
-                    "deer",
-                    "dog",
-                    "frog",
-                    "horse",
-                    "ship",
-                    "truck",
-                ),
+                class_names=tuple(_CIFAR_10_NAMES.split()),
                 rows_train=50_000,
                 rows_test=10_000,
                 licence="not stated (A. Krizhevsky, 2009; the authors ask to be cited)",

@@ -21,9 +21,10 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pooch  # type: ignore[import-untyped]
@@ -132,6 +133,13 @@ class Places:
         """Where ``file`` is downloaded from, in the order of trial."""
         mirrors = [] if self.mirror is None else [f"{self.mirror.rstrip('/')}/{file.folder}/{file.name}"]
         return [*mirrors, *(f"{base.rstrip('/')}/{file.name}" for base in file.bases)]
+
+
+def registered(path: Path) -> Mapping[str, str]:
+    """The SHA-256 of every file in a registry of pooch's format."""
+    files = pooch.Pooch("", "")
+    files.load_registry(path)
+    return MappingProxyType(files.registry)
 
 
 def load_arrays(file: RemoteFile, places: Places) -> Arrays:
