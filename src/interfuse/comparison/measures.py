@@ -270,46 +270,45 @@ def bytes_and_work(summary: Summary) -> Values:
     }
 
 
+def first_at(run: SeedRun, accuracy: float, values: NDArray[np.int64] | NDArray[np.float64]) -> float:
+    """The value, one of each point, where the mean global accuracy on the curve is there for the first time.
+
+    NaN where it never is.
+    """
+    reached = np.flatnonzero(run.curve.common >= accuracy)
+    return float(values[reached[0]]) if len(reached) else math.nan
+
+
 def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
-    """Bytes until the mean global accuracy on the curve is there for the first time; NaN where it never is."""
+    """Bytes until an accuracy."""
     found: Values = {}
+    ways = {"uplink": run.curve.uplink, "downlink": run.downlink, "uplink_wire": run.uplink_wire}
     for accuracy in accuracies:
-        reached = np.flatnonzero(run.curve.common >= accuracy)
-        up = float(run.curve.uplink[reached[0]]) if len(reached) else math.nan
-        down = float(run.downlink[reached[0]]) if len(reached) else math.nan
-        wire = float(run.uplink_wire[reached[0]]) if len(reached) else math.nan
-        for way, size in (("uplink", up), ("downlink", down), ("uplink_wire", wire)):
+        for way, sizes in ways.items():
+            size = first_at(run, accuracy, sizes)
             found |= {f"{way}_to_{accuracy:g}": size, f"{way}_to_{accuracy:g}_per_client": size / run.clients}
     return found
 
 
 def seconds_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
-    """Virtual seconds until the mean global accuracy on the curve is there for the first time; NaN where it never is.
+    """Virtual seconds until an accuracy.
 
     With links of one rate they are NaN where time has decided who takes part: another rate would have been another run.
     """
-    found: Values = {}
-    for accuracy in accuracies:
-        reached = np.flatnonzero(run.curve.common >= accuracy)
-        for name, seconds in run.virtual.items():
-            found[f"virtual_{name}_to_{accuracy:g}"] = float(seconds[reached[0]]) if len(reached) else math.nan
-    return found
+    return {
+        f"virtual_{name}_to_{accuracy:g}": first_at(run, accuracy, seconds)
+        for accuracy in accuracies
+        for name, seconds in run.virtual.items()
+    }
 
 
 def rounds_to(run: SeedRun, baseline: SeedRun | None, accuracies: Sequence[float]) -> Values:
-    """Rounds until the mean global accuracy on the curve is there for the first time, NaN where it never is; and those
-    of the baseline with the same seed divided by these."""
+    """Rounds until an accuracy, and those of the baseline with the same seed divided by these."""
     found: Values = {}
     for accuracy in accuracies:
-        own, unit = (math.nan if r is None else first_round(r.curve, accuracy) for r in (run, baseline))
+        own, unit = (math.nan if r is None else first_at(r, accuracy, r.curve.rounds) for r in (run, baseline))
         found |= {f"rounds_to_{accuracy:g}": own, f"speed_to_{accuracy:g}": unit / own if own else math.nan}
     return found
-
-
-def first_round(curve: Curve, accuracy: float) -> float:
-    """The first evaluated round with such a mean global accuracy; NaN where there is none."""
-    reached = np.flatnonzero(curve.common >= accuracy)
-    return float(curve.rounds[reached[0]]) if len(reached) else math.nan
 
 
 def accuracies_at(run: SeedRun, uplinks: Sequence[float], anchor: Anchor | None) -> Values:
