@@ -10,13 +10,17 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import Literal, get_args
+from typing import Annotated, ClassVar, Literal, get_args
+
+from annotated_types import Ge
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from interfuse.errors import RunError
 
 Heading = Literal["training", "evaluation", "start", "transport"]
 Direction = Literal["up", "down"]
 Casting = Literal["broadcast", "unicast"]
+Natural = Annotated[int, Ge(0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +31,18 @@ class Entry:
     broadcast are the same message.
     """
 
-    round: int
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+
+    round: Natural
     heading: Heading
-    call: int
+    call: Natural
     handler: str
-    client: int
+    client: Natural
     direction: Direction
     kind: str
     casting: Casting
-    raw: int
-    wire: int
+    raw: Natural
+    wire: Natural
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +154,8 @@ def _totals(counts: list[int], by_kind: Mapping[str, Totals]) -> Totals:
 
 _KEYS = tuple(column.name for column in fields(Entry))
 _VALUES = attrgetter(*_KEYS)
-_NUMBERS = ("round", "call", "client", "raw", "wire")
-_CHOICES = {"heading": _HEADINGS, "direction": get_args(Direction), "casting": get_args(Casting)}
+_ENTRY = TypeAdapter(Entry)
+_OTHER_FIELDS = ("dataclass_type", "missing", "unexpected_keyword_argument")
 # ASCII, so that a line cut off anywhere is still text.
 _ENCODER = json.JSONEncoder(separators=(",", ":"))
 
@@ -162,22 +168,9 @@ def to_json(entry: Entry) -> str:
 def from_json(line: str) -> Entry:
     """The entry of a line that `to_json` wrote. Raises RunError for anything else."""
     try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"no JSON: {error}") from error
-    if not isinstance(values, dict) or values.keys() != set(_KEYS):
-        raise RunError(f"an entry has the fields {', '.join(_KEYS)}")
-    for key in _KEYS:
-        _check(key, values[key])
-    return Entry(**values)
-
-
-def _check(key: str, value: object) -> None:
-    if key in _NUMBERS:
-        valid, wanted = type(value) is int and value >= 0, "a natural number"
-    elif key in _CHOICES:
-        valid, wanted = value in _CHOICES[key], f"one of {', '.join(_CHOICES[key])}"
-    else:
-        valid, wanted = isinstance(value, str), "text"
-    if not valid:
-        raise RunError(f"{key} must be {wanted}, not {value!r}")
+        return _ENTRY.validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] in _OTHER_FIELDS:
+            raise RunError(f"an entry has the fields {', '.join(_KEYS)}") from None
+        raise RunError(": ".join((*map(str, first["loc"]), first["msg"]))) from None
