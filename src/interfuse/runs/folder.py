@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
 
 from interfuse.errors import RunError
 from interfuse.federation import Saved
 from interfuse.runs.config import RunConfig, read_config
 from interfuse.runs.summary import Row, Summary, read
 from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
+
+
+@dataclass(frozen=True)
+class Best:
+    """The round with the best mean validation accuracy so far."""
+
+    round: int
+    validation_accuracy: float
+    saved: Saved
 
 
 @dataclass(frozen=True)
@@ -37,15 +47,6 @@ class Commit:
     settings: Mapping[str, Any]
     data: str
     best: Best | None = None
-
-
-@dataclass(frozen=True)
-class Best:
-    """The round with the best mean validation accuracy so far."""
-
-    round: int
-    validation_accuracy: float
-    saved: Saved
 
 
 @dataclass
@@ -176,7 +177,11 @@ class RunFolder:
         for manifest in reversed(self._manifests()):
             try:
                 commit = _read_commit(manifest)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except ValidationError as error:
+                first = error.errors()[0]
+                problems.append(f"{manifest.name}: {': '.join((*map(str, first['loc']), first['msg']))}")
+                continue
+            except (OSError, ValueError) as error:
                 problems.append(f"{manifest.name}: {error}")
                 continue
             damaged = [r.name for r in _records(commit) if not _is_whole(self.commits / r.name, r)]
@@ -258,16 +263,8 @@ def _is_whole(path: Path, record: FileRecord) -> bool:
         return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
 
 
+_COMMIT = TypeAdapter(Commit)
+
+
 def _read_commit(path: Path) -> Commit:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    best = raw["best"]
-    return Commit(
-        raw["round"], _saved(raw["saved"]), raw["offsets"], raw["settings"], raw["data"],
-        None if best is None else Best(best["round"], best["validation_accuracy"], _saved(best["saved"])),
-    )  # fmt: skip
-
-
-def _saved(raw: Mapping[str, Any]) -> Saved:
-    files = {name: FileRecord(**record) for name, record in raw["files"].items()}
-    outstanding = {client: tuple(kept) for client, kept in raw.get("outstanding", {}).items()}
-    return Saved(files, raw["architectures"], raw.get("times", {}), outstanding)
+    return _COMMIT.validate_json(path.read_text(encoding="utf-8"))
