@@ -19,10 +19,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import interfuse
-from interfuse.comparison.outcome import finished_runs
 from interfuse.data import load
 from interfuse.errors import RunError
 from interfuse.evaluation import similarity_by_group
+from interfuse.references import load_file
+
+finished_runs = load_file(Path(__file__).with_name("finished_runs.py")).finished_runs
 
 ROWS = 500
 """Test images."""

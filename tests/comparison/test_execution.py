@@ -21,9 +21,9 @@ from interfuse.comparison import Plan, compare, parse, read, resolve
 from interfuse.comparison import plots as comparison_plots
 from interfuse.comparison.execution import State, carry_out, prepare
 from interfuse.comparison.flops import flops_of_a_round
-from interfuse.comparison.outcome import finished_runs
 from interfuse.comparison.progress import Lines, Nobody, Pace
 from interfuse.errors import ConfigError, RunError
+from interfuse.references import load_file
 from interfuse.runs import parse_config
 
 SMALL = {"clients": 2, "models": ["logistic"], "fusion_width": 8, "rounds": 4, "eval_every": 1}
@@ -322,6 +322,7 @@ def test_the_bar_counts_to_its_end_also_where_an_entry_is_given_up(tmp_path: Pat
 
 
 def test_finished_runs_are_found_by_entry_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    finished_runs = load_file(Path(__file__).parents[2] / "examples" / "finished_runs.py").finished_runs
     for run, name in (("a/seed-0", "summary.json"), ("b/seed-1", "summary.json"), ("c/seed-0", "config.toml")):
         (tmp_path / "runs" / run).mkdir(parents=True)
         (tmp_path / "runs" / run / name).touch()
