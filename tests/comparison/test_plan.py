@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interfuse import recipes
-from interfuse.comparison import Plan, Recipe, override, parse, quicker, read, resolve, smoke
+from interfuse.comparison import Plan, Recipe, override, parse, quicker, read, resolve
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.methods import find
 from interfuse.models import resolve as builder
@@ -203,7 +203,7 @@ def test_the_same_setting_fixed_and_in_the_grid_of_the_options() -> None:
 def test_a_quick_try_changes_what_it_names() -> None:
     quick = {"seeds": [7], "rounds": 2, "settings": {"lr": 0.5}}
     entries = ({**FEDAVG, "rounds": 9, "settings": {"momentum": 0.5}}, IFL)
-    plan = resolve(smoke(recipe_of(*entries, comparison={"smoke": quick, "seeds": [0, 1]})))
+    plan = resolve(quicker(recipe_of(*entries, comparison={"smoke": quick, "seeds": [0, 1]}), "smoke"))
     assert (plan.name, plan.asked.seeds) == ("test-smoke", (7,))
     assert [entry.config.rounds for entry in plan.entries] == [2, 2]
     assert {k: plan.entries[0].config.settings[k] for k in ("lr", "momentum")} == {"lr": 0.5, "momentum": 0.5}
@@ -216,7 +216,7 @@ def test_an_entry_may_say_itself_what_a_size_changes() -> None:
     mine, ifl = resolve(quicker(recipe, "small")).entries
     assert (mine.config.rounds, mine.config.models, mine.config.settings["lr"]) == (5, ("cnn",), 0.7)
     assert ifl.config.rounds == 5
-    assert [entry.config.rounds for entry in resolve(smoke(recipe)).entries] == [1, 2]
+    assert [entry.config.rounds for entry in resolve(quicker(recipe, "smoke")).entries] == [1, 2]
     assert resolve(recipe).entries[0].config.models == ("mlp",)
     with pytest.raises(ConfigError, match="small: unknown key 'round'"):
         recipe_of({**FEDAVG, "small": {"round": 1}})
@@ -230,14 +230,14 @@ def test_a_size_may_have_fewer_entries_and_a_shorter_grid() -> None:
     (mine,) = resolve(quicker(recipe, "small")).entries
     assert (mine.name, mine.grid) == ("fedavg", {"lr": [0.2]})
     assert [len(entry.points()) for entry in resolve(recipe).entries] == [3, 1]
-    assert [len(entry.points()) for entry in resolve(smoke(recipe)).entries] == [2, 1]
+    assert [len(entry.points()) for entry in resolve(quicker(recipe, "smoke")).entries] == [2, 1]
     with pytest.raises(ConfigError, match=r"\[comparison.small\]: 'fedavgg' is no entry"):
         quicker(recipe_of(FEDAVG, comparison={"small": {"entries": ["fedavgg"]}}), "small")
 
 
 def test_a_quick_try_that_the_recipe_does_not_have() -> None:
     with pytest.raises(ConfigError, match=r"add \[comparison.smoke\]"):
-        smoke(recipe_of(FEDAVG))
+        quicker(recipe_of(FEDAVG), "smoke")
 
 
 # --- refusals

@@ -13,7 +13,7 @@ from interfuse import recipes
 from interfuse.cli import app
 from interfuse.comparison import plots
 from interfuse.comparison.plan import resolve
-from interfuse.comparison.recipe import Recipe, quicker, read, smoke
+from interfuse.comparison.recipe import Recipe, quicker, read
 from interfuse.data import available
 
 COMPARISONS = [
@@ -40,7 +40,7 @@ def test_the_experiments_of_ifl_are_here() -> None:
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_quick_try_asks_for_the_same_entries(name: str) -> None:
     recipe = recipe_named(name)
-    plan = resolve(smoke(recipe))
+    plan = resolve(quicker(recipe, "smoke"))
     assert [entry.name for entry in plan.entries] == [entry.name for entry in recipe.entries]
     assert len(plan.asked.seeds) <= 2
     assert plan.asked.title.endswith(": a quick try")
@@ -68,7 +68,7 @@ def skip_without(recipe: Recipe) -> None:
 
 @pytest.mark.parametrize("name", [name for name in COMPARISONS if name not in WHOLE])
 def test_every_run_of_a_quick_try_can_be_set_up(name: str) -> None:
-    recipe = smoke(recipe_named(name))
+    recipe = quicker(recipe_named(name), "smoke")
     skip_without(recipe)
     resolve(recipe).check()
 
@@ -76,7 +76,7 @@ def test_every_run_of_a_quick_try_can_be_set_up(name: str) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_quick_try_ends_in_a_table_of_all_entries(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_named(name)
-    skip_without(smoke(recipe))
+    skip_without(quicker(recipe, "smoke"))
     monkeypatch.setattr(plots, "figures", lambda rows: {})  # they have tests of their own
     result = CliRunner().invoke(app, ["compare", name, "--smoke", "--quiet", "--jobs", "2", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output

@@ -199,15 +199,6 @@ def keys_of(axis: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in axis.split(","))
 
 
-def smoke(recipe: Recipe) -> Recipe:
-    """The quick try of a recipe.
-
-    Raises:
-        ConfigError: the recipe says of none.
-    """
-    return quicker(recipe, "smoke")
-
-
 def quicker(recipe: Recipe, size: str) -> Recipe:
     """A recipe in one of the sizes of ``QUICKER``: what it says of this for all, then what an entry says itself.
 
