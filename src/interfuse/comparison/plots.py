@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from interfuse.comparison.measures import Row, SeedRun, score_of
 from interfuse.comparison.recipe import file_name
-from interfuse.report.plots import CLASSES, HEIGHT, MOST_NUMBERS, WIDTH, composition_figure, drawable, style
+from interfuse.report.plots import (
+    CLASSES,
+    HEIGHT,
+    MOST_NUMBERS,
+    canvas,
+    composition_figure,
+    drawable,
+    logarithmic_axis,
+    style,
+)
 
 Series = NDArray[np.float64]
 
@@ -21,6 +28,8 @@ _DASHES = ("-", "--", ":", "-.")
 """With more entries than colours, the same colours again."""
 _MOST_BANDS = 8
 """With more curves, bands cover one another; the plot of the last round shows all seeds."""
+_MOST_DECADES = 3
+"""With more on an axis, powers of ten alone are written."""
 _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
     "rounds": ("round", lambda run: run.curve.rounds.astype(float)),
     "uplink": ("uplink of all clients, MB", lambda run: run.counted / 1e6),
@@ -81,8 +90,7 @@ def curves(
         rows: All entries, whose places give the colours.
         logarithmic: On such an axis, an entry that never leaves zero is a level line where it ends.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT * 1.15))
-    axes = figure.subplots()
+    figure, axes = canvas(HEIGHT * 1.15)
     banded = sum(not logarithmic or x(row.runs[0])[-1] > 0 for row in drawn) <= _MOST_BANDS
     for row in drawn:
         place = list(rows).index(row)
@@ -101,7 +109,7 @@ def curves(
         marker = "o" if shown.sum() < 3 else ""
         axes.plot(at[shown], mean[shown], linestyle=dashes, marker=marker, color=_colour(place), label=name)
     if logarithmic:
-        _logarithmic(axes)
+        logarithmic_axis(axes, _MOST_DECADES)
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set(xlabel=axis, ylabel=label)
@@ -111,20 +119,11 @@ def curves(
     return figure
 
 
-def _logarithmic(axes: Axes) -> None:
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if math.log10(high / low) > 3 else (1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, position: f"{value:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
-
-
 @style()
 def finals(rows: Sequence[Row], score: str) -> Figure:
     """A dot for each seed after the last round, own and global score, and a stroke at the mean."""
     shown = [row for row in rows if row.values]
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.42 * len(shown)))
-    axes = figure.subplots()
+    figure, axes = canvas(1.1 + 0.42 * len(shown))
     places = np.arange(len(shown))
     for key, label, colour, shift in (
         ("own_last", "own", CLASSES[1], -0.15),
@@ -151,8 +150,7 @@ def frontier(rows: Sequence[Row], score: str) -> Figure:
 
     The line joins, by name, the entries that are better than all who send less.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT * 1.3))
-    axes = figure.subplots()
+    figure, axes = canvas(HEIGHT * 1.3)
     axes.margins(x=0.15)  # room for names
     methods = list(dict.fromkeys(row.finished.entry.config.method for row in rows))
     for place, method in enumerate(methods):
@@ -164,7 +162,7 @@ def frontier(rows: Sequence[Row], score: str) -> Figure:
     axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
     for row, point in zip(best, line, strict=True):
         axes.annotate(drawable(row.name, "?"), point, xytext=(3, -9), textcoords="offset points", fontsize="x-small")
-    _logarithmic(axes)
+    logarithmic_axis(axes, _MOST_DECADES)
     axes.set(xlabel="uplink of all clients on the wire, MB", ylabel=f"global {score}")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     figure.legend(loc="outside lower center", ncols=4)

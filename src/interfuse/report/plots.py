@@ -138,6 +138,12 @@ def inline_svg(svg: str, name: str, label: str) -> Markup:
     return Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1], label) + Markup(rest)
 
 
+def canvas(height: float) -> tuple[Figure, Axes]:
+    """A figure as wide as all, with axes to draw on."""
+    figure = Figure(figsize=(WIDTH, height))
+    return figure, figure.subplots()
+
+
 @style()
 def composition_figure(matrix: Matrix, title: str) -> Figure:
     """Accuracies of all pairs: a row for each base block, a column for each modular block."""
@@ -179,8 +185,7 @@ def confusion_figure(counts: Int64[np.ndarray, "classes answers"], class_names: 
 
 def _shares(matrix: Float[np.ndarray, "rows columns"]) -> tuple[Figure, Axes]:
     """Numbers between 0 and 1 as colours, and written out where there is room."""
-    figure = Figure(figsize=(WIDTH, WIDTH * 0.86))
-    axes = figure.subplots()
+    figure, axes = canvas(WIDTH * 0.86)
     image = axes.imshow(matrix, cmap=SHADES, vmin=0, vmax=1, interpolation="nearest", aspect="equal")
     axes.grid(visible=False)
     for axis in (axes.xaxis, axes.yaxis):
@@ -198,8 +203,7 @@ def _shares(matrix: Float[np.ndarray, "rows columns"]) -> tuple[Figure, Axes]:
 @style()
 def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str) -> Figure:
     """Mean scores over the rounds, with the standard deviation of the global one over clients; Local dashed."""
-    figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
-    axes = figure.subplots()
+    figure, axes = canvas(HEIGHT * 1.1)
     handles = _lines(axes, points.rounds, points, np.ones(len(points.rounds), bool))
     for name, other in beside.items():
         if name in _DASHES and len(other.rounds):
@@ -221,17 +225,13 @@ def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str) -
     Args:
         finals: The final scores of the references, which send nothing.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT * 1.1))
-    axes = figure.subplots()
+    figure, axes = canvas(HEIGHT * 1.1)
     sent = points.uplink / 1e6
     positive = sent[sent > 0]
     logarithmic = bool(positive.max() / positive.min() >= WIDE_RANGE)
     handles = _lines(axes, sent, points, sent > 0 if logarithmic else np.ones(len(sent), bool))
     if logarithmic:
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        logarithmic_axis(axes)
     for name, final in finals.items():
         ends = (final.global_accuracy.mean, final.own_accuracy.mean, final.mean_composition)
         for value, colour in zip(ends, (BLUE, ORANGE, GREEN), strict=True):
@@ -240,6 +240,15 @@ def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str) -
         handles.append(_reference(name, f"{name.title()}, at its end"))
     _finish(figure, axes, "uplink of all clients, MB", score, handles)
     return figure
+
+
+def logarithmic_axis(axes: Axes, decades: float = math.inf) -> None:
+    """A horizontal axis in powers of ten with their doubles and halves, these up to so many decades."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if math.log10(high / low) > decades else (1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(lambda value, position: f"{value:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _reference(name: str, label: str) -> Line2D:
@@ -279,8 +288,7 @@ def bytes_figure(kinds: Mapping[str, MovedOfKind]) -> Figure:
         ("down, unicast", ORANGE, [of_kind.downlink for of_kind in moved]),
         ("down, broadcast", GREEN, [of_kind.downlink_broadcast for of_kind in moved]),
     )
-    figure = Figure(figsize=(WIDTH, 1.6 + 0.62 * len(kinds)))
-    axes = figure.subplots()
+    figure, axes = canvas(1.6 + 0.62 * len(kinds))
     places = np.arange(len(kinds))
     for index, (label, colour, volumes) in enumerate(ways):
         sizes = [volume.raw / 1e6 for volume in volumes]
@@ -294,8 +302,7 @@ def bytes_figure(kinds: Mapping[str, MovedOfKind]) -> Figure:
 @style()
 def time_figure(phases: Mapping[str, float]) -> Figure:
     """Seconds of each phase of the run."""
-    figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(phases)))
-    axes = figure.subplots()
+    figure, axes = canvas(1.0 + 0.34 * len(phases))
     axes.barh(np.arange(len(phases)), list(phases.values()), height=0.6, color=BLUE)
     _name_rows(axes, [drawable(phase, f"phase {i}") for i, phase in enumerate(phases)])
     axes.set(xlabel="seconds")
@@ -319,8 +326,7 @@ def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_name
         counts: Samples by client (row) and class (column).
         class_names: A name for each column.
     """
-    figure = Figure(figsize=(WIDTH, HEIGHT))
-    axes = figure.subplots()
+    figure, axes = canvas(HEIGHT)
     names = [drawable(name, str(index)) for index, name in enumerate(class_names)]
     if counts.size > MOST_BARS:
         image = axes.imshow(counts.T, cmap=SHADES, aspect="auto", interpolation="nearest")
