@@ -466,3 +466,17 @@ def test_what_was_changed_through_data_is_committed_too(tmp_path: Path) -> None:
     again = federation(Doubling(), models=[wide])
     again.load(tmp_path, 1, Saved({**first.files, **second.files}, second.architectures))
     assert same_bits(again.server.network("global").tensors(), f.server.network("global").tensors())
+
+
+@dataclass(frozen=True)
+class WithModule(WithDecoder):
+    """Its network is a module of PyTorch."""
+
+    def networks(self, owner: Profile | None, dims: Dims) -> Mapping[str, Network]:
+        return {} if owner is None else {"decoder": Network(cast(Any, partial(nn.Linear, 8, 5)))}
+
+
+def test_a_network_that_is_no_split_model_is_refused_with_what_to_write() -> None:
+    f = federation(WithModule(), models=[wide])
+    with pytest.raises(ClientError, match=r"a network is a SplitModel, but Linear was built: return SplitModel\("):
+        f.run_round()

@@ -231,6 +231,10 @@ def predict(
     INPUT.npy: samples as the data set stores them, batch first.
     """
     result = api.load_run(folder)
+    if not result.class_names(base):
+        raise ConfigError(
+            "predict names classes, and this run's task has none; result.compose(base, modular) in Python"
+        )
     scores = result.compose(base, modular)(_samples(samples)).numpy()
     names = result.class_names(base)
     found = [names[best] for best in scores.argmax(axis=1)]

@@ -48,7 +48,8 @@ def load(name_or_ref: str | Dataset) -> Dataset:
         return _call(name_or_ref)
     raise ConfigError(
         f"unknown data set {name_or_ref!r}: {nearest(name_or_ref, [DIGITS, *SOURCES])}; or give the path of an .npz, "
-        f"or 'package.module:function'"
+        "or 'package.module:function' or 'file.py:function', which may return interfuse.data.load_table('rows.csv', "
+        "'label')"
     )
 
 

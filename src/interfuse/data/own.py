@@ -16,7 +16,7 @@ TABLES = (".csv", ".parquet")
 
 
 def load_table(
-    path: Path, label: str | Sequence[str], classes: Sequence[str] | None = None, task: str | None = None
+    path: str | Path, label: str | Sequence[str], classes: Sequence[str] | None = None, task: str | None = None
 ) -> Dataset:
     """All rows of a CSV (with a head line) or Parquet file as training rows: numbers, and columns of targets.
 
@@ -29,6 +29,7 @@ def load_table(
     Raises:
         DataError: the file cannot be read, has no such column, or a value that is no number.
     """
+    path = Path(path)
     columns = _parquet(path) if path.suffix == ".parquet" else _csv(path)
     labels = [label] if isinstance(label, str) else list(label)
     for name in labels:

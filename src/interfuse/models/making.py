@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from interfuse.errors import ModelError
 from interfuse.models.split import SplitModel
 from interfuse.numerics import Numerics
 from interfuse.randomness import Key, seeded
@@ -15,7 +16,10 @@ from interfuse.randomness import Key, seeded
 def make(build: Callable[[], SplitModel], seed: int, *key: Key, device: str, numerics: Numerics) -> SplitModel:
     """A new model on a device, in the memory layout of the run."""
     with seeded(seed, *key):
-        model = build()
+        model: object = build()
+    if not isinstance(model, SplitModel):
+        kind = type(model).__name__
+        raise ModelError(f"a network is a SplitModel, but {kind} was built: return SplitModel({{'name': module}})")
     model.to(device)
     if numerics.layout == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs

@@ -148,8 +148,16 @@ class Result:
         return predict
 
     def class_names(self, client: ClientId) -> tuple[str, ...]:
-        """What a client's scores are of."""
+        """What a client's scores are of.
+
+        Raises:
+            ConfigError: the task has no classes.
+        """
         self._known(client)
+        if "classes" not in self._setup.dims:
+            raise ConfigError(
+                f"the task is {self._setup.task}: there are no classes; `compose` in Python gives outputs"
+            )
         return self._setup.datasets[client].class_names
 
     def _known(self, client: ClientId) -> None:
