@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import pytest
@@ -91,6 +92,23 @@ def test_methods_of_one_file_have_equal_bits_with_two_workers_and_after_a_resume
     for other in others:
         assert all(same_bits(a, b) for a, b in zip(first, other, strict=True))
     assert len(EXAMPLES.get(name, "").splitlines()) <= 60
+
+
+AROUND = {
+    "a round of two calls": "from interfuse.families.fusion import FusionPairs, SharingFusionOutputs as Base\n",
+    "a stream": f"{CHECKS[-1]}\nBase = Buffered\n",
+}
+
+
+@pytest.mark.parametrize(("what", "number"), [(what, number) for number, what in enumerate(AROUND)])
+def test_the_rounds_of_the_page_on_the_model_run(what: str, number: int, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "model.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) == len(AROUND)
+    head = f"{AROUND[what]}\nfrom dataclasses import dataclass\n\n@dataclass(frozen=True)\nclass Mine(Base):\n"
+    (tmp_path / "mine.py").write_text(head + indent(blocks[number], "    "), encoding="utf-8")
+    f = federation(find(f"{tmp_path / 'mine.py'}:Mine")(), models=["mlp"])
+    f.run_round()
+    assert f.exchange.steps > 0
 
 
 class Cut(interfuse.Silent):
