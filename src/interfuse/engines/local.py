@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from itertools import islice
 from multiprocessing.connection import wait
 from typing import Any
 
@@ -29,10 +28,8 @@ from interfuse.messages import Message, flatten, unflatten
 from interfuse.models import SplitModel
 from interfuse.setup import Setup
 
-AHEAD = 4
+AHEAD = 2
 """Where answers are wanted in order, a worker may be so many clients ahead, for each worker there is."""
-TOGETHER = 2
-"""And it is given so many at a time: then it need not wait for this process after each."""
 COMMITTED_AT_ONCE = 1 << 26
 """Bytes of clients' tensors that a worker hands over at a time for a commit."""
 
@@ -129,12 +126,8 @@ class Workers:
         first = 0  # rank of the first client whose answer is awaited
 
         def give(number: int) -> None:
-            limit = first + AHEAD * len(self._workers)
-            near = [task for task in islice(left[number], TOGETHER) if rank[task[0]] < limit]
-            if near:
-                for _ in near:
-                    left[number].popleft()
-                self._workers[number].send(_calling(request, near, places))
+            if left[number] and rank[left[number][0][0]] < first + AHEAD * len(self._workers):
+                self._workers[number].send(_calling(request, [left[number].popleft()], places))
                 busy.add(number)
 
         try:
@@ -143,12 +136,13 @@ class Workers:
                     give(number)
                 worker = next(worker for worker in self._workers if worker.ours in wait(self._connections(busy)))
                 busy.remove(worker.number)
-                ready = [self._answer(request, worker, reply_type, *answer) for answer in _checked(worker.receive())]
-                done.update(rank[answer.client] for answer in ready)
+                (answer,) = _checked(worker.receive())
+                ready = self._answer(request, worker, reply_type, *answer)
+                done.add(rank[ready.client])
                 while first in done:
                     first += 1
                 give(worker.number)
-                yield from ready
+                yield ready
         finally:
             for number in busy:
                 self._workers[number].receive()
