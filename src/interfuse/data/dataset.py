@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from interfuse.data.inputs import ONLY, Inputs, Shape, each, named, rows_of, shape_of, together
+from interfuse.data.reading import Reading
 from interfuse.data.task import TASKS, Classification, MultiLabel, Regression, Task
 from interfuse.errors import ConfigError, DataError, nearest
 from interfuse.randomness import numpy_generator
@@ -74,6 +75,7 @@ class Dataset:
     :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
     :param blocks: training rows that overlap, such as windows of one recording, have one number, from 0: a client's
         rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
+    :param reading: how its source was understood; None where it came as arrays.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
     Raises:
         DataError: a field contradicts this description; the text names the field.
@@ -90,6 +92,7 @@ class Dataset:
     blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     note: str = ""
     licence: str = "not stated"
+    reading: Reading | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         try:
@@ -211,6 +214,7 @@ class Dataset:
         blocks: ArrayLike | Tensor | None = None,
         note: str = "",
         licence: str = "not stated",
+        reading: Reading | None = None,
     ) -> Dataset:
         """A data set from NumPy arrays or tensors, with what is not given worked out.
 
@@ -250,6 +254,7 @@ class Dataset:
             blocks=None if blocks is None else _whole(name, "blocks", _array(name, "blocks", blocks)),
             note=note,
             licence=licence,
+            reading=reading,
         )
 
 

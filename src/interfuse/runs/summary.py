@@ -58,6 +58,14 @@ class Record(BaseModel):
         values: dict[str, Any] = without_nan(self.model_dump(exclude_unset=True))
         return values
 
+    def __getitem__(self, key: str) -> Any:
+        """What the file says under a key, as plain values: ``summary["gradient_steps"]["clients"]``; unknown is None.
+
+        Raises:
+            KeyError: the file says nothing under it.
+        """
+        return self.values()[key]
+
 
 R = TypeVar("R", bound=Record)
 

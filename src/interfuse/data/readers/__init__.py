@@ -1,0 +1,45 @@
+"""Data as people hold it, by path: each format has a module that recognises it and reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from interfuse.data.dataset import Dataset
+from interfuse.data.reading import ReadOptions
+from interfuse.errors import DataError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A format.
+
+    Attributes:
+        format: What people call it.
+        recognises: Whether a path, which exists, holds it; it looks at names and first bytes and reads nothing whole.
+        read: The data set, with :attr:`.Dataset.reading`. Raises :class:`.DataError` with the file, and row and column
+            where there are such, and one sentence that helps.
+    """
+
+    format: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path, ReadOptions], Dataset]
+
+
+READERS: tuple[Reader, ...] = ()
+"""In the order in which they are asked: the particular before the general."""
+
+
+def read_path(path: Path, options: ReadOptions) -> Dataset:
+    """The data set of a file or folder.
+
+    Raises:
+        DataError: there is no such path, no format is recognised, or its reader refuses it.
+    """
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}")
+    for reader in READERS:
+        if reader.recognises(path):
+            return reader.read(path, options)
+    raise DataError(f"{path} is none of {', '.join(reader.format for reader in READERS)}")
