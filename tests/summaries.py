@@ -41,6 +41,10 @@ def summary_values(**changes: Any) -> dict[str, Any]:
         "clients": [],
         "class_names": [],
         "class_counts": None,
+        "evaluation": "shared",
+        "parties": False,
+        "headline": {"text": "", "on": None, "gain": None, "doubts": [], "clients": 0, "rows": None},
+        "warnings": [],
         "beside": {},
     } | changes
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from summaries import summary_values
 
-from interfuse.runs import Summary
+from interfuse.runs import Row, Summary
+from interfuse.runs.verdict import concluded
 
 ARCHITECTURES = ("cnn", "mlp", "mixed", "deep-head")
 SIZES = {"cnn": (18_672, 4_330), "mlp": (623_536, 113_418), "mixed": (678_016, 56_714), "deep-head": (816, 127_946)}
@@ -61,7 +62,8 @@ def write_run(
     for other in beside:
         summary["beside"][other.method] = write_run(folder / "beside" / other.method, other, ())
     if done is None:
-        (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        ended = concluded(Summary.model_validate(summary), [Row.model_validate(row) for row in rows])
+        (folder / "summary.json").write_text(json.dumps(ended.values()), encoding="utf-8")
     return summary
 
 
@@ -69,7 +71,7 @@ def summary_of(fake: FakeRun = FakeRun(), references: Sequence[FakeRun] = (), **
     """The summary of a fake run with some values changed, references beside it as summaries."""
     values = _summary(fake, Path("run"), [_row(fake, index) for index in range(fake.rounds + 1)])
     values["beside"] = {other.method: summary_of(other) for other in references}
-    return Summary.model_validate(values | changes)
+    return concluded(Summary.model_validate(values | changes), [])
 
 
 def _config(fake: FakeRun) -> str:

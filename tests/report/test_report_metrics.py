@@ -55,7 +55,7 @@ def measured(folder: Path, names: Sequence[str] = tuple(METRICS), beside: Sequen
 
 def section(folder: Path) -> str:
     """The page, without plots, from the heading of the metrics to the next."""
-    return page(load(folder), [], {}).partition(f"<h2>{HEADING}</h2>")[2].partition("<h2>")[0]
+    return page(load(folder), {}).partition(f"<h2>{HEADING}</h2>")[2].partition("<h2>")[0]
 
 
 def words(html: str) -> str:
@@ -86,7 +86,7 @@ def test_the_page_shows_what_was_asked_for(names: list[str], there: list[bool], 
 
 def test_without_metrics_there_is_no_section(tmp_path: Path) -> None:
     write_run(tmp_path)
-    assert HEADING not in page(load(tmp_path), [], {})
+    assert HEADING not in page(load(tmp_path), {})
     assert not {"confusion-own", "confusion-global"} & set(figures(load(tmp_path)))
 
 
@@ -95,7 +95,7 @@ def test_the_confusion_matrix_is_drawn_where_there_are_samples(tmp_path: Path) -
     found = figures(load(tmp_path))
     assert "confusion-global" not in found
     svg = save(found["confusion-own"], tmp_path, "confusion-own")
-    assert "samples of all clients together" in page(load(tmp_path), [], {"confusion-own": svg})
+    assert "samples of all clients together" in page(load(tmp_path), {"confusion-own": svg})
     drawn = found["confusion-own"].axes[0]
     np.testing.assert_array_equal(
         drawn.images[0].get_array().filled(np.nan),  # type: ignore[union-attr]

@@ -76,7 +76,7 @@ def written(folder: Path) -> Page:
 def bare(folder: Path, **svgs: str) -> Page:
     """The page without the plots, which take nearly all the time; or with others."""
     run = load(folder)
-    return Page(page_of(run, report.diagnose(run.summary, run.rows), svgs))
+    return Page(page_of(run, svgs))
 
 
 FAKES: dict[str, tuple[FakeRun, tuple[FakeRun, ...]]] = {
@@ -178,8 +178,11 @@ def test_everything_from_the_run_is_escaped(tmp_path: Path) -> None:
     for key in ("bytes_by_kind", "seconds_by_phase", "virtual_seconds", "codecs"):
         summary[key] = {f'{HOSTILE}"{name}': found for name, found in (summary[key] or {"x": 1.5}).items()}
     summary["codecs"] = {HOSTILE: HOSTILE}
-    summary["notice"] = {"text": HOSTILE, "remedy": f'"><b onclick="x">{HOSTILE}'}
-    summary["beside"] = {name: other | {"method": name} for name, other in summary["beside"].items()}
+    said = {"text": HOSTILE, "remedy": f'"><b onclick="x">{HOSTILE}'}
+    summary |= {"notice": said, "warnings": [said | {"name": HOSTILE}], "evaluation": "shared"}
+    summary["headline"]["text"] = HOSTILE
+    same = {"evaluation": "shared"}
+    summary["beside"] = {name: other | {"method": name} | same for name, other in summary["beside"].items()}
     recall = {side: [[0.5, 0.5]] * 4 for side in ("own", "global")}
     summary |= {"metrics": {"recall": recall}, "confusion": {"own": [[1, 0, 0], [0, 1, 0]]}}
     (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from interfuse.report import console_summary, headline
+from interfuse.report import console_summary
 from interfuse.report.text import megabytes, percent, title
 from interfuse.runs import Summary
 
@@ -17,14 +17,14 @@ UNKNOWN = {"mean": None, "std": None, "per_client": []}
 
 
 def values(own: float | None = None, compositions: list[list[float]] | None = None, **more: Any) -> Summary:
-    known = {"own_accuracy": {"mean": own, "std": 0.0, "per_client": [own]}, "global_accuracy": UNKNOWN}
-    return summary_of(**known | {"composition_matrix": compositions, "best": None} | more)
+    known = {"own_accuracy": {"mean": own, "std": 0.0, "per_client": [own, own]}, "global_accuracy": UNKNOWN}
+    return summary_of(FakeRun(clients=2), **known | {"composition_matrix": compositions, "best": None} | more)
 
 
 def test_headline_says_what_was_bought() -> None:
     local, pooled = values(0.93, [[0.9, 0.1], [0.1, 0.9]]), values(0.97)
     summary = values(0.95, [[0.9, 0.8], [0.8, 0.9]], beside={"local": local, "pooled": pooled})
-    assert headline(summary) == (
+    assert summary.headline.text == (
         "Collaboration bought 35.0 points: over all 4 pairs of a base block and a modular block the mean accuracy is "
         "85.0 %, beside 50.0 % for blocks of clients that trained alone; "
         "on their own test shares clients reach 95.0 %, beside 93.0 % for Local and 97.0 % for Pooled."
@@ -40,29 +40,29 @@ def test_headline_says_what_was_bought() -> None:
     ],
 )
 def test_headline_without_compositions(own: float, start: str) -> None:
-    assert headline(values(own, beside={"local": values(0.93)})).startswith(start)
+    assert values(own, beside={"local": values(0.93)}).headline.text.startswith(start)
 
 
 def test_headline_of_a_reference_claims_nothing() -> None:
     summary = values(0.95, method="pooled", beside={"local": values(0.5)})
-    assert headline(summary) == "On their own test shares clients reach 95.0 %, beside 50.0 % for Local."
+    assert summary.headline.text == "On their own test shares clients reach 95.0 %, beside 50.0 % for Local."
 
 
 def test_headline_without_own_shares_uses_the_common_test_set() -> None:
-    common, alone = (UNKNOWN | {"mean": mean} for mean in (0.9, 0.8))
+    common, alone = (UNKNOWN | {"mean": mean, "per_client": [mean] * 2} for mean in (0.9, 0.8))
     summary = values(global_accuracy=common, beside={"local": values(0.5, global_accuracy=alone)})
-    assert headline(summary) == (
+    assert summary.headline.text == (
         "Collaboration bought 10.0 points: on the common test set clients reach 90.0 %, beside 80.0 % for Local."
     )
 
 
 def test_headline_of_nothing() -> None:
-    assert headline(values()) == "No accuracy has been measured yet."
+    assert values().headline.text == "No accuracy has been measured."
 
 
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_printed_difference_is_that_of_the_printed_numbers(own: float, alone: float) -> None:
-    text = headline(values(own, beside={"local": values(alone)}))
+    text = values(own, beside={"local": values(alone)}).headline.text
     difference = round(float(percent(own)[:-2]) - float(percent(alone)[:-2]), 1)
     expected = (
         "changed nothing"
@@ -123,5 +123,5 @@ def test_console_takes_no_markup_from_names() -> None:
 
 def test_methods_that_share_no_features_are_judged_by_their_own_accuracy() -> None:
     summary, other = (summary_of(FakeRun(discloses=(kind,)), (LOCAL,)) for kind in ("prototypes", "features"))
-    assert "pairs" not in headline(summary)
-    assert headline(summary).split(":")[0] != headline(other).split(":")[0]
+    assert "pairs" not in summary.headline.text
+    assert summary.headline.text.split(":")[0] != other.headline.text.split(":")[0]

@@ -83,6 +83,10 @@ class Task(ABC):
         """The largest count that there can be among the sums of these targets."""
         return y.numel()
 
+    def answered(self, sums: Sums) -> int:
+        """How many answers a score is of, where its sums say so; 0 where they do not."""
+        return int(sums[1])
+
     def _possible(self, sums: Sums, most: float) -> bool:
         """Whether some answers have these sums, which are finite, where counts go so far."""
         part, whole = sums.tolist()
@@ -243,6 +247,9 @@ class Regression(Task):
     def counted(self, y: Tensor) -> int:
         return len(y)
 
+    def answered(self, sums: Sums) -> int:
+        return int(sums[0])
+
     def _possible(self, sums: Sums, most: float) -> bool:
         errors, _, squares = sums[1:].view(3, -1)
         return _are_counts(sums[:1]) and float(sums[0]) <= most and bool((errors >= 0).all() and (squares >= 0).all())
@@ -285,6 +292,9 @@ class MultiLabel(Task):
         there = y > 0.5
         said = torch.where(output.isnan(), ~there, output > 0)
         return torch.stack([(a & b).sum() for a, b in ((said, there), (said, ~there), (~said, there))]).double().cpu()
+
+    def answered(self, sums: Sums) -> int:
+        return 0
 
     def _possible(self, sums: Sums, most: float) -> bool:
         return _are_counts(sums) and float(sums.sum()) <= most

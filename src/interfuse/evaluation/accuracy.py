@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Annotated, Literal
 
@@ -26,6 +26,9 @@ from interfuse.randomness import numpy_generator
 
 Mode = Literal["shared", "own", "none"]
 """What is measured: everything, on a test set that all clients have; clients' own counts alone; nothing."""
+Evidence = Literal["compositions", "own", "global"]
+"""What a figure is of: pairs of blocks on the common test set, clients on their own test shares, clients on the common
+test set."""
 
 CURVE_ROWS = 1000
 """Images of the common test set behind each point of a curve."""
@@ -208,13 +211,15 @@ class Accuracies:
 
     ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
     on the common test set (that of the base block's client); None where the fusion layers of the clients differ, and in
-    large federations.
+    large federations. ``rows`` has how many rows (places, for tokens) are behind the figures, each counted once, as far
+    as they are known.
     """
 
     own: list[float]
     validation: list[float]
     common: list[float]
     composition: list[list[float]] | None
+    rows: dict[Evidence, int] = field(default_factory=dict)
 
 
 def evaluate(federation: Federation, *, full: bool) -> Accuracies:
@@ -242,7 +247,32 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
         validation=_of_all(federation, {client: score(sums.validation) for client, sums in counted.items()}),
         common=_of_all(federation, common),
         composition=None if matrix is None else [_of_all(federation, row) for row in _rows_of_all(federation, matrix)],
+        rows=_rows(federation, program, counted, full=full, composed=None if matrix is None else composed),
     )
+
+
+def _rows(
+    federation: Federation,
+    program: Evaluation,
+    counted: Mapping[ClientId, Counted],
+    *,
+    full: bool,
+    composed: Composed | None,
+) -> dict[Evidence, int]:
+    """How many rows are behind each figure, those of a test set once for all clients that are measured on it."""
+    task = federation.setup.task
+    tests = {id(test): test for client, test in program.tests.items() if client in counted}.values()
+
+    def common(*, full: bool) -> int:
+        return sum(task.counted(test.labels(full=full)) for test in tests)
+
+    own = sum(task.answered(sums.own) for sums in counted.values())
+    found: dict[Evidence, int] = {"own": own} if own else {}
+    if program.mode == "shared":
+        found["global"] = common(full=full)
+        if composed is not None:
+            found["compositions"] = common(full=full and composed is Composed.AS_ASKED)
+    return found
 
 
 def measure(federation: Federation) -> Mapping[ClientId, Measurements]:
@@ -318,8 +348,8 @@ def _check_counted(
 ) -> None:
     """Check the sums of a client. Targets of the common test set are known, those of its own rows are not."""
     labels = program.tests[client].labels(full=full)
-    for field, sums in vars(counted).items():
-        _check_sums(federation, client, program.count.name, field, sums, labels if field == "common" else None)
+    for side, sums in vars(counted).items():
+        _check_sums(federation, client, program.count.name, side, sums, labels if side == "common" else None)
 
 
 def _check_sums(

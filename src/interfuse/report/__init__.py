@@ -8,9 +8,8 @@ from interfuse.errors import RunError
 from interfuse.report.console import console_summary
 from interfuse.report.diagnosis import Diagnosis, diagnose
 from interfuse.report.run import load
-from interfuse.report.text import headline
 
-__all__ = ["Diagnosis", "console_summary", "diagnose", "headline", "write"]
+__all__ = ["Diagnosis", "console_summary", "diagnose", "write"]
 
 
 def write(folder: Path) -> Path:
@@ -30,7 +29,7 @@ def write(folder: Path) -> Path:
     try:
         plots.mkdir(exist_ok=True)
         drawn = {name: save(figure, plots, name) for name, figure in figures(run).items()}
-        report.write_text(page(run, diagnose(run.summary, run.rows), drawn), encoding="utf-8")
+        report.write_text(page(run, drawn), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write the report in {folder}: {error.strerror}") from error
     return report

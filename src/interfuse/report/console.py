@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from interfuse.references import short_name
-from interfuse.report.text import METRICS, UNKNOWN, bare_percent, by_name, headline, megabytes, percent
+from interfuse.report.text import METRICS, UNKNOWN, bare_percent, by_name, megabytes, percent
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores
 
@@ -31,7 +31,12 @@ def console_summary(summary: Summary) -> RenderableType:
         if name in summary.metrics:
             mean, alone = (scores.metric(name, "own").mean for scores in (summary, local))
             parts.append(_line(f"own {METRICS[name]}", mean, [] if math.isnan(alone) else [("Local", alone)]))
-    parts += [Text(headline(summary)), Text("")]
+    parts += [Text(summary.headline.text), Text("")]
+    for warning in summary.warnings:
+        parts += [
+            Text.assemble((f"warning: {warning.name}. ", "bold"), f"{warning.text} Try: {warning.remedy}"),
+            Text(""),
+        ]
     named = ((matrix, short_name(summary.method)), (local.composition, "Local's blocks"))
     matrices = [_matrix(m, title) for m, title in named if m is not None and 1 < len(m) <= LARGEST_MATRIX]
     if matrices:

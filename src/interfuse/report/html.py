@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from interfuse.references import short_name
-from interfuse.report.diagnosis import Diagnosis
 from interfuse.report.plots import MOST_NUMBERS, inline_svg
 from interfuse.report.run import Run
 from interfuse.report.text import (
@@ -21,7 +20,6 @@ from interfuse.report.text import (
     bare_percent,
     by_name,
     capital,
-    headline,
     megabytes,
     percent,
     title,
@@ -32,7 +30,7 @@ from interfuse.runs.summary import NOTHING, Spread, mean, mean_swapped, std
 MOST_SIDE_BY_SIDE = 8  # clients whose matrix fits half of a wide page
 
 
-def page(run: Run, warnings: Sequence[Diagnosis], svgs: Mapping[str, str]) -> str:
+def page(run: Run, svgs: Mapping[str, str]) -> str:
     """The whole page.
 
     Args:
@@ -45,13 +43,11 @@ def page(run: Run, warnings: Sequence[Diagnosis], svgs: Mapping[str, str]) -> st
         "run.html",
         title=title(summary),
         name=short_name(summary.method),
-        headline=headline(summary),
         run=run,
         summary=summary,
         local=(summary.local or NOTHING).composition,
         beside=beside,
         figures=_figures(summary),
-        warnings=warnings,
         svgs=svgs,
         measured={name: METRICS[name] for name in METRICS if name in summary.metrics},
         recalls={name: sides for name, sides in recalls.items() if all(sides)},

@@ -15,6 +15,7 @@ from interfuse.runs import Row, RunConfig, Summary
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.summary import Rows, mean, std
 from interfuse.runs.summing import Facts, scores_of, summarise
+from interfuse.runs.verdict import concluded
 from interfuse.wire import Ledger
 
 
@@ -85,16 +86,16 @@ def load(folder: Path) -> Run:
         if summary is None:
             # a reference counts once it is finished: half of one compares to nothing
             ended = {name: other for name, reference in references.items() if (other := reference.summary())}
-            summary = _so_far(folder, config, rows).model_copy(update={"beside": ended})
+            summary = concluded(_so_far(run, config, rows).model_copy(update={"beside": ended}), rows)
         beside = {name: reference.metrics() for name, reference in references.items()}
     except OSError as error:
         raise RunError(f"cannot read the run in {folder}: {error.strerror}: {error.filename}") from error
     return Run(folder, config, text, summary, rows, beside, finished)
 
 
-def _so_far(folder: Path, config: RunConfig, rows: Sequence[Row]) -> Summary:
+def _so_far(folder: RunFolder, config: RunConfig, rows: Sequence[Row]) -> Summary:
     """A summary of what is there."""
-    path = folder / "ledger.jsonl"
+    path = folder.path / "ledger.jsonl"
     ledger = Ledger.replay(path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ())
     point = next((row.accuracy for row in reversed(rows) if row.accuracy), None)
     return summarise(config, folder, rows, ledger, Facts.of_config(config), scores_of(point), None)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from interfuse.runs.config import Execution, RunConfig, RunSettings, parse_config, read_config
-from interfuse.runs.loop import NETWORK_FILE, Given, Progress, Silent, conduct, execute, resume
+from interfuse.runs.folder import NETWORK_FILE
+from interfuse.runs.loop import Given, Progress, Silent, conduct, execute, resume
 from interfuse.runs.result import Result
 from interfuse.runs.summary import Row, Summary
 

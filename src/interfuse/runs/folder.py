@@ -20,6 +20,9 @@ from interfuse.runs.config import RunConfig, read_config
 from interfuse.runs.summary import Row, Summary, read
 from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
 
+NETWORK_FILE = "network.json"
+"""Lies in the folder of a run between parties."""
+
 
 @dataclass(frozen=True)
 class Best:
@@ -81,6 +84,11 @@ class RunFolder:
                 for file in self._files.values():
                     closing.callback(file.close)
                 self._files.clear()
+
+    @property
+    def between_parties(self) -> bool:
+        """Whether the clients of the run are parties, each on a machine of its own."""
+        return (self.path / NETWORK_FILE).exists()
 
     def config(self) -> RunConfig:
         """The complete configuration.

@@ -33,6 +33,7 @@ from interfuse.runs.config import (
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
 from interfuse.runs.summing import Facts, scores_of, summarise, with_metrics
+from interfuse.runs.verdict import concluded
 from interfuse.setup import Serving, Setup, check_device
 from interfuse.wire import Codecs
 
@@ -75,8 +76,6 @@ class Given:
     public: Dataset | None = None
 
 
-NETWORK_FILE = "network.json"
-"""Lies in the folder of a run between parties."""
 REFERENCES = ("local", "pooled")
 """What can run beside a method."""
 
@@ -190,7 +189,7 @@ def resume(
     """
     folder = RunFolder(path)
     config = folder.config()
-    if (path / NETWORK_FILE).exists():
+    if folder.between_parties:
         raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
     if workers is not None:
         config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
@@ -223,7 +222,8 @@ def _finish(
             name: begin_or_resume(folder.path / "beside" / name, reference, alone, progress, engine)
             for name, reference in _references(config, setup.method).items()
         }
-        return folder.write_summary(summary.model_copy(update={"beside": beside}))
+        summary = summary.model_copy(update={"beside": beside})
+        return folder.write_summary(concluded(summary, folder.metrics()))
 
 
 def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> Summary:
@@ -233,7 +233,8 @@ def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine
     """
     with folder.locked():
         summary = _Run(config, setup, folder, progress, engine).carry_out()
-        return folder.write_summary(summary.model_copy(update={"beside": {}}))
+        summary = summary.model_copy(update={"beside": {}})
+        return folder.write_summary(concluded(summary, folder.metrics()))
 
 
 def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
@@ -312,7 +313,7 @@ class _Run:
         best = self._measure_best(last)
         self.progress.stage("")
         self.folder.append_entries(ledger.drain())
-        return summarise(self.config, self.folder.path, self.folder.metrics(), ledger, Facts.of(self.setup), last, best)
+        return summarise(self.config, self.folder, self.folder.metrics(), ledger, Facts.of(self.setup), last, best)
 
     def _check_data(self, commit: Commit) -> None:
         if commit.data != self.setup.digest:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from interfuse.errors import Notice, RunError
+from interfuse.evaluation import Evidence, Mode
 from interfuse.wire import Volume
 
 NO_COLLABORATION = ("local", "pooled")
@@ -125,6 +126,7 @@ class Point(Record):
     validation: Numbers
     common: Numbers
     composition: Rows | None
+    rows: dict[Evidence, int] = {}
 
 
 class Row(Record):
@@ -168,6 +170,7 @@ class Scores(Record):
         composition_matrix: A row for each base, a column for each modular block.
         metrics: By name and side; recall has a row for each client and a number for each class.
         confusion: Samples of all clients by class and answer; the last column is of those without an answer.
+        rows: How many test rows are behind a figure, each counted once; what is not there is unknown.
     """
 
     global_accuracy: Spread
@@ -175,6 +178,7 @@ class Scores(Record):
     composition_matrix: Rows | None
     metrics: dict[str, dict[Side, Spread | Rows]] = {}
     confusion: dict[Side, Counts] = {}
+    rows: dict[Evidence, int] = {}
 
     @property
     def composition(self) -> Matrix | None:
@@ -266,6 +270,8 @@ class What(Record):
         note: What a reader of results must know of the data.
         discloses: What clients' messages disclose; None is unknown.
         notice: What the method said of these clients before it began.
+        evaluation: What was measured at all.
+        parties: Whether the clients were parties with data of their own, not shares of a simulation.
     """
 
     interfuse: str
@@ -280,6 +286,40 @@ class What(Record):
     codecs: dict[str, str]
     discloses: tuple[str, ...] | None
     notice: Notice | None
+    evaluation: Mode
+    parties: bool
+
+
+class Diagnosis(Record):
+    """Something about a run that needs a look."""
+
+    name: str
+    text: str
+    remedy: str
+
+
+class Headline(Record):
+    """What collaboration bought, in a sentence, and on which evidence.
+
+    Attributes:
+        text: The sentence, with the conditions under which it holds.
+        on: What it is read off; None: nothing was measured.
+        gain: Points over Local, as printed; NaN where there is no Local to compare to.
+        doubts: Why the gain is not to be taken at its word, a few words each; they are part of the text.
+        clients: How many clients have a figure.
+        rows: How many test rows are behind it; None is unknown.
+    """
+
+    text: str
+    on: Evidence | None
+    gain: Number
+    doubts: tuple[str, ...]
+    clients: int
+    rows: int | None
+
+
+UNSAID = Headline(text="", on=None, gain=math.nan, doubts=(), clients=0, rows=None)
+"""That of a run that is not concluded."""
 
 
 class Summary(Scores, What):
@@ -300,6 +340,8 @@ class Summary(Scores, What):
     clients: tuple[ClientFacts, ...]
     class_names: tuple[str, ...]
     class_counts: Counts | None
+    headline: Headline
+    warnings: tuple[Diagnosis, ...]
     beside: dict[str, Summary] = {}
 
     @property

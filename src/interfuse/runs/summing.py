@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ from interfuse.errors import Notice
 from interfuse.evaluation import Accuracies, Measurements, Statistics, metric_values, no_statistics
 from interfuse.method import disclosures
 from interfuse.runs.config import RunConfig
+from interfuse.runs.folder import RunFolder
 from interfuse.runs.summary import (
     NOTHING,
+    UNSAID,
     BestRound,
     ClientFacts,
     Counts,
@@ -94,28 +95,33 @@ class Facts:
 
 def summarise(
     config: RunConfig,
-    path: Path,
+    folder: RunFolder,
     rows: Sequence[Row],
     ledger: Ledger,
     facts: Facts,
     last: Scores,
     best: BestRound | None,
 ) -> Summary:
-    """The summary of a run without what runs beside it, finished or not."""
+    """The summary of a run without what runs beside it and what is to be said of it, finished or not."""
     training, start, evaluated = (ledger.totals(heading) for heading in ("training", "start", "evaluation"))
     phases = dict.fromkeys((phase for row in rows for phase in row.seconds), 0.0)
     for row in rows:
         for phase, seconds in row.seconds.items():
             phases[phase] += seconds
     kinds = Counter(failure.kind for row in rows for failure in row.failures)
+    parties = folder.between_parties
     return Summary(
         interfuse=config.environment.get("interfuse", version("interfuse")),
         method=config.method,
-        data=", ".join(config.data_names),
+        data=", ".join(config.data_names) if config.evaluation == "shared" or not parties else "",
         seed=config.seed,
         rounds=config.rounds,
         seconds=round(sum(seconds for phase, seconds in phases.items() if phase != WORK), 3),
-        run=str(path),
+        run=str(folder.path),
+        evaluation=config.evaluation,
+        parties=parties,
+        headline=UNSAID,
+        warnings=(),
         codecs=config.codecs,
         **vars(facts),
         **last.model_dump(exclude_unset=True),
@@ -156,6 +162,7 @@ def scores_of(point: Point | Accuracies | None) -> Scores:
         global_accuracy=Spread.of(point.common),
         own_accuracy=Spread.of(point.own),
         composition_matrix=None if point.composition is None else tuple(map(tuple, point.composition)),
+        rows=point.rows,
     )
 
 
