@@ -259,9 +259,13 @@ def _rows(
     full: bool,
     composed: Composed | None,
 ) -> dict[Evidence, int]:
-    """How many rows are behind each figure, those of a test set once for all clients that are measured on it."""
+    """How many rows are behind each figure, those of a test set once for all clients that are measured on it.
+
+    Test sets with the same targets are one: several data sets that were made with one public test set have it each.
+    """
     task = federation.setup.task
-    tests = {id(test): test for client, test in program.tests.items() if client in counted}.values()
+    several = {id(test): test for client, test in program.tests.items() if client in counted}.values()
+    tests = {test.y.cpu().numpy().tobytes(): test for test in several}.values()
 
     def common(*, full: bool) -> int:
         return sum(task.counted(test.labels(full=full)) for test in tests)
