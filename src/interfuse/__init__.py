@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.aggregation import BufferPolicy, Mean, counted_mean, extract, keys_plan
+from interfuse.aggregation import BufferPolicy, Mean, counted_mean, extract, keys_plan, moved
 from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Arrival, Clients, Replies
@@ -26,6 +26,7 @@ from interfuse.data import (
 from interfuse.errors import InterfuseError, Notice
 from interfuse.handler import on_client
 from interfuse.messages import (
+    Change,
     ClassCounts,
     Data,
     Disclosure,
@@ -56,6 +57,7 @@ __all__ = [
     "Arrival",
     "Batch",
     "BufferPolicy",
+    "Change",
     "ClassCounts",
     "Classification",
     "Client",
@@ -108,6 +110,7 @@ __all__ = [
     "load",
     "load_run",
     "modular_cross_entropy",
+    "moved",
     "on_client",
     "pair",
     "resume",

@@ -115,6 +115,28 @@ def counted_mean(server: Mapping[str, Tensor], updates: Iterable[Update]) -> dic
     return mean.result()
 
 
+@torch.no_grad()
+def moved(
+    weights: Mapping[str, Tensor],
+    change: Mapping[str, Tensor],
+    statistics: Mapping[str, Tensor],
+    step: float | Mapping[str, Tensor] = 1.0,
+    mix: float = 1.0,
+) -> dict[str, Tensor]:
+    """The server's tensors after a step along a change: w + ``step`` · change.
+
+    Statistics are mixed and never moved, (1 − ``mix``) · the server's + ``mix`` · those sent: so they stay between the
+    two, however long the step.
+
+    Args:
+        step: One factor for all parameters, or one by key.
+        mix: From 0 to 1.
+    """
+    steps = step if isinstance(step, Mapping) else dict.fromkeys(change, step)
+    found = {key: weights[key] + steps[key] * tensor for key, tensor in change.items()}
+    return found | {key: weights[key].lerp(tensor, mix) for key, tensor in statistics.items()}
+
+
 def _check(server: Mapping[str, Tensor], plan: Plan, values: Mapping[str, Tensor]) -> None:
     for key in values:
         if key not in plan:

@@ -16,7 +16,7 @@ from interfuse.aggregation import BufferPolicy, recalibrate, travels
 from interfuse.data import Batch, ClientData, SampleOrder
 from interfuse.data.inputs import Shape
 from interfuse.errors import ConfigError
-from interfuse.messages import Dims, State
+from interfuse.messages import Change, Dims, State
 from interfuse.models import SplitModel
 from interfuse.party import Party, S, under
 from interfuse.randomness import Key, generator, uniform
@@ -156,6 +156,13 @@ class Client(Party[S]):
         trainable = {key for key, _ in self.model.named_parameters()}
         found = self.model.tensors(parts)
         return {key: t for key, t in found.items() if travels(buffers, key not in trainable, t.dtype)}
+
+    def change(self, since: Mapping[str, Tensor], buffers: BufferPolicy = BufferPolicy.AGGREGATE) -> Change:
+        """What the model's parameters became since they were these, and its statistics as they are: what a rule wants
+        that goes further than means do. :func:`.moved` takes it."""
+        now, trainable = self.tensors(buffers=buffers), self.model.parameters_of()
+        change = {key: tensor - since[key] for key, tensor in now.items() if key in trainable}
+        return Change(change, {key: tensor for key, tensor in now.items() if key not in trainable})
 
     def recalibrate(self, batch_size: int) -> None:
         """Recompute normalisation statistics on the training share, without touching the order of samples.

@@ -7,6 +7,7 @@ import weakref
 from dataclasses import FrozenInstanceError
 from typing import Annotated, Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +18,7 @@ from worlds import same_bits
 
 from interfuse.errors import MessageError
 from interfuse.messages import (
+    Change,
     ClassCounts,
     Data,
     Disclosure,
@@ -28,13 +30,14 @@ from interfuse.messages import (
     Parameters,
     State,
     Targets,
+    Weights,
     disclosed,
     flatten,
     leaves,
     settled,
     unflatten,
 )
-from interfuse.messages.delivery import check, narrow, unmodified
+from interfuse.messages.delivery import check, disturbed, narrow, unmodified
 from interfuse.messages.encoding import decode, encode, sizes
 
 DIMS = {"classes": 3, "clients": 2, "d": 4}
@@ -583,3 +586,21 @@ def test_what_is_no_mapping_of_the_declared_kind_is_refused(sent: Any) -> None:
         narrow(ByClient(sent, {}), DIMS)
     assert caught.value.field == "sent"
     assert caught.value.expected == "a mapping with keys of type int"
+
+
+@pytest.mark.parametrize("key", ["running_var", "layer1.0.norm1.running_var"])
+def test_what_was_added_up_is_no_variance(key: str) -> None:
+    """From 1.0 to 0.1 twice, the second time a model late."""
+    added = torch.tensor([1.0, 1.0 - (0.9 + 0.9 / 2**0.5)])
+    with pytest.raises(MessageError, match=rf"{key}.*variances, which a rule may average but not add.*-0.536"):
+        check(Weights({key: added}), DIMS)
+    check(Weights({key: added.abs(), "running_mean": added, "weight": added}), DIMS)
+    check(Change({"weight": added}, {"running_mean": added}), DIMS)
+
+
+def test_noise_leaves_a_variance_one() -> None:
+    small = torch.full((400,), 1e-3)
+    given = Weights({"norm.running_var": small, "norm.running_mean": small})
+    noisy = disturbed(given, {Disclosure.PARAMETERS: 1.0}, np.random.default_rng(0))
+    assert noisy.tensors["norm.running_var"].min() == 0
+    assert noisy.tensors["norm.running_mean"].min() < 0

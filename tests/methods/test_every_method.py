@@ -29,7 +29,8 @@ from worlds import federation as any_federation
 
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Failure, Request
-from interfuse.data import Dataset
+from interfuse.clock import Devices
+from interfuse.data import Dataset, Dirichlet, load
 from interfuse.errors import ClientError
 from interfuse.evaluation import compose, evaluate, measure
 from interfuse.federation import Federation
@@ -236,6 +237,48 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
     owned = everything_owned(f)
     assert any(key.endswith("weight") for key in owned)
     assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
+
+
+AVERAGING = [name for name in EVERY if Disclosure.PARAMETERS in disclosures_of(built_in()[name])]
+"""Methods whose server takes tensors of clients' models."""
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [*((name, "cnn-bn") for name in EVERY), *((name, "resnet10-narrow@0.25") for name in AVERAGING)],
+)
+def test_statistics_stay_those_of_the_clients(name: str, model: str) -> None:
+    """Defaults, five rounds of 20 steps on shares that are unlike each other, one of two clients three times slower."""
+    kind = built_in()[name]
+    wanted = {"local_steps": 20, "joins_at": 3, "server_steps": 20}
+    method = kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
+    devices = Devices(step_seconds=0.01, slow=0.5, slowdown=3.0)
+    world: dict[str, Any] = {"dataset": load("digits"), "partition": Dirichlet(0.3), "devices": devices}
+    models = fitting(method, [model]) if model == "cnn-bn" else [model]
+    f = any_federation(method, models=models, clients=2, width=16, wrap=Recorder, **world)
+    known = at_server(f)
+    for _ in range(5):
+        f.run_round()
+    assert all(0 <= accuracy <= 1 for accuracy in evaluate(f, full=True).common)
+    owned = everything_owned(f)
+    assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
+    assert all((tensor >= 0).all() for key, tensor in owned.items() if key.endswith("running_var"))
+    assert isinstance(f.engine, Recorder)
+    sent = [flatten(message) for _, _, message in f.engine.up]
+    for key, new in at_server(f).items():
+        theirs = [tensor for own in sent for path, tensor in own.items() if path.rpartition("/")[2] == key]
+        if theirs:
+            everything = torch.stack([known[key], *theirs])
+            slack = 1e-5 * everything.abs().amax(0)
+            assert (everything.amin(0) - slack <= new).all()
+            assert (new <= everything.amax(0) + slack).all()
+
+
+def at_server(f: Federation) -> dict[str, Tensor]:
+    """The running statistics in the server's state, by key."""
+    held = {} if f.server.state is None else flatten(f.server.state)
+    named = {path.rpartition("/")[2].rpartition(":")[2]: tensor.clone() for path, tensor in held.items()}
+    return {key: tensor for key, tensor in named.items() if "running" in key}
 
 
 class Lost(Recorder):

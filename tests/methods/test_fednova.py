@@ -75,7 +75,7 @@ def test_the_rule_key_by_key() -> None:
             p = {c: n / sum(p.values()) for c, n in p.items()}
             tau_eff = sum(p[c] * sent[c].steps for c in p)
             direction = torch.stack([p[c] * sent[c].change[key].double() for c in p]).sum(0)
-            assert torch.allclose(old[key] - tau_eff * direction, new.double(), atol=1e-6)
+            assert torch.allclose(old[key] + tau_eff * direction, new.double(), atol=1e-6)
 
 
 def test_clients_send_their_change_of_a_step() -> None:
@@ -85,7 +85,7 @@ def test_clients_send_their_change_of_a_step() -> None:
     (sent,) = replies(f, 1).values()
     first = federation(FedNova(**options), **(world | {"rounds": 0})).server.state.weights
     trained = federation(FedAvg(**options), **world).server.state.weights
-    expected = {key: (first[key] - trained[key]) / accumulated(5, 0.5) for key in first}
+    expected = {key: (trained[key] - first[key]) / accumulated(5, 0.5) for key in first}
     assert largest_difference(expected, sent.change) < 1e-7
 
 

@@ -2,6 +2,7 @@
 
 from interfuse.messages.records import (
     UNSIGNED,
+    Change,
     ClassCounts,
     Data,
     Dims,
@@ -32,6 +33,7 @@ from interfuse.messages.records import (
 
 __all__ = [
     "UNSIGNED",
+    "Change",
     "ClassCounts",
     "Data",
     "Dims",

@@ -93,12 +93,18 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
         if finite and tensor.dtype.is_floating_point and not _finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
+        if finite and _is_variance(leaf, path) and tensor.numel() and (least := float(tensor.min())) < 0:
+            raise MessageError(name, path, "variances, which a rule may average but not add or subtract", f"{least:g}")
         if leaf.disclosure is Disclosure.LABELS and tensor.numel():
             _check_labels(name, path, leaf, tensor, dims)
         return tensor
 
     mapped(message, change)
     return message
+
+
+def _is_variance(leaf: Leaf, path: str) -> bool:
+    return leaf.named and path.endswith("running_var")
 
 
 def _check_labels(name: str, path: str, leaf: Leaf, tensor: Tensor, dims: Dims) -> None:
@@ -194,6 +200,7 @@ def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: np.
         if not deviation or not tensor.dtype.is_floating_point:
             return tensor
         noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape)))
-        return tensor + deviation * noise.to(tensor)
+        noisy = tensor + deviation * noise.to(tensor)
+        return noisy.clamp(min=0) if _is_variance(leaf, path) else noisy
 
     return mapped(message, change)

@@ -107,6 +107,16 @@ class Weights(Message):
     tensors: Parameters
 
 
+class Change(Message):
+    """What training changed of the parameters, new minus received; and statistics of normalisation as they are now.
+
+    Of statistics there is no change to send: differences add up to what is none, such as a variance below 0.
+    """
+
+    change: Annotated[Parameters, Precision.SPARSE]
+    statistics: Parameters
+
+
 class State(Record):
     """What a client or the server owns between rounds. Replaced as a whole, never changed in place."""
 
@@ -406,15 +416,15 @@ def _unflatten(node: _Node, value: Any, message: str, path: str) -> Any:
     return {node.key(key): _unflatten(node.item, group[key], message, f"{path}/{key}") for key in ordered}
 
 
-Change = Callable[[Leaf, Tensor, str], Tensor]
+Mapped = Callable[[Leaf, Tensor, str], Tensor]
 
 
-def mapped(record: R, change: Change) -> R:
+def mapped(record: R, change: Mapped) -> R:
     """The same record with every tensor replaced; scalars, structure and type stay."""
     return typing.cast(R, _mapped_record(type(record).__name__, type(record), record, "", change))
 
 
-def _mapped_record(name: str, kind: type[Record], value: Any, path: str, change: Change) -> Any:
+def _mapped_record(name: str, kind: type[Record], value: Any, path: str, change: Mapped) -> Any:
     if type(value) is not kind:
         raise MessageError(name, path.strip("/") or "(whole)", kind.__name__, type(value).__name__)
     return kind(
@@ -422,7 +432,7 @@ def _mapped_record(name: str, kind: type[Record], value: Any, path: str, change:
     )
 
 
-def _mapped_node(name: str, node: _Node, value: Any, path: str, change: Change) -> Any:
+def _mapped_node(name: str, node: _Node, value: Any, path: str, change: Mapped) -> Any:
     # no functions inside one another: their cycle would hold the tensors until garbage is collected
     if node.leaf is not None:
         if node.leaf.scalar is not None:

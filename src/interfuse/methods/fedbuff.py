@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Annotated
 
-from interfuse.aggregation import counted_mean, keys_plan
+from interfuse.aggregation import counted_mean, keys_plan, moved
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
@@ -15,15 +14,9 @@ from interfuse.families.averaging import Global
 from interfuse.families.holdings import held, initial_weights, nothing_in_common
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
-from interfuse.messages import Message, Parameters, Precision, Weights
+from interfuse.messages import Change, Weights
 from interfuse.method import NOTHING, NonNegative, Steps
 from interfuse.server import Server
-
-
-class Change(Message):
-    """What training changed: new tensors minus received ones, by key."""
-
-    tensors: Annotated[Parameters, Precision.SPARSE]
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,8 @@ class FedBuff(OwnTraining):
 
     All clients are at work all the time, each on the model that was the newest when it began. After K changes the
     server adds their mean, each divided by (1 + staleness)^0.5, staleness being the number of the server's models that
-    came in between. A round ends with a new model.
+    came in between. A round ends with a new model. Statistics of normalisation have no changes: those of a client count
+    by 1 / (1 + staleness)^0.5, the server's old ones for the rest, and the mean of that over the buffer is the new one.
     """
 
     usual = {"local_epochs": 1, "keep_optimizer": False}
@@ -51,16 +45,16 @@ class FedBuff(OwnTraining):
         weights, updates = server.state.weights, []
         stream = clients.stream(self.train, held(weights, clients).__getitem__)
         for arrival in islice(stream, self.replies or len(clients)):
-            scale = self.server_lr / (1 + server.round - arrival.round) ** self.damping
-            moved = {key: weights[key] + scale * change for key, change in arrival.reply.tensors.items()}
-            updates.append((keys_plan(moved), moved, 1.0))
+            sent, scale = arrival.reply, (1 + server.round - arrival.round) ** -self.damping
+            new = moved(weights, sent.change, sent.statistics, self.server_lr * scale, scale)
+            updates.append((keys_plan(new), new, 1.0))
         server.state = Global(counted_mean(weights, updates))
 
     @on_client
     def train(self, client: Client, received: Weights) -> Change:
         client.model.load(received.tensors)
         self.fit(client, client.loss)
-        return Change({key: tensor - received.tensors[key] for key, tensor in client.tensors().items()})
+        return client.change(received.tensors)
 
     def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
         return held(server.state.weights, clients)

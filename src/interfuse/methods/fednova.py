@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 
+from interfuse.aggregation import moved
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError
 from interfuse.families.averaging import Averaging, Global
 from interfuse.handler import on_client
-from interfuse.messages import Message, Parameters, Precision, Weights
+from interfuse.messages import Change, Weights
 from interfuse.server import Server
 
 
-class Normalised(Message):
-    """How a client changed its parameters in a step, d_k; its normalisation statistics as they are; and a_k."""
+class Normalised(Change):
+    """The change of the parameters divided by a_k, which is −d_k; statistics as they are; and a_k."""
 
-    change: Annotated[Parameters, Precision.SPARSE]
-    statistics: Parameters
     steps: float
 
 
@@ -50,10 +48,7 @@ class FedNova(Averaging):
         steps = {c: {key: torch.tensor(r.steps) for key in (*r.change, *r.statistics)} for c, r in replies.items()}
         # each client as if it had made tau_eff steps: the mean of these is the rule above, key by key
         tau_eff, w = self.models(self.mean(none, steps, chosen), chosen), self.models(old, chosen)
-        levelled = {
-            c: {**r.statistics, **{k: w[c].tensors[k] - tau_eff[c].tensors[k] * d for k, d in r.change.items()}}
-            for c, r in replies.items()
-        }
+        levelled = {c: moved(w[c].tensors, r.change, r.statistics, tau_eff[c].tensors) for c, r in replies.items()}
         server.state = Global(self.mean(old, levelled, chosen))
 
     @on_client
@@ -61,7 +56,6 @@ class FedNova(Averaging):
         client.model.load(received.tensors)
         done = self.fit(client, client.loss)
         a = accumulated(done.steps, self.momentum if self.optimizer == "sgd" else 0)
-        trained, trainable = client.tensors(buffers=self.buffers), client.model.parameters_of()
+        made = client.change(received.tensors, self.buffers)
         # without a step there is no change, whatever it is divided by
-        change = {key: (received.tensors[key] - t) / (a or 1) for key, t in trained.items() if key in trainable}
-        return Normalised(change, {key: t for key, t in trained.items() if key not in trainable}, a)
+        return Normalised({key: tensor / (a or 1) for key, tensor in made.change.items()}, made.statistics, a)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from interfuse.aggregation import moved
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.families.averaging import Averaging
@@ -89,9 +90,9 @@ class SCAFFOLD(Averaging):
 
         chosen.call(self.train, given, each=add)
         new = mean.result()
-        # the server's rate is for what is trained; of statistics the mean itself is taken
-        trained = {key: w + self.server_lr * (new[key] - w) for key, w in old.weights.items() if key in old.control}
-        server.state = Global(new | trained, control)
+        change = {key: new[key] - w for key, w in old.weights.items() if key in old.control}
+        statistics = {key: w for key, w in new.items() if key not in old.control}
+        server.state = Global(moved(old.weights, change, statistics, self.server_lr), control)
 
     @on_client
     def train(self, client: Client[Own], received: ModelAndControl) -> ModelAndControl:
