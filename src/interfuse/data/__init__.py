@@ -3,8 +3,7 @@
 from interfuse.data.batches import Batch, ClientData, EpochOrder, PublicData, SampleOrder
 from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
 from interfuse.data.inputs import Inputs, Shape
-from interfuse.data.loading import available, load
-from interfuse.data.own import TABLES, load_folder, load_table
+from interfuse.data.loading import available, is_path, load, load_with
 from interfuse.data.partitions import (
     IID,
     PARTITIONS,
@@ -19,6 +18,10 @@ from interfuse.data.partitions import (
     make_shares,
     parse_partition,
 )
+from interfuse.data.readers import read_path
+from interfuse.data.readers.images import load_folder
+from interfuse.data.readers.tables import load_table
+from interfuse.data.reading import Layout, Reading, ReadOptions
 from interfuse.data.sources import DatasetInfo
 from interfuse.data.task import (
     Classification,
@@ -33,7 +36,6 @@ from interfuse.data.task import (
 __all__ = [
     "IID",
     "PARTITIONS",
-    "TABLES",
     "Batch",
     "Classification",
     "ClientData",
@@ -43,6 +45,7 @@ __all__ = [
     "EpochOrder",
     "Inputs",
     "LanguageModelling",
+    "Layout",
     "MultiLabel",
     "Natural",
     "Normalisation",
@@ -50,6 +53,8 @@ __all__ = [
     "Pathological",
     "PublicData",
     "QuestionAnswering",
+    "ReadOptions",
+    "Reading",
     "Regression",
     "SampleOrder",
     "Shape",
@@ -60,10 +65,13 @@ __all__ = [
     "available",
     "class_counts",
     "deal",
+    "is_path",
     "load",
     "load_folder",
     "load_table",
+    "load_with",
     "make_shares",
     "parse_partition",
+    "read_path",
     "stratified_subset",
 ]

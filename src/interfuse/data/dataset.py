@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -14,11 +15,17 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from interfuse.data.axes import arranged
 from interfuse.data.inputs import ONLY, Inputs, Shape, each, named, rows_of, shape_of, together
-from interfuse.data.reading import Reading
-from interfuse.data.task import TASKS, Classification, MultiLabel, Regression, Task
-from interfuse.errors import ConfigError, DataError, nearest
+from interfuse.data.likeness import Range, check_like, range_of
+from interfuse.data.reading import Layout, Reading, listed
+from interfuse.data.targets import clean, plain_origin, read_targets, regression
+from interfuse.data.task import Regression, Task
+from interfuse.errors import ConfigError, DataError
 from interfuse.randomness import numpy_generator
+
+_FAR = 100.0
+"""Standard deviations between a mean and 0 from which it is subtracted first."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,12 @@ class Normalisation:
         factors = [1 / (self.scale * std) for std in self.std]
         offsets = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
         out = x.to(torch.float32, copy=True)
+        if max(map(abs, offsets)) > _FAR:
+            # the product would round away what the sum is to tell apart
+            mean = torch.tensor(self.mean, dtype=torch.float64).mul_(self.scale).float().to(x.device)
+            factor = torch.tensor(factors, device=x.device)
+            shape = (-1, *[1] * (x.ndim - 2)) if len(factors) > 1 else (1,)
+            return out.sub_(mean.reshape(shape)).mul_(factor.reshape(shape))
         # One multiplication and one addition in place beat the formula as written and torch.addcmul two to four times.
         if len(factors) == 1:
             return out.mul_(factors[0]).add_(offsets[0])
@@ -75,7 +88,8 @@ class Dataset:
     :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
     :param blocks: training rows that overlap, such as windows of one recording, have one number, from 0: a client's
         rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
-    :param reading: how its source was understood; None where it came as arrays.
+    :param columns: names of the columns of a table, in their order; empty where it has none.
+    :param reading: how its source was understood.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
     Raises:
         DataError: a field contradicts this description; the text names the field.
@@ -92,13 +106,12 @@ class Dataset:
     blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     note: str = ""
     licence: str = "not stated"
+    columns: tuple[str, ...] = field(default=(), repr=False)
     reading: Reading | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        try:
+        with _naming(self.name):
             self._check()
-        except DataError as error:
-            raise DataError(f"data set {self.name!r}: {error}") from None
 
     def _check(self) -> None:
         _check_inputs("x_train", self.x_train)
@@ -123,6 +136,9 @@ class Dataset:
                 one = f"{name} has shape {list(numbers.shape)}, needs {[rows]}, one a row"
                 _require(list(numbers.shape) == [rows], one)
                 _require(int(numbers.min()) >= 0, f"{name} has numbers below 0")
+        if self.columns:
+            wide = tuple(self.shape) if isinstance(self.shape, tuple) else ()
+            _require(wide == (len(self.columns),), f"columns has {len(self.columns)} names, but samples are {wide}")
 
     @property
     def classes(self) -> int:
@@ -138,6 +154,16 @@ class Dataset:
     def shape(self) -> Shape:
         """Shape of one sample, channels first, without the batch axis."""
         return shape_of(self.x_train)
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Of the scaled training rows, by channel; empty where there are several inputs, or tokens."""
+        return self.normalisation[ONLY].mean if ONLY in self.normalisation else ()
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """As :attr:`mean`."""
+        return self.normalisation[ONLY].std if ONLY in self.normalisation else ()
 
     @cached_property
     def example(self) -> Inputs:
@@ -181,19 +207,49 @@ class Dataset:
     def stored(self, x: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]) -> Inputs:
         """Samples that somebody brings, ``[batch, *shape]``, as rows of this data set; grey images may lack their axis.
 
+        Those of a table may come by the names of its columns.
+
         Raises:
-            DataError: they have another shape.
+            DataError: they have another shape, type, order or range than the training rows, or values that are not
+                finite.
         """
-        given = {name: torch.as_tensor(np.ascontiguousarray(one)) for name, one in _named_arrays(x).items()}
-        for name, rows in named(each(lambda x: x[:0], self.x_train)).items():
-            found, shape = given.get(name, rows), tuple(rows.shape[1:])
-            if tuple(found.shape[1:]) == shape[1:] and shape[0] == 1:
-                given[name] = found = found.unsqueeze(1)
-            if tuple(found.shape[1:]) != shape or not len(found):
-                raise DataError(
-                    f"input {name}: expected samples [batch, {', '.join(map(str, shape))}], found {tuple(found.shape)}"
-                )
-        return together(given)
+        given = dict(_named_arrays(self._in_order(x) if isinstance(x, Mapping) and self.columns else x))
+        expected = named(each(lambda x: x[:0], self.x_train))
+        if given.keys() != expected.keys():
+            raise DataError(f"expected the inputs {', '.join(expected)}, found {', '.join(given) or 'none'}")
+        found = {}
+        for name, rows in expected.items():
+            array, shape = np.ascontiguousarray(given[name]), tuple(rows.shape[1:])
+            if array.dtype.kind not in "biuf":
+                raise DataError(f"input {name}: expected numbers, found {array.dtype}")
+            if array.shape[1:] == shape[1:] and shape[0] == 1:
+                array = array[:, np.newaxis]
+            if array.shape[1:] != shape or not len(array):
+                columns = f" ({listed(self.columns, 30)})" if self.columns else ""
+                wanted = f"[batch, {', '.join(map(str, shape))}]{columns}"
+                raise DataError(f"input {name}: expected samples {wanted}, found {array.shape}")
+            check_like(name, array, rows.dtype, self._ranges.get(name))
+            found[name] = torch.from_numpy(array).to(rows.dtype)
+        return together(found)
+
+    def _in_order(self, x: Mapping[str, ArrayLike | Tensor]) -> ArrayLike:
+        """Columns by name as one array."""
+        if tuple(x) != self.columns:
+            lacking, more = ([n for n in a if n not in b] for a, b in ((self.columns, x), (x, self.columns)))
+            problem = (
+                f"lacks {listed(lacking)}"
+                if lacking
+                else f"has also {listed(more)}"
+                if more
+                else "are in another order"
+            )
+            raise DataError(f"the columns given {problem}; the model takes, in this order, {listed(self.columns, 30)}")
+        return np.stack([np.asarray(x[name]) for name in self.columns], axis=1)
+
+    @cached_property
+    def _ranges(self) -> Mapping[str, Range]:
+        """Of the quantities that are floats."""
+        return {name: range_of(x) for name, x in named(self.x_train).items() if x.dtype == torch.float32}
 
     @classmethod
     def from_arrays(
@@ -205,6 +261,7 @@ class Dataset:
         y_test: ArrayLike | Tensor,
         *,
         task: Task | str | None = None,
+        layout: Layout | Mapping[str, Layout] | None = None,
         has_channels: bool = False,
         class_names: Sequence[str] | None = None,
         scale: float | None = None,
@@ -214,48 +271,127 @@ class Dataset:
         blocks: ArrayLike | Tensor | None = None,
         note: str = "",
         licence: str = "not stated",
+        columns: Sequence[str] = (),
         reading: Reading | None = None,
     ) -> Dataset:
-        """A data set from NumPy arrays or tensors, with what is not given worked out.
+        """A data set from NumPy arrays or tensors, with what is not given worked out, and said in :attr:`reading`.
 
         - ``x`` is one array, or several by name;
-        - ``x`` of three axes is taken for images ``[n, height, width]`` and gets a channel axis, unless
-          ``has_channels`` says that it holds signals ``[n, channels, time]``;
-        - uint8 stays; int32 and int64 are numbers of something (tokens) and become int64; every other number becomes
-          float32; arrays that have the right type already are shared, not copied;
-        - ``task`` is one, or a name of :data:`.task.TASKS`. Not given, whole numbers, one a row, are classes; several
-          a row that are all 0 or 1 are labels; numbers that are not whole are a regression's;
-        - names of classes, labels or outputs (``class_names``) are their numbers;
+        - ``layout`` says what the axes of ``x`` are (:data:`.reading.Layout`), of several by name. Not given, two axes
+          are a table, or tokens where they are int32 or int64; three are images ``[n, height, width]`` where both are
+          equal, or nearly so for whole numbers (``has_channels`` says that they are signals ``[n, channels, time]``);
+          four are images, channels first, or last where the last axis is 1, 3 or 4 and the others are large. Where two
+          readings are likely it is refused;
+        - uint8 stays; tokens become int64; every other number becomes float32, and is refused where that cannot hold
+          it; arrays that have the right type already are shared, not copied;
+        - ``task`` is one, or a name of :data:`.task.TASKS`. Not given, whole numbers or texts, one a row, are classes;
+          several a row that are all 0 or 1 are labels; numbers that are not whole are a regression's;
+        - ``class_names`` are those of classes, labels or outputs by number. Without them the numbers from 0 to the
+          largest are classes as they are; where some are missing, those that are there are numbered anew in their
+          order, and their names are the old numbers. Numbers that often stand for a row without a label (-1, 255)
+          are refused, and so is what has as many values as an identifier or a quantity;
         - ``scale`` is 255 for uint8, else 1;
         - ``mean`` and ``std`` are those of the scaled training rows, per channel (per column of ``[n, columns]``); a
-          constant channel gets a ``std`` of 1. So are those of a regression's targets.
+          constant channel gets a ``std`` of 1. So are those of a regression's targets;
+        - ``groups`` and ``blocks`` are numbers, or texts that are numbered in their order.
 
         Raises:
-            DataError: an array has not the form described in :class:`Dataset`.
+            DataError: an array has not the form described in :class:`Dataset`, or two readings are likely.
         """
-        x, x_held = (
-            {key: _rows(name, part, one, has_channels) for key, one in _named_arrays(values).items()}
-            for part, values in (("x_train", x_train), ("x_test", x_test))
-        )
-        y, y_held = (_array(name, part, values) for part, values in (("y_train", y_train), ("y_test", y_test)))
-        if not isinstance(task, Task):
-            task = _task(name, task, y, y_held, class_names)
+        reading = reading or Reading("arrays")
+        if has_channels:
+            layout = "signals"
+        with _naming(name):
+            train, held = _named_arrays(x_train), _named_arrays(x_test)
+            alike = train.keys() == held.keys()
+            _require(alike, f"x_test has the inputs {', '.join(held)}, but x_train {', '.join(train)}")
+            tensors: dict[str, Tensor] = {}
+            tensors_held: dict[str, Tensor] = {}
+            for key, values in train.items():
+                parts = [(_part("x_train", key), _array(values)), (_part("x_test", key), _array(held[key]))]
+                kept, said = arranged(parts, layout.get(key) if isinstance(layout, Mapping) else layout)
+                tensors[key], tensors_held[key] = map(torch.from_numpy, kept)
+                reading = reading.saying("layout" if key == ONLY else f"layout of {key}", said)
+            targets = read_targets(
+                (_array(y_train), plain_origin("y_train")),
+                (_array(y_test), plain_origin("y_test")),
+                task,
+                class_names,
+            )
+            for text in targets.said:
+                reading = reading.saying("labels", text)
+            people, said = _numbered("groups", groups)
+            reading = reading.saying("groups", said)
+            chains, said = _numbered("blocks", blocks)
+            reading = reading.saying("blocks", said)
         return cls(
             name=name,
-            x_train=together(x),
-            y_train=_targets(name, "y_train", y, task),
-            x_test=together(x_held),
-            y_test=_targets(name, "y_test", y_held, task),
-            task=task,
+            x_train=together(tensors),
+            y_train=_targets(targets.train, targets.task),
+            x_test=together(tensors_held),
+            y_test=_targets(targets.test, targets.task),
+            task=targets.task,
             normalisation={
-                key: _normalisation(rows, scale, mean, std) for key, rows in x.items() if rows.dtype != torch.int64
+                key: _normalisation(rows, scale, mean, std)
+                for key, rows in tensors.items()
+                if rows.dtype != torch.int64
             },
-            groups=None if groups is None else _whole(name, "groups", _array(name, "groups", groups)),
-            blocks=None if blocks is None else _whole(name, "blocks", _array(name, "blocks", blocks)),
+            groups=people,
+            blocks=chains,
             note=note,
             licence=licence,
+            columns=tuple(columns),
             reading=reading,
         )
+
+    def with_held_out(self) -> Dataset:
+        """The same with a fixed fifth of its training rows as its test set, where it has none.
+
+        The fifth is stratified by class. Where rows have groups, or else blocks, it is a fifth of those, whole,
+        stratified by the class that most of their rows have. Normalisation is that of the rows that stay.
+
+        Raises:
+            DataError: all rows are of one group.
+        """
+        if len(self.y_test):
+            return self
+        strata, units = self.task.strata(self.y_train), self.groups if self.groups is not None else self.blocks
+        rng = numpy_generator(0, "data", "test")
+        if units is None:
+            test = stratified_subset(strata, len(strata) // HELD_OUT, rng)
+            said = f"every {HELD_OUT}th row, drawn by class: the source has no test rows"
+        else:
+            kind = "group" if self.groups is not None else "block"
+            numbers, own = np.unique(units.numpy(), return_inverse=True)
+            if len(numbers) < 2:
+                raise DataError(f"data set {self.name!r}: all rows are of one {kind}, so none can be held out to test")
+            most = np.array([np.bincount(strata[own == unit]).argmax() for unit in range(len(numbers))])
+            chosen = stratified_subset(most, max(1, len(numbers) // HELD_OUT), rng)
+            test = np.flatnonzero(np.isin(own, chosen))
+            said = f"the rows of {len(chosen)} of {len(numbers)} {kind}s, whole: the source has no test rows"
+        stay, held = (torch.from_numpy(rows) for rows in (np.delete(np.arange(len(strata)), test), test))
+        x, y = each(lambda x: x[stay], self.x_train), self.y_train[stay]
+        task = self.task
+        if isinstance(task, Regression):
+            task = regression(task.names, y.double().numpy())
+        return replace(
+            self,
+            x_train=x,
+            y_train=y,
+            x_test=each(lambda x: x[held], self.x_train),
+            y_test=self.y_train[held],
+            task=task,
+            normalisation={
+                key: _normalisation(named(x)[key], of.scale, None, None) for key, of in self.normalisation.items()
+            },
+            groups=None if self.groups is None else self.groups[stay],
+            blocks=None if self.blocks is None else self.blocks[stay],
+            reading=(self.reading or Reading("arrays")).saying("test rows", said),
+        )
+
+
+HELD_OUT = 5
+"""One row in so many is a test row where a source has none."""
 
 
 def stratified_subset(
@@ -306,64 +442,44 @@ def _kind(x: Tensor) -> str:
     return f"{x.dtype} {list(x.shape[1:])}"
 
 
-def _array(name: str, part: str, values: ArrayLike | Tensor) -> np.ndarray:
-    array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
-    if array.dtype.kind not in "biuf":
-        raise DataError(f"data set {name!r}: {part} is {array.dtype}, not an array of numbers")
-    return array
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors begin with the name of the data set."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data set {name!r}: {error}") from None
+
+
+def _array(values: ArrayLike | Tensor) -> np.ndarray:
+    return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
 
 
 def _named_arrays(values: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]) -> Mapping[str, ArrayLike | Tensor]:
     return values if isinstance(values, Mapping) else {ONLY: values}
 
 
-def _rows(name: str, part: str, values: ArrayLike | Tensor, has_channels: bool) -> Tensor:
-    array = _array(name, part, values)
-    kept = {np.dtype(np.uint8): np.uint8, np.dtype(np.int64): np.int64, np.dtype(np.int32): np.int64}
-    # PyTorch cannot mark memory as read-only, so a read-only array is copied.
-    array = np.require(array, kept.get(array.dtype, np.float32), requirements=["C", "W"])
-    image = array.ndim == 3 and array.dtype != np.int64 and not has_channels
-    return torch.from_numpy(array[:, np.newaxis] if image else array)
+def _part(part: str, key: str) -> str:
+    return part if key == ONLY else f"{part}[{key!r}]"
 
 
-def _task(name: str, kind: str | None, y: np.ndarray, y_held: np.ndarray, names: Sequence[str] | None) -> Task:
-    """The task that is named, or that targets look like."""
-    if kind is None:
-        whole = bool((np.isnan(y) | (y == np.trunc(y))).all()) if y.dtype.kind == "f" else True
-        kind = Classification.name if y.ndim == 1 else MultiLabel.name
-        if not whole:
-            kind = Regression.name
-        elif y.ndim != 1 and not np.isin(y, (0, 1)).all():
-            raise DataError(
-                f"data set {name!r}: y_train has several whole numbers a row, which may be many things; give the task"
-            )
-    if kind == Classification.name:
-        parts = (_whole(name, part, array) for part, array in (("y_train", y), ("y_test", y_held)))
-        highest = max((int(part.max()) for part in parts if part.numel()), default=-1)
-        return Classification(tuple(names or map(str, range(highest + 1))))
-    columns = y.astype(np.float64).reshape(len(y), -1)
-    labels = tuple(names or map(str, range(columns.shape[1])))
-    if kind == MultiLabel.name:
-        return MultiLabel(labels)
-    if kind != Regression.name:
-        raise DataError(f"data set {name!r}: unknown task {kind!r}: {nearest(kind, TASKS)}")
-    std = columns.std(axis=0)
-    return Regression(labels, tuple(columns.mean(axis=0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
+def _targets(y: np.ndarray, task: Task) -> Tensor:
+    kept = np.require(y, np.float32 if task.dtype.is_floating_point else np.int64, requirements=["C", "W"])
+    return torch.from_numpy(kept[:, np.newaxis] if kept.ndim == 1 and task.dtype.is_floating_point else kept)
 
 
-def _targets(name: str, part: str, array: np.ndarray, task: Task) -> Tensor:
-    if task.dtype == torch.int64:
-        return _whole(name, part, array)
-    array = np.require(array, np.float32, requirements=["C", "W"])
-    return torch.from_numpy(array[:, np.newaxis] if array.ndim == 1 else array)
-
-
-def _whole(name: str, part: str, array: np.ndarray) -> Tensor:
-    with np.errstate(invalid="ignore"):
-        whole = np.require(array, np.int64, requirements=["C", "W"])
-    if not np.array_equal(whole, array):
-        raise DataError(f"data set {name!r}: {part} has labels that are not whole numbers")
-    return torch.from_numpy(whole)
+def _numbered(part: str, values: ArrayLike | Tensor | None) -> tuple[Tensor | None, str]:
+    """Groups or blocks as numbers, and how texts among them were numbered."""
+    if values is None:
+        return None, ""
+    cleaned = clean(_array(values), plain_origin(part))
+    if cleaned.dtype.kind == "U":
+        names, numbers = np.unique(cleaned, return_inverse=True)
+        said = listed([f"{name} is {number}" for number, name in enumerate(names)])
+        return torch.from_numpy(numbers.reshape(cleaned.shape).astype(np.int64)), said
+    whole = np.require(cleaned, np.int64, requirements=["C", "W"])
+    _require(np.array_equal(whole, cleaned), f"{part} has numbers that are not whole")
+    return torch.from_numpy(whole), ""
 
 
 def _normalisation(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
-Layout = Literal["images", "images-last", "signals", "table", "tokens"]
+from interfuse.errors import ConfigError, nearest
+
+Layout = Literal["images", "images-last", "signals", "signals-last", "table", "tokens"]
 """What the axes of ``x`` are: ``[n, channels, height, width]``, ``[n, height, width, channels]``,
-``[n, channels, time]``, ``[n, columns]``, numbers of tokens ``[n, time]``. Images may lack their channel axis.
+``[n, channels, time]``, ``[n, time, channels]``, ``[n, columns]``, numbers of tokens ``[n, time]``. Images may lack
+their channel axis.
 """
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,46 @@ class ReadOptions:
     drop: tuple[str, ...] = ()
     layout: Layout | None = None
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> ReadOptions:
+        """Options by name; several names are a list, or one text with commas; None is not given.
+
+        Raises:
+            ConfigError: there is no such option, or it cannot have this value.
+        """
+        known = [field.name for field in fields(cls)]
+        found: dict[str, Any] = {}
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(f"no option {name!r} of reading: {nearest(name, known)}")
+            if value is None:
+                continue
+            several = name in ("label", "classes", "drop")
+            if several:
+                parts = value.split(",") if isinstance(value, str) else value
+                value = tuple(str(part).strip() for part in parts)
+            elif not isinstance(value, str):
+                raise ConfigError(f"option {name} of reading is {value!r}, must be a text")
+            found[name] = value
+        if found.get("layout") not in (None, *LAYOUTS):
+            raise ConfigError(f"layout {found['layout']!r}: {nearest(found['layout'], LAYOUTS)}")
+        return cls(**found)
+
+    def values(self) -> dict[str, str | list[str]]:
+        """The inverse of :meth:`of`: what was said, as plain values."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v not in (None, ())}
+
+    def only(self, *usable: str, format: str) -> None:
+        """Refuse what a format cannot use.
+
+        Raises:
+            ConfigError: another option was given.
+        """
+        for name in self.values():
+            if name not in usable:
+                raise ConfigError(f"{name} means nothing for {format}: leave it out; it takes {', '.join(usable)}")
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -43,3 +88,12 @@ class Reading:
 
     format: str
     facts: tuple[tuple[str, str], ...] = ()
+
+    def saying(self, subject: str, text: str) -> Reading:
+        """The same and one fact more; none where the text is empty."""
+        return replace(self, facts=(*self.facts, (subject, text))) if text else self
+
+
+def listed(names: Sequence[object], most: int = 8) -> str:
+    """Some names in words: the first of them, and how many there are more."""
+    return ", ".join(map(str, names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interfuse.data.dataset import Dataset
+from interfuse.data.readers import arrays, images, tables
 from interfuse.data.reading import ReadOptions
 from interfuse.errors import DataError
 
@@ -27,12 +28,16 @@ class Reader:
     read: Callable[[Path, ReadOptions], Dataset]
 
 
-READERS: tuple[Reader, ...] = ()
+READERS: tuple[Reader, ...] = (
+    Reader("an .npz of arrays", arrays.recognises, arrays.read),
+    Reader("a CSV or Parquet table", tables.recognises, tables.read),
+    Reader("a folder of images by class", images.recognises, images.read),
+)
 """In the order in which they are asked: the particular before the general."""
 
 
 def read_path(path: Path, options: ReadOptions) -> Dataset:
-    """The data set of a file or folder.
+    """The data set of a file or folder; all of its rows are training rows where it has no test rows of its own.
 
     Raises:
         DataError: there is no such path, no format is recognised, or its reader refuses it.
@@ -42,4 +47,4 @@ def read_path(path: Path, options: ReadOptions) -> Dataset:
     for reader in READERS:
         if reader.recognises(path):
             return reader.read(path, options)
-    raise DataError(f"{path} is none of {', '.join(reader.format for reader in READERS)}")
+    raise DataError(f"{path} is not {', '.join(reader.format for reader in READERS[:-1])} or {READERS[-1].format}")

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from interfuse.data import TABLES, Dataset, load, load_folder, load_table
+from interfuse.data import Dataset, Layout, ReadOptions, is_path, load_with, read_path
 from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
 from interfuse.engines.parties.frames import MESSAGE
@@ -72,19 +72,29 @@ class DataTable(_Table):
     """``[data]``: where the vendor's own rows are, and the public test set, if it has one.
 
     Attributes:
-        source: A name of ``interfuse datasets``, an ``.npz``, ``file.py:function``, a folder of images by class, or a
-            CSV or Parquet file. Rows that the source sets aside for testing are not used.
-        label: The column of labels of a table.
-        classes: Names of the classes in the order of their numbers, for folders and tables.
+        source: A name of ``interfuse datasets``, the path of a file or folder of any format (docs/data.md), or
+            ``file.py:function``. Rows that the source sets aside for testing are not used.
+        label: The column of labels of a table, or several.
+        classes: Names of the classes in the order of their numbers.
+        task, group, drop, layout: How files are read otherwise, see :class:`interfuse.data.ReadOptions`.
         test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
         public: The public data that a method uses, as ``source``; its training rows.
     """
 
     source: Name
-    label: Name | None = None
+    label: Name | tuple[Name, ...] | None = None
     classes: tuple[str, ...] | None = None
+    task: Name | None = None
+    group: Name | None = None
+    drop: tuple[Name, ...] = ()
+    layout: Layout | None = None
     test: Name | None = None
     public: Name | None = None
+
+    @property
+    def options(self) -> ReadOptions:
+        """How its files are to be read."""
+        return ReadOptions.of(self.model_dump(exclude={"source", "test", "public"}))
 
     def load_public(self, folder: Path) -> Dataset | None:
         """The public data, where the vendor has some."""
@@ -95,18 +105,17 @@ class DataTable(_Table):
         own = self._read(_located(self.source, folder))
         if self.test is None:
             return replace(own, x_test=each(lambda x: x[:0], own.x_train), y_test=own.y_train[:0])
-        public = own if self.test == self.source else self._read(_located(self.test, folder))
+        if self.test == self.source:
+            own = public = own.with_held_out()
+        else:
+            public = self._read(_located(self.test, folder))
         if not len(public.y_test):
             return replace(own, x_test=public.x_train, y_test=public.y_train)
         return replace(own, x_test=public.x_test, y_test=public.y_test)
 
     def _read(self, source: str) -> Dataset:
-        path = Path(source)
-        if path.suffix in TABLES:
-            if self.label is None:
-                raise ConfigError(f"[data] label: which column of {path.name} holds the labels?")
-            return load_table(path, self.label, self.classes)
-        return load_folder(path, self.classes) if path.is_dir() else load(source)
+        # a named data set or a function takes no options, and one file of several may need them
+        return read_path(Path(source), self.options) if is_path(source) else load_with(source, ReadOptions())
 
 
 class AllowTable(_Table):

@@ -1,0 +1,143 @@
+"""``.npz`` files: arrays by name."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from interfuse.data.dataset import Dataset
+from interfuse.data.reading import LAYOUTS, Layout, Reading, ReadOptions, listed
+from interfuse.data.targets import plain_origin, read_targets
+from interfuse.data.task import Task
+from interfuse.errors import DataError, nearest
+
+SPLITS = (("x_train", "y_train", "x_test", "y_test"), ("X_train", "y_train", "X_test", "y_test"))
+WHOLES = (("x", "y"), ("X", "y"))
+GROUPS = ("groups", "group", "people", "subject", "subjects")
+"""Names of the array that says whose a row is."""
+FACTS = ("blocks", "task", "layout", "channels", "class_names")
+"""What else is read: overlapping rows, and texts."""
+AXES: Mapping[tuple[str, int], Layout] = {
+    ("first", 3): "signals", ("last", 3): "signals-last", ("first", 4): "images", ("last", 4): "images-last",
+}  # fmt: skip
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a file with this ending."""
+    return path.is_file() and path.suffix.lower() == ".npz"
+
+
+def read(path: Path, options: ReadOptions) -> Dataset:
+    """The data set in an ``.npz``.
+
+    It has ``x_train, y_train, x_test, y_test``, or ``x, y``; and may have ``groups`` (or ``people``, ``subject``) and
+    ``blocks``, of each row of ``x_train`` or ``x``; ``class_names``; and the texts ``task``, ``layout``, or
+    ``channels`` (``first`` or ``last``). What options say goes before what the file says.
+
+    Raises:
+        DataError: it cannot be read, lacks an array, or two readings are likely.
+    """
+    options.only("classes", "task", "group", "layout", format="an .npz")
+    arrays = _arrays(path)
+    found = [names for names in (*SPLITS, *WHOLES) if all(name in arrays for name in names)]
+    if not found:
+        raise DataError(
+            f"{path} holds {listed(sorted(arrays)) or 'nothing'}; it needs x_train, y_train, x_test, y_test, or x and y"
+        )
+    names = found[0]
+    if len(found) > 1:
+        raise DataError(f"{path} holds both {' and '.join(other[0] for other in found[:2])}; leave one of them out")
+    x, y = arrays[names[0]], arrays[names[1]]
+    x_held, y_held = (arrays[names[2]], arrays[names[3]]) if len(names) == 4 else (x[:0], y[:0])
+    if y.ndim == 0 or x.ndim == 0 or len(x) != len(y):
+        raise DataError(f"{path}: {names[1]} has shape {list(y.shape)}, but {names[0]} {list(x.shape)}")
+    group = _group(path, arrays, options.group)
+    blocks = arrays.get("blocks")
+    for part, values in ((group, arrays.get(group)), ("blocks", blocks)):
+        if values is not None and values.shape != x.shape[:1]:
+            raise DataError(f"{path}: {part} has shape {list(values.shape)}, but {names[0]} has {len(x)} rows")
+    layout = _layout(path, arrays, options, x, names[0])
+    reading = Reading("npz", ((names[0], f"{x.dtype} {list(x.shape)}"), (names[1], f"{y.dtype} {list(y.shape)}")))
+    if group:
+        reading = reading.saying("group", group)
+    used = {*names, group, *FACTS}
+    if unused := sorted(arrays.keys() - used):
+        reading = reading.saying("left out", f"{listed(unused)}: not among the names that are read")
+    task: Task | str | None = options.task or _word(path, arrays, "task")
+    class_names = tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else None
+    if options.classes is not None:
+        sides = ((y, plain_origin(names[1])), (y_held, plain_origin(names[-1])))
+        targets = read_targets(*sides, task, options.classes, names_are_values=True)
+        y, y_held, task, class_names = targets.train, targets.test, targets.task, None
+    return Dataset.from_arrays(
+        path.stem,
+        x,
+        y,
+        x_held,
+        y_held,
+        task=task,
+        layout=layout,
+        class_names=class_names,
+        groups=arrays.get(group),
+        blocks=blocks,
+        reading=reading,
+    )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            twice = sorted({name for name in archive.files if archive.files.count(name) > 1})
+            if twice:
+                raise DataError(f"{path} holds {listed(twice)} twice; write it anew")
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise DataError(f"there is no file {path}") from None
+    except (OSError, EOFError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+        # NumPy's own advice is to allow pickles, which run code.
+        reason = "it holds Python objects; save arrays of numbers" if "pickle" in str(error).lower() else str(error)
+        raise DataError(f"cannot read {path}: {reason}") from error
+
+
+def _group(path: Path, arrays: Mapping[str, np.ndarray], asked: str | None) -> str:
+    if asked is not None and asked not in arrays:
+        raise DataError(f"{path} has no array {asked!r}: {nearest(asked, arrays)}")
+    known = [asked] if asked is not None else [name for name in GROUPS if name in arrays]
+    if len(known) > 1:
+        raise DataError(f"{path} has {' and '.join(known)}: say which one says whose a row is, group={known[0]}")
+    return known[0] if known else ""
+
+
+def _word(path: Path, arrays: Mapping[str, np.ndarray], name: str) -> str | None:
+    """A text that the file says."""
+    if name not in arrays:
+        return None
+    if arrays[name].size != 1:
+        raise DataError(f"{path}: {name} is {arrays[name].dtype} {list(arrays[name].shape)}, must be a single text")
+    value = arrays[name].item()
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _layout(
+    path: Path, arrays: Mapping[str, np.ndarray], options: ReadOptions, x: np.ndarray, part: str
+) -> Layout | None:
+    if options.layout is not None:
+        return options.layout
+    said, channels = _word(path, arrays, "layout"), _word(path, arrays, "channels")
+    if said is not None:
+        if said not in LAYOUTS:
+            raise DataError(f"{path}: layout {said!r}: {nearest(said, LAYOUTS)}")
+        return said
+    if channels is not None:
+        if (channels, x.ndim) not in AXES:
+            raise DataError(f"{path}: channels is {channels!r}, must be 'first' or 'last', for {part} of 3 or 4 axes")
+        return AXES[channels, x.ndim]
+    if x.ndim == 2 and x.dtype.kind in "iu" and x.dtype != np.uint8:
+        raise DataError(
+            f"{path}: {part} has whole numbers ({x.dtype}) and shape {list(x.shape)}, which may be columns of a table "
+            "or numbers of tokens: say layout=table or layout=tokens (as an option, or as a text `layout` in the file)"
+        )
+    return None

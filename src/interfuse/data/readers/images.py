@@ -1,0 +1,225 @@
+"""Folders of images, with a subfolder for each class."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from interfuse.data.dataset import Dataset
+from interfuse.data.reading import Reading, ReadOptions, listed
+from interfuse.data.targets import in_order
+from interfuse.data.task import Classification
+from interfuse.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DEBRIS = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"})
+"""What file browsers and archives leave behind, in small letters; so do names that begin with a dot."""
+TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"})
+ORIENTATION = 0x0112
+"""A tag of EXIF."""
+SIXTEEN_BITS = re.compile(r"(RGBA?|LA|RGBX|CMYK);16")
+"""In what Pillow calls the bits of a file whose image it holds with 8."""
+EXACT = 2**24
+"""Up to which float32 holds whole numbers."""
+
+
+@dataclass
+class _Notes:
+    """What was met on the way."""
+
+    debris: list[str] = field(default_factory=list)
+    loose: list[str] = field(default_factory=list)
+    empty: list[str] = field(default_factory=list)
+    kinds: Counter[str] = field(default_factory=Counter)
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a folder in which, or two levels below, there is a file with the ending of an image."""
+    if not path.is_dir():
+        return False
+    below = [folder for folder in path.iterdir() if folder.is_dir() and not _is_debris(folder)]
+    inner = [folder for outer in below for folder in outer.iterdir() if folder.is_dir() and not _is_debris(folder)]
+    return any(file.suffix.lower() in ENDINGS for folder in (path, *below, *inner) for file in folder.iterdir())
+
+
+def load_folder(path: str | Path, classes: Sequence[str] | None = None) -> Dataset:
+    """All images of a folder with a subfolder for each class, as training rows: grey or colour, all of one size.
+
+    Subfolders ``train`` and ``test`` (or ``val``) above those of the classes are training and test rows.
+
+    Args:
+        classes: The subfolders in the order of their numbers; None: those that are there, sorted.
+
+    Raises:
+        DataError: there are no images, a file is none or loses by being read, or they differ in size or kind.
+    """
+    return read(Path(path), ReadOptions(classes=None if classes is None else tuple(classes)))
+
+
+def read(path: Path, options: ReadOptions) -> Dataset:
+    """A folder as options say; see :func:`load_folder`."""
+    options.only("classes", format="a folder of images")
+    notes = _Notes()
+    parts = _parts(path, notes)
+    files = [[file for folder in folders for file in _images_of(folder, notes)] for folders in parts]
+    if not files[0]:
+        raise DataError(f"{path} has no subfolders with images, one for each class")
+    arrays = _read_all([file for part in files for file in part], notes)
+    x = [arrays[: len(files[0])], arrays[len(files[0]) :]]
+    labels, held = ([file.parent.name for file in part] for part in files)
+    strange = in_order({*held} - {*labels})
+    if strange:
+        raise DataError(f"{path}: the class {strange[0]!r} has test images, but there are none to train on")
+    names = list(options.classes) if options.classes is not None else in_order(labels)
+    if unknown := in_order({*labels} - {*names}):
+        raise DataError(f"{path} has the class {unknown[0]!r}, which is not among {listed(names)}")
+    y, y_held = (np.array([names.index(name) for name in part], np.int64) for part in (labels, held))
+    reading = Reading("folder of images")
+    for kind, count in notes.kinds.items():
+        reading = reading.saying("images", f"{count:,} {kind}")
+    if notes.debris:
+        reading = reading.saying("left out", f"{listed(in_order(notes.debris))}: files of a file browser or hidden")
+    if notes.empty:
+        reading = reading.saying("left out", f"{listed(in_order(notes.empty))}: folders without images, so no class")
+    if notes.loose:
+        reading = reading.saying("left out", f"{listed(notes.loose)}: files beside the folders of classes")
+    if parts[1]:
+        reading = reading.saying("test rows", f"those below {listed(in_order(f.parent.name for f in parts[1]))}")
+        lacking = in_order({*labels} - {*held})
+        if lacking:
+            reading = reading.saying("warning", f"no test image of {listed(lacking)}")
+    task = Classification(tuple(names))
+    return Dataset.from_arrays(path.name, x[0], y, x[1], y_held, task=task, layout="images", reading=reading)
+
+
+def _is_debris(path: Path) -> bool:
+    return path.name.startswith(".") or path.name.lower() in DEBRIS
+
+
+def _inside(folder: Path, notes: _Notes) -> list[Path]:
+    """What is in a folder, sorted, but for what file browsers left."""
+    found = []
+    for path in sorted(folder.iterdir()):
+        if _is_debris(path):
+            notes.debris.append(path.name)
+        else:
+            found.append(path)
+    return found
+
+
+def _parts(root: Path, notes: _Notes) -> tuple[list[Path], list[Path]]:
+    """The folders of classes of the training and of the test rows."""
+    inside = _inside(root, notes)
+    folders, loose = [p for p in inside if p.is_dir()], [p for p in inside if not p.is_dir()]
+    images = [path.name for path in loose if path.suffix.lower() in ENDINGS]
+    if images and folders:
+        raise DataError(f"{root}: the image {images[0]} lies in no subfolder, so in no class; put it into one")
+    notes.loose += [path.name for path in loose]
+    train = [folder for folder in folders if folder.name.lower() in TRAIN]
+    test = [folder for folder in folders if folder.name.lower() in TEST]
+    splits = [
+        folder for folder in (*train, *test) if any(one.is_dir() and not _is_debris(one) for one in folder.iterdir())
+    ]
+    if not splits:
+        return folders, []
+    strange = [folder.name for folder in folders if folder not in splits]
+    if len(train) != 1 or strange:
+        others = f"beside {strange[0]}" if strange else "without train" if not train else "twice"
+        raise DataError(
+            f"{root} has the folder {splits[0].name} of classes {others}: give a folder with train and test (or val), "
+            "or one with a subfolder for each class"
+        )
+    found = []
+    for side in (train, test):
+        classes = []
+        for split in side:
+            for path in _inside(split, notes):
+                if path.is_dir():
+                    classes.append(path)
+                else:
+                    raise DataError(f"{path} lies beside the folders of classes, so in no class; put it into one")
+        found.append(classes)
+    return found[0], found[1]
+
+
+def _images_of(folder: Path, notes: _Notes) -> list[Path]:
+    files = _inside(folder, notes)
+    if not files:
+        notes.empty.append(folder.name)
+    return files
+
+
+def _read_all(files: Sequence[Path], notes: _Notes) -> np.ndarray:
+    """Images ``[n, channels, height, width]``, uint8 or float32."""
+    arrays: list[np.ndarray] = []
+    kinds: list[str] = []
+    for file in files:
+        array, kind = _read(file, notes)
+        arrays.append(array)
+        kinds.append(kind)
+        if array.shape[1:] != arrays[0].shape[1:]:
+            raise DataError(
+                f"{file} has shape {array.shape[1:]}, but {files[0]} {arrays[0].shape[1:]}; make them alike"
+            )
+        if kind != kinds[0]:
+            raise DataError(f"{file} is {kind}, but {files[0]} is {kinds[0]}; make them alike")
+    notes.kinds.update(kinds)
+    return np.stack(arrays)
+
+
+def _read(file: Path, notes: _Notes) -> tuple[np.ndarray, str]:
+    """An image ``[channels, height, width]`` and its kind in words."""
+    from PIL import Image, ImageOps  # comes with Matplotlib, and is slow to import
+
+    try:
+        with Image.open(file) as image:
+            if getattr(image, "n_frames", 1) > 1:
+                raise DataError(f"{file} has several pictures in it; save each as a file of its own")
+            depth = _bits_lost(image)
+            turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
+            upright = ImageOps.exif_transpose(image)
+            upright.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} is no image that can be read: {error}") from error
+    if depth:
+        raise DataError(f"{file} has {depth}, which would be cut to 8; save it as grey, or as RGB of 8 bits")
+    notes.kinds["turned as their EXIF orientation says"] += turned
+    array, kind = _pixels(upright, file)
+    return (array[np.newaxis] if array.ndim == 2 else np.moveaxis(array, -1, 0)), kind
+
+
+def _bits_lost(image: Image.Image) -> str:
+    """What of an image that is opened, and not loaded yet, Pillow would cut to 8 bits, in words."""
+    tiles = getattr(image, "tile", ())
+    if image.mode.startswith("I") or image.mode == "F" or not tiles:
+        return ""
+    tile = tiles[0]
+    deep = tile.codec_name.startswith("ppm") and any(isinstance(one, int) and one > 255 for one in tile.args or ())
+    return "16 bits a colour" if deep or SIXTEEN_BITS.search(str(tile.args)) else ""
+
+
+def _pixels(image: Image.Image, file: Path) -> tuple[np.ndarray, str]:
+    grey = image.mode in ("1", "L", "LA")
+    if image.mode in ("RGBA", "LA", "PA") or (image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info):
+        if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
+            raise DataError(
+                f"{file} (mode {image.mode}) has transparent pixels, whose colour means nothing; put it on a background"
+            )
+    elif image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+        whole = image.mode != "F"
+        if not np.isfinite(values).all() or (whole and np.abs(values.astype(np.int64)).max() > EXACT):
+            raise DataError(f"{file} (mode {image.mode}) has values that float32 cannot hold")
+        return values.astype(np.float32), "grey of 16 bits or more, kept as floats"
+    elif not grey and image.mode not in ("P", "RGB"):
+        raise DataError(f"{file} has mode {image.mode}, which is not read without loss; save it as grey or RGB")
+    return np.asarray(image.convert("L" if grey else "RGB")), "grey" if grey else "RGB"

@@ -1,0 +1,381 @@
+"""Tables: CSV and Parquet files with a column for each feature, and columns of targets."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float64, Shaped
+
+from interfuse.data.axes import lost
+from interfuse.data.dataset import Dataset
+from interfuse.data.reading import Reading, ReadOptions, listed
+from interfuse.data.targets import (
+    MISSING_AMONG_NUMBERS,
+    NUMBER,
+    TOLD_APART,
+    TRUTHS,
+    Origin,
+    Targets,
+    clean,
+    read_targets,
+)
+from interfuse.data.task import MultiLabel, Regression
+from interfuse.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from pyarrow import ChunkedArray
+
+Column = Shaped[np.ndarray, "rows"]
+
+TABLES = (".csv", ".tsv", ".parquet", ".pq")
+DELIMITERS = (",", ";", "\t", "|")
+DEFAULT_LABEL = "label"
+"""A column of this name is the label where none is said."""
+COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?|[+-]?\d{1,3}([.,' ]\d{3})+([.,]\d+)?", re.ASCII)
+ID_NAME = re.compile(r"(^|[_\s.-])(id|uuid|guid|mrn|key|index)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns by name, as they stand in a file.
+
+    Attributes:
+        row: What a person calls a row: its line, or its number from 1.
+        refused: Columns that cannot be read, and why; they may be left out.
+        facts: What was decided, by subject.
+    """
+
+    path: Path
+    format: str
+    columns: dict[str, Column]
+    row: Sequence[str]
+    refused: dict[str, str] = field(default_factory=dict)
+    facts: tuple[tuple[str, str], ...] = ()
+
+    def origin(self, name: str) -> Origin:
+        """How errors call a column and its rows."""
+        return Origin(f"column {name!r}", lambda row: f"{self.path}: {self.row[row]}")
+
+
+def recognises(path: Path) -> bool:
+    """Whether it is a file with the ending of a table."""
+    return path.is_file() and path.suffix.lower() in TABLES
+
+
+def load_table(
+    path: str | Path,
+    label: str | Sequence[str],
+    classes: Sequence[str] | None = None,
+    task: str | None = None,
+    *,
+    group: str | None = None,
+    drop: Sequence[str] = (),
+) -> Dataset:
+    """All rows of a CSV (with a head line) or Parquet file as training rows: numbers, and columns of targets.
+
+    Args:
+        label: The column of targets, or several.
+        classes: The values of the label column in the order of their numbers; None: those that are there, sorted.
+        task: A name of :data:`.task.TASKS`. None: a single column has classes, unless all of it is numbers and some are
+            not whole; of several see :meth:`Dataset.from_arrays`.
+        group: The column that says whose a row is.
+        drop: Columns that are no features.
+
+    Raises:
+        DataError: the file cannot be read, has no such column, or a value that is no number; names line and column.
+    """
+    labels = (label,) if isinstance(label, str) else tuple(label)
+    return read(Path(path), ReadOptions(labels, None if classes is None else tuple(classes), task, group, tuple(drop)))
+
+
+def read(path: Path, options: ReadOptions) -> Dataset:
+    """A table as options say; see :func:`load_table`."""
+    options.only("label", "classes", "task", "group", "drop", format="a table")
+    table = read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
+    labels = options.label or ((DEFAULT_LABEL,) if DEFAULT_LABEL in table.columns else ())
+    if not labels:
+        raise DataError(f"{path}: which column holds the labels? Say label=NAME; it has {listed([*table.columns], 30)}")
+    said_apart = [*labels, *options.drop, *([options.group] if options.group else [])]
+    for name in said_apart:
+        if name not in table.columns and name not in table.refused:
+            raise DataError(f"{path} has no column {name!r}: {nearest(name, [*table.columns, *table.refused])}")
+        if said_apart.count(name) > 1:
+            raise DataError(f"{path}: column {name!r} is named twice among label, group and drop")
+        if name in table.refused and name not in options.drop:
+            raise DataError(f"{path}: column {name!r} {table.refused[name]}, so it is no label and no group")
+    features = [name for name in table.columns if name not in said_apart]
+    if not features and not table.refused.keys() - set(said_apart):
+        raise DataError(f"{path} has no column beside {', '.join(map(repr, said_apart))}")
+    x, said = _features(table, features, {n: why for n, why in table.refused.items() if n not in said_apart})
+    reading = Reading(table.format, table.facts).saying("label", listed(labels))
+    if not options.label:
+        reading = reading.saying("label", "by its name")
+    if options.drop:
+        reading = reading.saying("left out", f"{listed(options.drop)}, as said")
+    for text in said:
+        reading = reading.saying("columns", text)
+    groups = None
+    if options.group is not None:
+        groups = clean(table.columns[options.group], table.origin(options.group))
+        reading = reading.saying("group", options.group)
+    targets = _targets(table, labels, options)
+    for text in targets.said:
+        reading = reading.saying("labels", text)
+    y = targets.train
+    return Dataset.from_arrays(
+        path.stem, x, y, x[:0], y[:0], task=targets.task, groups=groups, columns=features, reading=reading
+    )
+
+
+def _targets(table: Table, labels: Sequence[str], options: ReadOptions) -> Targets:
+    """The targets of these columns, whose tasks are called by them where it has no classes."""
+    if len(labels) == 1:
+        column, origin = table.columns[labels[0]], table.origin(labels[0])
+    else:
+        columns = [clean(table.columns[name], table.origin(name)) for name in labels]
+        for name, one in zip(labels, columns, strict=True):
+            if one.dtype.kind == "U":
+                raise DataError(f"{table.path}: column {name!r} is not all numbers: {one[0]!r} in {table.row[0]}")
+        column, origin = np.stack(columns, axis=1), replace(table.origin(""), what=f"columns {listed(labels)}")
+    try:
+        found = read_targets(
+            (column, origin), (column[:0], origin), options.task, options.classes, names_are_values=True
+        )
+    except DataError as error:
+        text = str(error)
+        raise DataError(text if text.startswith(str(table.path)) else f"{table.path}: {text}") from None
+    if isinstance(found.task, Regression | MultiLabel):
+        if options.classes is not None:
+            raise DataError(f"{table.path}: classes are named, but the task is {found.task.name}; leave them out")
+        return replace(found, task=replace(found.task, names=tuple(labels)))
+    return found
+
+
+def _features(
+    table: Table, names: Sequence[str], refused: dict[str, str]
+) -> tuple[Float64[np.ndarray, "rows columns"], list[str]]:
+    """All features side by side, and what was decided of them.
+
+    Raises:
+        DataError: naming every column that is not all numbers, the line and the value.
+    """
+    problems, values, said = dict(refused), [], []
+    truths, distinct = [], []
+    for name in names:
+        column = table.columns[name]
+        if column.dtype.kind == "b" or _are_truths(column):
+            truths.append(name)
+            column = np.array([str(value).lower() == "true" for value in column])
+        found = _numbers(column, table)
+        if isinstance(found, str):
+            problems[name] = found
+            continue
+        values.append(found)
+        many = len(found) >= TOLD_APART and bool((found == np.trunc(found)).all())
+        if many and (ID_NAME.search(name) or len(np.unique(found)) == len(found)):
+            distinct.append(name)
+    if problems:
+        listing = "; ".join(f"column {name!r} {problem}" for name, problem in [*problems.items()][:8])
+        more = f"; and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise DataError(
+            f"{table.path}: {listing}{more}. Put numbers there, or leave columns out with drop={','.join(problems)}"
+        )
+    if truths:
+        said.append(f"true is 1 and false 0 in {listed(truths)}")
+    if distinct:
+        said.append(
+            f"warning: {listed(distinct)} may be identifiers, by name or another number in each row; if so drop them"
+        )
+    return np.stack(values, axis=1), said
+
+
+def _are_truths(column: Column) -> bool:
+    return str(column[0]).lower() in TRUTHS and {str(value).lower() for value in column} <= TRUTHS.keys()
+
+
+def _numbers(column: Column, table: Table) -> Float64[np.ndarray, "rows"] | str:
+    """A column as finite numbers that float32 holds, or what is wrong with it."""
+    try:
+        values = column.astype(np.float64)
+        plain = column.dtype != object or not any("_" in text or not text.isascii() for text in map(str, column))
+    except (TypeError, ValueError):
+        plain = False
+    if not plain:
+        return _not_numbers([str(value).strip() for value in column.tolist()], table)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        others = f", nor in {len(bad) - 1} other rows" if len(bad) > 1 else ""
+        what = "no value" if np.isnan(values[bad[0]]) else f"the value {values[bad[0]]:g}, which is not finite,"
+        return f"has {what} in {table.row[bad[0]]}{others if 'no value' in what else ''}"
+    return lost(values) or values
+
+
+def _not_numbers(texts: Sequence[str], table: Table) -> str:
+    wrong = [row for row, text in enumerate(texts) if not NUMBER.fullmatch(text)]
+    absent = [row for row in wrong if texts[row].lower() in MISSING_AMONG_NUMBERS]
+    if len(absent) == len(wrong):
+        others = f", nor in {len(absent) - 1} other rows" if len(absent) > 1 else ""
+        shown = f" ({texts[absent[0]]!r})" if texts[absent[0]] else ""
+        return f"has no value in {table.row[absent[0]]}{shown}{others}"
+    first = next(row for row in wrong if row not in set(absent))
+    text = texts[first]
+    if COMMA_NUMBER.fullmatch(text):
+        return f"is not all numbers: {text!r} in {table.row[first]} (numbers have a decimal point and no separators)"
+    if len(texts) >= TOLD_APART and len(set(texts)) == len(texts):
+        return f"is not all numbers: another text in every row ({text!r}, ...), so it identifies rows"
+    return f"is not all numbers: {text!r} in {table.row[first]}"
+
+
+def read_csv(path: Path) -> Table:
+    """The columns of a CSV file, all as text.
+
+    Raises:
+        DataError: it is no CSV in UTF-8 with a head line; names line and column.
+    """
+    facts: list[tuple[str, str]] = []
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            delimiter = _delimiter(first)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=delimiter, strict=True)
+            rows, lines, before = [], [], 0
+            for row in reader:
+                # a quoted field may go over several lines: a row is called by its first
+                if row:
+                    rows.append(row)
+                    lines.append(f"line {before + 1}")
+                before = reader.line_num
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not in UTF-8 (byte {error.start}): save it as UTF-8") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"cannot read {path} as CSV: {error}") from error
+    if len(rows) < 2:
+        raise DataError(f"{path} has no rows below its head line")
+    head, *rows = rows
+    names, lines = [name.strip() for name in head], lines[1:]
+    for row, line in zip(rows, lines, strict=True):
+        if len(row) != len(names):
+            raise DataError(
+                f"{path}: {line} has {len(row)} values; every row needs {len(names)} values, as the head line has"
+            )
+    if all(map(NUMBER.fullmatch, names)) or any("." in name and NUMBER.fullmatch(name) for name in names):
+        raise DataError(f"{path}: its first line holds numbers, but must hold the names of the columns")
+    if delimiter != ",":
+        facts.append(("delimiter", {";": "semicolon", "\t": "tab"}.get(delimiter, delimiter)))
+    # objects, since an array of texts has the length of the longest in every row
+    columns = [np.array([value.strip() for value in column], dtype=object) for column in zip(*rows, strict=True)]
+    if names[0] in ("", "Unnamed: 0") and _counts_rows(columns[0]):
+        facts.append(("left out", "the first column, which has no name and counts the rows"))
+        names, columns = names[1:], columns[1:]
+    _check_names(path, names)
+    return Table(path, "CSV", dict(zip(names, columns, strict=True)), lines, facts=tuple(facts))
+
+
+def _delimiter(head: str) -> str:
+    """The one that divides the head line into most columns; the first of equals."""
+    return max(DELIMITERS, key=lambda one: len(next(csv.reader([head], delimiter=one), [])))
+
+
+def _counts_rows(column: Column) -> bool:
+    counted = list(map(str, column))
+    return counted in ([str(n) for n in range(len(counted))], [str(n) for n in range(1, len(counted) + 1)])
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1 and name]
+    if twice:
+        raise DataError(f"{path} has {len(twice)} column names twice: {listed(twice)}; rename or remove one of each")
+    if "" in names:
+        raise DataError(f"{path}: column {names.index('') + 1} has no name")
+
+
+def read_parquet(path: Path) -> Table:
+    """The columns of a Parquet file; a list column of one length becomes as many columns.
+
+    Raises:
+        DataError: it is no Parquet file, or has two columns of one name.
+    """
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise DataError(f"{path}: reading Parquet needs `pip install interfuse[tables]`") from None
+    try:
+        table = parquet.ParquetFile(path).read()
+    except (OSError, ArrowException) as error:
+        raise DataError(f"cannot read {path} as Parquet: {error}") from error
+    names = [name.strip() for name in table.column_names]
+    _check_names(path, names)
+    facts: list[tuple[str, str]] = []
+    columns: dict[str, Column] = {}
+    refused: dict[str, str] = {}
+    row = [f"row {number}" for number in range(1, len(table) + 1)]
+    if not row:
+        raise DataError(f"{path} has no rows")
+    shards = re.search(r"-of-0*([1-9]\d*)$", path.stem)
+    if shards and int(shards[1]) > 1:
+        facts.append(("warning", f"by its name this is one of {shards[1]} files of one table"))
+    for name, values in zip(names, table.columns, strict=True):
+        if re.fullmatch(r"__index_level_\d+__", name):
+            facts.append(("left out", f"{name}, the index that pandas wrote"))
+            continue
+        found = _arrow_column(values, row)
+        if isinstance(found, str):
+            refused[name] = found
+        elif found.ndim == 2:
+            spread = {f"{name}[{index}]": column for index, column in enumerate(found.T)}
+            facts.append(("columns", f"list {name} became {len(spread)} columns, {next(iter(spread))} and so on"))
+            columns |= spread
+        else:
+            columns[name] = found
+    _check_names(path, [*columns, *refused])
+    return Table(path, "Parquet", columns, row, refused, tuple(facts))
+
+
+def _arrow_column(values: ChunkedArray, row: Sequence[str]) -> np.ndarray | str:
+    """A column as NumPy has it, ``[rows, length]`` of lists; or what is wrong with it."""
+    import pyarrow as pa
+    from pyarrow import types
+
+    kind = values.type
+    if types.is_dictionary(kind):
+        values = values.cast(kind.value_type)
+        kind = values.type
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return _arrow_lists(values.to_pylist(), row)
+    if types.is_decimal(kind):
+        values = values.cast(pa.float64())
+    elif types.is_null(kind):
+        return "has no values at all"
+    elif not (
+        types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_binary(kind)
+    ):
+        return f"is {kind}, neither numbers nor text"
+    if values.null_count:
+        return np.array(values.to_pylist(), dtype=object)
+    found = values.to_numpy()
+    return found if found.dtype.kind in "biuf" else np.array(values.to_pylist(), dtype=object)
+
+
+def _arrow_lists(lists: Sequence[Sequence[object] | None], row: Sequence[str]) -> np.ndarray | str:
+    lengths = [-1 if one is None else len(one) for one in lists]
+    for at, length in enumerate(lengths):
+        if length != lengths[0] or length < 1:
+            return f"is lists of different length: {lengths[0]} in {row[0]}, {max(length, 0)} in {row[at]}"
+    try:
+        found = np.array(lists, dtype=np.float64)
+    except (TypeError, ValueError):
+        return "is lists of something else than numbers"
+    return found if found.ndim == 2 else "is lists of lists: save each inner one as a column"
