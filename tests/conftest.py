@@ -1,8 +1,21 @@
-"""Lies here so that tests in every folder find the helper modules beside it."""
+"""Lies here so that tests in every folder find the helper modules beside it; and what all of them share."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
 import torch
 
 # oracles are compared bit for bit with what runs on one thread
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def quick_path() -> Iterator[Path]:
+    """A folder in memory where there is one: syncing thousands of files to a disk takes its time."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
+        yield Path(folder)

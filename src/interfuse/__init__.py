@@ -45,7 +45,7 @@ from interfuse.messages import (
 from interfuse.method import ALL, BUFFERS, NOTHING, Method, Network
 from interfuse.models import SplitModel, pair, split_at
 from interfuse.numerics import Numerics
-from interfuse.runs import Result, Silent
+from interfuse.runs import Callback, EarlyStopping, Result, Silent
 from interfuse.server import Server
 from interfuse.training import Cosine, Exponential, Fitted, Optimizer, cross_entropy, modular_cross_entropy, total
 
@@ -57,6 +57,7 @@ __all__ = [
     "Arrival",
     "Batch",
     "BufferPolicy",
+    "Callback",
     "Change",
     "ClassCounts",
     "Classification",
@@ -69,6 +70,7 @@ __all__ = [
     "Devices",
     "Dirichlet",
     "Disclosure",
+    "EarlyStopping",
     "Exponential",
     "FeatureGradients",
     "Features",

@@ -5,20 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
 from interfuse import report
 from interfuse.clock import named
-from interfuse.data import Dataset, load
+from interfuse.data import Dataset, Divide, Partition, load
 from interfuse.errors import ConfigError
+from interfuse.evaluation import OwnMetric
 from interfuse.method import Method
 from interfuse.methods import find, name_of
 from interfuse.models import Builder, expanded, resolve
-from interfuse.references import IN_MEMORY
+from interfuse.references import IN_MEMORY, reference_of
 from interfuse.report.progress import following
-from interfuse.runs import Execution, Given, Progress, Result, RunConfig, RunSettings, execute, parse_config
+from interfuse.runs import Callback, Execution, Given, Progress, Result, RunConfig, RunSettings, execute, parse_config
 from interfuse.runs import resume as resume_run
-from interfuse.runs.config import DataSets, absolute_paths, check_keys, partition_values, settings_of
+from interfuse.runs.config import (
+    DataSets,
+    absolute_paths,
+    check_keys,
+    metric_names,
+    partition_of,
+    partition_values,
+    settings_of,
+)
 
 
 def run(
@@ -26,6 +35,7 @@ def run(
     *,
     out: str | Path | None = None,
     progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
     **values: Unpack[RunSettings],
 ) -> Result:
     """Run a federated method and write its folder, with a report.
@@ -35,18 +45,20 @@ def run(
         out: The run folder; None: a new one under ``runs/``.
         progress: Who follows the run; None: bars or lines on the standard error stream.
             ``interfuse.Silent()`` shows nothing.
+        callbacks: Hooks of your own, see :class:`interfuse.Callback`; results do not depend on them.
         values: The settings of :class:`interfuse.runs.RunSettings`; defaults are those of a recipe.
 
     Raises:
         InterfuseError: something cannot work; the text names the client and the field.
     """
-    check_keys(values, {*RunSettings.__annotations__, "out", "progress"}, "interfuse.run")
+    check_keys(values, {*RunSettings.__annotations__, "out", "progress", "callbacks"}, "interfuse.run")
     settings = values.get("settings", {})
     if isinstance(method, Method) and settings:
         raise ConfigError("settings belong to a method that is given by name; this object has its own")
     if not isinstance(method, Method):
         method = (find(method) if isinstance(method, str) else method).configure(settings)
-    given = _given(method, values.get("data"), values.get("models"), values.get("public"))
+    objects = {key: value for key, value in values.items() if key in Objects.__annotations__}
+    given = _given(cast(Objects, objects | {"method": method}), callbacks)
     plain = {key: _PLAIN[key](value) if key in _PLAIN else value for key, value in values.items()}
     plain |= {"method": name_of(type(method)), "settings": settings_of(method)}
     plain["execution"] = {key: plain.pop(key) for key in Execution.model_fields if key in plain}
@@ -84,8 +96,10 @@ _PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "data": _data_names,
     "public": lambda public: None if public is None else _data_names(public),
     "models": _names,
+    "metrics": metric_names,
     "partition": partition_values,
     "numerics": asdict,
+    "stop": lambda stop: None if stop is None else asdict(stop),
     "devices": lambda devices: asdict(named(devices) if isinstance(devices, str) else devices),
 }
 """Settings that may be objects, as plain values."""
@@ -99,58 +113,67 @@ def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, prog
     return Result(path, given or Given())
 
 
+class Objects(TypedDict, total=False):
+    """What was given to :func:`interfuse.run` as objects that cannot be found again by name."""
+
+    method: Method | None
+    data: DataSets | None
+    models: Sequence[str | Builder] | None
+    public: str | Dataset | None
+    partition: str | Partition | Divide | None
+    metrics: Sequence[str | OwnMetric]
+
+
 def resume(
     path: str | Path,
     *,
-    method: Method | None = None,
-    data: DataSets | None = None,
-    models: Sequence[str | Builder] | None = None,
-    public: str | Dataset | None = None,
+    rounds: int | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    **objects: Unpack[Objects],
 ) -> Result:
     """Go on with a run where its last commit left it, and write its report.
 
     Args:
-        method, data, models, public: What was given to :func:`run` as objects that cannot be found again by name.
+        rounds: Of the whole run, where it should have more than it was begun with, finished or not. It becomes the run
+            that had so many from its beginning, to the bit, with what runs beside it.
         workers: Processes on this machine, where it should be another number than before.
+        callbacks: As for :func:`run`.
+        objects: What was given to :func:`run` as an object that cannot be found again by name: ``method``, ``data``,
+            ``models``, ``public``, ``partition``, ``metrics``.
 
     Raises:
-        InterfuseError: there is no run, it was changed, or an object has to be given again.
+        InterfuseError: there is no run, it was changed, an object has to be given again, or it cannot be extended.
     """
-    given = _given(method, data, models, public)
+    check_keys(objects, Objects.__annotations__, "interfuse.resume")
+    given = _given(objects, callbacks)
     with following(progress) as follower:
-        resume_run(Path(path), given=given, workers=workers, progress=follower)
+        resume_run(Path(path), given=given, rounds=rounds, workers=workers, progress=follower)
     report.write(Path(path))
     return Result(path, given)
 
 
-def load_run(
-    path: str | Path,
-    *,
-    method: Method | None = None,
-    data: DataSets | None = None,
-    models: Sequence[str | Builder] | None = None,
-    public: str | Dataset | None = None,
-) -> Result:
-    """Open a run folder, finished or not. For the other arguments see :func:`resume`."""
-    return Result(path, _given(method, data, models, public))
+def load_run(path: str | Path, **objects: Unpack[Objects]) -> Result:
+    """Open a run folder, finished or not. For ``objects`` see :func:`resume`."""
+    check_keys(objects, Objects.__annotations__, "interfuse.load_run")
+    return Result(path, _given(objects))
 
 
-def _given(
-    method: Method | None,
-    data: DataSets | None,
-    models: Sequence[str | Builder] | None,
-    public: str | Dataset | None,
-) -> Given:
+def _given(objects: Objects, callbacks: Sequence[Callback] = ()) -> Given:
+    data, models, public = objects.get("data"), objects.get("models"), objects.get("public")
+    partition, metrics = objects.get("partition"), objects.get("metrics", ())
     several = () if data is None else (data,) if isinstance(data, str | Dataset) else data
-    objects = any(isinstance(one, Dataset) for one in several)
+    in_memory = any(isinstance(one, Dataset) for one in several)
     named = models is None or all(isinstance(model, str) for model in models)
     return Given(
-        method=method,
-        dataset=[load(one) for one in several] if objects else None,
+        method=objects.get("method"),
+        dataset=[load(one) for one in several] if in_memory else None,
         builders=None if named else [resolve(model) for model in expanded(models or ())],
         public=public if isinstance(public, Dataset) else None,
+        partition=None if partition is None or isinstance(partition, str) else partition_of(partition),
+        metrics={reference_of(metric): metric for metric in metrics if not isinstance(metric, str)},
+        callbacks=callbacks,
     )
 
 

@@ -35,6 +35,10 @@ class RunError(InterfuseError):
     """A run folder cannot be written, read or resumed."""
 
 
+class CallbackError(InterfuseError):
+    """A callback of the user failed; the text names it and says how the run stands."""
+
+
 class DeclarationError(InterfuseError, TypeError):
     """A method, handler or message is not declared completely; the text says what to write."""
 

@@ -33,13 +33,15 @@ from interfuse.wire.codecs.rules import DEFAULT
 class Saved:
     """What a commit has to remember of a federation: files by what they hold, the server's models, and the time.
 
-    ``outstanding`` has, by client as text, program, handler, round and arrival of a reply that is on its way.
+    ``outstanding`` has, by client as text, program, handler, round and arrival of a reply that is on its way;
+    ``rounds_read`` says that the method has asked how many rounds there are.
     """
 
     files: Mapping[str, FileRecord]
     architectures: Mapping[str, str]
     times: Mapping[str, float] = field(default_factory=dict)
     outstanding: Mapping[str, tuple[str, str, int, float]] = field(default_factory=dict)
+    rounds_read: bool = False
 
 
 def check(setup: Setup) -> None:
@@ -136,7 +138,11 @@ def check_codecs(codecs: Codecs, method: Method) -> None:
 
 
 class Federation:
-    """Runs a method on an engine. Owned state of both sides can be saved between rounds and put back."""
+    """Runs a method on an engine. Owned state of both sides can be saved between rounds and put back.
+
+    Attributes:
+        rounds: Which round is the last; a run that stops early lowers it.
+    """
 
     def __init__(self, setup: Serving, engine: Engine, ledger: Ledger | None = None, rounds: int = 0) -> None:
         self.setup, self.engine, self.method, self.rounds = setup, engine, setup.method, rounds
@@ -254,6 +260,7 @@ class Federation:
             dict(self.server.architectures),
             dict(self.exchange.clock.times),
             {str(c): (o.program, o.handler, o.round, o.arrives) for c, o in on_their_way.items()},
+            self.server.rounds_read,
         )
 
     def _server_parts(self) -> dict[str, dict[str, Tensor]]:
@@ -275,6 +282,7 @@ class Federation:
             RunError: a file is missing, changed, or does not fit this federation.
         """
         self._forget_server()
+        self.server.rounds_read = saved.rounds_read
         self.round = round
         self.exchange.enter(round, "training")
         self.engine.restore(self._clients_of(folder, saved))

@@ -24,6 +24,7 @@ from interfuse.party import BUFFERS as BUFFERS
 from interfuse.party import NOTHING as NOTHING
 from interfuse.party import Network as Network
 from interfuse.server import Server
+from interfuse.training import OwnSchedule
 
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(0)]
@@ -260,6 +261,16 @@ def _check_answers(method: Method) -> None:
             f"{kind.__name__} keeps nothing of a client's model between rounds, so a client has nothing to answer "
             "with: define `deployed(self, server, clients)`, which returns the tensors, or let `keeps` say what stays"
         )
+
+
+def own_schedules(method: Method) -> dict[str, OwnSchedule]:
+    """The schedules of the user by setting, those of methods that it wraps included."""
+    return {
+        name: value
+        for program in programs(method, "method").values()
+        for name, value in vars(program).items()
+        if isinstance(value, OwnSchedule)
+    }
 
 
 def disclosures_of(kind: type[Program]) -> frozenset[Disclosure]:

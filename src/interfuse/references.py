@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -22,7 +23,26 @@ def is_reference(text: str) -> bool:
 
 def short_name(reference: str) -> str:
     """A method or data set in one word: ``Class`` of a reference, else the name of the file without its ending."""
-    return Path(reference.rpartition(":")[2]).stem
+    _, colon, name = reference.rpartition(":")
+    return name.rpartition(".")[2] if colon else Path(reference).stem
+
+
+def reference_of(thing: type | Callable[..., object]) -> str:
+    """The reference that leads back to a class or function, in this process and in others.
+
+    Where none does, as for a lambda, an object, or what a notebook defines, it begins with ``in-memory:``.
+    """
+    name: str = getattr(thing, "__qualname__", type(thing).__qualname__)
+    module = sys.modules.get(getattr(thing, "__module__", "__main__"), sys.modules["__main__"])
+    if module.__name__ != "__main__":
+        file = Path(module.__file__ or "")
+        place = str(file) if module.__name__ == _module_name(file) else module.__name__
+        try:
+            if load_reference(f"{place}:{name}") is thing:
+                return f"{place}:{name}"
+        except ConfigError:
+            pass
+    return f"{IN_MEMORY}{name}"
 
 
 def load_reference(text: str) -> object:
@@ -63,8 +83,7 @@ def load_file(path: Path) -> ModuleType:
         ConfigError: there is no such file, or what it imports is missing.
     """
     path = path.expanduser().resolve()
-    # Named after the place: two files of the same name stay two modules, and one file read twice is one module.
-    name = f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"
+    name = _module_name(path)
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -81,3 +100,8 @@ def load_file(path: Path) -> ModuleType:
             raise ConfigError(f"cannot import {path}: {error}") from error
         raise
     return module
+
+
+def _module_name(path: Path) -> str:
+    """Named after the place: two files of the same name stay two modules, and one file read twice is one module."""
+    return f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"

@@ -23,7 +23,6 @@ class Server(Party[S]):
 
     Attributes:
         generator: Derived for this round.
-        rounds: Of the whole run.
         inputs: From samples as stored to normalised inputs of a model, for methods that hand over data.
         architectures: Of the models that the server owns, by name.
     """
@@ -43,10 +42,17 @@ class Server(Party[S]):
         rounds: int = 0,
     ) -> None:
         super().__init__(dims, task, public, autocast, state_type)
-        self.inputs, self.rounds, self._seed, self._build = inputs, rounds, seed, build
+        self.inputs, self._rounds, self._seed, self._build = inputs, rounds, seed, build
+        self.rounds_read = False
         self.architectures: dict[str, str] = {}
         self._blanked: set[str] = set()
         self.enter(0)
+
+    @property
+    def rounds(self) -> int:
+        """Of the whole run. What asks for it depends on it: such a run cannot be extended by further rounds."""
+        self.rounds_read = True
+        return self._rounds
 
     def enter(self, round: int, heading: str = "training") -> None:
         """Go to a place in the run."""

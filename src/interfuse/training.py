@@ -23,20 +23,22 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated, Any, Literal, Protocol, Required, TypedDict, Unpack
+from functools import cached_property, partial
+from typing import Annotated, Any, Literal, Protocol, Required, Self, TypedDict, Unpack
 
 import torch
 from annotated_types import Ge, Gt
 from jaxtyping import Float
+from pydantic_core.core_schema import CoreSchema, no_info_plain_validator_function
 from torch import Tensor
 from torch.nn import functional
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from interfuse.data import Batch, Task
-from interfuse.errors import InterfuseError
+from interfuse.errors import ConfigError, InterfuseError
 from interfuse.models import SplitModel
+from interfuse.references import IN_MEMORY, is_reference, load_reference, reference_of
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 OptimizerState = dict[str, dict[str, Tensor]]
@@ -151,8 +153,60 @@ class Cosine:
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
 
 
+@dataclass(frozen=True)
+class OwnSchedule:
+    """A :class:`Schedule` of the user, where a setting is given a function or the reference of one.
+
+    Nothing is loaded until it is called, so that a reference from elsewhere can be refused first.
+
+    Attributes:
+        function: Its reference, such as ``mine.py:warm_up``.
+    """
+
+    function: str
+
+    @classmethod
+    def of(cls, given: Any) -> Self:
+        """The schedule that a setting's value means.
+
+        Raises:
+            ValueError: it means none.
+        """
+        if isinstance(given, cls):
+            return given
+        name = given["function"] if isinstance(given, Mapping) and given.keys() == {"function"} else given
+        if isinstance(name, str) and is_reference(name):
+            if name.startswith(IN_MEMORY):
+                raise ValueError(f"{name} was given as an object; give it again")
+            return cls(name)
+        if not callable(given) or isinstance(given, Exponential | Cosine):
+            raise ValueError("no function lr(round, step), nor the reference of one, such as mine.py:warm_up")
+        made = cls(reference_of(given))
+        vars(made)["_loaded"] = given
+        return made
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        return no_info_plain_validator_function(cls.of)
+
+    @cached_property
+    def _loaded(self) -> Any:
+        return load_reference(self.function)
+
+    def __call__(self, round: int, step: int) -> float:
+        try:
+            rate = float(self._loaded(round, step))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(
+                f"schedule {self.function}: {error}; write lr(round, step), which returns a number"
+            ) from error
+        if not 0 <= rate < math.inf:
+            raise ConfigError(f"schedule {self.function}: lr({round}, {step}) is {rate}; it should be 0 or more")
+        return rate
+
+
 Rate = Annotated[float, Gt(0)]
-LearningRate = Rate | Exponential | Cosine
+LearningRate = Rate | Exponential | Cosine | OwnSchedule
 
 
 @dataclass(frozen=True)

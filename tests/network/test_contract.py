@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from interfuse.client import Client
-from interfuse.engines.parties.contract import Contract, interface
+from interfuse.coordination.driver import Public, make_contract
+from interfuse.engines.parties.contract import Contract, JoinError, interface, method_of
 from interfuse.handler import on_client
 from interfuse.messages import Features, Message, Precision
 from interfuse.method import Method
+from interfuse.runs import parse_config
 
 Sparse = Annotated[Features, Precision.SPARSE]
 Rounded = Annotated[Features, Precision.ROUNDED]
@@ -47,3 +52,18 @@ def test_the_name_of_a_run_is_no_path(name: str) -> None:
 
     assert errors("3f2a-b_C") == []
     assert errors(name) == ["string_pattern_mismatch"]
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_no_schedule_travels_and_none_is_loaded(everybody: bool, tmp_path: Path) -> None:
+    file = tmp_path / "strange.py"
+    file.write_text("raise SystemExit('code of a stranger ran')", encoding="utf-8")
+    own: dict[str, Any] = {"lr": f"{file}:rate"}
+    config = parse_config({"method": "fedavg", **({"settings": own} if everybody else {"client": {1: own}})})
+    public = Public(2, ["a", "b"], torch.zeros(4, dtype=torch.int64), None)
+    contract = make_contract(config, config.make_method(), "run", public)
+    with pytest.raises(
+        JoinError, match=r"lr: expected a number or a schedule of interfuse, .* found .*strange.py:rate"
+    ):
+        method_of(contract)
+    assert not any(name.startswith("strange") for name in sys.modules)

@@ -281,7 +281,7 @@ def set_in_toml(path: Path, old: str, new: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("rounds = 6", "rounds = 7", "rounds: 6 became 7"),
+        ("rounds = 6", "rounds = 5", "rounds: 6 became 5"),
         ("seed = 0", "seed = 1", "seed: 0 became 1"),
         ("base_lr = 0.01", "base_lr = 0.02", "settings.base_lr: 0.01 became 0.02"),
         ('name = "iid"', 'name = "dirichlet"', "partition.name: 'iid' became 'dirichlet'"),

@@ -10,9 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -106,14 +105,6 @@ def carry_on(config: RunConfig, path: Path, fuse: Fuse, given: Given = GIVEN) ->
     if (path / "config.toml").exists():
         return resume(path, given=given, engine=fuse.engine)
     return execute(config, path, given=given, engine=fuse.engine)
-
-
-@pytest.fixture
-def quick_path() -> Iterator[Path]:
-    """A folder in memory where there is one: syncing thousands of files to a disk takes its time."""
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        yield Path(folder)
 
 
 @pytest.mark.parametrize(("method", "settings", "given"), CASES)

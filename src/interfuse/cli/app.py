@@ -116,6 +116,8 @@ _BESIDE = f"References to run on the same data: local, pooled (default {','.join
 _LAYOUT = f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout})."
 _DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype})."
 _DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
+_PATIENCE = "Stop once the validation score has not risen for N points of the curve (default: never)."
+_MORE = "Rounds of the whole run, more than it was begun with: as if it had had so many from its beginning."
 _METRICS = f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)} (default none)."
 
 
@@ -123,6 +125,7 @@ _METRICS = f"Measure more than accuracy at the last and the best round: {', '.jo
 def run(
     what: Annotated[str, argument("METHOD|RECIPE")],
     rounds: Rounds = None,
+    patience: Annotated[int | None, option(WHAT, "N", _PATIENCE)] = None,
     seed: Annotated[int | None, option(WHAT, "N", f"Seed (default {DEFAULT.seed}).")] = None,
     several: Annotated[str | None, option(WHAT, "N,N,...", _SEEDS, "--seeds")] = None,
     assignments: Settings = None,
@@ -160,8 +163,9 @@ def run(
     config = configure(
         what,
         {
-            "rounds": rounds, "seed": seed, "data": one_or_listed(data), "public": public,
-            "clients": clients, "models": listed(models), "fusion_width": width, "device": device,
+            "rounds": rounds, "stop": None if patience is None else {"patience": patience}, "seed": seed,
+            "data": one_or_listed(data), "public": public, "clients": clients, "models": listed(models),
+            "fusion_width": width, "device": device,
             "eval_every": eval_every, "codecs": codecs(codec), "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
@@ -203,10 +207,16 @@ for command in (network.keys, network.node, network.coordinate, network.status, 
 
 
 @app.command()
-def resume(folder: RunArgument, workers: Processes = None, as_json: Json = False, quiet: Quiet = False) -> None:
+def resume(
+    folder: RunArgument,
+    rounds: Annotated[int | None, option(None, "N", _MORE)] = None,
+    workers: Processes = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Go on with the run in the folder RUN where its last commit left it."""
     with _resumable(folder), shown(quiet) as progress:
-        result = api.resume(folder, workers=workers, progress=progress)
+        result = api.resume(folder, rounds=rounds, workers=workers, progress=progress)
     show_result(result, as_json=as_json)
 
 

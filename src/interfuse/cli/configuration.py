@@ -48,7 +48,7 @@ def configure(
     """
     values = _begin_with(what)
     for key, value in absolute_paths(given(options), Path.cwd()).items():
-        values[key] = values.get(key, {}) | given(value) if isinstance(value, Mapping) else value
+        values[key] = (values.get(key) or {}) | given(value) if isinstance(value, Mapping) else value
     if asked := given(partition or {}):
         values["partition"] = changed_partition(
             values.get("partition", {"name": "iid"}), absolute_paths(asked, Path.cwd())

@@ -8,7 +8,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
-NAMES = {bool: "true | false", int: "integer", float: "number", str: "text"}
+from interfuse.training import OwnSchedule
+
+NAMES = {bool: "true | false", int: "integer", float: "number", str: "text", OwnSchedule: "file.py:function"}
 
 
 def in_words(kind: Any) -> str:

@@ -23,7 +23,7 @@ NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
 QUICKER = {"smoke": "a quick try", "small": "the small size"}
 """What a recipe may be besides what it says: a quick try, and what one machine does in some hours."""
-LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1}
+LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1, "stop": 1}
 """Tables to which another table adds, and how deep; any other value is replaced."""
 
 Grid = dict[str, list[Any]]

@@ -27,7 +27,7 @@ from interfuse.engines.parties.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.messages import Disclosure
-from interfuse.method import Method, check_run, disclosures, retained
+from interfuse.method import Method, check_run, disclosures, own_schedules, retained
 from interfuse.models import resolve
 from interfuse.runs import Progress, Result, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
@@ -97,6 +97,10 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     method = config.make_method()
     if Disclosure.DATA in disclosures(method):
         raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
+    for name, schedule in own_schedules(method).items():
+        raise ConfigError(
+            f"{name} = {schedule.function!r}: between parties no code travels; give a number, Exponential or Cosine"
+        )
     check_codecs(Codecs.parse(config.codecs), method)
     check_run(method, range(terms.nodes), config.rounds)
     if not 1 <= terms.least <= terms.nodes:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from inspect import signature
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int64
+from numpy.typing import ArrayLike
 
 from interfuse.data.dataset import Dataset
 from interfuse.errors import ConfigError, DataError, nearest
@@ -198,6 +200,41 @@ class Natural:
         if clients > len(names):
             raise DataError(f"Natural: {clients} clients, but the data has {len(names)} groups; take at most as many")
         return [np.flatnonzero(numbers % clients == client) for client in range(clients)]
+
+
+Divide = Callable[..., Sequence[ArrayLike]]
+"""A rule as a function: (labels, clients, rng) or (labels, clients, rng, groups) to the rows of each client."""
+
+
+@dataclass(frozen=True)
+class Divided:
+    """A partition by a function of the user.
+
+    :param rule: takes what :meth:`Partition.split` takes, ``groups`` only where it has a fourth parameter, and gives
+        the rows of each client, in any order; its name stands in error texts.
+    """
+
+    rule: Divide
+
+    def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
+        """See :meth:`Partition.split`.
+
+        Raises:
+            ConfigError: the function fails, or gives something else than whole numbers for each client.
+        """
+        name = getattr(self.rule, "__qualname__", type(self.rule).__qualname__)
+        given = (labels, clients, rng, groups)[: min(4, max(3, len(signature(self.rule).parameters)))]
+        try:
+            parts = [np.asarray(part) for part in self.rule(*given)]
+        except Exception as error:
+            raise ConfigError(f"partition {name} failed: {type(error).__name__}: {error}") from error
+        for client, part in enumerate(parts):
+            if part.ndim != 1 or (part.size and part.dtype.kind not in "iu"):
+                raise ConfigError(
+                    f"partition {name}: client {client} got {part.dtype} {list(part.shape)}; give each client the "
+                    "numbers of its rows, a list or array of whole numbers"
+                )
+        return [np.sort(part.astype(np.int64)) for part in parts]
 
 
 Rule = type[IID] | type[Dirichlet] | type[Pathological] | type[Shards] | type[Natural]

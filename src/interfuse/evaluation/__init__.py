@@ -16,7 +16,7 @@ from interfuse.evaluation.accuracy import (
     evaluation_on,
     measure,
 )
-from interfuse.evaluation.metrics import METRICS, Statistics, metric_values, no_statistics
+from interfuse.evaluation.metrics import METRICS, OwnMetric, Statistics, metric_values, no_statistics, try_metrics
 from interfuse.evaluation.similarity import (
     features_by_group,
     groups_of_stages,
@@ -33,6 +33,7 @@ __all__ = [
     "Evidence",
     "Measurements",
     "Mode",
+    "OwnMetric",
     "Statistics",
     "common_test",
     "compose",
@@ -47,4 +48,5 @@ __all__ = [
     "no_statistics",
     "similarity",
     "similarity_by_group",
+    "try_metrics",
 ]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 import torch
@@ -17,7 +18,7 @@ from interfuse.clients import Clients
 from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
 from interfuse.data.inputs import named, together
 from interfuse.errors import ClientError, DataError
-from interfuse.evaluation.metrics import Statistics, statistics
+from interfuse.evaluation.metrics import OwnMetric, Statistics, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
 from interfuse.messages import Data, Disclosure, Features, Message
@@ -120,11 +121,13 @@ class Evaluation(Program):
 
     Attributes:
         tests: The common test set of each client, that of its data set; none where there is none in common.
+        own_metrics: Those of the user by name; between parties there are none.
     """
 
     method: Method
     tests: Mapping[ClientId, CommonTest]
-    mode: Mode = "shared"
+    mode: Mode
+    own_metrics: Mapping[str, OwnMetric]
 
     @on_client
     def count(self, client: Client, scope: Scope) -> Counted:
@@ -153,7 +156,7 @@ class Evaluation(Program):
             for batch in batches:
                 scores.append(self.method.predict(client, batch.x).cpu())
                 labels.append(batch.y.cpu())
-        return statistics(torch.cat(scores), torch.cat(labels))
+        return statistics(torch.cat(scores), torch.cat(labels), self.own_metrics)
 
     @on_client
     def fused(self, client: Client, scope: Scope) -> FusedTest:
@@ -185,18 +188,22 @@ class Evaluation(Program):
             return Prediction(client.model.modular(together(request.x)))
 
 
-def evaluation(datasets: Sequence[Dataset], mode: Mode = "shared") -> Callable[[Method], dict[str, Program]]:
+def evaluation(
+    datasets: Sequence[Dataset], mode: Mode = "shared", own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
+) -> Callable[[Method], dict[str, Program]]:
     """The evaluation on the data sets of the clients, for the method with the hyperparameters that a client has."""
     tests = {
         id(dataset): common_test(dataset.task, dataset.y_test, dataset.name)
         for dataset in {id(d): d for d in datasets}.values()
     }
-    return evaluation_on({client: tests[id(dataset)] for client, dataset in enumerate(datasets)}, mode)
+    return evaluation_on({client: tests[id(dataset)] for client, dataset in enumerate(datasets)}, mode, own_metrics)
 
 
-def evaluation_on(tests: Mapping[ClientId, CommonTest], mode: Mode) -> Callable[[Method], dict[str, Program]]:
+def evaluation_on(
+    tests: Mapping[ClientId, CommonTest], mode: Mode, own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
+) -> Callable[[Method], dict[str, Program]]:
     """The same on given common test sets."""
-    return lambda method: {"evaluation": Evaluation(method, tests, mode)}
+    return lambda method: {"evaluation": Evaluation(method, tests, mode, own_metrics)}
 
 
 def common_test(task: Task, labels: Shaped[Tensor, "n *target"], name: str) -> CommonTest:

@@ -7,6 +7,9 @@ and its confidence is 1.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Annotated, Any
 
 import torch
@@ -15,10 +18,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.data.task import answers, share
+from interfuse.errors import ConfigError
 from interfuse.messages import Disclosure, Message
 
 METRICS = ("balanced-accuracy", "recall", "auroc", "calibration-error")
 """What a recipe can ask for."""
+OwnMetric = Callable[[Tensor, Tensor], float]
+"""A metric of the user: from scores [n, classes] of a client's method and labels [n], n > 0, to a number, which may be
+NaN. Higher or lower may be better; it is a mean over clients in results, and no percentage."""
 BINS = 15
 """Bins of the calibration error, as many as Guo et al. (2017) use."""
 
@@ -30,19 +37,52 @@ class Statistics(Message):
         confusion: Samples by class (row) and answer (column); the last column is of those without an answer.
         calibration_gap: The calibration error times the number of samples.
         auroc_sum: AUROCs of ``auroc_classes`` classes, those that some of the samples have and some have not.
+        own: Values of the user's metrics by name; those are left out of which nothing can be said.
     """
 
     confusion: Annotated[Int64[Tensor, "classes answers"], Disclosure.STATISTICS]
     calibration_gap: float
     auroc_sum: float
     auroc_classes: int
+    own: dict[str, float]
 
 
-def statistics(scores: Float[Tensor, "n classes"], y: Int64[Tensor, "n"]) -> Statistics:
+def own_value(name: str, metric: OwnMetric, scores: Float[Tensor, "n classes"], y: Int64[Tensor, "n"]) -> float:
+    """The value of a user's metric; NaN where it says that nothing can be said.
+
+    Raises:
+        ConfigError: it fails, or gives no number.
+    """
+    try:
+        return float(metric(scores, y))
+    except Exception as error:
+        raise ConfigError(
+            f"metric {name} failed on scores {list(scores.shape)} and labels {list(y.shape)}: "
+            f"{type(error).__name__}: {error}; it takes both and returns a number"
+        ) from error
+
+
+def try_metrics(own: Mapping[str, OwnMetric], classes: int) -> None:
+    """Try metrics of the user on a sample of each class, before a run rather than at its end.
+
+    Raises:
+        ConfigError: one fails, or gives no number.
+    """
+    for name, metric in own.items():
+        own_value(name, metric, torch.eye(classes), torch.arange(classes))
+
+
+def statistics(
+    scores: Float[Tensor, "n classes"], y: Int64[Tensor, "n"], own: Mapping[str, OwnMetric] = MappingProxyType({})
+) -> Statistics:
     """What a client tells of its scores on samples with labels ``y``; there may be none."""
     areas = auroc(scores, y)
     known = areas[~areas.isnan()]
-    return Statistics(confusion(scores, y), calibration_gap(scores, y), float(known.sum()), len(known))
+    values = {name: own_value(name, metric, scores, y) for name, metric in own.items()} if len(y) else {}
+    return Statistics(
+        confusion(scores, y), calibration_gap(scores, y), float(known.sum()), len(known),
+        {name: value for name, value in values.items() if math.isfinite(value)},
+    )  # fmt: skip
 
 
 def no_statistics(classes: int) -> Statistics:
@@ -51,9 +91,12 @@ def no_statistics(classes: int) -> Statistics:
 
 
 def metric_values(found: Statistics) -> dict[str, Any]:
-    """Every metric by name, between 0 and 1; NaN where no sample tells. ``recall`` is a list, one number a class."""
+    """Every built-in metric by name, between 0 and 1, and those of the user of which something can be said.
+
+    NaN where no sample tells; ``recall`` is a list, one number a class.
+    """
     recall = recalls(found.confusion)
-    return {
+    return found.own | {
         "balanced-accuracy": float(recall.nanmean()),
         "recall": recall.tolist(),
         "auroc": share(found.auroc_sum, found.auroc_classes),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
-import inspect
 import pkgutil
 from functools import cache
 from importlib.metadata import entry_points
@@ -13,7 +11,7 @@ from types import ModuleType
 
 from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
-from interfuse.references import IN_MEMORY, is_reference, load_file, load_reference
+from interfuse.references import IN_MEMORY, is_reference, load_file, load_reference, reference_of
 
 
 @cache
@@ -27,10 +25,7 @@ def name_of(kind: type[Method]) -> str:
     """A method's name on the command line: that of its file, with hyphens; where it is not built in, a reference."""
     if kind.__module__.startswith(__name__ + "."):
         return kind.__module__.rpartition(".")[2].replace("_", "-")
-    if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-        return in_memory(kind)
-    importable = importlib.util.find_spec(kind.__module__.partition(".")[0]) is not None
-    return f"{kind.__module__ if importable else inspect.getsourcefile(kind)}:{kind.__qualname__}"
+    return reference_of(kind)
 
 
 def in_memory(kind: type[Method] | Method) -> str:

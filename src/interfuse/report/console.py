@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -10,7 +11,17 @@ from rich.table import Table
 from rich.text import Text
 
 from interfuse.references import short_name
-from interfuse.report.text import METRICS, UNKNOWN, bare_percent, by_name, megabytes, percent
+from interfuse.report.text import (
+    METRICS,
+    UNKNOWN,
+    bare_percent,
+    by_name,
+    capital,
+    measured,
+    megabytes,
+    number,
+    percent,
+)
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores
 
@@ -27,11 +38,12 @@ def console_summary(summary: Summary) -> RenderableType:
         parts.append(_line("mean over all compositions", summary.mean_composition, others))
     own = [(name, other.own_accuracy.mean) for name, other in beside]
     parts.append(_line(f"own {summary.score}", summary.own_accuracy.mean, own))
-    for name in METRICS:
-        if name in summary.metrics:
-            mean, alone = (scores.metric(name, "own").mean for scores in (summary, local))
-            parts.append(_line(f"own {METRICS[name]}", mean, [] if math.isnan(alone) else [("Local", alone)]))
-    parts += [Text(summary.headline.text), Text("")]
+    for name, called in measured(summary).items():
+        mean, alone = (scores.metric(name, "own").mean for scores in (summary, local))
+        form = percent if name in METRICS else number
+        parts.append(_line(f"own {called}", mean, [] if math.isnan(alone) else [("Local", alone)], form))
+    stopped = "" if summary.stopped is None else f"{capital(str(summary.stopped))}.\n"
+    parts += [Text(summary.headline.text), Text(stopped)]
     for warning in summary.warnings:
         parts += [
             Text.assemble((f"warning: {warning.name}. ", "bold"), f"{warning.text} Try: {warning.remedy}"),
@@ -48,10 +60,10 @@ def console_summary(summary: Summary) -> RenderableType:
     return Group(*parts, _scores(summary), Text(""), Text(uplink), Text(f"report: {summary.run}/report.html"))
 
 
-def _line(name: str, value: float, others: list[tuple[str, float]]) -> Text:
-    line = Text.assemble(f"{name}  ", (percent(value), "bold"))
+def _line(name: str, value: float, others: list[tuple[str, float]], form: Callable[[float], str] = percent) -> Text:
+    line = Text.assemble(f"{name}  ", (form(value), "bold"))
     for other, beside in others:
-        line.append(f"   {other}  {percent(beside)}")
+        line.append(f"   {other}  {form(beside)}")
     return line
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from interfuse.references import short_name
 from interfuse.runs import Summary
 from interfuse.runs.summary import NO_COLLABORATION, ClientFacts
@@ -14,14 +16,27 @@ __all__ = [
     "bare_percent",
     "by_name",
     "capital",
+    "measured",
     "megabytes",
+    "number",
     "percent",
     "title",
     "with_article",
 ]
 
 METRICS = {"balanced-accuracy": "balanced accuracy", "auroc": "AUROC", "calibration-error": "calibration error"}
-"""Metrics with one number a client, as people call them."""
+"""Built-in metrics with one number a client, as people call them; they are shown as percentages."""
+
+
+def number(value: float) -> str:
+    """A number of unknown unit with four figures."""
+    return UNKNOWN if math.isnan(value) else f"{value:.4g}"
+
+
+def measured(summary: Summary) -> dict[str, str]:
+    """What people call the metrics of a run that have one number a client, by name; the user's own come last."""
+    own = {name: name for name in summary.metrics if name not in METRICS and name != "recall"}
+    return {name: text for name, text in METRICS.items() if name in summary.metrics} | own
 
 
 def with_article(word: str) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from interfuse.runs.callbacks import Callback
 from interfuse.runs.config import Execution, RunConfig, RunSettings, parse_config, read_config
 from interfuse.runs.folder import NETWORK_FILE
 from interfuse.runs.loop import Given, Progress, Silent, conduct, execute, resume
 from interfuse.runs.result import Result
+from interfuse.runs.stopping import EarlyStopping
 from interfuse.runs.summary import Row, Summary
 
 __all__ = [
     "NETWORK_FILE",
+    "Callback",
+    "EarlyStopping",
     "Execution",
     "Given",
     "Progress",

@@ -15,14 +15,15 @@ from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interfuse.clock import Devices
-from interfuse.data import PARTITIONS, Dataset, Partition, parse_partition
-from interfuse.errors import ConfigError, nearest
-from interfuse.evaluation import METRICS, Mode
+from interfuse.data import PARTITIONS, Dataset, Divide, Divided, Partition, parse_partition
+from interfuse.errors import ConfigError, RunError, nearest
+from interfuse.evaluation import METRICS, Mode, OwnMetric
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS, Builder, expanded
 from interfuse.numerics import Numerics
-from interfuse.references import IN_MEMORY, is_reference, load_reference
+from interfuse.references import IN_MEMORY, is_reference, load_reference, reference_of, short_name
+from interfuse.runs.stopping import EarlyStopping
 from interfuse.toml import read_toml
 from interfuse.wire import Codecs
 from interfuse.wire.codecs.rules import DEFAULT as DEFAULT_CODEC
@@ -57,15 +58,21 @@ class RunSettings(TypedDict, total=False):
         fusion_width: Width d of the fusion layer.
         rounds, seed: How long, and where all randomness begins.
         eval_every: Rounds between two points of the curve.
+        stop: :class:`interfuse.EarlyStopping` ends the run once the validation score rises no more, and what runs
+            beside it has as many rounds as it had; None: all rounds.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
         metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
-            ``calibration-error``.
+            ``calibration-error``; or functions of (scores ``[n, classes]``, labels ``[n]``) to a number, also
+            ``file.py:function``.
         validation, test: Fractions of each client's share.
         evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
         test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
-        partition: How the training data is dealt to the clients: a name, or an object such as ``Dirichlet(0.5)``.
-        settings: Hyperparameters of the method, where it is given by name.
+        partition: How the training data is dealt to the clients: a name, an object such as ``Dirichlet(0.5)``, or a
+            function of (labels, clients, rng) or (labels, clients, rng, groups) to the rows of each client, also
+            ``file.py:function``.
+        settings: Hyperparameters of the method, where it is given by name. A learning rate is a number, a schedule
+            such as ``Cosine(0.1, rounds=50)``, or a function of (round, step), also ``file.py:function``.
         client: Hyperparameters that differ for a client, by its number.
         codecs: What is done to the method's messages on their way: ``"int8+zstd"`` for all, or by field or kind of
             message, such as ``{"FusionOutputs.z": "int4:row+zstd"}``; see docs/codecs.md.
@@ -83,14 +90,15 @@ class RunSettings(TypedDict, total=False):
     rounds: int
     seed: int
     eval_every: int
+    stop: EarlyStopping | None
     device: str
     beside: Sequence[str]
-    metrics: Sequence[str]
+    metrics: Sequence[str | OwnMetric]
     validation: float
     test: float
     evaluation: Mode
     test_rows: int | None
-    partition: str | Partition
+    partition: str | Partition | Divide
     settings: Mapping[str, Any]
     client: Mapping[int, Mapping[str, Any]]
     codecs: str | Mapping[str, str]
@@ -120,6 +128,7 @@ class RunConfig(BaseModel):
     rounds: Annotated[int, Ge(1)] = 200
     seed: int = 0
     eval_every: Annotated[int, Ge(1)] = 10
+    stop: EarlyStopping | None = None
     device: str = "cpu"
     beside: tuple[str, ...] = ("local",)
     metrics: tuple[str, ...] = ()
@@ -156,15 +165,41 @@ class RunConfig(BaseModel):
         """The partition that ``partition`` names."""
         options = {key: value for key, value in self.partition.items() if key != "name"}
         name = str(self.partition.get("name", "iid"))
-        if is_reference(name):
-            kind = load_reference(name)
-            if not (isinstance(kind, type) and callable(getattr(kind, "split", None))):
-                raise ConfigError(f"partition: {name!r} is no class with a method `split`")
+        if name.startswith(IN_MEMORY):
+            raise RunError(f"the partition of this run was given as an object ({name}); give it again: partition=...")
+        if not is_reference(name):
+            return parse_partition(name, **options)
+        found: Any = load_reference(name)
+        if isinstance(found, type) and callable(getattr(found, "split", None)):
             try:
-                return cast(Partition, kind(**options))
+                return cast(Partition, found(**options))
             except TypeError as error:
                 raise ConfigError(f"partition: {error}") from None
-        return parse_partition(name, **options)
+        if isinstance(found, type) or not callable(found):
+            raise ConfigError(f"partition: {name!r} is no function, and no class with a method `split`")
+        if options:
+            raise ConfigError(f"partition: {name!r} is a function, which has no options: {', '.join(options)}")
+        return Divided(found)
+
+    def own_metrics(self, given: Mapping[str, OwnMetric]) -> dict[str, OwnMetric]:
+        """The user's metrics by what they are called in results.
+
+        Args:
+            given: Those that were given as objects, by what the configuration calls them.
+
+        Raises:
+            ConfigError: a name leads to no function.
+            RunError: one was given as an object, and has to be again.
+        """
+        found: dict[str, OwnMetric] = {}
+        for name in filter(is_reference, self.metrics):
+            if name.startswith(IN_MEMORY) and name not in given:
+                raise RunError(f"a metric of this run was given as an object ({name}); give it again: metrics=[...]")
+            metric: Any = given[name] if name in given else load_reference(name)
+            if not callable(metric):
+                raise ConfigError(f"metrics: {name} is no function of (scores, labels)")
+            found[short_name(name)] = metric
+        return found
 
     def make_method(self) -> Method:
         """The method with its hyperparameters."""
@@ -192,6 +227,7 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         ("execution", list(Execution.model_fields)),
         ("numerics", [f.name for f in fields(Numerics)]),
         ("devices", [f.name for f in fields(Devices)]),
+        ("stop", [f.name for f in fields(EarlyStopping)]),
     ):
         if isinstance(values.get(table), Mapping):
             check_keys(values[table], keys, f"{source}, [{table}]")
@@ -206,14 +242,22 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(
             f"{source}: validation + test = {config.validation + config.test}: nothing is left to train on"
         )
+    if config.stop is not None and (config.validation == 0 or config.evaluation == "none"):
+        raise ConfigError(
+            f"{source}: stop goes by validation shares: set validation above 0, and evaluation to another than 'none'"
+        )
     try:
         texts = Codecs.parse(config.codecs).texts
     except ConfigError as error:
         raise ConfigError(f"{source}: codecs: {error}") from None
     if config.metrics and config.evaluation != "shared":
         raise ConfigError(f"{source}: metrics are measured with evaluation = 'shared', not {config.evaluation!r}")
+    measured = [short_name(metric) for metric in config.metrics]
+    for metric in measured:
+        if measured.count(metric) > 1:
+            raise ConfigError(f"{source}: metrics: two are called {metric!r}; give one of them another name")
     for metric in config.metrics:
-        if metric not in METRICS:
+        if metric not in METRICS and not is_reference(metric):
             raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")
     for client in config.client:
         if client not in range(config.clients):
@@ -314,7 +358,9 @@ def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         folder: Where relative paths begin: that of a recipe, or the working directory.
     """
     changed = dict(values)
-    for key in ("method", "data", "public", "name", "models"):
+    for key in {"settings", "client"} & changed.keys():
+        changed[key] = _functions(changed[key], folder)
+    for key in ("method", "data", "public", "name", "models", "metrics"):
         if changed.get(key) is not None:
             several = isinstance(changed[key], list | tuple)
             changed[key] = (
@@ -336,14 +382,34 @@ def _absolute(name: str, folder: Path) -> str:
     return str((folder / Path(file).expanduser()).resolve()) + name[len(file) :]
 
 
-def partition_values(partition: Partition | str) -> dict[str, Any]:
+def _functions(value: Any, folder: Path) -> Any:
+    """Settings in which ``mine.py:function`` has the whole path, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: _functions(item, folder) for key, item in value.items()}
+    return _absolute(value, folder) if isinstance(value, str) and is_reference(value) else value
+
+
+def partition_values(partition: Partition | Divide | str) -> dict[str, Any]:
     """A partition as plain values."""
     if isinstance(partition, str):
         return {"name": partition}
-    kind: type = type(partition)
+    rule = partition_of(partition)
+    if isinstance(rule, Divided):
+        return {"name": reference_of(rule.rule)}
+    kind: type = type(rule)
     names = [known for known, other in PARTITIONS.items() if other is kind]
-    name = names[0] if names else f"{kind.__module__}:{kind.__qualname__}"
-    return {"name": name} | (asdict(partition) if is_dataclass(partition) else {})
+    return {"name": names[0] if names else reference_of(kind)} | (asdict(rule) if is_dataclass(rule) else {})
+
+
+def partition_of(given: Partition | Divide) -> Partition:
+    """What was given as a partition, a function as one."""
+    rule: Any = given
+    return cast(Partition, rule) if callable(getattr(rule, "split", None)) else Divided(rule)
+
+
+def metric_names(metrics: Iterable[str | OwnMetric]) -> list[str]:
+    """Names of metrics, which functions of the user have too."""
+    return [metric if isinstance(metric, str) else reference_of(metric) for metric in metrics]
 
 
 def changed_in(path: Path, asked: RunConfig) -> list[str]:

@@ -175,8 +175,18 @@ class RunFolder:
             for temporary in self.commits.glob(".*.tmp"):
                 temporary.unlink()
 
-    def last_commit(self) -> Commit | None:
+    def reopen(self, config: str) -> None:
+        """Replace the configuration by that of a longer run, which is not finished."""
+        with self.locked(), _explained(self.path):
+            (self.path / "summary.json").unlink(missing_ok=True)
+            write_whole(self.path / "config.toml", config)
+
+    def last_commit(self, rounds: int = 0) -> Commit | None:
         """The newest commit whose files are all there and unchanged; the one before where the newest is damaged.
+
+        Args:
+            rounds: How many the run has: the last round of a shorter one does not count, since a last round does more
+                than others.
 
         Raises:
             RunError: there are commits, but none can be used.
@@ -191,6 +201,9 @@ class RunFolder:
                 continue
             except (OSError, ValueError) as error:
                 problems.append(f"{manifest.name}: {error}")
+                continue
+            if commit.round == commit.settings.get("rounds") and commit.round < rounds:
+                problems.append(f"{manifest.name}: of the last round of a shorter run")
                 continue
             damaged = [r.name for r in _records(commit) if not _is_whole(self.commits / r.name, r)]
             if not damaged:

@@ -3,36 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from interfuse.clients import Engine
-from interfuse.data import Dataset, deal, load
+from interfuse.data import Dataset, Partition, deal, load
 from interfuse.data.inputs import shape_text
 from interfuse.engines import local
-from interfuse.errors import ConfigError, RunError, nearest
-from interfuse.evaluation import evaluate, evaluation, measure, similarity
+from interfuse.errors import CallbackError, ConfigError, RunError, nearest
+from interfuse.evaluation import OwnMetric, evaluate, evaluation, measure, similarity, try_metrics
 from interfuse.federation import Federation, Saved, check
 from interfuse.messages import Disclosure
-from interfuse.method import Method, check_run, disclosures
+from interfuse.method import Method, check_run, disclosures, own_schedules
 from interfuse.methods import built_in, name_of
 from interfuse.models import Builder, resolve
 from interfuse.references import IN_MEMORY
+from interfuse.runs.callbacks import Callback
 from interfuse.runs.config import (
     RunConfig,
     complete,
     differences,
     parse_config,
+    partition_values,
     plain,
     settings_of,
     to_toml,
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
-from interfuse.runs.summing import Facts, scores_of, summarise, with_metrics
+from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, with_metrics
 from interfuse.runs.verdict import concluded
 from interfuse.setup import Serving, Setup, check_device
 from interfuse.wire import Codecs
@@ -68,12 +71,15 @@ class Silent:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Objects that stand in for names of a configuration: what Python can hand over and a file cannot say."""
+    """Objects that stand in for names of a configuration, or follow the run: what a file cannot say."""
 
     method: Method | None = None
     dataset: Dataset | Sequence[Dataset] | None = None
     builders: Sequence[Builder] | None = None
     public: Dataset | None = None
+    partition: Partition | None = None
+    metrics: Mapping[str, OwnMetric] = field(default_factory=dict)
+    callbacks: Sequence[Callback] = ()
 
 
 REFERENCES = ("local", "pooled")
@@ -99,8 +105,13 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     if config.metrics and not found[0].classes:
         names = ", ".join(config.metrics)
         raise ConfigError(f"metrics ({names}) are of classes, but the task is {found[0].task}; leave them out")
+    metrics = config.own_metrics(given.metrics)
+    try_metrics(metrics, found[0].classes)
+    for schedule in own_schedules(method).values():
+        schedule(0, 0)
+    partition = given.partition or config.make_partition()
     datasets, shares = deal(
-        found, config.make_partition(), config.clients, config.seed, validation=config.validation, test=config.test
+        found, partition, config.clients, config.seed, validation=config.validation, test=config.test
     )
     builders = given.builders or [resolve(name) for name in config.models]
     setup = Setup(
@@ -108,7 +119,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         builders=[builders[i % len(builders)] for i in range(config.clients)],
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
-        devices=config.devices, overrides=config.client, extra_programs=partial(evaluation, mode=config.evaluation),
+        devices=config.devices, overrides=config.client,
+        extra_programs=partial(evaluation, mode=config.evaluation, own_metrics=metrics),
         codecs=Codecs.parse(config.codecs), public_set=_public(config, given),
     )  # fmt: skip
     check(setup)
@@ -178,34 +190,79 @@ def resume(
     path: Path,
     *,
     given: Given = Given(),
+    rounds: int | None = None,
     workers: int | None = None,
     progress: Progress | None = None,
     engine: EngineFactory = local,
 ) -> Summary:
     """Go on with a run as if nothing had happened, with other ``workers`` where given. Returns the summary.
 
+    Args:
+        rounds: Of the whole run, where it should have more than it was begun with, finished or not. It becomes the run
+            that had so many from its beginning, to the bit: it goes on from the last commit before its former last
+            round, whose finish and last evaluation a longer run does not have there.
+
     Raises:
-        RunError: there is no run, or its configuration was changed since; names the difference.
+        RunError: there is no run, its configuration was changed since (names the difference), or it cannot be extended.
     """
     folder = RunFolder(path)
-    config = folder.config()
+    written = folder.config()
     if folder.between_parties:
         raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
-    if workers is not None:
-        config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
-    finished = folder.summary()
-    commit = folder.last_commit()
+    config = written if rounds is None else _with_rounds(written, rounds, path)
+    finished, commit = folder.summary(), folder.last_commit()
+    longer = config.rounds > written.rounds
     if commit is not None:
         before = parse_config(commit.settings, f"the last commit of {path}")  # an older one may lack what is new
-        if changed := differences(before.identity(), config.identity()):
+        longer = config.rounds > before.rounds
+        if changed := differences(before.identity() | {"rounds": max(before.rounds, config.rounds)}, config.identity()):
             raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
     if given.method is not None:
-        written = config.settings | dict.fromkeys(config.unset)
-        if changed := differences(written, settings_of(given.method), "settings."):
+        settings = config.settings | dict.fromkeys(config.unset)
+        if changed := differences(settings, settings_of(given.method), "settings."):
             raise RunError(f"the given method is not that of {path / 'config.toml'}: " + "; ".join(changed))
-    if finished is not None:
+    if given.partition is not None and (
+        changed := differences(config.partition, plain(partition_values(given.partition)), "partition.")
+    ):
+        raise RunError(f"the given partition is not that of {path / 'config.toml'}: " + "; ".join(changed))
+    if finished is not None and not longer:
         return finished
-    return _finish(config, assemble(config, given), folder, given, progress or Silent(), engine)
+    if longer:
+        _check_extension(folder, config, finished)
+    setup = assemble(config, given)
+    if longer:
+        folder.reopen(to_toml(config))
+    if workers is not None:
+        config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
+    return _finish(config, setup, folder, given, progress or Silent(), engine)
+
+
+def _with_rounds(config: RunConfig, rounds: int, path: Path) -> RunConfig:
+    if rounds < config.rounds:
+        raise RunError(
+            f"{path} has {config.rounds} rounds, and none is taken back: rounds = {rounds} should be the number of all "
+            f"rounds, those that it has included, such as {config.rounds + rounds}"
+        )
+    return config.model_copy(update={"rounds": rounds})
+
+
+def _check_extension(folder: RunFolder, config: RunConfig, finished: Summary | None) -> None:
+    """Check that further rounds make of a run the one that had them from its beginning.
+
+    Raises:
+        RunError: they do not, or no commit is left to go on from.
+    """
+    if finished is not None and finished.stopped is not None:
+        raise RunError(
+            f"{folder.path} cannot be extended: {finished.stopped}, and it would be with more rounds too; "
+            "run it anew without stop, or with more patience"
+        )
+    commit = folder.last_commit(config.rounds)
+    if commit is not None and commit.saved.rounds_read:
+        raise RunError(
+            f"{folder.path} cannot be extended: its method goes by the number of all rounds (server.rounds), so that a "
+            f"run of {config.rounds} rounds is another one from its beginning; run it anew"
+        )
 
 
 def _finish(
@@ -214,16 +271,34 @@ def _finish(
     with folder.locked():
         hosted = engine(setup, config.execution.workers)
         try:
-            summary = _Run(config, setup, folder, progress, hosted).carry_out()
+            summary = _Run(config, setup, folder, progress, hosted, given.callbacks).carry_out()
         finally:
             hosted.close()
-        alone = replace(given, method=None)
+        if summary.stopped is not None:
+            progress.note(str(summary.stopped))
+        same = config.model_copy(update={"rounds": summary.rounds, "stop": None})
         beside = {
-            name: begin_or_resume(folder.path / "beside" / name, reference, alone, progress, engine)
-            for name, reference in _references(config, setup.method).items()
+            name: begin_or_resume(
+                folder.path / "beside" / name, one, replace(given, method=method, callbacks=()), progress, engine
+            )
+            for name, (one, method) in _references(same, setup.method).items()
         }
         summary = summary.model_copy(update={"beside": beside})
-        return folder.write_summary(concluded(summary, folder.metrics()))
+        summary = folder.write_summary(concluded(summary, folder.metrics()))
+    for callback in given.callbacks:
+        with _naming(callback, "on_end", "The run is finished"):
+            callback.on_end(summary)
+    return summary
+
+
+@contextmanager
+def _naming(callback: Callback, hook: str, standing: str) -> Iterator[None]:
+    """Say which callback an exception comes from, and how the run stands."""
+    try:
+        yield
+    except Exception as error:
+        text = f"{type(callback).__name__}.{hook} failed: {type(error).__name__}: {error}"
+        raise CallbackError(f"callback {text}. {standing}") from error
 
 
 def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> Summary:
@@ -237,8 +312,8 @@ def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine
         return folder.write_summary(concluded(summary, folder.metrics()))
 
 
-def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
-    """The runs beside a method: the same data, seed and models, with the steps and rates of the method.
+def _references(config: RunConfig, method: Method) -> dict[str, tuple[RunConfig, Method]]:
+    """The runs beside a method, with their own: the same data, seed and models, the steps and rates of the method.
 
     Raises:
         ConfigError: a reference is unknown, or cannot take what it should share with the method.
@@ -253,25 +328,31 @@ def _references(config: RunConfig, method: Method) -> dict[str, RunConfig]:
         def shared(values: Mapping[str, Any], known: set[str] = known) -> dict[str, Any]:
             return {key: value for key, value in values.items() if key in known}
 
-        settings = shared(settings_of(method) | plain(dict(method.alone())))
+        settings = shared({f.name: getattr(method, f.name) for f in fields(method)} | dict(method.alone()))
         try:
-            kind.configure(settings)
+            reference = kind.configure(settings)
         except ConfigError as error:
             text = f"beside = {name!r} takes settings of equal names from the method: {error}; or use beside = []"
             raise ConfigError(text) from None
         own = {client: shared(values) for client, values in config.client.items()}
-        found[name] = config.model_copy(
-            update={"method": name, "settings": settings, "unset": (), "client": own, "beside": (), "codecs": {}}
-        )
+        alike = {"method": name, "settings": settings_of(reference), "client": own, "beside": (), "codecs": {}}
+        found[name] = config.model_copy(update=alike | {"unset": ()}), reference
     return {name: reference for name, reference in found.items() if name != config.method}
 
 
 def begin_or_resume(
     path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory = local
 ) -> Summary:
-    """Carry out a configuration, or go on with it where it was begun. Returns the summary."""
+    """Carry out a configuration, or go on with it where it was begun, with fewer rounds too. Returns the summary."""
     if (path / "config.toml").exists():
-        return resume(path, given=given, workers=config.execution.workers, progress=progress, engine=engine)
+        return resume(
+            path,
+            given=given,
+            rounds=config.rounds,
+            workers=config.execution.workers,
+            progress=progress,
+            engine=engine,
+        )
     return execute(config, path, given=given, progress=progress, engine=engine)
 
 
@@ -284,6 +365,8 @@ class _Run:
     folder: RunFolder
     progress: Progress
     engine: Engine
+    callbacks: Sequence[Callback] = ()
+    points: list[Row] = field(default_factory=list)
     files: Saved = field(default_factory=lambda: Saved({}, {}))
     best: Best | None = None
     committed: float = 0.0
@@ -291,20 +374,24 @@ class _Run:
 
     def carry_out(self) -> Summary:
         """All rounds that are left, then the full evaluation of the last and the best state."""
-        commit = self.folder.last_commit()
+        commit = self.folder.last_commit(self.config.rounds)
         if commit is not None:
             self._check_data(commit)
             self.folder.go_back_to(commit)
         ledger = self.folder.open_at({} if commit is None else commit.offsets)
         self.federation = Federation(self.setup, self.engine, ledger, self.config.rounds)
-        self.progress.begin(self.config, 0 if commit is None else commit.round)
+        done = 0 if commit is None else commit.round
+        self.progress.begin(self.config, done)
+        for callback in self.callbacks:
+            with _naming(callback, "on_start", self._standing):
+                callback.on_start(self.config, done)
         if commit is None:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
             if notice := self.setup.method.notice(self.setup.profiles):
                 self.progress.note(f"{notice.text} Try: {notice.remedy}")
         else:
             self._go_back(commit)
-        while self.federation.round < self.config.rounds:
+        while self.federation.round < self.federation.rounds:
             self._round(self.federation.run_round)
         if self.committed_round != self.federation.round:
             self._commit()
@@ -323,6 +410,7 @@ class _Run:
     def _go_back(self, commit: Commit) -> None:
         self.federation.load(self.folder.commits, commit.round, commit.saved)
         self.files, self.best = commit.saved, commit.best
+        self._take(*self.folder.metrics())
         self.committed, self.committed_round = time.monotonic(), commit.round
 
     def _round(self, work: Callable[[], None], *, first: bool = False) -> None:
@@ -345,7 +433,7 @@ class _Run:
             "virtual_seconds": dict(exchange.clock.times),
         }
         evaluated = time.perf_counter()
-        last, improved = self.federation.round == self.config.rounds, False
+        last, improved = self.federation.round == self.federation.rounds, False
         if first or last or self.federation.round % self.config.eval_every == 0:
             point = row["accuracy"] = Point(**vars(evaluate(self.federation, full=False)))
             improved = not first and self._improves(point)
@@ -358,9 +446,30 @@ class _Run:
         seconds |= {"evaluation": written - evaluated, "commit": time.perf_counter() - written}
         line = Row.model_validate(row | {"seconds": {name: round(value, 6) for name, value in seconds.items()}})
         self.folder.append(line, exchange.ledger.drain())
+        self._take(line)
         self.progress.advance(line)
         if first or self._commit_is_due():
             self._commit()
+        for callback in self.callbacks:
+            try:
+                with _naming(callback, "on_round", self._standing):
+                    callback.on_round(line)
+            except CallbackError:
+                if self.committed_round != self.federation.round:
+                    self._commit()
+                raise
+
+    @property
+    def _standing(self) -> str:
+        return (
+            f"What was done is kept: `interfuse resume {self.folder.path}` goes on after round {self.federation.round}"
+        )
+
+    def _take(self, *rows: Row) -> None:
+        """Take points of the curve, which may tell that the next round is the last."""
+        self.points += [row for row in rows if row.accuracy]
+        if stopped := stopped_early(self.config, self.points):
+            self.federation.rounds = stopped.round
 
     def _improves(self, point: Point) -> bool:
         known = [value for value in point.validation if value == value]

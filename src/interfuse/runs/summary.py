@@ -262,6 +262,30 @@ class ClientFacts(Record):
     samples: int | None
 
 
+class Stopped(Record):
+    """A run that early stopping ended.
+
+    Attributes:
+        round: Its last round, the one after ``point``.
+        point: The round whose point of the curve decided it.
+        since: The round since whose point the validation score had not risen; 0: it was never known.
+        patience: So many points were waited for.
+    """
+
+    round: int
+    point: int
+    since: int
+    patience: int
+
+    def __str__(self) -> str:
+        """In words."""
+        return (
+            f"early stopping: the mean validation score did not rise in {self.patience} "
+            f"point{'s' * (self.patience != 1)} of the curve after round {self.since}; "
+            f"round {self.round} was the last"
+        )
+
+
 class What(Record):
     """What ran.
 
@@ -272,6 +296,8 @@ class What(Record):
         notice: What the method said of these clients before it began.
         evaluation: What was measured at all.
         parties: Whether the clients were parties with data of their own, not shares of a simulation.
+        rounds: How many were carried out.
+        stopped: Where early stopping ended the run before its rounds were over; None where it did not.
     """
 
     interfuse: str
@@ -288,6 +314,7 @@ class What(Record):
     notice: Notice | None
     evaluation: Mode
     parties: bool
+    stopped: Stopped | None = None
 
 
 class Diagnosis(Record):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from interfuse.client import ClientId
 from interfuse.errors import Notice
 from interfuse.evaluation import Accuracies, Measurements, Statistics, metric_values, no_statistics
 from interfuse.method import disclosures
+from interfuse.references import short_name
 from interfuse.runs.config import RunConfig
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.summary import (
@@ -32,6 +34,7 @@ from interfuse.runs.summary import (
     Side,
     Spread,
     Steps,
+    Stopped,
     Summary,
     mean,
     std,
@@ -93,6 +96,12 @@ class Facts:
         )
 
 
+def stopped_early(config: RunConfig, rows: Sequence[Row]) -> Stopped | None:
+    """Where early stopping ends a run with these rows before its rounds are over; None: not, or not yet."""
+    stopped = None if config.stop is None else config.stop.after(rows)
+    return None if stopped is None or stopped.round >= config.rounds else stopped
+
+
 def summarise(
     config: RunConfig,
     folder: RunFolder,
@@ -110,12 +119,14 @@ def summarise(
             phases[phase] += seconds
     kinds = Counter(failure.kind for row in rows for failure in row.failures)
     parties = folder.between_parties
+    stopped = stopped_early(config, rows)
     return Summary(
         interfuse=config.environment.get("interfuse", version("interfuse")),
         method=config.method,
         data=", ".join(config.data_names) if config.evaluation == "shared" or not parties else "",
         seed=config.seed,
-        rounds=config.rounds,
+        rounds=config.rounds if stopped is None else stopped.round,
+        stopped=stopped,
         seconds=round(sum(seconds for phase, seconds in phases.items() if phase != WORK), 3),
         run=str(folder.path),
         evaluation=config.evaluation,
@@ -178,7 +189,9 @@ def with_metrics(
     }
     values = {side: [metric_values(found) for found in by_client] for side, by_client in sides.items()}
     found = {
-        "metrics": {name: {side: _by_client(name, values[side]) for side in sides} for name in config.metrics},
+        "metrics": {
+            name: {side: _by_client(name, values[side]) for side in sides} for name in map(short_name, config.metrics)
+        },
         "confusion": {side: torch.stack([f.confusion for f in sides[side]]).sum(0).tolist() for side in sides},
     }
     return Scores.model_validate(scores.model_dump(exclude_unset=True) | found)
@@ -186,5 +199,5 @@ def with_metrics(
 
 def _by_client(name: str, values: Sequence[Mapping[str, Any]]) -> Spread | Rows:
     """A metric of all clients; recall has a value a class, so that no spread is made of it."""
-    found = [of_client[name] for of_client in values]
+    found = [of_client.get(name, math.nan) for of_client in values]
     return tuple(map(tuple, found)) if name == "recall" else Spread.of(found)

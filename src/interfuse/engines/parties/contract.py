@@ -17,7 +17,7 @@ from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
 from interfuse.handler import handlers, programs
 from interfuse.messages import Disclosure, Leaf, Message, leaves
-from interfuse.method import Method, disclosures, retained
+from interfuse.method import Method, disclosures, own_schedules, retained
 from interfuse.methods import find
 from interfuse.numerics import Numerics
 from interfuse.setup import with_settings
@@ -163,8 +163,9 @@ def method_of(contract: Contract) -> Method:
         ConfigError: it is not there, or its settings are impossible.
     """
     method = find(contract.method).configure(dict.fromkeys(contract.unset) | contract.settings)
-    for own in contract.client_settings.values():
-        with_settings(method, own)
+    for own in ({}, *contract.client_settings.values()):
+        for name, schedule in own_schedules(with_settings(method, own)).items():
+            raise JoinError(name, "a number or a schedule of interfuse, since no code travels", schedule.function)
     same("method's handlers and messages", contract.interface, interface(method))
     same("discloses", sorted(contract.discloses), sorted(disclosures(method)))
     same("retains", sorted(contract.retains), sorted(retained(method)))
