@@ -25,6 +25,7 @@ def summary_values(**changes: Any) -> dict[str, Any]:
         "codecs": {},
         "discloses": ["features", "labels"],
         "notice": None,
+        "data_notices": [],
         **UNKNOWN,
         "best": None,
         "similarity": {"before": None, "after": None},

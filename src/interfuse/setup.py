@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
@@ -12,9 +12,22 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
-from interfuse.data import ClientData, Dataset, Inputs, PublicData, Shape, Share, Sizes, Task, class_counts
+from interfuse.data import (
+    Classification,
+    ClientData,
+    Dataset,
+    Inputs,
+    PublicData,
+    QuestionAnswering,
+    Shape,
+    Share,
+    Sizes,
+    Task,
+    class_counts,
+    numbered,
+)
 from interfuse.data.inputs import each, shape_text
-from interfuse.errors import ConfigError, ModelError
+from interfuse.errors import ConfigError, ModelError, Notice
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method, layered
@@ -82,6 +95,10 @@ class Serving(Agreed, Protocol):
     @property
     def note(self) -> str:
         """What a reader of results must know of the data."""
+
+    @property
+    def data_notices(self) -> Sequence[Notice]:
+        """What hardly does what was meant with these data; said before a run, and in its report."""
 
     @property
     def class_names(self) -> list[str]: ...
@@ -245,6 +262,20 @@ class Setup:
         return "; ".join(notes)
 
     @property
+    def data_notices(self) -> tuple[Notice, ...]:
+        """Data sets whose classes have the same numbers and other names."""
+        if len({dataset.class_names for dataset in self.domains}) == 1:
+            return ()
+        each = "; ".join(f"{dataset.name}: {', '.join(dataset.class_names[:3])}, ..." for dataset in self.domains)
+        return (
+            Notice(
+                f"The data sets name their classes differently ({each}), and class k of one is taken for class k of "
+                "the others.",
+                "Deal data sets with the same classes; where some have numbers only, `classes` in a recipe names them.",
+            ),
+        )
+
+    @property
     def class_names(self) -> list[str]:
         """The names of classes, or their numbers where data sets name them differently."""
         first, *others = (dataset.class_names for dataset in self.domains)
@@ -376,6 +407,21 @@ def check_fusion(profiles: Mapping[ClientId, Profile]) -> None:
             )
 
 
+def with_class_names(dataset: Dataset, names: Sequence[str]) -> Dataset:
+    """The data set with these names of its classes, if there are any; classes that have numbers only get them.
+
+    Raises:
+        ConfigError: it names its classes otherwise.
+    """
+    task, given = dataset.task, tuple(names)
+    if not given or dataset.class_names == given:
+        return dataset
+    if not isinstance(task, Classification | QuestionAnswering) or dataset.class_names != numbered(len(given)):
+        known = ", ".join(dataset.class_names) or "none"
+        raise ConfigError(f"classes = {', '.join(given)}: {dataset.name} has {known}; name the same, in the same order")
+    return replace(dataset, task=replace(task, names=given))
+
+
 def check_device(device: str) -> None:
     """Check that tensors can be made on a device.
 
@@ -405,6 +451,15 @@ def check_setup(setup: Setup) -> None:
                 f"{first.name} with {first.task.outputs} {first.task.unit}; all data sets of a federation must have "
                 "one task, a regression one mean and deviation of its targets"
             )
+    numbers: dict[str, tuple[int, str]] = {}
+    for dataset in setup.domains:
+        for number, name in enumerate(dataset.task.names):
+            known, where = numbers.setdefault(name, (number, dataset.name))
+            if known != number:
+                raise ConfigError(
+                    f"{name!r} is number {number} of {dataset.name}, but number {known} of {where}; all data sets of a "
+                    f"federation must have their {dataset.task.unit} in one order"
+                )
     if (public := setup.public_set) is not None:
         for dataset in setup.domains:
             if shape_text(public.shape) != shape_text(dataset.shape):

@@ -29,7 +29,7 @@ FULL: dict[str, Any] = {
     "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
     "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500,
-    "stop": {"patience": 3, "min_delta": 0.01},
+    "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],
     "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ from interfuse.report.text import architecture, title
 from interfuse.runs import Given, Result, RunConfig, execute, read_config, resume
 from interfuse.runs.config import parse_config, to_toml
 from interfuse.runs.loop import assemble
+from interfuse.setup import Setup
 
 SMALL = tiny_dataset(rows=60, shape=(1, 5, 4), seed=1, test_rows=24)
 OTHER = tiny_dataset(rows=90, shape=(2, 6, 6), seed=2, test_rows=30)
@@ -169,3 +170,52 @@ def test_the_ways_to_name_several(tmp_path: Path) -> None:
     assert result.config.data == ("in-memory:tiny", "in-memory:large")
     again = interfuse.load_run(tmp_path / "run", data=[SMALL, LARGE])
     assert again.compose(1, 0)(LARGE.x_test[:2]).shape == (2, 3)
+
+
+def of_names(name: str, names: tuple[str, ...] | None) -> Dataset:
+    noise = np.random.default_rng(0)
+    y = np.arange(60) % 3
+    x = noise.normal(size=(60, 5)).astype(np.float32)
+    return Dataset.from_arrays(name, x, y, x[:9], y[:9], class_names=names)
+
+
+def set_up_with(first: tuple[str, ...] | None, second: tuple[str, ...] | None, **values: Any) -> Setup:
+    config = parse_config({
+        "method": "fedavg", "data": ["in-memory:one", "in-memory:two"], "clients": 2, "models": ["logistic"],
+    } | values)  # fmt: skip
+    return assemble(config, Given(dataset=[of_names("one", first), of_names("two", second)]))
+
+
+def test_a_class_of_two_data_sets_has_one_number() -> None:
+    with pytest.raises(ConfigError, match="'b' is number 0 of two, but number 1 of one; .* classes in one order"):
+        set_up_with(("a", "b", "c"), ("b", "a", "c"))
+    with pytest.raises(ConfigError, match="'c' is number 1 of two, but number 2 of one"):
+        set_up_with(("a", "b", "c"), ("x", "c", "y"))
+
+
+def test_classes_that_are_called_otherwise_are_said() -> None:
+    assert set_up_with(("a", "b", "c"), ("a", "b", "c")).data_notices == ()
+    for other in (("x", "y", "z"), ("a", "b", "x"), None):
+        setup = set_up_with(("a", "b", "c"), other)
+        (notice,) = setup.data_notices
+        assert "one: a, b, c" in notice.text
+        assert "two: " in notice.text
+        assert setup.class_names == ["0", "1", "2"]
+
+
+def test_a_recipe_names_classes_that_have_numbers_only() -> None:
+    setup = set_up_with(None, ("a", "b", "c"), classes=["a", "b", "c"])
+    assert setup.class_names == ["a", "b", "c"]
+    assert setup.data_notices == ()
+    with pytest.raises(ConfigError, match="classes = a, b, d: two has a, b, c; name the same, in the same order"):
+        set_up_with(None, ("a", "b", "c"), classes=["a", "b", "d"])
+
+
+def test_a_notice_of_the_data_is_a_warning_and_stands_in_the_headline(tmp_path: Path) -> None:
+    result = interfuse.run(
+        "fedavg", data=[of_names("one", ("a", "b", "c")), of_names("two", None)], models=["logistic"], clients=2,
+        rounds=1, beside=[], out=tmp_path / "run", progress=interfuse.Silent(), workers=1,
+    )  # fmt: skip
+    (notice,) = result.summary.data_notices
+    assert [w.text for w in result.summary.warnings if w.name == "data that may not fit together"] == [notice.text]
+    assert notice.text.removesuffix(".") in result.summary.headline.text

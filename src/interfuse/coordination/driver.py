@@ -16,9 +16,9 @@ from interfuse import report
 from interfuse.clock import UNIFORM
 from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
-from interfuse.data import Dataset, load
+from interfuse.data import Dataset, load, numbered
 from interfuse.engines.parties.carrier import Carrier
-from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest
+from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest, names_digest
 from interfuse.engines.parties.frames import MESSAGE
 from interfuse.engines.parties.hub import Hub, Member
 from interfuse.engines.parties.logs import Events
@@ -32,7 +32,7 @@ from interfuse.models import resolve
 from interfuse.runs import Progress, Result, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
-from interfuse.setup import check_fusion
+from interfuse.setup import check_fusion, with_class_names
 from interfuse.wire import Codecs
 
 TEST_ROWS = 1000
@@ -130,18 +130,30 @@ class Public:
     labels: Tensor
     data: Dataset | None
 
+    @property
+    def named(self) -> bool:
+        """Whether classes have names, not only numbers."""
+        return self.class_names != list(numbered(self.classes))
+
     @classmethod
     def of(cls, config: RunConfig, classes: int | None) -> Public:
         """What a recipe and ``--classes`` say.
 
         Raises:
-            ConfigError: neither says how many classes there are, or they contradict each other.
+            ConfigError: neither says how many classes there are, or they contradict each other or the public test set.
         """
+        stated = list(config.classes)
+        if stated and classes not in (None, len(stated)):
+            raise ConfigError(f"--classes {classes}, but the recipe names {len(stated)} classes")
         public = None if config.public is None else load(config.public).to(config.device)
         if config.evaluation != "shared":
-            if classes is None:
-                raise ConfigError("--classes: how many are there? Without a public test set nothing else says it")
-            return cls(classes, [str(label) for label in range(classes)], no_labels(), public)
+            if not stated and classes is None:
+                raise ConfigError(
+                    "classes: how many are there? Without a public test set the recipe has to name them, as in classes "
+                    '= ["healthy", "ill"], or --classes says their number'
+                )
+            names = stated or list(numbered(classes or 0))
+            return cls(len(names), names, no_labels(), public)
         if len(config.data_names) != 1:
             raise ConfigError("data: name one public test set, or set evaluation = 'own' or 'none'")
         dataset = load(config.data_names[0]).with_test_rows(config.test_rows)
@@ -151,7 +163,7 @@ class Public:
             raise ConfigError(f"data: the task of {dataset.name} is {dataset.task}; parties need classes so far")
         if classes not in (None, dataset.classes):
             raise ConfigError(f"--classes {classes}, but {dataset.name} has {dataset.classes}")
-        return cls(dataset.classes, list(dataset.class_names), dataset.y_test, public)
+        return cls(dataset.classes, list(with_class_names(dataset, config.classes).class_names), dataset.y_test, public)
 
 
 def make_contract(config: RunConfig, method: Method, run: str, public: Public) -> Contract:
@@ -171,6 +183,7 @@ def make_contract(config: RunConfig, method: Method, run: str, public: Public) -
         test_labels=labels_digest(public.labels) if shared else "",
         public_data="" if public.data is None else public.data.name,
         public_digest="" if public.data is None else public.data.digest,
+        class_names=names_digest(run, public.class_names) if public.named else "",
     )  # fmt: skip
 
 

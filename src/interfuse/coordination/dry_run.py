@@ -56,7 +56,8 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
         config = recipe.model_copy(update={"rounds": 1, "clients": 1, "evaluation": mode, "client": {}})
         labels = dataset.with_test_rows(config.test_rows).y_test
         known = None if config.public is None else vendor.data.load_public(vendor.folder)
-        public = Public(dataset.classes, list(dataset.class_names), labels, known)
+        names = list(config.classes or dataset.class_names)
+        public = Public(len(names), names, labels, known)
         method = config.make_method()
         contract = make_contract(config, method, "dry-run", public)
         carrier, events = Loopback(), Events(None, show)

@@ -33,6 +33,7 @@ from interfuse.data.task import (
     Regression,
     Sizes,
     Task,
+    numbered,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "load_table",
     "load_with",
     "make_shares",
+    "numbered",
     "parse_partition",
     "read_path",
     "stratified_subset",

@@ -344,6 +344,11 @@ class LanguageModelling(Task):
         return "" if bool(counted.all()) else f"has tokens other than 0 to {self.tokens - 1} and {IGNORED}"
 
 
+def numbered(count: int) -> tuple[str, ...]:
+    """The names that classes, labels or outputs have where nobody named them: their numbers."""
+    return tuple(map(str, range(count)))
+
+
 UNITS = frozenset({"classes", "outputs", "labels", "tokens"})
 """What tasks can be about: the names of the sizes that they bind."""
 TASKS = (Classification.name, Regression.name, MultiLabel.name)

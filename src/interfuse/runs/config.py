@@ -67,6 +67,7 @@ class RunSettings(TypedDict, total=False):
             ``file.py:function``.
         validation, test: Fractions of each client's share.
         evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
+        classes: Names of the classes in their order: the data has to have these, or numbers only; empty: its own.
         test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
         partition: How the training data is dealt to the clients: a name, an object such as ``Dirichlet(0.5)``, or a
             function of (labels, clients, rng) or (labels, clients, rng, groups) to the rows of each client, also
@@ -97,6 +98,7 @@ class RunSettings(TypedDict, total=False):
     validation: float
     test: float
     evaluation: Mode
+    classes: Sequence[str]
     test_rows: int | None
     partition: str | Partition | Divide
     settings: Mapping[str, Any]
@@ -135,6 +137,7 @@ class RunConfig(BaseModel):
     validation: Annotated[float, Ge(0), Lt(1)] = 0.1
     test: Annotated[float, Ge(0), Lt(1)] = 0.1
     evaluation: Mode = "shared"
+    classes: tuple[str, ...] = ()
     test_rows: Annotated[int, Ge(1)] | None = None
     partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
     settings: dict[str, Any] = Field(default_factory=dict)

@@ -37,7 +37,7 @@ from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
 from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, with_metrics
 from interfuse.runs.verdict import concluded
-from interfuse.setup import Serving, Setup, check_device
+from interfuse.setup import Serving, Setup, check_device, with_class_names
 from interfuse.wire import Codecs
 
 
@@ -97,7 +97,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     method = given.method or config.make_method()
     references = _references(config, method)
     check_device(config.device)
-    found = [dataset.with_test_rows(config.test_rows).to(config.device) for dataset in _datasets(config, given)]
+    named = [with_class_names(dataset, config.classes) for dataset in _datasets(config, given)]
+    found = [dataset.with_test_rows(config.test_rows).to(config.device) for dataset in named]
     if len(found) > 1:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
@@ -387,7 +388,8 @@ class _Run:
                 callback.on_start(self.config, done)
         if commit is None:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
-            if notice := self.setup.method.notice(self.setup.profiles):
+            fits = self.setup.method.notice(self.setup.profiles)
+            for notice in (*([] if fits is None else [fits]), *self.setup.data_notices):
                 self.progress.note(f"{notice.text} Try: {notice.remedy}")
         else:
             self._go_back(commit)

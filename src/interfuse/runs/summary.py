@@ -294,6 +294,7 @@ class What(Record):
         note: What a reader of results must know of the data.
         discloses: What clients' messages disclose; None is unknown.
         notice: What the method said of these clients before it began.
+        data_notices: What the data sets hardly fit, such as names of classes that differ.
         evaluation: What was measured at all.
         parties: Whether the clients were parties with data of their own, not shares of a simulation.
         rounds: How many were carried out.
@@ -312,6 +313,7 @@ class What(Record):
     codecs: dict[str, str]
     discloses: tuple[str, ...] | None
     notice: Notice | None
+    data_notices: tuple[Notice, ...]
     evaluation: Mode
     parties: bool
     stopped: Stopped | None = None

@@ -57,6 +57,7 @@ class Facts:
     note: str = ""
     discloses: Sequence[str] | None = None
     notice: Notice | None = None
+    data_notices: Sequence[Notice] = ()
     class_names: Sequence[str] = ()
     class_counts: Counts | Sequence[Sequence[int]] | None = None
 
@@ -78,6 +79,7 @@ class Facts:
             note=setup.note,
             discloses=sorted(disclosures(setup.method)),
             notice=setup.method.notice(setup.profiles),
+            data_notices=tuple(setup.data_notices),
             class_names=setup.class_names,
             class_counts=setup.class_counts,
         )

@@ -150,9 +150,8 @@ def _doubts(summary: Summary, rows: Sequence[Row], found: Sequence[_Compared]) -
             for one in found
             if one is not first and first.gain > 0 and _no_gain(summary, one)
         ]
-    if summary.notice is not None:
-        doubts.append(summary.notice.text.removesuffix("."))
-    return doubts
+    said = [*([] if summary.notice is None else [summary.notice]), *summary.data_notices]
+    return doubts + [notice.text.removesuffix(".") for notice in said]
 
 
 def _told_by_no_row(summary: Summary, one: _Compared) -> bool:
@@ -185,7 +184,8 @@ def diagnose(summary: Summary, rows: Sequence[Row]) -> list[Diagnosis]:
         if summary.composes:
             checks += [_below_local, _spread_over_modular_blocks]
     found = (check(summary, rows) for check in checks)
-    return [diagnosis for diagnosis in found if diagnosis is not None]
+    data = [_warning("data that may not fit together", each.text, each.remedy) for each in summary.data_notices]
+    return data + [diagnosis for diagnosis in found if diagnosis is not None]
 
 
 def _warning(name: str, text: str, remedy: str) -> Diagnosis:

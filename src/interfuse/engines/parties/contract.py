@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+import hmac
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -30,6 +33,10 @@ Name = Annotated[str, MaxLen(200)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """It becomes a folder at the node, so it is no path."""
 Size = Annotated[int, Ge(0), Le(2**53)]
+CLASS_NAMES = "class names"
+"""What a refusal calls them."""
+OTHER_NAMES = "others, or another order; `classes` under [data] in the vendor's file gives them as all agreed"
+"""What a node has whose names of classes do not fit. The names themselves are told to nobody."""
 
 
 class Contract(BaseModel):
@@ -44,6 +51,8 @@ class Contract(BaseModel):
         seed: From which nodes derive initial values, orders and divisions.
         public_test: Name of the public test set; with it ``test_labels``, the digest of its labels.
         public_data: Name of the public data that a method uses; with it ``public_digest``, that of its rows.
+        class_names: Keyed digest of the names of classes in their order, see :func:`names_digest`; empty where the
+            coordinator knows none, and the nodes have to agree with each other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +82,7 @@ class Contract(BaseModel):
     test_labels: Name
     public_data: Name = ""
     public_digest: Name = ""
+    class_names: Name = ""
 
 
 class Shapes(BaseModel):
@@ -92,7 +102,7 @@ class Shapes(BaseModel):
 class Facts(BaseModel):
     """What the coordinator knows of a node: :class:`interfuse.client.Profile`, and what both must agree on.
 
-    ``shapes`` are there where the vendor calls its model public.
+    ``shapes`` are there where the vendor calls its model public. ``class_names`` are a digest as in the contract.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -102,6 +112,7 @@ class Facts(BaseModel):
     fusion_width: Size | None
     samples: Size
     test_labels: Name
+    class_names: Name
     shapes: Shapes | None = None
 
     def profile(self, client: ClientId) -> Profile:
@@ -116,11 +127,11 @@ class Facts(BaseModel):
 class JoinError(InterfuseError):
     """The two sides do not agree; nothing in it is more than the contract and the facts say anyway.
 
-    ``retry``: the same may work later.
+    ``retry``: the same may work later. ``aside`` is for this side alone: it is in the text and not in what is sent.
     """
 
-    def __init__(self, field: str, expected: str, found: str, retry: bool = False) -> None:
-        super().__init__(f"{field}: expected {expected}, found {found}")
+    def __init__(self, field: str, expected: str, found: str, retry: bool = False, aside: str = "") -> None:
+        super().__init__(f"{field}: expected {expected}, found {found}{aside}")
         self.field, self.expected, self.found, self.retry = field, expected, found, retry
 
 
@@ -183,6 +194,8 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
         same("fusion width", contract.fusion_width, facts.fusion_width)
     if contract.evaluation == "shared":
         same("labels of the public test set", contract.test_labels, facts.test_labels)
+    if contract.class_names not in ("", facts.class_names):
+        raise JoinError(CLASS_NAMES, "those of the contract, in their order", OTHER_NAMES)
     if Disclosure.PARAMETERS in contract.discloses and facts.shapes is None:
         raise JoinError("model", "a public one, since the method shares parameters", "one that is not")
     if facts.samples < 1:
@@ -192,6 +205,17 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
 def labels_digest(labels: Tensor) -> str:
     """A digest of the labels of a public test set, in order."""
     return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()[:32]
+
+
+def names_digest(run: str, names: Sequence[str]) -> str:
+    """A digest of names in their order, keyed with the random name of the run (HMAC-SHA-256).
+
+    Only who is admitted to the run knows the key, and digests of two runs cannot be compared. Who has it can still try
+    names until they fit: docs/security.md.
+    """
+    # file systems and exports differ in how they compose letters: what reads the same is the same
+    text = json.dumps([unicodedata.normalize("NFC", name) for name in names])
+    return hmac.new(run.encode(), text.encode(), hashlib.sha256).hexdigest()
 
 
 def names(disclosed: Iterable[Disclosure]) -> str:

@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 from interfuse.client import ClientId
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.parties.carrier import Carrier, Counters, Link, Peer
-from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, Facts, JoinError, check_facts, same
+from interfuse.engines.parties.contract import (
+    CLASS_NAMES,
+    LIBRARY,
+    OTHER_NAMES,
+    WIRE,
+    Contract,
+    Facts,
+    JoinError,
+    check_facts,
+    same,
+)
 from interfuse.engines.parties.frames import (
     MESSAGE,
     PROTOCOL,
@@ -261,6 +271,9 @@ class Hub:
                 raise JoinError("facts", "those with which the node began", "others: its model or data changed")
             if self._known and before is None:
                 raise JoinError("node", f"one of {', '.join(sorted(self._known))}, who began the run", hello.name)
+            there = [m for m in self.members.values() if m.link is not None and m is not member]
+            if any(m.facts.class_names != facts.class_names for m in there):
+                raise JoinError(CLASS_NAMES, "those of the nodes that are there, in their order", OTHER_NAMES)
             if member is None and len(self.members) >= self._most:
                 raise JoinError("node", f"at most {self._most} nodes", f"{hello.name} beside them")
             alike = [m for m in self.members.values() if m.fingerprint == fingerprint and m.link is not None]

@@ -20,6 +20,7 @@ from interfuse.data.inputs import shape_text
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import (
+    CLASS_NAMES,
     LIBRARY,
     WIRE,
     Contract,
@@ -56,6 +57,7 @@ from interfuse.handler import Handler, handlers
 from interfuse.messages import Message
 from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
+from interfuse.method import Method
 from interfuse.setup import check_device
 from interfuse.wire import Codecs, FileRecord, Limits, load_tensors, save_tensors, sync_folder
 
@@ -145,6 +147,7 @@ class Node:
             self._session.cancel(envelope)
         elif isinstance(envelope, Refusal):
             text = f"the coordinator refused: {envelope.field}: expected {envelope.expected}, found {envelope.found}"
+            text += self._own_names() if envelope.field == CLASS_NAMES else ""
             raise RefusedError(text, envelope.retry)
         else:
             raise RefusedError(f"the coordinator sent {envelope.kind!r} where it makes no sense", retry=True)
@@ -199,9 +202,21 @@ class Node:
                 contract, public, method, dataset, own_share(contract, dataset), self._builder, self.vendor.device
             )
             facts = own.facts(table.architecture or (table.public and table.build) or self.vendor.name)
-            check_facts(contract, method, self._told(facts))
+            self._check(contract, method, facts)
             self._own, self._facts, self._session = own, facts, None
         return self._told(self._facts)
+
+    def _check(self, contract: Contract, method: Method, facts: Facts) -> None:
+        """Refuse a contract that the node's facts do not fit; its own names of classes are told to its vendor alone."""
+        try:
+            check_facts(contract, method, self._told(facts))
+        except JoinError as error:
+            if error.field != CLASS_NAMES:
+                raise
+            raise JoinError(error.field, error.expected, error.found, aside=self._own_names()) from None
+
+    def _own_names(self) -> str:
+        return f". This node's own: {', '.join(self._dataset.class_names)}"
 
     def _public(self, contract: Contract, dataset: Dataset) -> Dataset | None:
         """The public data that the contract names, as the vendor has it."""

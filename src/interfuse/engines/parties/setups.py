@@ -11,9 +11,21 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, WallClock
-from interfuse.data import IID, Classification, ClientData, Dataset, Inputs, PublicData, Share, Sizes, Task, make_shares
-from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest
-from interfuse.errors import ConfigError, ModelError
+from interfuse.data import (
+    IID,
+    Classification,
+    ClientData,
+    Dataset,
+    Inputs,
+    PublicData,
+    Share,
+    Sizes,
+    Task,
+    make_shares,
+    numbered,
+)
+from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest, names_digest
+from interfuse.errors import ConfigError, ModelError, Notice
 from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
@@ -27,7 +39,7 @@ from interfuse.wire import Codecs
 
 def task_of(contract: Contract) -> Task:
     """What targets and outputs are. Classes of a contract have numbers only."""
-    return Classification(tuple(map(str, range(contract.classes))))
+    return Classification(numbered(contract.classes))
 
 
 def dims_of(contract: Contract, clients: int, d: int | None) -> Dims:
@@ -124,6 +136,7 @@ class Own(_OfContract):
             fusion_width=measured.fusion_width,
             samples=len(self.share.train),
             test_labels=labels_digest(self.dataset.y_test) if self.contract.evaluation == "shared" else "",
+            class_names=names_digest(self.contract.run, self.dataset.class_names),
             shapes=Shapes(sample=sample, keys=keys, cuts=cuts, stages=model.stage_names, buffers=buffers),
         )
 
@@ -184,8 +197,27 @@ class RemoteSetup(_OfContract):
     class_names: list[str]
     device: str = "cpu"
 
-    note = "every client has data of its own; the common test set is public"
     class_counts = None
+
+    @property
+    def note(self) -> str:
+        """Whose data the run is on."""
+        tested = f"; the common test set, {self.contract.public_test}, is public" if self.contract.public_test else ""
+        return f"every party has data of its own{tested}"
+
+    @property
+    def data_notices(self) -> tuple[Notice, ...]:
+        """Where no party names its classes, nothing says that they have the same."""
+        contract = self.contract
+        nameless = names_digest(contract.run, numbered(contract.classes))
+        if contract.public_test or contract.class_names or any(f.class_names != nameless for f in self.facts.values()):
+            return ()
+        return (
+            Notice(
+                "No party names its classes, so nothing shows that a number means the same class to all of them.",
+                "State `classes` in the recipe, and under [data] in every vendor's file.",
+            ),
+        )
 
     @property
     def digest(self) -> str:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from interfuse.data import Dataset, Layout, ReadOptions, is_path, load_with, read_path
+from interfuse.data import Dataset, Layout, ReadOptions, is_path, load_with, numbered, read_path
 from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
 from interfuse.engines.parties.frames import MESSAGE
@@ -24,6 +24,7 @@ from interfuse.messages.encoding import codec_of
 from interfuse.method import Method
 from interfuse.models import Builder, resolve, split_at
 from interfuse.references import is_reference, load_reference
+from interfuse.setup import with_class_names
 from interfuse.toml import read_toml
 from interfuse.wire import Codec, Codecs
 
@@ -75,7 +76,7 @@ class DataTable(_Table):
         source: A name of ``interfuse datasets``, the path of a file or folder of any format (docs/data.md), or
             ``file.py:function``. Rows that the source sets aside for testing are not used.
         label: The column of labels of a table, or several.
-        classes: Names of the classes in the order of their numbers.
+        classes: Names of the classes in the order of their numbers, as all parties agreed on them.
         task, group, drop, layout: How files are read otherwise, see :class:`interfuse.data.ReadOptions`.
         test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
         public: The public data that a method uses, as ``source``; its training rows.
@@ -102,13 +103,18 @@ class DataTable(_Table):
 
     def load(self, folder: Path) -> Dataset:
         """The vendor's rows as training rows, with the public test set as test rows (none where there is none)."""
-        own = self._read(_located(self.source, folder))
+        own = with_class_names(self._read(_located(self.source, folder)), self.classes or ())
         if self.test is None:
             return replace(own, x_test=each(lambda x: x[:0], own.x_train), y_test=own.y_train[:0])
         if self.test == self.source:
             own = public = own.with_held_out()
         else:
             public = self._read(_located(self.test, folder))
+        if public.class_names not in (own.class_names, numbered(public.classes)):
+            raise ConfigError(
+                f"[data] test: {public.name} calls its classes {', '.join(public.class_names)}, {own.name} calls them "
+                f"{', '.join(own.class_names)}; `classes` under [data] names those that have numbers only"
+            )
         if not len(public.y_test):
             return replace(own, x_test=public.x_train, y_test=public.y_train)
         return replace(own, x_test=public.x_test, y_test=public.y_test)
