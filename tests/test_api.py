@@ -79,7 +79,7 @@ def test_the_folder_says_what_ran(result: Result) -> None:
     config = result.config
     assert config.method == "ifl"
     assert config.data == "in-memory:tiny"
-    assert config.partition == {"name": "dirichlet", "alpha": 0.5, "minimum": 8}
+    assert config.partition == {"name": "dirichlet", "alpha": 0.5, "minimum": 8, "balanced": False}
     assert config.models == ("in-memory:worlds:wide", "logistic", "in-memory:test_api:blocks")
     assert config.settings["optimizer"] == "adam"
     assert {*config.settings, *config.unset} == {field.name for field in fields(IFL)}

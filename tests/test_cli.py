@@ -160,7 +160,7 @@ def test_a_folder_with_a_run_is_not_touched() -> None:
 
 def test_every_option_enters_the_configuration() -> None:
     good(
-        "run", "ifl", "--data", "digits", "--clients", "3", "--partition", "dirichlet", "--alpha", "2.5",
+        "run", "ifl", "--data", "digits", "--clients", "3", "--partition", "dirichlet", "--alpha", "2.5", "--balanced",
         "--models", "mlp, logistic", "--width", "9", "--rounds", "3", "--seed", "7", "--set", "optimizer=adam",
         "--set", "base_lr={start=0.1, rounds=200}", "--set", "keep_optimizer=false", "--set", "client.2.base_lr=0.001",
         "--workers", "1", "--device", "cpu", "--eval-every", "2", "--beside", "local,pooled",
@@ -169,8 +169,9 @@ def test_every_option_enters_the_configuration() -> None:
     )  # fmt: skip
     written = tomllib.loads(Path("a/config.toml").read_text())
     expected = {
-        "method": "ifl", "data": "digits", "clients": 3, "partition": {"name": "dirichlet", "alpha": 2.5},
-        "models": ["mlp", "logistic"], "fusion_width": 9, "rounds": 3, "seed": 7, "device": "cpu", "eval_every": 2,
+        "method": "ifl", "data": "digits", "clients": 3,
+        "partition": {"name": "dirichlet", "alpha": 2.5, "balanced": True}, "models": ["mlp", "logistic"],
+        "fusion_width": 9, "rounds": 3, "seed": 7, "device": "cpu", "eval_every": 2,
         "beside": ["local", "pooled"], "client": {"2": {"base_lr": 0.001}}, "metrics": ["recall", "auroc"],
         "codecs": {"default": "int8+zstd", "FusionOutputs.z": "int4:tensor"},
     }  # fmt: skip

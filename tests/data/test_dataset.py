@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from fractions import Fraction
 from typing import Any
 
@@ -189,6 +190,12 @@ class TestStratifiedSubset:
         y = np.repeat([0, 1], 10)
         chosen = [stratified_subset(y, 4, np.random.default_rng(seed)) for seed in range(200)]
         assert set(np.concatenate(chosen).tolist()) == set(range(20))
+
+    def test_equal_classes_have_equal_chances_of_a_row_more(self) -> None:
+        y = np.repeat(np.arange(5), 10)
+        more = sum(np.bincount(y[stratified_subset(y, 12, np.random.default_rng(seed))]) - 2 for seed in range(500))
+        assert more.sum() == 1000
+        assert np.abs(more - 200).max() < 4 * math.sqrt(500 * 0.4 * 0.6)
 
     def test_negative(self) -> None:
         with pytest.raises(ConfigError):

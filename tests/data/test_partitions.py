@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,9 @@ from interfuse.data import (
     deal,
     make_shares,
     parse_partition,
+    partitions,
 )
+from interfuse.data.partitions import apportioned
 from interfuse.errors import ConfigError, DataError
 
 label_lists = st.lists(st.integers(0, 5), min_size=1, max_size=80).map(lambda labels: np.array(labels, np.int64))
@@ -116,7 +119,9 @@ class TestDirichlet:
         with pytest.raises(DataError, match="51 clients with at least 10 rows each need 510 rows, but there are 500"):
             Dirichlet().split(balanced(), 51, rng(), None)
 
-    @pytest.mark.parametrize("options", [{"alpha": 0.0}, {"alpha": float("nan")}, {"alpha": -1.0}, {"minimum": -1}])
+    @pytest.mark.parametrize(
+        "options", [{"alpha": 0.0}, {"alpha": float("nan")}, {"alpha": -1.0}, {"minimum": -1}, {"balanced": 1}]
+    )
     def test_impossible_options(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError, match=next(iter(options))):
             Dirichlet(**options)
@@ -165,14 +170,16 @@ class TestPathological:
 
 
 class TestNatural:
-    def test_one_group_a_client(self) -> None:
+    def test_one_group_a_client_whose_number_is_drawn(self) -> None:
         groups = np.array([7, 3, 3, 9, 7])
-        shares = Natural().split(np.zeros(5, np.int64), 3, rng(), groups)
-        assert [share.tolist() for share in shares] == [[1, 2], [0, 4], [3]]
+        found = [Natural().split(np.zeros(5, np.int64), 3, rng(seed), groups) for seed in range(60)]
+        for shares in found:
+            assert sorted(share.tolist() for share in shares) == [[0, 4], [1, 2], [3]]
+        assert len({tuple(share[0] for share in shares) for shares in found}) == 6
 
-    def test_fewer_clients_are_dealt_several_groups_in_turn(self) -> None:
-        shares = Natural().split(np.zeros(5, np.int64), 2, rng(), np.array([4, 3, 2, 1, 0]))
-        assert [share.tolist() for share in shares] == [[0, 2, 4], [1, 3]]
+    def test_which_groups_come_together_is_drawn(self) -> None:
+        found = [Natural().split(np.zeros(5, np.int64), 2, rng(seed), np.array([4, 3, 2, 1, 0])) for seed in range(99)]
+        assert len({tuple(shares[1]) for shares in found}) == math.comb(5, 2) + math.comb(5, 3)
 
     @given(groups=label_lists, clients=st.integers(1, 6))
     def test_groups_stay_whole(self, groups: np.ndarray, clients: int) -> None:
@@ -196,6 +203,7 @@ class TestParse:
     def test_good(self) -> None:
         assert parse_partition("iid") == IID()
         assert parse_partition("dirichlet", alpha=0.1, minimum=3) == Dirichlet(0.1, 3)
+        assert parse_partition("dirichlet", balanced=True) == Dirichlet(balanced=True)
         assert parse_partition("pathological", classes_per_client=3) == Pathological(3)
         assert parse_partition("shards", shards_per_client=3) == Shards(3)
         assert parse_partition("natural") == Natural()
@@ -269,10 +277,10 @@ class TestShares:
 
     def test_natural_clients_come_from_the_data_set(self) -> None:
         made = dataset(np.zeros(6, np.int64), groups=np.array([2, 0, 1, 0, 2, 1]))
-        assert [share.rows.tolist() for share in make_shares(made, Natural(), 3, 0)] == [[1, 3], [2, 5], [0, 4]]
+        assert sorted(share.rows.tolist() for share in make_shares(made, Natural(), 3, 0)) == [[0, 4], [1, 3], [2, 5]]
 
     def test_an_empty_share(self) -> None:
-        with pytest.raises(DataError, match="client 3 of 4 has no rows; take fewer clients"):
+        with pytest.raises(DataError, match=r"client \d of 4 has no rows; take fewer clients"):
             make_shares(dataset(np.zeros(3, np.int64)), IID(), 4, 0)
 
     @pytest.mark.parametrize("shares", [((0, 1), (1, 2)), ((0, 0), (1,)), ((0,), (5,)), ((0,), (-1,))])
@@ -297,6 +305,78 @@ class TestShares:
     def test_impossible_settings(self, options: dict[str, Any]) -> None:
         with pytest.raises(ConfigError):
             make_shares(dataset(balanced()), IID(), **{"clients": 2, "seed": 0} | options)
+
+
+FAIR = [IID(), Dirichlet(100.0), Dirichlet(0.3), Dirichlet(0.05, 30), Dirichlet(0.5, balanced=True), Pathological(2)]
+
+
+@pytest.mark.parametrize("partition", [*FAIR, Shards(), Natural()], ids=str)
+def test_no_client_is_favoured(partition: Partition, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "DIRICHLET_TRIES", 3)  # so that rows have to be moved too
+    # 7 clients and classes of 41, 43, ... rows: nothing comes out even. Models are dealt by the number of a client.
+    labels, clients, repeats = rng(1).permutation(np.repeat(np.arange(5), [41, 43, 47, 53, 59])), 7, 400
+    rows = np.array(
+        [
+            [
+                np.bincount(labels[share], minlength=5)
+                for share in partition.split(labels, clients, rng(seed), np.arange(len(labels)) % 16)
+            ]
+            for seed in range(repeats)
+        ]
+    )
+    assert (rows.sum(axis=(1, 2)) == len(labels)).all()
+    for found in (rows.sum(axis=2), *np.moveaxis(rows, 2, 0)):
+        error = np.maximum(found.std(axis=0), 0.1) / math.sqrt(repeats)
+        assert np.abs(found.mean(axis=0) - found.mean()).max() < 4.2 * error.max()
+
+
+class TestBalanced:
+    @settings(deadline=None, max_examples=50)
+    @given(labels=label_lists, clients=st.integers(1, 12), alpha=st.floats(1e-4, 50), seed=seeds)
+    def test_whoever_has_an_equal_part_gets_no_row_of_the_next_class(
+        self, labels: np.ndarray, clients: int, alpha: float, seed: int
+    ) -> None:
+        shares = Dirichlet(alpha, 0, balanced=True).split(labels, clients, rng(seed), None)
+        assert_divides(shares, np.arange(len(labels)), clients)
+        counts = np.array([np.bincount(labels[share], minlength=6) for share in shares]).T
+        for label, of_class in enumerate(counts):
+            held = counts[:label].sum(axis=0)
+            assert not of_class[held * clients >= len(labels)].any()
+
+    def test_sizes_are_those_of_the_published_rule(self) -> None:
+        # NIID-Bench as its paper and code describe it, without regard to rounding: shares of rows are real numbers.
+        def sizes(seed: int) -> np.ndarray:
+            generator, held = rng(10_000 + seed), np.zeros(10)
+            while held.min() < 10:
+                held = np.zeros(10)
+                for _ in range(10):
+                    drawn = np.where(held < 100, generator.dirichlet(np.full(10, 0.1)), 0)
+                    held += 100 * drawn / drawn.sum()
+            return held
+
+        rule = Dirichlet(0.1, balanced=True)
+        found = np.array([[*map(len, rule.split(balanced(10, 100), 10, rng(seed), None))] for seed in range(300)])
+        wanted = np.array([sizes(seed) for seed in range(300)])
+        assert found.min() >= 10
+        for of_sizes in (np.min, np.max, np.std):
+            a, b = (of_sizes(values, axis=1) for values in (found, wanted))
+            assert abs(a.mean() - b.mean()) < 4 * math.hypot(a.std(), b.std()) / math.sqrt(300)
+        free = [len(max(Dirichlet(0.1).split(balanced(10, 100), 10, rng(seed), None), key=len)) for seed in range(300)]
+        assert np.mean(free) > found.max(axis=1).mean() + 20  # without it the largest share is larger
+
+
+@given(size=st.integers(0, 500), clients=st.integers(1, 12), classes=st.integers(1, 4), seed=seeds)
+def test_rows_are_apportioned_by_largest_remainders(size: int, clients: int, classes: int, seed: int) -> None:
+    weights = rng(seed).integers(1, 6, (classes, clients))
+    sizes = np.arange(size, size + classes)
+    counts = apportioned(weights / weights.sum(axis=1, keepdims=True), sizes, rng(seed))
+    for of_class, rows, parts in zip(counts.tolist(), sizes.tolist(), weights.tolist(), strict=True):
+        quotas = [Fraction(rows * part, sum(parts)) for part in parts]
+        assert sum(of_class) == rows
+        assert all(abs(count - quota) < 1 for count, quota in zip(of_class, quotas, strict=True))
+        raised = [q % 1 for q, count in zip(quotas, of_class, strict=True) if count > q]
+        lowered = [q % 1 for q, count in zip(quotas, of_class, strict=True) if count < q]
+        assert min(raised, default=1) >= max(lowered, default=0)
 
 
 @pytest.mark.parametrize("partition", [IID(), Dirichlet(0.3), Pathological(3)])

@@ -34,6 +34,7 @@ from interfuse.cli.options import (
     INTERRUPTED,
     WHAT,
     Alpha,
+    Balanced,
     ClassesPerClient,
     CodecTexts,
     CommitEvery,
@@ -135,6 +136,7 @@ def run(
     clients: NumberOfClients = None,
     partition: PartitionName = None,
     alpha: Alpha = None,
+    balanced: Balanced = None,
     classes: ClassesPerClient = None,
     shards: ShardsPerClient = None,
     models: ModelNames = None,
@@ -171,7 +173,10 @@ def run(
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
             "execution": {"workers": workers, "commit_rounds": commit_every},
         },
-        partition={"name": partition, "alpha": alpha, "classes_per_client": classes, "shards_per_client": shards},
+        partition={
+            "name": partition, "alpha": alpha, "balanced": balanced,
+            "classes_per_client": classes, "shards_per_client": shards,
+        },
         assignments=assignments or (),
     )  # fmt: skip
     if several is not None:

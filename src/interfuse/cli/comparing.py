@@ -32,6 +32,7 @@ from interfuse.cli.options import (
     INTERRUPTED,
     WHAT,
     Alpha,
+    Balanced,
     ClassesPerClient,
     CodecTexts,
     DataSets,
@@ -85,6 +86,7 @@ def compare(
     clients: NumberOfClients = None,
     partition: PartitionName = None,
     alpha: Alpha = None,
+    balanced: Balanced = None,
     classes: ClassesPerClient = None,
     shards: ShardsPerClient = None,
     models: ModelNames = None,
@@ -120,7 +122,13 @@ def compare(
         }),
         Path.cwd(),
     )  # fmt: skip
-    asked = {"name": partition, "alpha": alpha, "classes_per_client": classes, "shards_per_client": shards}
+    asked = {
+        "name": partition,
+        "alpha": alpha,
+        "balanced": balanced,
+        "classes_per_client": classes,
+        "shards_per_client": shards,
+    }
     if asked := given(asked):
         before = recipe.run.get("partition", {"name": "iid"})
         run["partition"] = changed_partition(before, absolute_paths(asked, Path.cwd()))

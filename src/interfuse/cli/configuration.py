@@ -19,7 +19,12 @@ from interfuse.runs import RunConfig, parse_config, read_config
 from interfuse.runs.config import absolute_paths
 from interfuse.wire.codecs.rules import DEFAULT
 
-OPTION_OF = {"alpha": "dirichlet", "classes_per_client": "pathological", "shards_per_client": "shards"}
+OPTION_OF = {
+    "alpha": "dirichlet",
+    "balanced": "dirichlet",
+    "classes_per_client": "pathological",
+    "shards_per_client": "shards",
+}
 """Which partition an option of the command line belongs to."""
 
 

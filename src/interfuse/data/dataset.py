@@ -399,8 +399,8 @@ def stratified_subset(
 ) -> Int64[np.ndarray, "min(size,n)"]:
     """Rows chosen at random so that every class keeps its proportion; sorted, exactly ``min(size, n)`` of them.
 
-    The rows of a class are its proportional quota rounded down; the rows still owed go to the largest remainders, to
-    the smaller label where these are equal.
+    The rows of a class are its proportional quota rounded down; the rows still owed go to the largest remainders, drawn
+    among equal ones.
 
     Raises:
         ConfigError: ``size`` is negative.
@@ -411,10 +411,9 @@ def stratified_subset(
     values, counts = np.unique(labels, return_counts=True)
     quota, remainder = np.divmod(counts * size, max(len(labels), 1))
     owed = size - int(quota.sum())
-    quota[np.argsort(-remainder, kind="stable")[:owed]] += 1
-    chosen = [
-        rng.permutation(np.flatnonzero(labels == value))[:rows] for value, rows in zip(values, quota, strict=True)
-    ]
+    shuffled = [rng.permutation(np.flatnonzero(labels == value)) for value in values]
+    quota[np.lexsort((rng.random(len(values)), -remainder))[:owed]] += 1
+    chosen = [of_class[:rows] for of_class, rows in zip(shuffled, quota, strict=True)]
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 

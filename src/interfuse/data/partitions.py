@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 from numpy.typing import ArrayLike
 
 from interfuse.data.dataset import Dataset
@@ -21,6 +21,8 @@ DIRICHLET_TRIES = 1000
 
 Rows = Int64[np.ndarray, "rows"]
 Labels = Int64[np.ndarray, "n"]
+Counts = Int64[np.ndarray, "classes clients"]
+Proportions = Float64[np.ndarray, "classes clients"]
 
 
 class Partition(Protocol):
@@ -28,6 +30,9 @@ class Partition(Protocol):
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """The rows of each client, in client order: sorted, disjoint, a function of the arguments only.
+
+        Models and data sets are dealt to clients in turn, so over the seeds no client should have more rows, or other
+        ones, than another: what goes by order goes by one that is drawn.
 
         :param labels: class of each row; 0 where the task has no classes.
         :param clients: number of clients, at least 1.
@@ -41,33 +46,40 @@ class Partition(Protocol):
 
 @dataclass(frozen=True)
 class IID:
-    """Every client gets rows at random, in shares whose sizes differ by at most one."""
+    """Every client gets rows at random, in shares whose sizes differ by at most one; which are larger is drawn."""
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """See :meth:`Partition.split`."""
-        return [np.sort(rows) for rows in np.array_split(rng.permutation(len(labels)), clients)]
+        return [np.sort(rows) for rows in _evenly(rng.permutation(len(labels)), clients, rng)]
 
 
 @dataclass(frozen=True)
 class Dirichlet:
     """Each class is divided in proportions drawn from a Dirichlet distribution (Hsu et al., arXiv:1909.06335).
 
-    The proportions of all classes are drawn anew until the smallest share has ``minimum`` rows, at most 1,000 times.
-    If that fails (many clients, small ``alpha``), rows move in the last draw: the smallest share takes from the class
-    that the largest share has most of, until every share has ``minimum``.
+    Proportions of a class become rows by largest remainders. Those of all classes are drawn anew until the smallest
+    share has ``minimum`` rows, at most 1,000 times. If that fails (many clients, small ``alpha``), rows move in the
+    last draw: the smallest share takes from the class that the largest share has most of, until every share has
+    ``minimum``. Where equals compete, one is drawn.
 
     :param alpha: concentration; small values give each client few classes, large ones approach IID.
     :param minimum: fewest rows a share may have.
+    :param balanced: the rule of NIID-Bench (arXiv:2102.02079, ``partition_data``), which PFLlib, HtFLlib and InCo took
+        over: classes are divided one after the other, and a client that has its n-th part of all rows, of n clients,
+        gets none of the following ones.
     """
 
     alpha: float = 0.5
     minimum: int = 10
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise ConfigError(f"Dirichlet: alpha is {self.alpha}, must be positive and finite")
         if self.minimum < 0:
             raise ConfigError(f"Dirichlet: minimum is {self.minimum}, must be 0 or more")
+        if not isinstance(self.balanced, bool):
+            raise ConfigError(f"Dirichlet: balanced is {self.balanced!r}, must be true or false")
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """See :meth:`Partition.split`."""
@@ -85,25 +97,21 @@ class Dirichlet:
                 share.append(piece)
         return [_joined(share) for share in shares]
 
-    def _counts(
-        self, sizes: Int64[np.ndarray, "classes"], clients: int, rng: np.random.Generator
-    ) -> Int64[np.ndarray, "classes clients"]:
+    def _counts(self, sizes: Int64[np.ndarray, "classes"], clients: int, rng: np.random.Generator) -> Counts:
         counts = np.zeros((len(sizes), clients), np.int64)
         for _ in range(DIRICHLET_TRIES):
             proportions = rng.dirichlet(np.full(clients, self.alpha), size=len(sizes))
-            ends = np.floor(np.cumsum(proportions, axis=1) * sizes[:, np.newaxis]).astype(np.int64)
-            ends[:, -1] = sizes
-            counts[:] = np.diff(np.minimum(ends, sizes[:, np.newaxis]), axis=1, prepend=0)
+            counts = (_capped if self.balanced else apportioned)(proportions, sizes, rng)
             if counts.sum(axis=0).min() >= self.minimum:
                 return counts
-        return self._levelled(counts)
+        return self._levelled(counts, rng)
 
-    def _levelled(self, counts: Int64[np.ndarray, "classes clients"]) -> Int64[np.ndarray, "classes clients"]:
+    def _levelled(self, counts: Counts, rng: np.random.Generator) -> Counts:
         counts = counts.copy()
         totals = counts.sum(axis=0)
         while totals.min() < self.minimum:
-            poor, rich = int(totals.argmin()), int(totals.argmax())
-            label = int(counts[:, rich].argmax())
+            poor, rich = _largest(-totals, rng), _largest(totals, rng)
+            label = _largest(counts[:, rich], rng)
             moved = min(self.minimum - totals[poor], totals[rich] - self.minimum, counts[label, rich])
             for table in (counts[label], totals):
                 table[rich] -= moved
@@ -111,13 +119,52 @@ class Dirichlet:
         return counts
 
 
+def apportioned(proportions: Proportions, sizes: Int64[np.ndarray, "classes"], rng: np.random.Generator) -> Counts:
+    """So many rows of each class to each client, in proportion: rounded down, the rest to the largest remainders.
+
+    Of equal remainders those that get a row more are drawn, so nobody is favoured by their number.
+    """
+    quotas = proportions * sizes[:, np.newaxis]
+    counts = np.floor(quotas).astype(np.int64)
+    order = np.lexsort((rng.random(quotas.shape), counts - quotas), axis=1)
+    owed = sizes - counts.sum(axis=1)
+    # argsort of an order is the place of each in it
+    more: Counts = counts + (np.argsort(order, axis=1) < owed[:, np.newaxis])
+    return more
+
+
+def _capped(proportions: Proportions, sizes: Int64[np.ndarray, "classes"], rng: np.random.Generator) -> Counts:
+    """As :func:`apportioned`, class after class, only to those who have less than an equal part of all rows so far."""
+    counts = np.zeros(proportions.shape, np.int64)
+    for label, drawn in enumerate(proportions):
+        open_to = counts.sum(axis=0) * len(drawn) < sizes.sum()
+        weights = np.where(open_to, drawn, 0.0)
+        if weights.sum() == 0:  # a small alpha draws zeros
+            weights = open_to.astype(np.float64)
+        counts[label] = apportioned(weights[np.newaxis] / weights.sum(), sizes[label : label + 1], rng)[0]
+    return counts
+
+
+def _evenly(rows: Rows, parts: int, rng: np.random.Generator) -> list[Rows]:
+    """The rows cut into so many parts of equal size; which have one more where it does not come out even is drawn."""
+    sizes = np.full(parts, len(rows) // parts)
+    sizes[rng.permutation(parts)[: len(rows) % parts]] += 1
+    return np.split(rows, np.cumsum(sizes)[:-1])
+
+
+def _largest(values: Int64[np.ndarray, "n"], rng: np.random.Generator) -> int:
+    """Where the largest value is, one of them at random."""
+    return int(rng.choice(np.flatnonzero(values == values.max())))
+
+
 @dataclass(frozen=True)
 class Pathological:
     """Every client has exactly k classes (after McMahan et al., arXiv:1602.05629, and NIID-Bench, arXiv:2102.02079).
 
-    Clients choose in order, each the k classes that the fewest clients hold so far, at random among equals. So the
-    classes are held equally often (to within one), and all are used when ``clients * k >= classes``; otherwise the
-    rows of the classes nobody chose belong to no client. The rows of a class are divided evenly between its holders.
+    Clients choose in an order that is drawn, each the k classes that the fewest clients hold so far, at random among
+    equals. So the classes are held equally often (to within one), and all are used when ``clients * k >= classes``;
+    otherwise the rows of the classes nobody chose belong to no client. The rows of a class are divided evenly between
+    its holders.
 
     :param classes_per_client: k.
     """
@@ -145,14 +192,15 @@ class Pathological:
                     f"or fewer classes per client"
                 )
             if holders.any():
-                for client, piece in zip(np.flatnonzero(holders), np.array_split(rows, holders.sum()), strict=True):
+                pieces = _evenly(rows, int(holders.sum()), rng)
+                for client, piece in zip(np.flatnonzero(holders), pieces, strict=True):
                     shares[client].append(piece)
         return [_joined(share) for share in shares]
 
     def _choices(self, classes: int, clients: int, rng: np.random.Generator) -> np.ndarray:
         """``[classes, clients]`` bool: whether a client holds a class."""
         holds = np.zeros((classes, clients), bool)
-        for client in range(clients):
+        for client in rng.permutation(clients):
             fewest_first = np.lexsort((rng.random(classes), holds.sum(axis=1)))
             holds[fewest_first[: self.classes_per_client], client] = True
         return holds
@@ -190,7 +238,11 @@ class Shards:
 
 @dataclass(frozen=True)
 class Natural:
-    """Clients are the data set's own groups (people, devices), dealt in order: group g goes to client g mod clients."""
+    """Clients are the data set's own groups (people, devices); of more groups each client has as many, to within one.
+
+    Which client has which is drawn, even where each has one: models are dealt to clients in turn, and one architecture
+    would meet the same people under every seed.
+    """
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """See :meth:`Partition.split`."""
@@ -199,7 +251,9 @@ class Natural:
         names, numbers = np.unique(groups, return_inverse=True)
         if clients > len(names):
             raise DataError(f"Natural: {clients} clients, but the data has {len(names)} groups; take at most as many")
-        return [np.flatnonzero(numbers % clients == client) for client in range(clients)]
+        # Two draws: of who has one group more, and of the groups that each has.
+        owner = rng.permutation(clients)[rng.permutation(len(names)) % clients][numbers]
+        return [np.flatnonzero(owner == client) for client in range(clients)]
 
 
 Divide = Callable[..., Sequence[ArrayLike]]

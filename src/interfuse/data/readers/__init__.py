@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.readers import arrays, images, tables
+from interfuse.data.readers import arrays, images, leaf, tables
 from interfuse.data.reading import ReadOptions
 from interfuse.errors import DataError
 
@@ -29,6 +29,7 @@ class Reader:
 
 
 READERS: tuple[Reader, ...] = (
+    Reader(leaf.FORMAT, leaf.recognises, leaf.read),
     Reader("an .npz of arrays", arrays.recognises, arrays.read),
     Reader("a CSV or Parquet table", tables.recognises, tables.read),
     Reader("a folder of images by class", images.recognises, images.read),
