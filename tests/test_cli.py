@@ -433,6 +433,16 @@ def test_one_seed_has_no_deviation() -> None:
 # --- predict, report
 
 
+def test_convert(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        Path("MNIST", part).mkdir(parents=True)
+        for client in range(2):
+            np.savez(Path("MNIST", part, f"{client}.npz"), data={"x": np.eye(4, 64), "y": np.arange(4) % 2})
+    assert good("convert", "MNIST", "out.npz").output.splitlines()[-1] == "wrote out.npz"
+    good("run", "local", *TINY, "--data", "out.npz", "--partition", "natural")
+    assert "out.npz is there already" in refused("convert", "MNIST", "out.npz")
+
+
 def test_predict_is_compose(tmp_path: Path) -> None:
     good("run", "ifl", *TINY, "--out", "a")
     x = np.random.default_rng(0).integers(0, 17, size=(5, 1, 8, 8)).astype(np.uint8)

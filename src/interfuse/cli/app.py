@@ -57,6 +57,7 @@ from interfuse.cli.options import (
     argument,
     option,
 )
+from interfuse.data.readers import htfllib
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
 from interfuse.report.progress import shown
@@ -259,6 +260,18 @@ def predict(
         typer.echo(json.dumps({"classes": found, "scores": scores.tolist()}))
     else:
         typer.echo("\n".join(found))
+
+
+@app.command(no_args_is_help=True)
+def convert(source: Annotated[Path, argument("SOURCE")], out: Annotated[Path, argument("OUT.npz")]) -> None:
+    """Write a folder of HtFLlib or PFLlib as one file of arrays, for `--data OUT.npz --partition natural`.
+
+    SOURCE: the folder with train/0.npz, test/0.npz and so on. They hold pickles, of which nothing is run.
+    OUT.npz: the file to write.
+    """
+    for fact in htfllib.convert(source, out):
+        typer.echo(fact)
+    typer.echo(f"wrote {out}")
 
 
 @app.command()

@@ -24,7 +24,7 @@ from interfuse.data.formats import (
     read_mat,
     read_npz,
 )
-from interfuse.data.recordings import by_person, official_people
+from interfuse.data.recordings import ACTIVITIES, by_person, official_people
 from interfuse.data.sources import DIGIT_NAMES, Labels, Layout, Rows, Source, Split, every_fifth
 
 _SHA256 = registered(Path(__file__).with_name("registry.txt"))
@@ -113,7 +113,6 @@ _HAR = (
     _file("har", "UCI HAR Dataset.zip", read_har_archive),
     _file("har", "uci_har_inertial_signals.npz", read_npz("X", "y", "subject")),
 )
-_HAR_NAMES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
 _HAR_LICENCE = "CC BY 4.0 at UCI; the notice in the archive forbids commercial use (D. Anguita et al., ESANN 2013)"
 
 
@@ -227,7 +226,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 name="har",
                 layouts=tuple(Layout((file,), official_people) for file in _HAR),
                 shape=(9, 128),
-                class_names=_HAR_NAMES,
+                class_names=ACTIVITIES,
                 rows_train=7_352,
                 rows_test=2_947,
                 licence=_HAR_LICENCE,
@@ -238,7 +237,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
                 name="har-people",
                 layouts=tuple(Layout((file,), by_person) for file in _HAR),
                 shape=(9, 128),
-                class_names=_HAR_NAMES,
+                class_names=ACTIVITIES,
                 rows_train=7_789,
                 rows_test=1_667,
                 licence=_HAR_LICENCE,

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, Int64
 
 from interfuse.errors import DataError
 
@@ -161,22 +161,60 @@ def read_har_archive(raw: bytes, label: str) -> Arrays:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if "UCI HAR Dataset.zip" in archive.namelist():
                 return read_har_archive(archive.read("UCI HAR Dataset.zip"), label)
-            parts = [_har_part(archive, part) for part in ("train", "test")]
+
+            def read(name: str) -> bytes:
+                return archive.read(f"UCI HAR Dataset/{name}")
+
+            parts = [read_har_part(read, part, label) for part in ("train", "test")]
     except (zipfile.BadZipFile, KeyError, ValueError) as error:
         raise DataError(f"{label} is no archive of UCI HAR: {error}") from error
     windows, labels, people = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-    return windows, labels - 1, people
+    return windows, labels, people
 
 
-def _har_part(
-    archive: zipfile.ZipFile, part: str
-) -> tuple[Float32[np.ndarray, "n 9 128"], UInt8[np.ndarray, "n"], UInt8[np.ndarray, "n"]]:
-    def numbers(name: str) -> np.ndarray:
-        return np.array(archive.read(f"UCI HAR Dataset/{part}/{name}_{part}.txt").split(), np.float64)
+def read_har_part(
+    read: Callable[[str], bytes], part: str, label: str
+) -> tuple[Float32[np.ndarray, "n 9 128"], Int64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+    """Windows, activities from 0 and people from 1 of ``train`` or ``test`` of UCI HAR.
 
-    signals = [numbers(f"Inertial Signals/{signal}").reshape(-1, 128) for signal in HAR_SIGNALS]
-    labels, people = (numbers(name).astype(np.uint8) for name in ("y", "subject"))
-    return np.stack(signals, axis=1).astype(np.float32), labels, people
+    :param read: gives the contents of a file by its path in the data set's folder.
+    Raises:
+        DataError: a file has another form; names file and line.
+    """
+
+    def numbers(name: str, columns: int) -> np.ndarray:
+        path = f"{part}/{name}_{part}.txt"
+        return _lines(read(path), columns, f"{label}: {path}")
+
+    labels, people = (numbers(name, 1)[:, 0] for name in ("y", "subject"))
+    signals = {signal: numbers(f"Inertial Signals/{signal}", 128) for signal in HAR_SIGNALS}
+    for name, rows in {"subject": people, **signals}.items():
+        if len(rows) != len(labels):
+            raise DataError(f"{label}: {part} has {len(rows)} lines of {name}, but {len(labels)} of y; it is cut off")
+    for name, values in (("y", labels), ("subject", people)):
+        if len(odd := np.flatnonzero((values != np.trunc(values)) | (values < 1) | (values > 255))):
+            line = f"line {odd[0] + 1} has {values[odd[0]]:g}"
+            raise DataError(f"{label}: {part}/{name}_{part}.txt, {line}; activities and people are numbered from 1")
+    return (
+        np.stack([*signals.values()], axis=1).astype(np.float32),
+        labels.astype(np.int64) - 1,
+        people.astype(np.int64),
+    )
+
+
+def _lines(raw: bytes, columns: int, label: str) -> Float64[np.ndarray, "n columns"]:
+    """Finite numbers, so many a line; blank lines at the end do not count."""
+    rows = [line.split() for line in raw.rstrip().splitlines()]
+    for number, row in enumerate(rows, 1):
+        if len(row) != columns:
+            raise DataError(f"{label}, line {number} has {len(row)} numbers, must have {columns}; it is cut off")
+    try:
+        values = np.array(rows, np.float64).reshape(-1, columns)
+    except ValueError as error:
+        raise DataError(f"{label} has what is no number: {error}") from None
+    if len(odd := np.argwhere(~np.isfinite(values))):
+        raise DataError(f"{label}, line {odd[0][0] + 1} has a number that is not finite")
+    return values
 
 
 def _present(found: Mapping[str, T | None], name: str, label: str) -> T:

@@ -14,6 +14,8 @@ from interfuse.data.sources import Split
 Windows = Float[np.ndarray, "n channels steps"]
 Numbers = Integer[np.ndarray, "n"]
 
+ACTIVITIES = ("walking", "walking upstairs", "walking downstairs", "sitting", "standing", "laying")
+"""Of UCI HAR in the order of their numbers, which begin with 1 in its files (``activity_labels.txt``)."""
 OFFICIAL_TEST_PEOPLE = (2, 4, 9, 10, 12, 13, 18, 20, 24)
 
 
@@ -56,6 +58,13 @@ def official_people(windows: Windows, labels: Numbers, people: Numbers) -> Split
     )
 
 
+def as_given(windows: Windows, labels: Numbers, people: Numbers, training_rows: int) -> Split:
+    """The split of the files: so many training rows come first. Groups are people, blocks recordings."""
+    rows = np.split(np.arange(len(labels)), [training_rows])
+    train, test = ([part[chain] for chain in recordings(windows[part], labels[part], people[part])] for part in rows)
+    return _split(windows, labels, people, train=train, test=test)
+
+
 def by_person(windows: Windows, labels: Numbers, people: Numbers) -> Split:
     """Everybody is in both sets: the last fifth of each recording, rounded down, is in the test set.
 
@@ -74,6 +83,6 @@ def by_person(windows: Windows, labels: Numbers, people: Numbers) -> Split:
 
 def _split(windows: Windows, labels: Numbers, people: Numbers, *, train: list[Numbers], test: list[Numbers]) -> Split:
     """The split by rows of each chain."""
-    rows, held = np.concatenate(train), np.concatenate(test)
+    rows, held = (np.concatenate([np.empty(0, np.int64), *chains]) for chains in (train, test))
     blocks = np.repeat(np.arange(len(train)), [len(chain) for chain in train])
     return Split(windows[rows], labels[rows], windows[held], labels[held], people[rows].astype(np.int64) - 1, blocks)

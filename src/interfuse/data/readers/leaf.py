@@ -1,10 +1,10 @@
 """LEAF's JSON (Caldas et al., arXiv:1812.01097): users, how many samples each has, and their samples.
 
 A file is ``{"users": [...], "num_samples": [...], "user_data": {user: {"x": [...], "y": [...]}}}``; a data set is a
-folder with ``train/`` and ``test/``, each of such files, or one such folder, or one such file. No file says what a sample
-is, so it is told by its form: 784 numbers are FEMNIST's images, other numbers rows of a table, texts of one length with
-the next character are Shakespeare's. Other data of LEAF is text or names of files that each paper prepares in its own
-way.
+folder with ``train/`` and ``test/``, each of such files, or one such folder, or one such file. What a sample is, no
+file says, so it is told by its form: 784 numbers are FEMNIST's images, other numbers rows of a table, texts of one
+length with the next character are Shakespeare's. Other data of LEAF is words or names of files, which each paper
+prepares in its own way.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     Raises:
         DataError: naming file, user and sample.
     """
-    options.only(str(path), "classes", "layout")
+    options.only("classes", "layout", format=FORMAT)
     users = {part: [user for file in files for user in _users(file)] for part, files in _files(path).items()}
     for part, named in users.items():
         _check_once(part, named)
@@ -175,18 +175,18 @@ def _rows(user: _User, length: int) -> np.ndarray:
         found = np.array(user.x, np.float64)
     except (TypeError, ValueError):
         found = np.empty(0)
-    if found.shape != (len(user.x), length) or not length:
-        for row, sample in enumerate(user.x):
-            if not (isinstance(sample, list) and all(isinstance(value, int | float) for value in sample)):
-                raise DataError(
-                    f"{user.place}, sample {row} of x is neither numbers nor a text with its next character (Sent140's "
-                    "and Reddit's are lists of words); turn it into numbers in a function: --data file.py:load"
-                )
-            if len(sample) != length or not length:
-                raise DataError(
-                    f"{user.place}, sample {row} of x has {len(sample)} numbers, but the first one {length}"
-                )
-    return found
+    if length and found.shape == (len(user.x), length) and np.isfinite(found).all():
+        return found
+    for row, sample in enumerate(user.x):
+        place = f"{user.place}, sample {row} of x"
+        if not (isinstance(sample, list) and all(isinstance(value, int | float) for value in sample)):
+            raise DataError(
+                f"{place} is neither numbers nor a text with its next character (Sent140's and Reddit's are lists of "
+                "words); turn it into numbers in a function: --data file.py:load"
+            )
+        if not length or len(sample) != length:
+            raise DataError(f"{place} has {len(sample)} numbers, but the first one {length}; all need as many, from 1")
+    raise DataError(f"{user.place}: x has a number that is too large")
 
 
 def _targets(user: _User) -> np.ndarray:
@@ -201,7 +201,7 @@ def _targets(user: _User) -> np.ndarray:
 
 def _next_characters(path: Path, train: list[_User], test: list[_User], options: ReadOptions) -> Dataset:
     """Texts of one length as numbers of characters, int64 ``[n, time]``; classes are the characters that come next."""
-    options.only(f"{path} (texts)", "classes")
+    options.only("classes", format=f"texts in {FORMAT}")
     alphabet = SHAKESPEARE if options.classes is None else "".join(options.classes)
     if options.classes is not None and not all(len(name) == 1 for name in options.classes):
         raise DataError(f"{path}: classes of texts are single characters, in the order of their numbers")
