@@ -439,7 +439,7 @@ def test_convert(tmp_path: Path) -> None:
         for client in range(2):
             np.savez(Path("MNIST", part, f"{client}.npz"), data={"x": np.eye(4, 64), "y": np.arange(4) % 2})
     assert good("convert", "MNIST", "out.npz").output.splitlines()[-1] == "wrote out.npz"
-    good("run", "local", *TINY, "--data", "out.npz", "--partition", "natural")
+    good("run", "local", *TINY, "--data", "out.npz", "--partition", "natural", "--out", "a")
     assert "out.npz is there already" in refused("convert", "MNIST", "out.npz")
 
 
