@@ -74,7 +74,8 @@ class ReadOptions:
         """
         for name in self.values():
             if name not in usable:
-                raise ConfigError(f"{name} means nothing for {format}: leave it out; it takes {', '.join(usable)}")
+                takes = f"; it takes {', '.join(usable)}" if usable else ""
+                raise ConfigError(f"{name} means nothing for {format}: leave it out{takes}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Reading:
     """How a source was understood, for people: what :func:`interfuse describe` prints and reports show.
 
     Attributes:
-        format: What kind of source it is, such as ``CSV``, ``LEAF JSON``.
+        format: What kind of source it is, such as ``CSV``, ``LEAF's JSON``.
         facts: What was taken for what, by subject (``columns``, ``label``, ``classes``, ``left out``), in order.
     """
 

@@ -129,5 +129,5 @@ def test_damage(damage: Callable[[Path], object], problem: str, folder: Path) ->
 
 
 def test_options_mean_nothing(folder: Path) -> None:
-    with pytest.raises(ConfigError, match="label means nothing for UCI HAR folder"):
+    with pytest.raises(ConfigError, match="label means nothing for UCI HAR.s folder"):
         read_path(folder, ReadOptions(label=("y",)))

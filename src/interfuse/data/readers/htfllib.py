@@ -22,7 +22,7 @@ from interfuse.data.readers.pickled import arrays_of
 from interfuse.data.reading import ReadOptions
 from interfuse.errors import DataError
 
-FORMAT = "HtFLlib or PFLlib folder"
+FORMAT = "a folder of HtFLlib or PFLlib"
 LARGEST = 2 * 2**30
 """Most bytes that one client's file may unpack to."""
 MOST_CLASSES = 2**16

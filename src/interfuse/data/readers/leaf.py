@@ -24,7 +24,7 @@ from interfuse.data.reading import Reading, ReadOptions
 from interfuse.data.task import Classification
 from interfuse.errors import DataError
 
-FORMAT = "LEAF JSON"
+FORMAT = "LEAF's JSON"
 FEMNIST = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 """FEMNIST's classes in the order of their numbers (LEAF, ``data/femnist``)."""
 SHAKESPEARE = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
@@ -94,7 +94,7 @@ def _users(file: Path) -> Iterator[_User]:
     kinds = dict(zip(_KEYS, (list, list, dict), strict=True))
     for key, kind in kinds.items():
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-            raise DataError(f"{file} is no LEAF JSON: it needs {key!r}, {'a mapping' if kind is dict else 'a list'}")
+            raise DataError(f"{file} is not {FORMAT}: it needs {key!r}, {'a mapping' if kind is dict else 'a list'}")
     names, counts, data = (content[key] for key in _KEYS)
     if len(names) != len(counts):
         raise DataError(f"{file}: {len(names)} users, but {len(counts)} num_samples; it is damaged")

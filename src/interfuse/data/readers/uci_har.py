@@ -12,7 +12,7 @@ from interfuse.data.reading import Reading, ReadOptions
 from interfuse.data.recordings import ACTIVITIES, as_given
 from interfuse.errors import DataError
 
-FORMAT = "UCI HAR folder"
+FORMAT = "UCI HAR's folder"
 
 
 def recognises(path: Path) -> bool:
