@@ -30,7 +30,7 @@ def summary_values(**changes: Any) -> dict[str, Any]:
         "best": None,
         "similarity": {"before": None, "after": None},
         "stability": None,
-        "gradient_steps": {"clients": 0, "server": 0},
+        "gradient_steps": {"clients": 1, "server": 0},
         "virtual_seconds": {},
         "missing_replies": {"failed": 0, "late": 0, "away": 0},
         "uplink_bytes": NOTHING,

@@ -126,7 +126,7 @@ def test_late_clients_are_named_and_what_they_sent_is_counted() -> None:
     assert sorted((entry.client, entry.direction) for entry in entries(f)) == [
         (client, way) for client in range(4) for way in ("down", "up")
     ]
-    assert f.exchange.steps == 20
+    assert f.exchange.steps.total() == 20
 
 
 def test_nobody_waits_when_all_are_there() -> None:

@@ -364,13 +364,57 @@ def test_proximal_is_the_sum_of_squares_over_the_anchors_keys() -> None:
         assert torch.allclose(state(model)[key] - anchor[key], (own[key] - anchor[key]) * 0.9, atol=1e-6)
 
 
-def test_one_sample_is_skipped_where_normalisation_trains_and_only_there() -> None:
+def test_one_row_is_left_out_and_counted_where_normalisation_trains_and_only_there() -> None:
     one = [Batch(torch.ones(1, 5), torch.tensor([1]))]
     model, before = net(), state(net())
-    assert fit(model, cross_entropy, one, lr=0.1).steps == 0
+    done = fit(model, cross_entropy, [*draw(2), *one], lr=0.1)
+    assert (done.steps, done.samples, done.left_out) == (2, 16, 1)
+    trained = net()
+    fit(trained, cross_entropy, draw(2), lr=0.1)
+    assert same_bits(state(trained), state(model))
+    model = net()
+    assert (fit(model, cross_entropy, one, lr=0.1).steps, fit(model, cross_entropy, one, lr=0.1).left_out) == (0, 1)
     assert same_bits(before, state(model))
     assert fit(model, cross_entropy, one, lr=0.1, train="c").steps == 1
     assert fit(smooth(), cross_entropy, one, lr=0.1).steps == 1
+
+
+@pytest.mark.parametrize(
+    ("layer", "trained"),
+    [
+        (nn.BatchNorm2d(4), True),
+        (nn.BatchNorm2d(4, track_running_stats=False), True),
+        (nn.SyncBatchNorm(4), True),
+        (nn.InstanceNorm2d(4, track_running_stats=True), True),
+        (nn.GroupNorm(2, 4), True),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.BatchNorm2d(4)), False),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.GroupNorm(4, 4)), False),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(), nn.LayerNorm(16), nn.BatchNorm1d(16)), False),
+        (nn.Sequential(nn.BatchNorm2d(4), nn.Flatten(2), nn.BatchNorm1d(4)), True),
+        (nn.Sequential(nn.Unflatten(1, (4, 1)), nn.BatchNorm3d(4)), True),
+    ],
+)
+def test_one_row_is_trained_on_where_pytorch_does_and_otherwise_leaves_no_trace(
+    layer: nn.Module, trained: bool
+) -> None:
+    """PyTorch refuses one value a channel, not one row."""
+    one = Batch(torch.randn(1, 1, 2, 2, generator=torch.Generator().manual_seed(0)), torch.tensor([1]))
+    with seeded(0, "one row"):
+        front, tail = nn.Sequential(nn.Conv2d(1, 4, 1), layer, nn.Flatten()), nn.LazyLinear(3)
+        tail(front(torch.randn(2, 1, 2, 2)))
+    model = SplitModel({"a": front, "c": tail})
+    before = state(model)
+    done = fit(model, cross_entropy, [one], lr=0.1)
+    assert (done.steps, done.left_out) == ((1, 0) if trained else (0, 1))
+    assert same_bits(before, state(model)) is not trained
+
+
+def test_what_is_refused_with_several_rows_is_an_error() -> None:
+    model = SplitModel(
+        {"a": nn.Sequential(nn.Unflatten(1, (5, 1)), nn.InstanceNorm1d(5), nn.Flatten()), "c": nn.Linear(5, 3)}
+    )
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        fit(model, cross_entropy, draw(1), lr=0.1)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

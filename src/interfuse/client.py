@@ -20,7 +20,7 @@ from interfuse.messages import Change, Dims, State
 from interfuse.models import SplitModel
 from interfuse.party import Party, S, under
 from interfuse.randomness import Key, generator, uniform
-from interfuse.training import FitOptions, Fitted, Objective
+from interfuse.training import FitOptions, Fitted, Objective, unless_refused
 
 ClientId = int
 
@@ -91,7 +91,7 @@ class Client(Party[S]):
 
     def begin(self, seed: int, *place: Key) -> None:
         """A handler begins: its place in the run, from which :attr:`generator` is derived."""
-        self.steps = 0
+        self.steps = self.left_out = 0
         self._seed, self._place, self._generator = seed, place, None
 
     @property
@@ -138,6 +138,18 @@ class Client(Party[S]):
             batches = self.data.batches(self.order.epochs(epochs, batch_size))
         return super().fit(losses, batches or (), network=network, keep_optimizer=keep_optimizer, **options)
 
+    def front(self, batch: Batch) -> Batch:
+        """What the base block makes of a batch in training mode, with its graph. No row, where the batch is one that
+        PyTorch refuses to normalise: it counts as left out. See :func:`interfuse.training.unless_refused`.
+        """
+        with self.model.training_parts("base"):
+            z = unless_refused(self.model, batch, lambda batch: self.model.base(batch.x))
+        if z is None:
+            self.left_out += len(batch.y)
+            with self.model.evaluating():
+                return Batch(self.model.base(batch.x)[:0], batch.y[:0])
+        return Batch(z, batch.y)
+
     def owned(self) -> dict[str, Tensor]:
         order = {f"order/{name}": tensor for name, tensor in self.order.saved().items()}
         feedback = {f"feedback/{place}": tensor for place, tensor in self.feedback.items()}
@@ -167,10 +179,12 @@ class Client(Party[S]):
     def recalibrate(self, batch_size: int) -> None:
         """Recompute normalisation statistics on the training share, without touching the order of samples.
 
-        In batches as equal as can be, of ``batch_size`` rows at least: a row that is left over by itself has no
-        variance. A share of one row has none either, so its client's statistics stay as they are.
+        In batches as equal as can be, of ``batch_size`` rows at least: a row that is left over by itself may have no
+        variance. Where a share of one row has none, its client's statistics stay as they are.
         """
         rows = np.arange(len(self.data.labels()))
-        if len(rows) > 1:
-            pieces = np.array_split(rows, max(1, len(rows) // max(2, batch_size)))
-            recalibrate(self.model, (self.data.train(piece).x for piece in pieces))
+        if len(rows) == 1:
+            unless_refused(self.model, self.data.train(rows), lambda batch: recalibrate(self.model, [batch.x]))
+            return
+        pieces = np.array_split(rows, max(1, len(rows) // max(2, batch_size)))
+        recalibrate(self.model, (self.data.train(piece).x for piece in pieces))

@@ -71,14 +71,16 @@ class Failure:
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back from one client: its reply or a failure, the seconds and gradient steps of its work, and the
-    sizes of the reply in bytes, raw and on the wire, as who coded or received it has counted them."""
+    """What comes back from one client: its reply or a failure, the seconds and gradient steps of its work, the
+    sizes of the reply in bytes, raw and on the wire, as who coded or received it has counted them, and the rows that it
+    had to leave out of its training."""
 
     client: ClientId
     reply: Message | Failure | None
     seconds: float
     steps: int = 0
     size: tuple[int, int] = (0, 0)
+    left_out: int = 0
 
 
 Kept = Callable[[ClientId], Iterable[Mapping[str, Tensor]]]
@@ -150,7 +152,8 @@ class Exchange:
     moved: Counter[tuple[ClientId, str]] = field(default_factory=Counter)
     """Bytes on the wire of the latest call, by client and direction."""
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    steps: int = 0
+    steps: Counter[ClientId] = field(default_factory=Counter)
+    left_out: Counter[ClientId] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
     codecs: Codecs = NO_CODECS
     folding: bool = False
@@ -447,7 +450,8 @@ class Clients:
         found = _Answers({}, [], {})
         for answer in _in_order(exchange.engine.call(request, outgoing), list(outgoing)):
             exchange.seconds["local work, all clients"] += answer.seconds
-            exchange.steps += answer.steps
+            exchange.steps[answer.client] += answer.steps
+            exchange.left_out[answer.client] += answer.left_out
             if isinstance(answer.reply, Failure):
                 found.failures.append(answer.reply)
             else:

@@ -126,6 +126,7 @@ class Party(Generic[S]):
         task: What targets and outputs are.
         lend: How a module comes to one of its networks that has none.
         steps: Gradient steps since the handler, or the round, began.
+        left_out: Rows that it had to leave out of its training since then; see :class:`.training.Fitted`.
         begun: It has its first state.
     """
 
@@ -147,7 +148,7 @@ class Party(Generic[S]):
         self.scratch: dict[str, Any] = {}
         self.lend: Callable[[str], None] | None = None
         self.begun = True
-        self.steps = self.round = 0
+        self.steps = self.left_out = self.round = 0
 
     @property
     def public(self) -> PublicData:
@@ -206,6 +207,7 @@ class Party(Generic[S]):
             slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options,
         )  # fmt: skip
         self.steps += done.steps
+        self.left_out += done.left_out
         return done
 
     def owned(self) -> dict[str, Tensor]:

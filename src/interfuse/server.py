@@ -58,7 +58,7 @@ class Server(Party[S]):
         """Go to a place in the run."""
         self._blanked.clear()
         self.scratch.clear()
-        self.steps = 0
+        self.steps = self.left_out = 0
         self.round, self.generator = round, generator(self._seed, "server", heading, round)
 
     def model(self, name: str, architecture: str) -> SplitModel:

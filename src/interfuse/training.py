@@ -24,7 +24,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Annotated, Any, Literal, Protocol, Required, Self, TypedDict, Unpack
+from typing import Annotated, Any, Literal, Protocol, Required, Self, TypedDict, TypeVar, Unpack
 
 import torch
 from annotated_types import Ge, Gt
@@ -39,6 +39,8 @@ from interfuse.data import Batch, Task
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.models import SplitModel
 from interfuse.references import IN_MEMORY, is_reference, load_reference, reference_of
+
+T = TypeVar("T")
 
 OptimizerName = Literal["sgd", "adam", "adamw"]
 OptimizerState = dict[str, dict[str, Tensor]]
@@ -314,6 +316,8 @@ class Fitted:
     learning_rate_sum: float
     loss: float
     """Mean over the steps of the sum of all losses; 0 without a step."""
+    left_out: int = 0
+    """Rows that were not trained on: each was a batch by itself, and PyTorch refused it; see :func:`unless_refused`."""
 
 
 class FitOptions(TypedDict, total=False):
@@ -369,17 +373,22 @@ def fit(
     settings = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
     step = settings.stepper(parameters, {} if slots is None else slots)
     device = next((p.device.type for p in parameters.values()), "cpu")
-    steps = samples = 0
+    steps = samples = left_out = 0
     rates = 0.0
     losses_so_far = torch.zeros(())
     _forget_gradients(parameters)
+
+    def forward(batch: Batch) -> dict[str, Tensor]:
+        with nullcontext() if autocast is None else torch.autocast(device, autocast):
+            return {name: objective(model, batch, steps) for name, objective in objectives.items()}
+
     with model.training_parts(parts):
         for batch in batches:
-            if lacks_variance(model, batch):
+            losses_now = unless_refused(model, batch, forward)
+            if losses_now is None:
+                left_out += len(batch.y)
                 continue
             current = rate(round, steps)
-            with nullcontext() if autocast is None else torch.autocast(device, autocast):
-                losses_now = {name: objective(model, batch, steps) for name, objective in objectives.items()}
             loss = _differentiate(losses_now, combine, parameters)
             if clip is not None and parameters:
                 torch.nn.utils.clip_grad_norm_(list(parameters.values()), clip)
@@ -390,14 +399,32 @@ def fit(
     mean = float(losses_so_far) / steps if steps else 0.0
     if not math.isfinite(mean):
         raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
-    return Fitted(steps, samples, rates, mean)
+    return Fitted(steps, samples, rates, mean, left_out)
 
 
-def lacks_variance(model: SplitModel, batch: Batch) -> bool:
-    """Whether batch normalisation in training mode would see one sample, whose variance is undefined."""
-    return len(batch.y) == 1 and any(
-        isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.training for m in model.modules()
-    )
+_REFUSED = "Expected more than 1 "
+"""Begins what PyTorch says where normalisation would see one value a channel, whose variance is undefined."""
+
+
+def unless_refused(model: SplitModel, batch: Batch, work: Callable[[Batch], T]) -> T | None:
+    """What ``work`` makes of a batch; None where the batch is one row and PyTorch refuses to normalise it.
+
+    One row is refused where a channel has one value in all; a map of several points has a variance. Only PyTorch knows,
+    in whatever layer. The statistics of layers that came before are then put back. What is refused with several rows
+    could never be trained on, and is an error.
+    """
+    if len(batch.y) != 1:
+        return work(batch)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    try:
+        return work(batch)
+    except ValueError as error:
+        if not str(error).startswith(_REFUSED):
+            raise
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(before[name])
+    return None
 
 
 def _forget_gradients(parameters: Mapping[str, torch.nn.Parameter]) -> None:

@@ -153,7 +153,7 @@ def steps(method: Method, clients: int) -> int:
     """Gradient steps of all clients in two rounds; every share fills a batch."""
     dataset = tiny_dataset(rows=20 * clients)
     f = federation(method, rounds=2, clients=clients, models=[wide], partition=IID(), dataset=dataset)
-    return f.exchange.steps
+    return f.exchange.steps.total()
 
 
 @pytest.mark.parametrize(

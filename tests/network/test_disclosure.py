@@ -97,7 +97,7 @@ def test_an_exception_leaves_as_a_code(tmp_path: Path) -> None:
     messages, said = dry_run(vendor, recipe)
     last = messages[-1]["envelope"]
     assert last["failure"] == "handler-error"
-    assert set(last) == {"kind", "size", "attempt", "number", "seconds", "steps", "message", "failure"}
+    assert set(last) == {"kind", "size", "attempt", "number", "seconds", "steps", "left_out", "message", "failure"}
     assert "failed code=handler-error handler=train_base round=1 reason=" in said
 
 

@@ -139,7 +139,8 @@ class Host:
             self._rest(resident)
         if request.undoable and before is not None:
             self._before[client] = before
-        return Answer(client, reply, time.perf_counter() - began, resident.client.steps, size)
+        done = resident.client
+        return Answer(client, reply, time.perf_counter() - began, done.steps, size, done.left_out)
 
     def _reply(
         self, resident: Resident, handler: Handler[Any, Any], request: Request, message: Message | None

@@ -161,6 +161,7 @@ class Workers:
         seconds: float,
         steps: int,
         size: Sequence[int],
+        left_out: int,
     ) -> Answer:
         """What a worker answered, with the reply copied out of its memory."""
         if request.heading == "training":
@@ -168,9 +169,9 @@ class Workers:
         if reason is not None:
             return Answer(client, Failure(client, reason), seconds)
         if places is None or reply_type is None:
-            return Answer(client, None, seconds, steps)
+            return Answer(client, None, seconds, steps, left_out=left_out)
         raw, wire = size
-        return Answer(client, unflatten(reply_type, worker.up.read(places)), seconds, steps, (raw, wire))
+        return Answer(client, unflatten(reply_type, worker.up.read(places)), seconds, steps, (raw, wire), left_out)
 
     def _programs(self, request: Request) -> Any:
         return self._setup.programs_of(next(iter(self.profiles)))[request.program]
@@ -393,7 +394,7 @@ def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping
             failed = answer.reply if isinstance(answer.reply, Failure) else None
             sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
             reason = None if failed is None else failed.reason
-            answers.append([client, sent, reason, answer.seconds, answer.steps, answer.size])
+            answers.append([client, sent, reason, answer.seconds, answer.steps, answer.size, answer.left_out])
     return answers
 
 

@@ -29,7 +29,7 @@ from interfuse.messages import FeatureGradients, Features, Labels, Message, Name
 from interfuse.method import NOTHING
 from interfuse.models import SplitModel
 from interfuse.server import Server
-from interfuse.training import lacks_variance, modular_cross_entropy, pull_back
+from interfuse.training import modular_cross_entropy, pull_back
 
 
 class Global(State):
@@ -150,25 +150,24 @@ class EndToEnd(SplitLearning):
         return self.local_steps or (self.local_epochs or 0) * math.ceil(profile.samples / self.batch_size)
 
     def step(self, server: Server[Global], clients: Clients, tails: Mapping[ClientId, Tail]) -> None:
-        """A step of these clients and of the server parts behind them."""
+        """A step of these clients and of the server parts behind them; none of a client where either has to leave its
+        batch out."""
         sent = clients.call(self.forward)
-        clients.call(self.backward, {client: self.serve(server, tails[client], z) for client, z in sent.items()})
+        served = {client: self.serve(server, tails[client], z) for client, z in sent.items() if len(z.y)}
+        if answers := {client: gradient for client, gradient in served.items() if gradient is not None}:
+            clients.call(self.backward, answers)
 
-    def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> CutGradient:
+    def serve(self, server: Server[Global], tail: Tail, sent: Smashed) -> CutGradient | None:
         """A step of a server part; answers with the gradient of the cut before the step."""
         z = sent.z.detach().requires_grad_()
         batches = [Batch(z, sent.y.long())]
         server.fit(modular_cross_entropy, batches, network=tail.name, train="modular", **self.how(tail.name))
-        return CutGradient(torch.zeros_like(z) if z.grad is None else z.grad)
+        return None if z.grad is None else CutGradient(z.grad)
 
     @on_client.continuing
     def forward(self, client: Client) -> Smashed:
-        batch = client.batch(self.batch_size)
-        with client.model.training_parts("base"):
-            if lacks_variance(client.model, batch):  # `fit` will skip it on either side
-                client.model.eval()
-            client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
-        return Smashed(client.scratch["batch"].x, batch.y)
+        batch = client.scratch["batch"] = client.front(client.batch(self.batch_size))
+        return Smashed(batch.features, batch.y)
 
     @on_client.continuing
     def backward(self, client: Client, received: CutGradient) -> None:

@@ -87,7 +87,8 @@ class FedGen(Averaging):
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state
-        generator = server.network("generator").tensors() if server.round > 1 else {}
+        trained = server.round > 1 and self.generator_steps  # there is nothing to learn from one that is as it was made
+        generator = server.network("generator").tensors() if trained else {}
         models = self.models(old.weights, chosen)
         given = by_architecture(chosen, lambda p: ModelAndGenerator(models[p.id].tensors, generator, old.counts))
         first, *_ = one_of_each_architecture(clients)
@@ -117,8 +118,9 @@ class FedGen(Averaging):
         server.fit(loss, batches, network="generator", lr=self.generator_lr, optimizer=adam, keep_optimizer="generator")
 
     def drawn(self, counts: Float32[Tensor, "classes"], generator: torch.Generator) -> Iterator[Batch]:
+        rows = max(2, self.batch_size)  # one label has no variance to normalise by
         for _ in range(self.generator_steps):
-            drawn = torch.multinomial(counts.cpu(), self.batch_size, replacement=True, generator=generator)
+            drawn = torch.multinomial(counts.cpu(), rows, replacement=True, generator=generator)
             y = drawn.to(counts.device)
             yield Batch(labelled(y, len(counts), self.noise, generator), y)
 

@@ -14,7 +14,7 @@ from interfuse.handler import on_client
 from interfuse.messages import FeatureGradients, Features, Labels, Message
 from interfuse.method import Steps
 from interfuse.server import Server
-from interfuse.training import gradient_of_features, lacks_variance, pull_back
+from interfuse.training import gradient_of_features, pull_back
 
 
 class Question(Message):
@@ -52,17 +52,15 @@ class IFLLateAnswers(LateJoining):
             turn = (server.round - self.joins_at) * self.local_steps + step
             teacher = incumbents.ids[turn % len(incumbents)] if self.teacher == "turns" else self.teacher
             questions, asked = newcomers.call(self.ask), incumbents.only([teacher])
-            newcomers.call(self.learn, {c: asked.call(self.answer, q)[teacher] for c, q in questions.items()})
+            replies = {c: asked.call(self.answer, q)[teacher] for c, q in questions.items() if len(q.y)}
+            if replies:
+                newcomers.call(self.learn, replies)
         newcomers.call(self.follow)
 
     @on_client
     def ask(self, client: Client) -> Question:
-        batch = client.batch(self.batch_size)
-        with client.model.training_parts("base"):
-            if lacks_variance(client.model, batch):  # `fit` will skip it
-                client.model.eval()
-            client.scratch["batch"] = Batch(client.model.base(batch.x), batch.y)
-        return Question(client.scratch["batch"].x, batch.y)
+        batch = client.scratch["batch"] = client.front(client.batch(self.batch_size))
+        return Question(batch.features, batch.y)
 
     @on_client
     def answer(self, client: Client, question: Question) -> Reply:

@@ -16,6 +16,7 @@ from interfuse.report.text import megabytes, percent
 from interfuse.runs import Progress, Row, RunConfig, Silent
 from interfuse.runs.summary import mean
 from interfuse.runs.summing import scores_of
+from interfuse.runs.words import ALONE_IN_A_BATCH, numbers
 
 REDRAW_SECONDS = 0.1
 
@@ -73,6 +74,7 @@ class Standing:
         self._accuracy = self._uplink = ""
         self._measured = done
         self._failed: set[int] = set()
+        self._left_out: set[int] = set()
 
     def update(self, row: Row) -> list[str]:
         """Take a line of ``metrics.jsonl``; returns what deserves a line of its own."""
@@ -86,6 +88,10 @@ class Standing:
         new = {failure.client: failure.reason for failure in row.failures}
         lines = [f"round {self.round}: client {c} failed: {new[c]}" for c in sorted(new.keys() - self._failed)]
         self._failed |= new.keys()
+        shorter = sorted(row.left_out.clients.keys() - self._left_out)
+        if shorter:
+            lines.append(f"round {self.round}: {numbers(shorter)} left rows out of training: {ALONE_IN_A_BATCH}")
+        self._left_out |= {*shorter}
         return lines
 
     def __str__(self) -> str:

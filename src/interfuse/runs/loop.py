@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from interfuse.client import ClientId
 from interfuse.clients import Engine
 from interfuse.data import Dataset, Partition, deal, load
 from interfuse.data.inputs import shape_text
@@ -35,7 +36,7 @@ from interfuse.runs.config import (
 )
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
-from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, with_metrics
+from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, untrained, with_metrics
 from interfuse.runs.verdict import concluded
 from interfuse.setup import Serving, Setup, check_device, with_class_names
 from interfuse.wire import Codecs
@@ -372,6 +373,8 @@ class _Run:
     best: Best | None = None
     committed: float = 0.0
     committed_round: int = -1
+    idle: set[ClientId] = field(default_factory=set)
+    """Clients that made no step so far."""
 
     def carry_out(self) -> Summary:
         """All rounds that are left, then the full evaluation of the last and the best state."""
@@ -382,6 +385,7 @@ class _Run:
         ledger = self.folder.open_at({} if commit is None else commit.offsets)
         self.federation = Federation(self.setup, self.engine, ledger, self.config.rounds)
         done = 0 if commit is None else commit.round
+        self.idle = {*untrained(self.folder.metrics(), self.config.clients)}
         self.progress.begin(self.config, done)
         for callback in self.callbacks:
             with _naming(callback, "on_start", self._standing):
@@ -419,7 +423,8 @@ class _Run:
         exchange = self.federation.exchange
         exchange.seconds.clear()
         exchange.failures.clear()
-        exchange.steps = 0
+        exchange.steps.clear()
+        exchange.left_out.clear()
         began = time.perf_counter()
         work()
         worked = time.perf_counter() - began
@@ -429,7 +434,12 @@ class _Run:
             "round": self.federation.round,
             "uplink": totals.uplink,
             "downlink": totals.downlink,
-            "steps": {"clients": exchange.steps, "server": self.federation.server.steps},
+            "steps": {"clients": exchange.steps.total(), "server": self.federation.server.steps},
+            "first_steps": sorted(self.idle & {client for client, steps in exchange.steps.items() if steps}),
+            "left_out": {
+                "clients": {client: rows for client, rows in sorted(exchange.left_out.items()) if rows},
+                "server": self.federation.server.left_out,
+            },
             "failures": [{"client": f.client, "kind": f.kind, "reason": f.reason} for f in exchange.failures],
             "outstanding": len(exchange.outstanding),
             "virtual_seconds": dict(exchange.clock.times),
@@ -448,6 +458,7 @@ class _Run:
         seconds |= {"evaluation": written - evaluated, "commit": time.perf_counter() - written}
         line = Row.model_validate(row | {"seconds": {name: round(value, 6) for name, value in seconds.items()}})
         self.folder.append(line, exchange.ledger.drain())
+        self.idle -= {*line.first_steps}
         self._take(line)
         self.progress.advance(line)
         if first or self._commit_is_due():

@@ -119,6 +119,22 @@ class Steps(Record):
         return self.clients + self.server
 
 
+class LeftOut(Record):
+    """Rows that could not be trained on: each was a batch by itself, which PyTorch refused to normalise.
+
+    Attributes:
+        clients: By client, those that had some.
+    """
+
+    clients: dict[int, int] = {}
+    server: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of both sides."""
+        return sum(self.clients.values()) + self.server
+
+
 class Point(Record):
     """A point of the curve: scores by client, and of all pairs of blocks; NaN is unknown."""
 
@@ -130,12 +146,18 @@ class Point(Record):
 
 
 class Row(Record):
-    """A line of ``metrics.jsonl``; bytes and virtual seconds are totals since the start."""
+    """A line of ``metrics.jsonl``; bytes and virtual seconds are totals since the start.
+
+    Attributes:
+        first_steps: Clients that made their first gradient step in this round.
+    """
 
     round: int
     uplink: Volume
     downlink: Volume
     steps: Steps
+    first_steps: tuple[int, ...] = ()
+    left_out: LeftOut = LeftOut()
     failures: tuple[Failure, ...]
     outstanding: int
     virtual_seconds: dict[str, Number]
@@ -352,12 +374,18 @@ UNSAID = Headline(text="", on=None, gain=math.nan, doubts=(), clients=0, rows=No
 
 
 class Summary(Scores, What):
-    """What ``summary.json`` says; docs/run-folder.md describes it."""
+    """What ``summary.json`` says; docs/run-folder.md describes it.
+
+    Attributes:
+        untrained: Clients that made no gradient step in the whole run.
+    """
 
     best: BestRound | None
     similarity: dict[Literal["before", "after"], Rows | None]
     stability: Number
     gradient_steps: Steps
+    untrained: tuple[int, ...] = ()
+    left_out: LeftOut = LeftOut()
     virtual_seconds: dict[str, Number]
     missing_replies: dict[str, int]
     uplink_bytes: Volume

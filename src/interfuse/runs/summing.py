@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -25,6 +25,7 @@ from interfuse.runs.summary import (
     ClientFacts,
     Counts,
     Downlink,
+    LeftOut,
     Moved,
     MovedOfKind,
     Point,
@@ -144,6 +145,8 @@ def summarise(
         gradient_steps=Steps(
             clients=sum(row.steps.clients for row in rows), server=sum(row.steps.server for row in rows)
         ),
+        untrained=untrained(rows, config.clients),
+        left_out=left_out(rows),
         virtual_seconds=rows[-1].virtual_seconds if rows else {},
         missing_replies={kind: kinds[kind] for kind in ("failed", "late", "away")},
         uplink_bytes=training.uplink,
@@ -161,6 +164,20 @@ def summarise(
         },
         seconds_by_phase={phase: round(seconds, 3) for phase, seconds in phases.items()},
     )
+
+
+def untrained(rows: Iterable[Row], clients: int) -> tuple[ClientId, ...]:
+    """Clients that made no gradient step in these rows, which are all from the first one."""
+    trained = {client for row in rows for client in row.first_steps}
+    return tuple(client for client in range(clients) if client not in trained)
+
+
+def left_out(rows: Sequence[Row]) -> LeftOut:
+    """The rows that were left out of training, all together."""
+    clients: Counter[ClientId] = Counter()
+    for row in rows:
+        clients.update(row.left_out.clients)
+    return LeftOut(clients=dict(sorted(clients.items())), server=sum(row.left_out.server for row in rows))
 
 
 def _both(totals: Totals) -> Moved:

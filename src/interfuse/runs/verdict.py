@@ -25,7 +25,7 @@ from interfuse.runs.summary import (
     mean,
     std,
 )
-from interfuse.runs.words import bare_percent, capital, counted, megabytes, percent
+from interfuse.runs.words import ALONE_IN_A_BATCH, bare_percent, capital, counted, megabytes, numbers, percent
 
 LARGEST_SPREAD = 0.01  # standard deviation over the modular blocks behind one base block
 LARGEST_DROP = 0.1  # of the mean score under the best of its curve
@@ -178,7 +178,13 @@ def _bought(gain: float) -> str:
 
 def diagnose(summary: Summary, rows: Sequence[Row]) -> list[Diagnosis]:
     """The warnings about a run; none is good news. What is unknown raises no warning."""
-    checks: list[Callable[[Summary, Sequence[Row]], Diagnosis | None]] = [_notice, _without_steps, _divergence]
+    checks: list[Callable[[Summary, Sequence[Row]], Diagnosis | None]] = [
+        _notice,
+        _without_steps,
+        _untrained,
+        _left_out,
+        _divergence,
+    ]
     if not summary.is_reference:
         checks += [_other_steps_than_local, _no_better_than_local, _uplink]
         if summary.composes:
@@ -213,6 +219,33 @@ def _without_steps(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
         f"No gradient step was taken{', nor by Local' if also else ''}: the models are those before training.",
         "See that clients have rows to train on and that a batch can be made of them: `batch_size`, `local_steps` or "
         "`local_epochs`, and models that normalise over a batch. A method that learns without `fit` may ignore this.",
+    )
+
+
+def _untrained(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
+    """Clients beside others that trained."""
+    if not summary.gradient_steps.clients or not summary.untrained or (rows and rows[-1].round < summary.rounds):
+        return None
+    return _warning(
+        "clients that never trained",
+        f"{capital(numbers(summary.untrained))} made no gradient step in {counted(summary.rounds, 'round')}.",
+        "They were never drawn (participation), join too late, or have too few rows for their `batch_size`: raise "
+        "participation or rounds, or deal the rows more evenly, such as with a partition's minimum.",
+    )
+
+
+def _left_out(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
+    left = summary.left_out
+    if not left.total:
+        return None
+    owners = [numbers([*left.clients])] if left.clients else []
+    owners += ["the server"] if left.server else []
+    return _warning(
+        "rows left out of training",
+        f"{capital(' and '.join(owners))} left out {counted(left.total, 'row')}, each time it was its turn: "
+        f"{ALONE_IN_A_BATCH}.",
+        "Choose a `batch_size` that leaves no single row over at the end of an epoch, give these clients more rows, or "
+        "take models without batch normalisation.",
     )
 
 

@@ -127,6 +127,7 @@ class Reply(_Envelope):
     number: Natural
     seconds: Annotated[float, Ge(0), Field(allow_inf_nan=False)] = 0.0
     steps: Natural = 0
+    left_out: Natural = 0
     message: bool = False
     failure: Code | None = None
 

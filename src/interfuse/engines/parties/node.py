@@ -434,7 +434,7 @@ class Session:
                 return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
         done = Reply(
             attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
-            message=reply is not None,
+            left_out=answer.left_out, message=reply is not None,
         )  # fmt: skip
         return Outgoing(done, payload, content)
 

@@ -205,7 +205,7 @@ class Remote:
             if (expected is not None) != reply.message:
                 raise MessageError(request.handler, "reply", str(expected), "a message" if reply.message else "none")
             if expected is None:
-                return Answer(client, None, reply.seconds, reply.steps)
+                return Answer(client, None, reply.seconds, reply.steps, left_out=reply.left_out)
             profile = self.profiles[client]
             codecs = request.codecs(self._setup.codecs)
             message = decode(arrived.payload, expected, self._setup.dims, profile.keys, self._limits, codecs)
@@ -213,7 +213,7 @@ class Remote:
             self.faults[client] = Fault("failed", str(error))
             return self._failed(client, f"node {name}: {error}", reply.seconds)
         size = (raw_size(flatten(message)), len(arrived.payload))
-        return Answer(client, message, reply.seconds, reply.steps, size)
+        return Answer(client, message, reply.seconds, reply.steps, size, reply.left_out)
 
     def _failed(self, client: ClientId, reason: str, seconds: float = 0.0) -> Answer:
         return Answer(client, Failure(client, reason), seconds)

@@ -1,0 +1,116 @@
+"""Work that could not be done is counted, and goes with the figures."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from worlds import tiny_dataset
+
+import interfuse
+from interfuse import Result, SplitModel
+from interfuse.models import Builder
+from interfuse.report import diagnose
+from interfuse.report.progress import Standing
+from interfuse.runs import Given, Row, execute, parse_config
+from interfuse.runs.summary import LeftOut
+
+
+def normalised(sample_shape: tuple[int, ...], classes: int, width: int, *, front: bool, tail: bool) -> SplitModel:
+    """Two blocks of vectors, with batch normalisation in one of them or in both."""
+    base = nn.Sequential(nn.Flatten(), nn.Linear(5, width), *([nn.BatchNorm1d(width)] if front else []))
+    return interfuse.pair(base, nn.Sequential(*([nn.BatchNorm1d(width)] if tail else []), nn.Linear(width, classes)))
+
+
+BOTH = partial(normalised, front=True, tail=True)
+
+
+def run(path: Path, method: str, rows: int, build: Builder = BOTH, **options: Any) -> Result:
+    """A client for each 4 of the rows, none of which are kept back."""
+    values: dict[str, Any] = {
+        "method": method, "data": "in-memory:tiny", "models": ["in-memory:pair"], "clients": rows // 4, "rounds": 2,
+        "fusion_width": 8, "beside": [], "validation": 0.0, "test": 0.0, "eval_every": 2, "execution": {"workers": 1},
+    }  # fmt: skip
+    given = Given(dataset=tiny_dataset(rows), builders=[build])
+    execute(parse_config(values | options), path, given=given)
+    return Result(path, given)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_last_row_of_each_epoch_is_counted_where_it_cannot_be_trained_on(tmp_path: Path, workers: int) -> None:
+    """Shares of 5, 5, 4 rows in batches of 4: two clients have a row left over in each of two epochs a round."""
+    result = run(
+        tmp_path / "r", "fedavg", 14, settings={"batch_size": 4, "local_epochs": 2}, execution={"workers": workers}
+    )
+    assert [row.left_out for row in result.metrics] == [LeftOut(), *[LeftOut(clients={0: 2, 1: 2})] * 2]
+    assert [row.first_steps for row in result.metrics] == [(), (0, 1, 2), ()]
+    summary = result.summary
+    assert (summary.left_out, summary.untrained) == (LeftOut(clients={0: 4, 1: 4}), ())
+    assert summary.gradient_steps.clients == 2 * 3 * 2
+    (found,) = [d for d in diagnose(summary, result.metrics) if d.name == "rows left out of training"]
+    assert "Clients 0 and 1 left out 8 rows" in found.text
+    assert "batch_size" in found.text
+
+
+def test_a_follower_hears_of_each_client_once(tmp_path: Path) -> None:
+    result = run(tmp_path / "r", "fedavg", 14, settings={"batch_size": 4})
+    standing = Standing(result.config, 0)
+    lines = [standing.update(row) for row in result.metrics]
+    assert [len(found) for found in lines] == [0, 1, 0]
+    assert lines[1][0].startswith("round 1: clients 0 and 1 left rows out of training")
+
+
+@pytest.mark.parametrize("method", ["splitfed-v1", "splitfed-v2"])
+@pytest.mark.parametrize(("front", "tail"), [(True, False), (False, True)])
+def test_neither_side_of_a_cut_takes_a_step_on_what_the_other_leaves_out(
+    tmp_path: Path, method: str, front: bool, tail: bool
+) -> None:
+    """Five rows in batches of one: either all can be trained on, or none on both sides."""
+    build = partial(normalised, front=front, tail=tail)
+    summary = run(tmp_path / "r", method, 8, build, settings={"batch_size": 1}).summary
+    assert summary.gradient_steps.total == 0
+    assert summary.left_out.total == 2 * 8
+    assert bool(summary.left_out.clients) is front
+    assert "nothing was trained" in [d.name for d in diagnose(summary, ())]
+    summary = run(
+        tmp_path / "s", method, 8, partial(normalised, front=False, tail=False), settings={"batch_size": 1}
+    ).summary
+    assert (summary.gradient_steps.clients, summary.gradient_steps.server, summary.left_out.total) == (16, 16, 0)
+
+
+def test_a_generator_is_trained_whatever_the_batch_of_clients(tmp_path: Path) -> None:
+    build = partial(normalised, front=False, tail=False)
+    settings = {"batch_size": 1, "local_steps": 2, "generator_steps": 3}
+    summary = run(tmp_path / "r", "fedgen", 8, build, settings=settings).summary
+    assert (summary.gradient_steps.server, summary.left_out.total) == (2 * 3, 0)
+
+
+def test_clients_without_a_step_are_named(tmp_path: Path) -> None:
+    """One of ten clients is drawn in each of two rounds."""
+    build = partial(normalised, front=False, tail=False)
+    result = run(tmp_path / "r", "fedavg", 40, build, settings={"participation": 0.1})
+    trained = {client for row in result.metrics for client in row.first_steps}
+    assert result.summary.untrained == tuple(sorted({*range(10)} - trained))
+    assert len(trained) in (1, 2)
+    (found,) = [d for d in diagnose(result.summary, result.metrics) if d.name == "clients that never trained"]
+    assert (
+        f"client{'s' if len(result.summary.untrained) > 1 else ''} {result.summary.untrained[0]}" in found.text.lower()
+    )
+
+
+def test_a_reference_without_a_step_is_named(tmp_path: Path) -> None:
+    build = partial(normalised, front=False, tail=False)
+    summary = run(tmp_path / "r", "fedavg", 8, build, settings={"local_steps": 0}, beside=["local"]).summary
+    (found,) = [d for d in diagnose(summary, ()) if d.name == "nothing was trained"]
+    assert "nor by Local" in found.text
+
+
+def test_a_line_without_the_counts_says_that_nothing_was_left_out() -> None:
+    old = {
+        "round": 1, "uplink": {"raw": 0, "wire": 0}, "downlink": {"raw": 0, "wire": 0},
+        "steps": {"clients": 1, "server": 0}, "failures": [], "outstanding": 0, "virtual_seconds": {}, "seconds": {},
+    }  # fmt: skip
+    assert Row.model_validate(old).left_out.total == 0
