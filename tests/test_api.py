@@ -36,7 +36,8 @@ from interfuse.errors import ConfigError, DataError, ModelError, RunError
 from interfuse.methods import built_in
 from interfuse.methods.ifl import IFL
 from interfuse.numerics import Numerics
-from interfuse.runs import Result, RunConfig, parse_config
+from interfuse.result import Result
+from interfuse.runs import RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
 
 DATA = tiny_dataset(rows=120, test_rows=50)

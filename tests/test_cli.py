@@ -380,7 +380,11 @@ def test_what_is_no_run_is_named(command: str) -> None:
 
 def test_seeds_give_every_run_and_what_they_have_in_common() -> None:
     found = summary_of("run", "ifl", *TINY, "--beside", "local", "--seeds", "0,3", "--out", "a")
-    assert list(found) == ["seeds", "mean", "std"]
+    assert list(found) == ["seeds", "mean", "std", "minus"]
+    assert found == json.loads(Path("a/seeds.json").read_text())
+    both = [(summary, summary["beside"]["local"]) for summary in found["seeds"]]
+    gains = [summary["own_accuracy"]["mean"] - local["own_accuracy"]["mean"] for summary, local in both]
+    assert found["minus"]["local"] == pytest.approx({"mean": np.mean(gains), "std": np.std(gains, ddof=1)})
     assert [summary["seed"] for summary in found["seeds"]] == [0, 3]
     assert found["seeds"] == [json.loads(Path(f"a/seed-{s}/summary.json").read_text()) for s in (0, 3)]
     own = [summary["own_accuracy"]["mean"] for summary in found["seeds"]]

@@ -45,7 +45,10 @@ from interfuse.messages import (
 from interfuse.method import ALL, BUFFERS, NOTHING, Method, Network
 from interfuse.models import SplitModel, pair, split_at
 from interfuse.numerics import Numerics
-from interfuse.runs import Callback, EarlyStopping, Result, Silent
+from interfuse.report.tensorboard import TensorBoard
+from interfuse.result import Result
+from interfuse.runs import Callback, EarlyStopping, Silent
+from interfuse.seeds import SeedResults
 from interfuse.server import Server
 from interfuse.training import Cosine, Exponential, Fitted, Optimizer, cross_entropy, modular_cross_entropy, total
 
@@ -97,6 +100,7 @@ __all__ = [
     "Regression",
     "Replies",
     "Result",
+    "SeedResults",
     "Server",
     "Shards",
     "Silent",
@@ -104,6 +108,7 @@ __all__ = [
     "State",
     "Targets",
     "Task",
+    "TensorBoard",
     "Weights",
     "counted_mean",
     "cross_entropy",

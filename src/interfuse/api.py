@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypedDict, Unpack, cast
+from typing import Any, TypedDict, Unpack, cast, overload
 
 from interfuse import report
 from interfuse.clock import named
@@ -17,7 +17,8 @@ from interfuse.methods import find, name_of
 from interfuse.models import Builder, expanded, resolve
 from interfuse.references import IN_MEMORY, reference_of
 from interfuse.report.progress import following
-from interfuse.runs import Callback, Execution, Given, Progress, Result, RunConfig, RunSettings, execute, parse_config
+from interfuse.result import Result
+from interfuse.runs import Callback, Execution, Given, Progress, RunConfig, RunSettings, execute, parse_config
 from interfuse.runs import resume as resume_run
 from interfuse.runs.config import (
     DataSets,
@@ -28,6 +29,31 @@ from interfuse.runs.config import (
     partition_values,
     settings_of,
 )
+from interfuse.seeds import SeedResults, check, default_folder, folder_of
+
+
+@overload
+def run(
+    method: str | Method | type[Method] = "ifl",
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    seeds: None = None,
+    **values: Unpack[RunSettings],
+) -> Result: ...
+
+
+@overload
+def run(
+    method: str | Method | type[Method] = "ifl",
+    *,
+    out: str | Path | None = None,
+    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    seeds: Sequence[int],
+    **values: Unpack[RunSettings],
+) -> SeedResults: ...
 
 
 def run(
@@ -36,8 +62,9 @@ def run(
     out: str | Path | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
+    seeds: Sequence[int] | None = None,
     **values: Unpack[RunSettings],
-) -> Result:
+) -> Result | SeedResults:
     """Run a federated method and write its folder, with a report.
 
     Args:
@@ -46,12 +73,14 @@ def run(
         progress: Who follows the run; None: bars or lines on the standard error stream.
             ``interfuse.Silent()`` shows nothing.
         callbacks: Hooks of your own, see :class:`interfuse.Callback`; results do not depend on them.
+        seeds: Several runs, each in ``out/seed-N``, and one summary over them. What is finished is kept, what was begun
+            goes on.
         values: The settings of :class:`interfuse.runs.RunSettings`; defaults are those of a recipe.
 
     Raises:
         InterfuseError: something cannot work; the text names the client and the field.
     """
-    check_keys(values, {*RunSettings.__annotations__, "out", "progress", "callbacks"}, "interfuse.run")
+    check_keys(values, {*RunSettings.__annotations__, "out", "progress", "callbacks", "seeds"}, "interfuse.run")
     settings = values.get("settings", {})
     if isinstance(method, Method) and settings:
         raise ConfigError("settings belong to a method that is given by name; this object has its own")
@@ -63,7 +92,16 @@ def run(
     plain |= {"method": name_of(type(method)), "settings": settings_of(method)}
     plain["execution"] = {key: plain.pop(key) for key in Execution.model_fields if key in plain}
     config = parse_config(absolute_paths(plain, Path.cwd()), "interfuse.run")
-    return carry_out(config, Path(out) if out is not None else new_folder(config), given=given, progress=progress)
+    path = None if out is None else Path(out)
+    if seeds is None:
+        return carry_out(config, path or new_folder(config), given=given, progress=progress)
+    if "seed" in values:
+        raise ConfigError("seed and seeds together: give one of them")
+    parent = path or default_folder(config, seeds, method)
+    check(config, seeds, parent, method)
+    with following(progress) as follower:
+        found = [run_seed(config, seed, parent, given=given, progress=follower) for seed in seeds]
+    return SeedResults(parent, tuple(found)).write()
 
 
 run.__doc__ = f"{run.__doc__}\n    {RunSettings.__doc__}"  # so that help(interfuse.run) has all of them
@@ -111,6 +149,17 @@ def carry_out(config: RunConfig, path: Path, *, given: Given | None = None, prog
         execute(config, path, given=given or Given(), progress=follower)
     report.write(path)
     return Result(path, given or Given())
+
+
+def run_seed(config: RunConfig, seed: int, out: Path, *, given: Given | None = None, progress: Progress) -> Result:
+    """Carry out a configuration with one seed in ``out/seed-S``. What is finished is kept, what was begun goes on."""
+    path, given = folder_of(out, seed), given or Given()
+    progress.note(f"seed {seed}: {path}")
+    if not (path / "config.toml").exists():
+        return carry_out(config.model_copy(update={"seed": seed}), path, given=given, progress=progress)
+    resume_run(path, given=given, progress=progress)
+    report.write(path)
+    return Result(path, given)
 
 
 class Objects(TypedDict, total=False):

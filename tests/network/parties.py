@@ -25,7 +25,8 @@ from interfuse.cli import main
 from interfuse.coordination import driver
 from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.processes import fork
-from interfuse.runs import Result, RunConfig, execute, parse_config
+from interfuse.result import Result
+from interfuse.runs import RunConfig, execute, parse_config
 from interfuse.runs.config import to_toml
 from interfuse.runs.folder import RunFolder
 from interfuse.wire import load_tensors

@@ -19,7 +19,8 @@ from interfuse.cli.configuration import configure
 from interfuse.data import Classification, Dataset, Normalisation, make_shares
 from interfuse.errors import ConfigError, RunError
 from interfuse.report.text import architecture, title
-from interfuse.runs import Given, Result, RunConfig, execute, read_config, resume
+from interfuse.result import Result
+from interfuse.runs import Given, RunConfig, execute, read_config, resume
 from interfuse.runs.config import parse_config, to_toml
 from interfuse.runs.loop import assemble
 from interfuse.setup import Setup

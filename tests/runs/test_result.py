@@ -16,7 +16,8 @@ from worlds import dataset_of, same_bits
 from interfuse.data import make_shares
 from interfuse.errors import RunError
 from interfuse.party import under
-from interfuse.runs import Given, Result, Row, Summary, execute
+from interfuse.result import Result
+from interfuse.runs import Given, Row, Summary, execute
 from interfuse.runs.folder import RunFolder
 from interfuse.wire import load_tensors
 

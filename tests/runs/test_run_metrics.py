@@ -19,7 +19,8 @@ from interfuse.evaluation import METRICS, accuracy, evaluate, measure
 from interfuse.evaluation.accuracy import Measurements
 from interfuse.federation import Federation
 from interfuse.messages import Disclosure, disclosed
-from interfuse.runs import Given, Result, RunConfig, execute, resume
+from interfuse.result import Result
+from interfuse.runs import Given, RunConfig, execute, resume
 
 SCALARS = [name for name in METRICS if name != "recall"]
 

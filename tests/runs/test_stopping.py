@@ -15,7 +15,8 @@ from small_runs import GIVEN, Fuse, Killed, assert_same, config_of, outcome, tim
 
 from interfuse.errors import ConfigError
 from interfuse.report import console_summary
-from interfuse.runs import EarlyStopping, Given, Result, Row, execute, resume
+from interfuse.result import Result
+from interfuse.runs import EarlyStopping, Given, Row, execute, resume
 from interfuse.runs.summary import Stopped
 
 NEVER = math.nan

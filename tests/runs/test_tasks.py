@@ -22,7 +22,8 @@ from interfuse.errors import ClientError, ConfigError, ModelError
 from interfuse.evaluation import evaluate
 from interfuse.methods import built_in
 from interfuse.models import resolve
-from interfuse.runs import Given, Result, RunConfig, execute, resume
+from interfuse.result import Result
+from interfuse.runs import Given, RunConfig, execute, resume
 
 SPAM = Path(os.environ.get("INTERFUSE_DATA") or Path(__file__).parents[3] / "shared" / "data") / "sms-spam"
 SPAM /= "SMSSpamCollection"

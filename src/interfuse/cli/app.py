@@ -15,8 +15,8 @@ import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
-from interfuse import api, report
-from interfuse.cli import comparing, listings, network, seeds
+from interfuse import api, report, seeds
+from interfuse.cli import comparing, listings, network
 from interfuse.cli.configuration import (
     codecs,
     configure,
@@ -61,7 +61,8 @@ from interfuse.data.readers import htfllib
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
 from interfuse.report.progress import shown
-from interfuse.runs import RunConfig
+from interfuse.report.tensorboard import TensorBoard
+from interfuse.runs import Callback, Given, RunConfig
 from interfuse.training import DivergedError
 
 USAGE_ERROR = 2
@@ -120,6 +121,8 @@ _DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numer
 _DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
 _PATIENCE = "Stop once the validation score has not risen for N points of the curve (default: never)."
 _MORE = "Rounds of the whole run, more than it was begun with: as if it had had so many from its beginning."
+_TRACKED = "Write scores, bytes and steps as TensorBoard reads them, while the run goes on."
+Tracked = Annotated[Path | None, option(AFTER, "DIR", _TRACKED)]
 _METRICS = f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)} (default none)."
 
 
@@ -153,6 +156,7 @@ def run(
     eval_every: EvalEvery = None,
     metrics: Annotated[str | None, option(AFTER, "NAME,...|none", _METRICS)] = None,
     out: Annotated[Path | None, option(AFTER, "PATH", "Run folder (default: a new one in runs/).")] = None,
+    tensorboard: Tracked = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -181,28 +185,35 @@ def run(
         assignments=assignments or (),
     )  # fmt: skip
     if several is not None:
-        _run_seeds(config, numbers(several), out, as_json=as_json, quiet=quiet)
+        _run_seeds(config, numbers(several), out, tensorboard, as_json=as_json, quiet=quiet)
         return
     path = out or api.new_folder(config)
+    given = Given(callbacks=_trackers(tensorboard))
     with _resumable(path), shown(quiet) as progress:
-        result = api.carry_out(config, path, progress=progress)
+        result = api.carry_out(config, path, given=given, progress=progress)
     show_result(result, as_json=as_json)
 
 
-def _run_seeds(config: RunConfig, several: list[int], out: Path | None, *, as_json: bool, quiet: bool) -> None:
+def _trackers(folder: Path | None) -> list[Callback]:
+    return [] if folder is None else [TensorBoard(folder)]
+
+
+def _run_seeds(
+    config: RunConfig, several: list[int], out: Path | None, tensorboard: Path | None, *, as_json: bool, quiet: bool
+) -> None:
     parent = out or seeds.default_folder(config, several)
     seeds.check(config, several, parent)
-    summaries = []
+    results = []
     with shown(quiet) as progress:
         for seed in several:
-            progress.note(f"seed {seed}: {seeds.folder_of(parent, seed)}")
             with _resumable(seeds.folder_of(parent, seed)):
-                summaries.append(seeds.run(config, seed, parent, progress))
-    means, deviations = seeds.over_seeds(summaries)
+                given = Given(callbacks=_trackers(tensorboard and seeds.folder_of(tensorboard, seed)))
+                results.append(api.run_seed(config, seed, parent, given=given, progress=progress))
+    found = seeds.SeedResults(parent, tuple(results)).write()
     if as_json:
-        typer.echo(json.dumps({"seeds": [summary.values() for summary in summaries], "mean": means, "std": deviations}))
+        typer.echo(json.dumps(found.values()))
     else:
-        _print(seeds.overview(summaries))
+        _print(listings.table(found.heads, found.lines(), title=found.title))
         for seed in several:
             typer.echo(f"report: {seeds.folder_of(parent, seed) / 'report.html'}")
 
@@ -217,12 +228,14 @@ def resume(
     folder: RunArgument,
     rounds: Annotated[int | None, option(None, "N", _MORE)] = None,
     workers: Processes = None,
+    tensorboard: Tracked = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with the run in the folder RUN where its last commit left it."""
     with _resumable(folder), shown(quiet) as progress:
-        result = api.resume(folder, rounds=rounds, workers=workers, progress=progress)
+        callbacks = _trackers(tensorboard)
+        result = api.resume(folder, rounds=rounds, workers=workers, progress=progress, callbacks=callbacks)
     show_result(result, as_json=as_json)
 
 

@@ -19,7 +19,7 @@ from interfuse.handler import handlers
 from interfuse.messages import Leaf, leaves
 from interfuse.method import Method, disclosures_of, settings
 from interfuse.methods import find
-from interfuse.runs import Result
+from interfuse.result import Result
 
 
 def methods() -> RenderableType:

@@ -29,7 +29,8 @@ from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, own_schedules, retained
 from interfuse.models import resolve
-from interfuse.runs import Progress, Result, RunConfig, conduct
+from interfuse.result import Result
+from interfuse.runs import Progress, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import check_fusion, with_class_names

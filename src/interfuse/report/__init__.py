@@ -8,8 +8,9 @@ from interfuse.errors import RunError
 from interfuse.report.console import console_summary
 from interfuse.report.diagnosis import Diagnosis, diagnose
 from interfuse.report.run import load
+from interfuse.report.text import scores
 
-__all__ = ["Diagnosis", "console_summary", "diagnose", "write"]
+__all__ = ["Diagnosis", "console_summary", "diagnose", "load", "scores", "write"]
 
 
 def write(folder: Path) -> Path:

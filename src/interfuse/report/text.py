@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 
+from interfuse.evaluation import Evidence
 from interfuse.references import short_name
 from interfuse.runs import Summary
-from interfuse.runs.summary import NO_COLLABORATION, ClientFacts
-from interfuse.runs.words import UNKNOWN, bare_percent, capital, megabytes, percent
+from interfuse.runs.summary import NO_COLLABORATION, ClientFacts, Scores, mean, std
+from interfuse.runs.words import UNKNOWN, bare_percent, capital, counted, megabytes, percent
 
 __all__ = [
     "METRICS",
@@ -20,6 +22,7 @@ __all__ = [
     "megabytes",
     "number",
     "percent",
+    "scores",
     "title",
     "with_article",
 ]
@@ -37,6 +40,29 @@ def measured(summary: Summary) -> dict[str, str]:
     """What people call the metrics of a run that have one number a client, by name; the user's own come last."""
     own = {name: name for name in summary.metrics if name not in METRICS and name != "recall"}
     return {name: text for name, text in METRICS.items() if name in summary.metrics} | own
+
+
+def scores(summary: Summary) -> list[tuple[str, str, dict[str, str]]]:
+    """What was measured: its name, the value with what stands behind it, and the values of what runs beside it."""
+    kinds: Mapping[Evidence, tuple[str, Callable[[Scores], Sequence[float]]]] = {
+        "own": (f"own {summary.score}", lambda s: s.own_accuracy.per_client),
+        "global": (f"global {summary.score}", lambda s: s.global_accuracy.per_client),
+        "compositions": ("mean over all compositions", _of_pairs),
+    }
+    (_, first), *beside = by_name(summary).items()
+    found = []
+    for kind, (name, values) in kinds.items():
+        known = [value for value in values(first) if not math.isnan(value)]
+        if known:
+            what = counted(len(known), "pair" if kind == "compositions" else "client")
+            rows = f", {counted(first.rows[kind], 'test row')}" if kind in first.rows else ""
+            text = f"{percent(mean(known))} ± {bare_percent(std(known))} ({what}{rows})"
+            found.append((name, text, {other: percent(mean(values(of))) for other, of in beside}))
+    return found
+
+
+def _of_pairs(found: Scores) -> Sequence[float]:
+    return [] if found.composition is None else [float(value) for value in found.composition.flat]
 
 
 def with_article(word: str) -> str:

@@ -6,7 +6,6 @@ from interfuse.runs.callbacks import Callback
 from interfuse.runs.config import Execution, RunConfig, RunSettings, parse_config, read_config
 from interfuse.runs.folder import NETWORK_FILE
 from interfuse.runs.loop import Given, Progress, Silent, conduct, execute, resume
-from interfuse.runs.result import Result
 from interfuse.runs.stopping import EarlyStopping
 from interfuse.runs.summary import Row, Summary
 
@@ -17,7 +16,6 @@ __all__ = [
     "Execution",
     "Given",
     "Progress",
-    "Result",
     "Row",
     "RunConfig",
     "RunSettings",

@@ -415,12 +415,16 @@ def metric_names(metrics: Iterable[str | OwnMetric]) -> list[str]:
     return [metric if isinstance(metric, str) else reference_of(metric) for metric in metrics]
 
 
-def changed_in(path: Path, asked: RunConfig) -> list[str]:
-    """How the run in a folder differs from the one that is asked for; nothing where there is none yet."""
+def changed_in(path: Path, asked: RunConfig, method: Method | None = None) -> list[str]:
+    """How the run in a folder differs from the one that is asked for; nothing where there is none yet.
+
+    Args:
+        method: Where it was given as an object.
+    """
     file = path / "config.toml"
     if not file.exists():
         return []
-    return differences(read_config(file).identity(), complete(asked, asked.make_method()).identity())
+    return differences(read_config(file).identity(), complete(asked, method or asked.make_method()).identity())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

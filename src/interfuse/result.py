@@ -1,26 +1,35 @@
-"""What a run gave, in Python."""
+"""What a run gave, in Python: numbers, models, compositions, and how a notebook shows it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Int64
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from interfuse import report
 from interfuse.client import ClientId
 from interfuse.engines import InProcess
 from interfuse.errors import ConfigError, ModelError, RunError, nearest
 from interfuse.evaluation import compose
 from interfuse.federation import Federation
 from interfuse.models import SplitModel
+from interfuse.report.progress import following
+from interfuse.report.text import title
+from interfuse.runs import Callback, Given, Progress, resume
 from interfuse.runs.folder import RunFolder
-from interfuse.runs.loop import Given, assemble
+from interfuse.runs.loop import assemble
 from interfuse.runs.summary import Scores, Side, Spread, Summary
 from interfuse.setup import Setup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Samples = ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]
 
@@ -40,6 +49,71 @@ class Result:
         self.config = folder.config()
         self.metrics, self._summary = folder.metrics(), folder.summary()
         self._given = given
+
+    def __repr__(self) -> str:
+        if self._summary is None:
+            return f"{self._unfinished}\n{self.path}"
+        scores = [
+            f"{name}: {value}" + "".join(f", {other} {beside}" for other, beside in others.items())
+            for name, value, others in report.scores(self._summary)
+        ]
+        warnings = [f"warning: {one.name}. {one.text} Try: {one.remedy}" for one in self._summary.warnings]
+        stopped = [] if self._summary.stopped is None else [str(self._summary.stopped)]
+        lines = [title(self._summary), self._summary.headline.text, *scores, *stopped, *warnings, str(self.path)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The same for a notebook."""
+        from interfuse.report.html import render
+
+        if self._summary is None:
+            return render("result.html", unfinished=self._unfinished, path=self.path, summary=None)
+        found, heading = report.scores(self._summary), title(self._summary)
+        return render(
+            "result.html", unfinished="", path=self.path, summary=self._summary, title=heading, scores=found,
+            others=list(found[0][2]) if found else [],
+        )  # fmt: skip
+
+    @property
+    def _unfinished(self) -> str:
+        done = self.metrics[-1].round if self.metrics else 0
+        text = f"{self.config.method}: not finished, round {done} of {self.config.rounds}"
+        return f"{text}; interfuse.resume goes on with it"
+
+    def extend(self, rounds: int, *, progress: Progress | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+        """The same run with more rounds: as if it had had so many from its beginning, to the bit. Writes its report.
+
+        Args:
+            rounds: Of the whole run, those that are done included.
+            progress, callbacks: As for :func:`interfuse.run`.
+
+        Raises:
+            RunError: it has so many already, or further rounds would make another run of it; says why.
+        """
+        if rounds <= self.config.rounds:
+            raise RunError(
+                f"{self.path} has {self.config.rounds} rounds; rounds = {rounds} should be the number of all rounds, "
+                f"such as {self.config.rounds + rounds}"
+            )
+        given = replace(self._given, callbacks=callbacks)
+        with following(progress) as follower:
+            resume(self.path, given=given, rounds=rounds, progress=follower)
+        report.write(self.path)
+        return Result(self.path, given)
+
+    def plot(self) -> Figure:
+        """Scores over rounds, with what runs beside it: the first curve of the report as a figure of Matplotlib.
+
+        Raises:
+            RunError: nothing was measured.
+        """
+        from interfuse.report.plots import figures, style
+
+        with style():
+            found = figures(report.load(self.path)).get("accuracy-rounds")
+        if found is None:
+            raise RunError(f"{self.path} has no curve: nothing was measured")
+        return found
 
     @property
     def summary(self) -> Summary:
