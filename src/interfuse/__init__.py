@@ -7,6 +7,7 @@ from interfuse.api import load_run, resume, run
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Arrival, Clients, Replies
 from interfuse.clock import Devices
+from interfuse.comparison.python import ComparedEntry, ComparisonResult, compare
 from interfuse.data import (
     IID,
     Batch,
@@ -67,6 +68,8 @@ __all__ = [
     "Client",
     "ClientId",
     "Clients",
+    "ComparedEntry",
+    "ComparisonResult",
     "Cosine",
     "Data",
     "Dataset",
@@ -110,6 +113,7 @@ __all__ = [
     "Task",
     "TensorBoard",
     "Weights",
+    "compare",
     "counted_mean",
     "cross_entropy",
     "extract",

@@ -27,9 +27,11 @@ from interfuse.runs.config import (
     metric_names,
     partition_of,
     partition_values,
+    plain,
     settings_of,
 )
 from interfuse.seeds import SeedResults, check, default_folder, folder_of
+from interfuse.training import Cosine, Exponential, OwnSchedule
 
 
 @overload
@@ -88,10 +90,10 @@ def run(
         method = (find(method) if isinstance(method, str) else method).configure(settings)
     objects = {key: value for key, value in values.items() if key in Objects.__annotations__}
     given = _given(cast(Objects, objects | {"method": method}), callbacks)
-    plain = {key: _PLAIN[key](value) if key in _PLAIN else value for key, value in values.items()}
-    plain |= {"method": name_of(type(method)), "settings": settings_of(method)}
-    plain["execution"] = {key: plain.pop(key) for key in Execution.model_fields if key in plain}
-    config = parse_config(absolute_paths(plain, Path.cwd()), "interfuse.run")
+    plain_values = plain_settings(values)
+    plain_values |= {"method": name_of(type(method)), "settings": settings_of(method)}
+    plain_values["execution"] = {key: plain_values.pop(key) for key in Execution.model_fields if key in plain_values}
+    config = parse_config(absolute_paths(plain_values, Path.cwd()), "interfuse.run")
     path = None if out is None else Path(out)
     if seeds is None:
         return carry_out(config, path or new_folder(config), given=given, progress=progress)
@@ -105,6 +107,17 @@ def run(
 
 
 run.__doc__ = f"{run.__doc__}\n    {RunSettings.__doc__}"  # so that help(interfuse.run) has all of them
+
+
+def plain_settings(values: RunSettings) -> dict[str, Any]:
+    """Settings as a recipe has them: objects by their names, schedules and methods' settings as plain values."""
+    return {key: _PLAIN[key](value) if key in _PLAIN else value for key, value in values.items()}
+
+
+def _plain_setting(value: Any) -> Any:
+    """A setting as a recipe has it; a function is a learning rate's."""
+    known = isinstance(value, Exponential | Cosine) or not callable(value)
+    return plain(value if known else OwnSchedule.of(value))
 
 
 def _names(models: Sequence[str | Builder]) -> list[str]:
@@ -136,6 +149,8 @@ _PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "models": _names,
     "metrics": metric_names,
     "partition": partition_values,
+    "settings": lambda settings: {key: _plain_setting(value) for key, value in settings.items()},
+    "client": lambda own: {c: {key: _plain_setting(v) for key, v in values.items()} for c, values in own.items()},
     "numerics": asdict,
     "stop": lambda stop: None if stop is None else asdict(stop),
     "devices": lambda devices: asdict(named(devices) if isinstance(devices, str) else devices),

@@ -5,6 +5,19 @@ from __future__ import annotations
 from interfuse.comparison.outcome import compare
 from interfuse.comparison.plan import Plan, resolve
 from interfuse.comparison.progress import shown
+from interfuse.comparison.python import ComparedEntry, ComparisonResult
 from interfuse.comparison.recipe import Recipe, override, parse, quicker, read
 
-__all__ = ["Plan", "Recipe", "compare", "override", "parse", "quicker", "read", "resolve", "shown"]
+__all__ = [
+    "ComparedEntry",
+    "ComparisonResult",
+    "Plan",
+    "Recipe",
+    "compare",
+    "override",
+    "parse",
+    "quicker",
+    "read",
+    "resolve",
+    "shown",
+]
