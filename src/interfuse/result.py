@@ -123,7 +123,7 @@ class Result:
             RunError: the run is not finished.
         """
         if self._summary is None:
-            raise RunError(f"{self.path} is not finished: `interfuse resume {self.path}` goes on with it")
+            raise RunError(f"{self.path} is not finished: {RunFolder(self.path).going_on} goes on with it")
         return self._summary
 
     def curve(self, name: str) -> tuple[Int64[np.ndarray, "points"], Float[np.ndarray, "points ..."]]:
@@ -179,6 +179,10 @@ class Result:
 
     @cached_property
     def _setup(self) -> Setup:
+        if RunFolder(self.path).between_parties:
+            raise RunError(
+                f"{self.path} is a run between parties: models and data are with its nodes, the folder has neither"
+            )
         return assemble(self.config, self._given)
 
     @cached_property

@@ -33,7 +33,7 @@ def _needs_grpc() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for module in ("grpc", "grpc_health", "cryptography", "prometheus_client"):
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"runs between parties need {module}: pip install 'interfuse[grpc]'")
+            raise ConfigError(f"runs between parties need {module}; in a checkout of interfuse: pip install '.[grpc]'")
 
 
 def keys(

@@ -21,6 +21,7 @@ from interfuse.report.text import (
     megabytes,
     number,
     percent,
+    sides,
 )
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores
@@ -37,7 +38,8 @@ def console_summary(summary: Summary) -> RenderableType:
         others = [("of Local's blocks", local.mean_composition)] if local.composition is not None else []
         parts.append(_line("mean over all compositions", summary.mean_composition, others))
     own = [(name, other.own_accuracy.mean) for name, other in beside]
-    parts.append(_line(f"own {summary.score}", summary.own_accuracy.mean, own))
+    if summary.evaluation != "none":
+        parts.append(_line(f"own {summary.score}", summary.own_accuracy.mean, own))
     for name, called in measured(summary).items():
         mean, alone = (scores.metric(name, "own").mean for scores in (summary, local))
         form = percent if name in METRICS else number
@@ -57,7 +59,9 @@ def console_summary(summary: Summary) -> RenderableType:
     sent = summary.uplink_bytes.raw
     each = sent / max(1, len(summary.clients))
     uplink = f"uplink: {megabytes(each)} MB per client, {megabytes(sent)} MB in sum"
-    return Group(*parts, _scores(summary), Text(""), Text(uplink), Text(f"report: {summary.run}/report.html"))
+    if summary.evaluation != "none":
+        parts += [_scores(summary), Text("")]
+    return Group(*parts, Text(uplink), Text(f"report: {summary.run}/report.html"))
 
 
 def _line(name: str, value: float, others: list[tuple[str, float]], form: Callable[[float], str] = percent) -> Text:
@@ -81,10 +85,11 @@ def _matrix(matrix: Matrix, title: str) -> Table:
 def _scores(summary: Summary) -> Table:
     table = Table(box=None, padding=(0, 2), title_justify="left")
     table.add_column(f"{summary.score}, % (± over clients)")
-    for name in ("own", "global", "composition"):
+    shown = sides(summary)
+    for name in shown:
         table.add_column(name, justify="right")
     for name, values in by_name(summary).items():
-        table.add_row(Text(name), *_cells(values))
+        table.add_row(Text(name), *_cells(values)[: len(shown)])
     return table
 
 

@@ -24,6 +24,7 @@ from interfuse.report.text import (
     megabytes,
     number,
     percent,
+    sides,
     title,
 )
 from interfuse.runs import Summary
@@ -50,6 +51,7 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         local=(summary.local or NOTHING).composition,
         beside=beside,
         figures=_figures(summary),
+        sides=sides(summary),
         svgs=svgs,
         measured=measured(summary),
         percentages=METRICS,
@@ -92,20 +94,22 @@ def _environment() -> Environment:
 def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     """The large figures at the top: a name, a value, and lines below it."""
     _, *beside = by_name(summary).items()
-    found: list[tuple[str, str, list[str]]] = []
+    found: dict[str, tuple[str, str, list[str]]] = {}
     lines = [f"of {n}'s blocks: {percent(s.mean_composition)}" for n, s in beside if n == "Local"]
     if summary.composition is None:
         lines = ["there is no matrix of compositions"]
-    found.append(("mean over all compositions", percent(summary.mean_composition), lines))
+    found["composition"] = ("mean over all compositions", percent(summary.mean_composition), lines)
     lines = [f"{n}: {percent(s.own_accuracy.mean)}" for n, s in beside]
     own, common = summary.own_accuracy, summary.global_accuracy
-    found.append((f"own {summary.score}", percent(own.mean), [_over_clients(own), *lines]))
+    found["own"] = (f"own {summary.score}", percent(own.mean), [_over_clients(own), *lines])
     lines = [f"{n}: {percent(s.global_accuracy.mean)}" for n, s in beside]
-    found.append((f"global {summary.score}", percent(common.mean), [_over_clients(common), *lines]))
+    found["global"] = (f"global {summary.score}", percent(common.mean), [_over_clients(common), *lines])
     sent = summary.uplink_bytes.raw
-    found.append(("uplink per client", f"{megabytes(sent / max(1, len(summary.clients)))} MB", ["raw, mean"]))
-    found.append(("uplink, sum of clients", f"{megabytes(sent)} MB", ["raw"]))
-    return found
+    return [
+        *(figure for side, figure in found.items() if side in sides(summary)),
+        ("uplink per client", f"{megabytes(sent / max(1, len(summary.clients)))} MB", ["raw, mean"]),
+        ("uplink, sum of clients", f"{megabytes(sent)} MB", ["raw"]),
+    ]
 
 
 def _over_clients(spread: Spread) -> str:
@@ -113,9 +117,15 @@ def _over_clients(spread: Spread) -> str:
 
 
 def _commands(run: Run) -> list[str]:
-    folder = run.summary.run
-    again = [f"interfuse run {shlex.quote(f'{folder}/config.toml')}"]
-    return again if run.finished else [*again, f"interfuse resume {shlex.quote(folder)}"]
+    summary, folder = run.summary, shlex.quote(run.summary.run)
+    config = shlex.quote(f"{run.summary.run}/config.toml")
+    if not summary.parties:
+        again = f"interfuse run {config}"
+        return [again] if run.finished else [again, f"interfuse resume {folder}"]
+    again = f"interfuse coordinate {config} --nodes {len(summary.clients)} --keys FOLDER"
+    if summary.evaluation != "shared" and not run.config.classes:
+        again += f" --classes {len(summary.class_names) or 'N'}"
+    return [again] if run.finished else [f"{again} --out {folder}"]
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -128,11 +138,15 @@ def _facts(run: Run) -> dict[str, str]:
         round, first = failures[0]
         missing = f"{len(failures)}; the first in round {round}, client {first.client}: {first.reason}"
     return {
-        "versions": ", ".join(f"{name} {value}" for name, value in versions.items()),
+        f"versions{' at the coordinator' if summary.parties else ''}": ", ".join(
+            f"{name} {value}" for name, value in versions.items()
+        ),
         "disclosed to the server": ("" if summary.discloses is None else ", ".join(summary.discloses) or "nothing"),
-        "data": f"{summary.data} {summary.note}".strip(),
+        "data": summary.note if summary.parties else f"{summary.data} {summary.note}".strip(),
         "rounds": "" if summary.stopped is None else str(summary.stopped),
         "missing replies": missing,
-        "virtual seconds": ", ".join(f"{time:,.1f} ({name})" for name, time in summary.virtual_seconds.items()),
+        f"{'real' if summary.parties else 'virtual'} seconds": ", ".join(
+            f"{time:,.1f} ({name})" for name, time in summary.virtual_seconds.items()
+        ),
         "seconds": f"{summary.seconds:,.1f}",
     }

@@ -94,7 +94,7 @@ def figures(run: Run) -> dict[str, Figure]:
         if values is not None:
             title = f"linear CKA, {when} training"
             found[f"similarity-{when}"] = similarity_figure(np.array(values, dtype=float), title)
-    if len(points.rounds):
+    if not all(np.isnan(values).all() for values in (points.own, points.common, points.composition)):
         curves = {name: curve(rows) for name, rows in run.beside.items()}
         found["accuracy-rounds"] = score_over_rounds(points, curves, summary.score)
         if points.uplink[-1] > 0:

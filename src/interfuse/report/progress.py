@@ -82,9 +82,12 @@ class Standing:
         self._uplink = f"uplink {megabytes(row.uplink.raw)} MB"
         if row.accuracy:
             self._measured = self.round
-            self._accuracy = f"global {percent(mean(row.accuracy.common))}"
+            sides = {"global": mean(row.accuracy.common), "own": mean(row.accuracy.own)}
+            # the first that is measured: of parties without a public test set that is not the global one
+            known = [f"{side} {percent(value)}" for side, value in sides.items() if not math.isnan(value)][:1]
             if row.accuracy.composition is not None:
-                self._accuracy += f", composition {percent(scores_of(row.accuracy).mean_composition)}"
+                known.append(f"composition {percent(scores_of(row.accuracy).mean_composition)}")
+            self._accuracy = ", ".join(known)
         new = {failure.client: failure.reason for failure in row.failures}
         lines = [f"round {self.round}: client {c} failed: {new[c]}" for c in sorted(new.keys() - self._failed)]
         self._failed |= new.keys()

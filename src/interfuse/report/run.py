@@ -98,4 +98,6 @@ def _so_far(folder: RunFolder, config: RunConfig, rows: Sequence[Row]) -> Summar
     path = folder.path / "ledger.jsonl"
     ledger = Ledger.replay(path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ())
     point = next((row.accuracy for row in reversed(rows) if row.accuracy), None)
-    return summarise(config, folder, rows, ledger, Facts.of_config(config), scores_of(point), None)
+    return summarise(
+        config, folder, rows, ledger, Facts.of_config(config, parties=folder.between_parties), scores_of(point), None
+    )

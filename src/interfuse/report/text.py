@@ -23,6 +23,7 @@ __all__ = [
     "number",
     "percent",
     "scores",
+    "sides",
     "title",
     "with_article",
 ]
@@ -71,12 +72,19 @@ def with_article(word: str) -> str:
 
 
 def title(summary: Summary) -> str:
-    """What ran: method, data, clients, rounds, seed."""
+    """What ran: method, data, clients, rounds, seed. Parties have data of their own, which has no name here."""
     data = ", ".join(short_name(name) for name in summary.data.split(", "))
-    clients, rounds = (
-        f"{n} {one}{'' if n == 1 else 's'}" for n, one in ((len(summary.clients), "client"), (summary.rounds, "round"))
-    )
-    return f"{short_name(summary.method)} on {data}, {clients}, {rounds}, seed {summary.seed}"
+    method, rounds = short_name(summary.method), counted(summary.rounds, "round")
+    if not summary.parties:
+        return f"{method} on {data}, {counted(len(summary.clients), 'client')}, {rounds}, seed {summary.seed}"
+    tested = {"shared": f"tested on {data}", "own": "each tested on its own data", "none": "not tested"}
+    between = "1 party" if len(summary.clients) == 1 else f"{len(summary.clients):,} parties"
+    return f"{method} between {between}, {tested[summary.evaluation]}, {rounds}, seed {summary.seed}"
+
+
+def sides(summary: Summary) -> list[str]:
+    """What was measured of every state, as columns: a run without a common test set has own test shares at most."""
+    return {"shared": ["own", "global", "composition"], "own": ["own"], "none": []}[summary.evaluation]
 
 
 def architecture(client: ClientFacts, summary: Summary) -> str:

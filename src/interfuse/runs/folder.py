@@ -90,6 +90,13 @@ class RunFolder:
         """Whether the clients of the run are parties, each on a machine of its own."""
         return (self.path / NETWORK_FILE).exists()
 
+    @property
+    def going_on(self) -> str:
+        """What goes on with the run."""
+        if self.between_parties:
+            return f"`interfuse coordinate` with its recipe and --out {self.path}"
+        return f"`interfuse resume {self.path}`"
+
     def config(self) -> RunConfig:
         """The complete configuration.
 
@@ -108,7 +115,7 @@ class RunFolder:
             RunError: there is a run already, or the folder cannot be written.
         """
         if (self.path / "config.toml").exists():
-            raise RunError(f"{self.path} holds a run already: `interfuse resume {self.path}`, or choose another --out")
+            raise RunError(f"{self.path} holds a run already: {self.going_on}, or choose another --out")
         with _explained(self.path):
             self.commits.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / "config.toml", config)
@@ -268,7 +275,7 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(
             f"cannot write {path}: {error.strerror}. Nothing that was committed is lost; "
-            "once this is mended, `interfuse resume` goes on"
+            "once this is mended, the run goes on from its last commit"
         ) from error
 
 

@@ -401,7 +401,8 @@ class _Run:
             self._round(self.federation.run_round)
         if self.committed_round != self.federation.round:
             self._commit()
-        self.progress.stage("evaluating the last and the best round on everything")
+        if self.config.evaluation != "none":
+            self.progress.stage("evaluating the last and the best round on everything")
         last = self._measure()
         best = self._measure_best(last)
         self.progress.stage("")
@@ -474,9 +475,7 @@ class _Run:
 
     @property
     def _standing(self) -> str:
-        return (
-            f"What was done is kept: `interfuse resume {self.folder.path}` goes on after round {self.federation.round}"
-        )
+        return f"What was done is kept: {self.folder.going_on} goes on after round {self.federation.round}"
 
     def _take(self, *rows: Row) -> None:
         """Take points of the curve, which may tell that the next round is the last."""

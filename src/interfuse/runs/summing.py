@@ -86,8 +86,11 @@ class Facts:
         )
 
     @classmethod
-    def of_config(cls, config: RunConfig) -> Facts:
-        """The facts of a run that nobody has set up here."""
+    def of_config(cls, config: RunConfig, *, parties: bool) -> Facts:
+        """The facts of a run that nobody has set up here; of parties only how many they are."""
+        if parties:
+            unknown = {"architecture": "", "parameters": None, "data": "", "samples": None}
+            return cls([ClientFacts.model_validate({"id": i} | unknown) for i in range(config.clients)])
         data, models = config.data_names, config.models
         return cls(
             [

@@ -310,13 +310,14 @@ def _no_better_than_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | 
         return None
     texts = []
     for one in behind:
-        text = f"{one.where} {percent(one.value)}, without collaboration {percent(one.alone)}"
+        text = f"{capital(one.where)} the mean {summary.score} is {percent(one.value)}, without collaboration "
+        text += percent(one.alone)
         if one.gain > 0:
-            text += f", which is less of a difference than {counted(one.rows or 0, 'row')} can tell"
-        texts.append(text)
+            text += f", a smaller difference than {counted(one.rows or 0, 'row')} can tell"
+        texts.append(f"{text}.")
     return _warning(
         "no better than Local",
-        f"The mean {summary.score} is {'; '.join(texts)}.",
+        " ".join(texts),
         "Collaboration pays where clients have few samples or miss classes that others have. Give it more rounds, tune "
         "the learning rates on the validation shares, measure on more rows, and compare several seeds before drawing a "
         "conclusion.",

@@ -306,7 +306,7 @@ def read_parquet(path: Path) -> Table:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise DataError(f"{path}: reading Parquet needs `pip install interfuse[tables]`") from None
+        raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:
         table = parquet.ParquetFile(path).read()
     except (OSError, ArrowException) as error:
