@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from textwrap import indent
@@ -42,6 +43,41 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     exec(compile(text.replace("rounds=50", "rounds=1"), "README.md", "exec"), names)
     scores = names["scores"]
     assert tuple(scores.shape) == (360, 10)  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def quick_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages without plots."""
+    monkeypatch.setattr("interfuse.report.write", lambda folder: (folder / "report.html").touch())
+    monkeypatch.setattr("interfuse.comparison.plots.figures", lambda rows: {})
+
+
+@pytest.mark.usefixtures("quick_pages")
+def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile(code("docs/python.md"), "python.md", "exec"), names)
+    assert names["stopped"].summary.stopped is not None
+    assert names["mine"].config.metrics == ("balanced-accuracy", "in-memory:top_two")
+    assert names["over_seeds"].seeds == (0, 1, 2)
+    assert names["one"].summary.method == "ifl"
+
+
+@pytest.mark.usefixtures("quick_pages")
+def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a notebook of version 4.5 without outputs, and every cell that ends in a value has one to show."""
+    monkeypatch.chdir(tmp_path)
+    found = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in found["cells"]}) == len(found["cells"])
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for cell in (cell for cell in found["cells"] if cell["cell_type"] == "code"):
+        assert cell["outputs"] == []
+        assert cell["execution_count"] is None
+        exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    for shown in ("result", "over_seeds", "found"):
+        assert "<table>" in names[shown]._repr_html_()
+    assert names["mine"].config.partition == {"name": "in-memory:by_parity"}
 
 
 def test_the_example_without_its_pull_is_fedavg(tmp_path: Path) -> None:

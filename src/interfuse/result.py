@@ -107,13 +107,15 @@ class Result:
         Raises:
             RunError: nothing was measured.
         """
-        from interfuse.report.plots import figures, style
+        from interfuse.report.plots import score_over_rounds, style
+        from interfuse.report.run import curve
 
-        with style():
-            found = figures(report.load(self.path)).get("accuracy-rounds")
-        if found is None:
+        run = report.load(self.path)
+        points, beside = curve(run.rows), {name: curve(rows) for name, rows in run.beside.items()}
+        if not len(points.rounds):
             raise RunError(f"{self.path} has no curve: nothing was measured")
-        return found
+        with style():
+            return score_over_rounds(points, beside, run.summary.score)
 
     @property
     def summary(self) -> Summary:
