@@ -154,7 +154,7 @@ HOSTILE: dict[str, tuple[object, str]] = {
     "a set": ({"x": {1}, "y": GOOD}, "the instruction EMPTY_SET, which no array needs"),
     "a class": ({"x": Path, "y": GOOD}, "it would call pathlib"),
     "a deep tuple": ({"x": nested(200), "y": GOOD}, "'x' is no array of numbers"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

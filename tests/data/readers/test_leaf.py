@@ -22,9 +22,10 @@ TEXT = "Now is the winter of our discontent\nMade glorious summer by this sun of
 
 def leaf(data: dict[str, tuple[list[Any], list[Any]]]) -> dict[str, Any]:
     return {
-        "users": [*data], "num_samples": [len(y) for _, y in data.values()],
+        "users": [*data],
+        "num_samples": [len(y) for _, y in data.values()],
         "user_data": {user: {"x": x, "y": y} for user, (x, y) in data.items()},
-    }  # fmt: skip
+    }
 
 
 def written(path: Path, content: Any) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.readers import arrays, htfllib, images, leaf, tables, uci_har
+from interfuse.data.readers import arrays, htfllib, huggingface, images, leaf, tables, uci_har
 from interfuse.data.reading import ReadOptions
 from interfuse.errors import DataError
 
@@ -32,6 +32,7 @@ READERS: tuple[Reader, ...] = (
     Reader(leaf.FORMAT, leaf.recognises, leaf.read),
     Reader(htfllib.FORMAT, htfllib.recognises, htfllib.read),
     Reader(uci_har.FORMAT, uci_har.recognises, uci_har.read),
+    Reader(huggingface.FORMAT, huggingface.recognises, huggingface.read),
     Reader("an .npz of arrays", arrays.recognises, arrays.read),
     Reader("a CSV or Parquet table", tables.recognises, tables.read),
     Reader("a folder of images by class", images.recognises, images.read),

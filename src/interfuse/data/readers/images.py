@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,7 @@ EXACT = 2**24
 
 
 @dataclass
-class _Notes:
+class Notes:
     """What was met on the way."""
 
     debris: list[str] = field(default_factory=list)
@@ -68,12 +69,12 @@ def load_folder(path: str | Path, classes: Sequence[str] | None = None) -> Datas
 def read(path: Path, options: ReadOptions) -> Dataset:
     """A folder as options say; see :func:`load_folder`."""
     options.only("classes", format="a folder of images")
-    notes = _Notes()
+    notes = Notes()
     parts = _parts(path, notes)
     files = [[file for folder in folders for file in _images_of(folder, notes)] for folders in parts]
     if not files[0]:
         raise DataError(f"{path} has no subfolders with images, one for each class")
-    arrays = _read_all([file for part in files for file in part], notes)
+    arrays = read_images([(str(file), file) for part in files for file in part], notes)
     x = [arrays[: len(files[0])], arrays[len(files[0]) :]]
     labels, held = ([file.parent.name for file in part] for part in files)
     strange = in_order({*held} - {*labels})
@@ -105,7 +106,7 @@ def _is_debris(path: Path) -> bool:
     return path.name.startswith(".") or path.name.lower() in DEBRIS
 
 
-def _inside(folder: Path, notes: _Notes) -> list[Path]:
+def _inside(folder: Path, notes: Notes) -> list[Path]:
     """What is in a folder, sorted, but for what file browsers left."""
     found = []
     for path in sorted(folder.iterdir()):
@@ -116,7 +117,7 @@ def _inside(folder: Path, notes: _Notes) -> list[Path]:
     return found
 
 
-def _parts(root: Path, notes: _Notes) -> tuple[list[Path], list[Path]]:
+def _parts(root: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
     """The folders of classes of the training and of the test rows."""
     inside = _inside(root, notes)
     folders, loose = [p for p in inside if p.is_dir()], [p for p in inside if not p.is_dir()]
@@ -151,49 +152,56 @@ def _parts(root: Path, notes: _Notes) -> tuple[list[Path], list[Path]]:
     return found[0], found[1]
 
 
-def _images_of(folder: Path, notes: _Notes) -> list[Path]:
+def _images_of(folder: Path, notes: Notes) -> list[Path]:
     files = _inside(folder, notes)
     if not files:
         notes.empty.append(folder.name)
     return files
 
 
-def _read_all(files: Sequence[Path], notes: _Notes) -> np.ndarray:
-    """Images ``[n, channels, height, width]``, uint8 or float32."""
+def read_images(sources: Sequence[tuple[str, Path | BytesIO]], notes: Notes) -> np.ndarray:
+    """Images ``[n, channels, height, width]``, uint8 or float32, of files or of their contents.
+
+    Args:
+        sources: Each with what errors call it.
+        notes: Where kinds are counted.
+
+    Raises:
+        DataError: one cannot be read without loss, or they differ in size or kind.
+    """
     arrays: list[np.ndarray] = []
     kinds: list[str] = []
-    for file in files:
-        array, kind = _read(file, notes)
+    first = sources[0][0] if sources else ""
+    for label, source in sources:
+        array, kind = _read(label, source, notes)
         arrays.append(array)
         kinds.append(kind)
         if array.shape[1:] != arrays[0].shape[1:]:
-            raise DataError(
-                f"{file} has shape {array.shape[1:]}, but {files[0]} {arrays[0].shape[1:]}; make them alike"
-            )
+            raise DataError(f"{label} has shape {array.shape[1:]}, but {first} {arrays[0].shape[1:]}; make them alike")
         if kind != kinds[0]:
-            raise DataError(f"{file} is {kind}, but {files[0]} is {kinds[0]}; make them alike")
+            raise DataError(f"{label} is {kind}, but {first} is {kinds[0]}; make them alike")
     notes.kinds.update(kinds)
     return np.stack(arrays)
 
 
-def _read(file: Path, notes: _Notes) -> tuple[np.ndarray, str]:
+def _read(label: str, source: Path | BytesIO, notes: Notes) -> tuple[np.ndarray, str]:
     """An image ``[channels, height, width]`` and its kind in words."""
     from PIL import Image, ImageOps  # comes with Matplotlib, and is slow to import
 
     try:
-        with Image.open(file) as image:
+        with Image.open(source) as image:
             if getattr(image, "n_frames", 1) > 1:
-                raise DataError(f"{file} has several pictures in it; save each as a file of its own")
+                raise DataError(f"{label} has several pictures in it; save each as a file of its own")
             depth = _bits_lost(image)
             turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
             upright = ImageOps.exif_transpose(image)
             upright.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is no image that can be read: {error}") from error
+        raise DataError(f"{label} is no image that can be read: {error}") from error
     if depth:
-        raise DataError(f"{file} has {depth}, which would be cut to 8; save it as grey, or as RGB of 8 bits")
+        raise DataError(f"{label} has {depth}, which would be cut to 8; save it as grey, or as RGB of 8 bits")
     notes.kinds["turned as their EXIF orientation says"] += turned
-    array, kind = _pixels(upright, file)
+    array, kind = _pixels(upright, label)
     return (array[np.newaxis] if array.ndim == 2 else np.moveaxis(array, -1, 0)), kind
 
 
@@ -207,19 +215,19 @@ def _bits_lost(image: Image.Image) -> str:
     return "16 bits a colour" if deep or SIXTEEN_BITS.search(str(tile.args)) else ""
 
 
-def _pixels(image: Image.Image, file: Path) -> tuple[np.ndarray, str]:
+def _pixels(image: Image.Image, label: str) -> tuple[np.ndarray, str]:
     grey = image.mode in ("1", "L", "LA")
     if image.mode in ("RGBA", "LA", "PA") or (image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info):
         if np.asarray(image.convert("RGBA"))[..., 3].min() < 255:
             raise DataError(
-                f"{file} (mode {image.mode}) has transparent pixels, whose colour means nothing; put it on a background"
+                f"{label} (mode {image.mode}) has transparent pixels, whose colour is none; put it on a background"
             )
     elif image.mode == "F" or image.mode.startswith("I"):
         values = np.asarray(image)
         whole = image.mode != "F"
         if not np.isfinite(values).all() or (whole and np.abs(values.astype(np.int64)).max() > EXACT):
-            raise DataError(f"{file} (mode {image.mode}) has values that float32 cannot hold")
+            raise DataError(f"{label} (mode {image.mode}) has values that float32 cannot hold")
         return values.astype(np.float32), "grey of 16 bits or more, kept as floats"
     elif not grey and image.mode not in ("P", "RGB"):
-        raise DataError(f"{file} has mode {image.mode}, which is not read without loss; save it as grey or RGB")
+        raise DataError(f"{label} has mode {image.mode}, which is not read without loss; save it as grey or RGB")
     return np.asarray(image.convert("L" if grey else "RGB")), "grey" if grey else "RGB"

@@ -31,6 +31,7 @@ from interfuse.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
+    from pyarrow import Table as ArrowTable
 
 Column = Shaped[np.ndarray, "rows"]
 
@@ -50,6 +51,8 @@ class Table:
         row: What a person calls a row: its line, or its number from 1.
         refused: Columns that cannot be read, and why; they may be left out.
         facts: What was decided, by subject.
+        samples: Columns of which each value is a whole sample, ``[rows, ...]``: pictures, arrays.
+        training: So many rows are training rows, the others test rows; None: all are.
     """
 
     path: Path
@@ -58,10 +61,12 @@ class Table:
     row: Sequence[str]
     refused: dict[str, str] = field(default_factory=dict)
     facts: tuple[tuple[str, str], ...] = ()
+    samples: dict[str, Shaped[np.ndarray, "rows *sample"]] = field(default_factory=dict)
+    training: int | None = None
 
-    def origin(self, name: str) -> Origin:
-        """How errors call a column and its rows."""
-        return Origin(f"column {name!r}", lambda row: f"{self.path}: {self.row[row]}")
+    def origin(self, name: str, first: int = 0) -> Origin:
+        """How errors call a column and its rows from the first one that is meant on."""
+        return Origin(f"column {name!r}", lambda row: f"{self.path}: {self.row[first + row]}")
 
 
 def recognises(path: Path) -> bool:
@@ -98,22 +103,44 @@ def load_table(
 def read(path: Path, options: ReadOptions) -> Dataset:
     """A table as options say; see :func:`load_table`."""
     options.only("label", "classes", "task", "group", "drop", format="a table")
-    table = read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
+    return read_table(read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path), options)
+
+
+def read_table(table: Table, options: ReadOptions) -> Dataset:
+    """The data set of columns as options say."""
+    path, training = table.path, len(table.row) if table.training is None else table.training
+    known = [*table.columns, *table.refused, *table.samples]
+    # a list that became columns is dropped by its own name
+    drop = [one for name in options.drop for one in [n for n in known if n.startswith(f"{name}[")] or [name]]
     labels = options.label or ((DEFAULT_LABEL,) if DEFAULT_LABEL in table.columns else ())
     if not labels:
-        raise DataError(f"{path}: which column holds the labels? Say label=NAME; it has {listed([*table.columns], 30)}")
-    said_apart = [*labels, *options.drop, *([options.group] if options.group else [])]
+        raise DataError(f"{path}: which column holds the labels? Say label=NAME; it has {listed(known, 30)}")
+    said_apart = [*labels, *drop, *([options.group] if options.group else [])]
     for name in said_apart:
-        if name not in table.columns and name not in table.refused:
-            raise DataError(f"{path} has no column {name!r}: {nearest(name, [*table.columns, *table.refused])}")
+        if name not in known:
+            raise DataError(f"{path} has no column {name!r}: {nearest(name, known)}")
         if said_apart.count(name) > 1:
             raise DataError(f"{path}: column {name!r} is named twice among label, group and drop")
-        if name in table.refused and name not in options.drop:
+        if name in table.refused and name not in drop:
             raise DataError(f"{path}: column {name!r} {table.refused[name]}, so it is no label and no group")
-    features = [name for name in table.columns if name not in said_apart]
-    if not features and not table.refused.keys() - set(said_apart):
+        if name in table.samples and name not in drop:
+            raise DataError(f"{path}: column {name!r} holds pictures or arrays, so it is no label and no group")
+    features = [name for name in known if name not in said_apart]
+    if not features:
         raise DataError(f"{path} has no column beside {', '.join(map(repr, said_apart))}")
-    x, said = _features(table, features, {n: why for n, why in table.refused.items() if n not in said_apart})
+    whole = [name for name in features if name in table.samples]
+    if whole and len(features) > 1:
+        others = [name for name in features if name != whole[0]]
+        raise DataError(
+            f"{path}: a sample is one picture or array, but beside column {whole[0]!r} there are {listed(others)}: "
+            f"leave out what is no sample, such as drop={','.join(others)}"
+        )
+    if whole:
+        x, said, features = table.samples[whole[0]], [f"a sample is {whole[0]}"], []
+    else:
+        refused = {name: why for name, why in table.refused.items() if name in features}
+        features = [name for name in features if name not in refused]
+        x, said = _features(table, features, refused)
     reading = Reading(table.format, table.facts).saying("label", listed(labels))
     if not options.label:
         reading = reading.saying("label", "by its name")
@@ -125,16 +152,24 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     if options.group is not None:
         groups = clean(table.columns[options.group], table.origin(options.group))
         reading = reading.saying("group", options.group)
-    targets = _targets(table, labels, options)
+    targets = _targets(table, labels, options, training)
     for text in targets.said:
         reading = reading.saying("labels", text)
-    y = targets.train
     return Dataset.from_arrays(
-        path.stem, x, y, x[:0], y[:0], task=targets.task, groups=groups, columns=features, reading=reading
+        path.stem,
+        x[:training],
+        targets.train,
+        x[training:],
+        targets.test,
+        task=targets.task,
+        layout=options.layout,
+        groups=None if groups is None else groups[:training],
+        columns=features,
+        reading=reading,
     )
 
 
-def _targets(table: Table, labels: Sequence[str], options: ReadOptions) -> Targets:
+def _targets(table: Table, labels: Sequence[str], options: ReadOptions, training: int) -> Targets:
     """The targets of these columns, whose tasks are called by them where it has no classes."""
     if len(labels) == 1:
         column, origin = table.columns[labels[0]], table.origin(labels[0])
@@ -145,8 +180,9 @@ def _targets(table: Table, labels: Sequence[str], options: ReadOptions) -> Targe
                 raise DataError(f"{table.path}: column {name!r} is not all numbers: {one[0]!r} in {table.row[0]}")
         column, origin = np.stack(columns, axis=1), replace(table.origin(""), what=f"columns {listed(labels)}")
     try:
+        held = replace(origin, row=table.origin("", training).row)
         found = read_targets(
-            (column, origin), (column[:0], origin), options.task, options.classes, names_are_values=True
+            (column[:training], origin), (column[training:], held), options.task, options.classes, names_are_values=True
         )
     except DataError as error:
         text = str(error)
@@ -311,32 +347,43 @@ def read_parquet(path: Path) -> Table:
         table = parquet.ParquetFile(path).read()
     except (OSError, ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {error}") from error
-    names = [name.strip() for name in table.column_names]
-    _check_names(path, names)
     facts: list[tuple[str, str]] = []
-    columns: dict[str, Column] = {}
-    refused: dict[str, str] = {}
-    row = [f"row {number}" for number in range(1, len(table) + 1)]
-    if not row:
-        raise DataError(f"{path} has no rows")
     shards = re.search(r"-of-0*([1-9]\d*)$", path.stem)
     if shards and int(shards[1]) > 1:
         facts.append(("warning", f"by its name this is one of {shards[1]} files of one table"))
+    return from_arrow(path, "Parquet", table, [f"row {number}" for number in range(1, len(table) + 1)], facts)
+
+
+def from_arrow(
+    path: Path, format: str, table: ArrowTable, row: Sequence[str], facts: Sequence[tuple[str, str]]
+) -> Table:
+    """The columns of an Arrow table; a list column of one length becomes as many columns.
+
+    Raises:
+        DataError: it has no rows, or two columns of one name.
+    """
+    names = [name.strip() for name in table.column_names]
+    _check_names(path, names)
+    if not row:
+        raise DataError(f"{path} has no rows")
+    said = list(facts)
+    columns: dict[str, Column] = {}
+    refused: dict[str, str] = {}
     for name, values in zip(names, table.columns, strict=True):
         if re.fullmatch(r"__index_level_\d+__", name):
-            facts.append(("left out", f"{name}, the index that pandas wrote"))
+            said.append(("left out", f"{name}, the index that pandas wrote"))
             continue
         found = _arrow_column(values, row)
         if isinstance(found, str):
             refused[name] = found
         elif found.ndim == 2:
             spread = {f"{name}[{index}]": column for index, column in enumerate(found.T)}
-            facts.append(("columns", f"list {name} became {len(spread)} columns, {next(iter(spread))} and so on"))
+            said.append(("columns", f"list {name} became {len(spread)} columns, {next(iter(spread))} and so on"))
             columns |= spread
         else:
             columns[name] = found
     _check_names(path, [*columns, *refused])
-    return Table(path, "Parquet", columns, row, refused, tuple(facts))
+    return Table(path, format, columns, row, refused, tuple(said))
 
 
 def _arrow_column(values: ChunkedArray, row: Sequence[str]) -> np.ndarray | str:
