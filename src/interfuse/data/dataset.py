@@ -347,7 +347,7 @@ class Dataset:
     def with_held_out(self) -> Dataset:
         """The same with a fixed fifth of its training rows as its test set, where it has none.
 
-        The fifth is stratified by class. Where rows have groups, or else blocks, it is a fifth of those, whole,
+        The fifth is stratified by class. Where rows have several groups, or else blocks, it is a fifth of those, whole,
         stratified by the class that most of their rows have. Normalisation is that of the rows that stay.
 
         Raises:
@@ -355,16 +355,20 @@ class Dataset:
         """
         if len(self.y_test):
             return self
-        strata, units = self.task.strata(self.y_train), self.groups if self.groups is not None else self.blocks
-        rng = numpy_generator(0, "data", "test")
-        if units is None:
+        strata, rng = self.task.strata(self.y_train), numpy_generator(0, "data", "test")
+        wholes = {kind: of for kind, of in (("group", self.groups), ("block", self.blocks)) if of is not None}
+        several = [kind for kind, of in wholes.items() if len(np.unique(of.numpy())) > 1]
+        if not wholes:
             test = stratified_subset(strata, len(strata) // HELD_OUT, rng)
             said = f"every {HELD_OUT}th row, drawn by class: the source has no test rows"
+        elif not several:
+            raise DataError(
+                f"data set {self.name!r}: all rows are of one {next(iter(wholes))}, so none can be held out to test; "
+                "give test rows in the source"
+            )
         else:
-            kind = "group" if self.groups is not None else "block"
-            numbers, own = np.unique(units.numpy(), return_inverse=True)
-            if len(numbers) < 2:
-                raise DataError(f"data set {self.name!r}: all rows are of one {kind}, so none can be held out to test")
+            kind = several[0]
+            numbers, own = np.unique(wholes[kind].numpy(), return_inverse=True)
             most = np.array([np.bincount(strata[own == unit]).argmax() for unit in range(len(numbers))])
             chosen = stratified_subset(most, max(1, len(numbers) // HELD_OUT), rng)
             test = np.flatnonzero(np.isin(own, chosen))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from interfuse.data import Dataset
+from interfuse.data import Dataset, load
 from interfuse.data.readers import read_path
 from interfuse.data.readers.leaf import FEMNIST, SHAKESPEARE
 from interfuse.data.reading import ReadOptions
@@ -103,6 +103,15 @@ def test_shakespeare_is_characters_and_unbroken_texts_are_blocks(tmp_path: Path)
     rest = len(cut[0]) - 20
     assert data.blocks.tolist() == [0] * 20 + [1] * rest + [2] * 4
     assert data.groups.tolist() == [0] * (20 + rest) + [1] * 4
+
+
+def test_of_a_single_user_an_unbroken_text_is_held_out(tmp_path: Path) -> None:
+    x, y = windows(TEXT)
+    path = written(tmp_path / "one.json", leaf({"ROMEO": (x[:20] + x[31:], y[:20] + y[31:])}))
+    data, whole = load(path), loaded(path)
+    assert sorted([len(data.y_train), len(data.y_test)]) == sorted(whole.blocks.unique(return_counts=True)[1].tolist())
+    with pytest.raises(DataError, match="all rows are of one group, .* give test rows"):
+        load(written(tmp_path / "unbroken.json", leaf({"ROMEO": (x, y)})))
 
 
 def test_another_alphabet_is_given_as_classes(tmp_path: Path) -> None:
