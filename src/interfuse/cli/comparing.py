@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from interfuse import comparison, recipes
 from interfuse.cli.configuration import (
@@ -53,25 +53,23 @@ from interfuse.cli.options import (
     option,
 )
 from interfuse.comparison import Recipe
-from interfuse.comparison.table import with_spread
+from interfuse.comparison.outcome import Outcome
+from interfuse.comparison.table import Cell, Table
 from interfuse.errors import ConfigError, nearest
 from interfuse.references import is_reference, short_name
-from interfuse.report.text import bare_percent, megabytes
 from interfuse.runs.config import absolute_paths
 
-SHOWN = {
-    "own, %": ("own_last", bare_percent),
-    "global, %": ("global_last", bare_percent),
-    "composition, %": ("composition_last", bare_percent),
-    "uplink, MB": ("uplink", megabytes),
-}
-"""Measures for people at a terminal."""
-
-
+PADDING = 3
+"""Letters between two columns in a terminal."""
 _GRID = (
     "Choose a setting by validation accuracy, for each method that has it; KEY,KEY=A,B,... gives several settings the "
     "same value. May be repeated."
 )
+_COLUMNS = (
+    "Columns of the first table: own, global, composition, uplink, steps, memory, own-best, ... (default those five)."
+)
+_CAPTION = "Caption of the first table, in every format."
+_SKIP = "Go on without the entries that cannot work, and name them in the tables."
 _SMALL = "A recipe for one machine and some hours, as it says itself."
 
 
@@ -97,7 +95,10 @@ def compare(
     jobs: Annotated[int | None, option(HOW, "N", "Runs side by side (default: one a core, on a GPU one).")] = None,
     smoke: Annotated[bool, option(HOW, None, "A quick try of a recipe, as it says itself.", "--smoke")] = False,
     small: Annotated[bool, option(HOW, None, _SMALL, "--small")] = False,
+    skip_refused: Annotated[bool, option(HOW, None, _SKIP, "--skip-refused")] = False,
     eval_every: EvalEvery = None,
+    columns: Annotated[str | None, option(AFTER, "NAME,...", _COLUMNS)] = None,
+    caption: Annotated[str | None, option(AFTER, "TEXT", _CAPTION)] = None,
     out: Annotated[Path | None, option(AFTER, "PATH", "Folder (default: comparisons/NAME).")] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -135,18 +136,21 @@ def compare(
     for text in assignments or ():
         assign(run, text)
     recipe = comparison.override(recipe, run, axes(grid or ()))
-    if seeds is not None:
-        recipe = recipe.model_copy(update={"asked": recipe.asked.model_copy(update={"seeds": tuple(numbers(seeds))})})
+    said = given({
+        "seeds": None if seeds is None else tuple(numbers(seeds)), "caption": caption,
+        "columns": None if columns is None else tuple(listed(columns) or ()),
+    })  # fmt: skip
+    recipe = recipe.model_copy(update={"asked": recipe.asked.model_copy(update=said)})
     folder = out or Path("comparisons") / recipe.name
     plan = comparison.resolve(recipe)
     try:
         with comparison.shown(quiet) as follower:
-            found = comparison.compare(plan, folder, jobs=jobs, follower=follower)
+            found = comparison.compare(plan, folder, jobs=jobs, follower=follower, skip_refused=skip_refused)
     except KeyboardInterrupt:
         typer.echo(f"\ninterrupted; the same command goes on in {folder}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(found.values))
     else:
         _show(found, folder)
 
@@ -202,16 +206,28 @@ def _choices(text: str) -> list[Any]:
         return [toml_or_text(word) for word in listed(text) or ()]
 
 
-def _show(found: Mapping[str, Any], folder: Path) -> None:
-    rows = [(entry["name"], *(_cell(entry, key, form) for key, form in SHOWN.values())) for entry in found["entries"]]
-    seeds = ", ".join(map(str, found["seeds"]))
+def _show(found: Outcome, folder: Path) -> None:
+    """The first table and the differences, cut into blocks where the terminal is narrow, and all that is to be said."""
     console = Console(markup=False, emoji=False, highlight=False)
-    console.print(table(("", *SHOWN), rows, title=f"Mean ± standard deviation over seeds {seeds}"))
-    for note in found["notes"]:
+    for made in (made for made in found.tables if made.leading):
+        for part in made.parts(_fitting(made, console.width)):
+            lines = [[_in_terminal(cell) for cell in line] for line in part.lines]
+            console.print(table(["", *part.heads[1:]], lines, title=part.title))
+        for text in (made.caption, *made.notes):
+            if text:
+                console.print(text)
+        console.print()
+    for note in found.notes:
         console.print(f"- {note}", soft_wrap=True)
     console.print(f"all tables: {folder / 'table.md'}\nreport: {folder / 'report.html'}", soft_wrap=True)
 
 
-def _cell(entry: Mapping[str, Any], key: str, form: Callable[[float], str]) -> str:
-    mean, std = (entry[part].get(key) for part in ("mean", "std"))
-    return with_spread(math.nan if mean is None else mean, math.nan if std is None else std, form)
+def _in_terminal(cell: Cell) -> Text:
+    return Text(cell.text + f" [{cell.marks}]" * bool(cell.marks), style="bold" if cell.bold else "")
+
+
+def _fitting(made: Table, width: int) -> Callable[[Sequence[int]], bool]:
+    """Whether columns of a table fit into so many letters, with the names of entries before them."""
+    columns = zip(*([Cell(head) for head in made.heads], *made.lines), strict=True)
+    widths = [max(_in_terminal(cell).cell_len for cell in column) + PADDING for column in columns]
+    return lambda chosen: widths[0] + sum(widths[column] for column in chosen) <= width

@@ -11,6 +11,7 @@ import typer
 from rich import box
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from interfuse import data, models, report
 from interfuse.cli.configuration import method_names
@@ -74,7 +75,7 @@ def zoo() -> RenderableType:
     return Group(table(("model", "what it is"), rows), default, *several, variants)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+def table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], title: str | None = None) -> Table:
     """A plain table whose first column is never broken."""
     made = Table(*heads, box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False)
     made.columns[0].no_wrap = True

@@ -17,7 +17,8 @@ import numpy as np
 from interfuse.comparison.flops import flops_of_a_round, import_counter
 from interfuse.comparison.plan import Entry, Plan, Point
 from interfuse.comparison.pool import Pool
-from interfuse.comparison.progress import Follower
+from interfuse.comparison.progress import Amount, Follower, Pace
+from interfuse.comparison.recipe import TABLES_ALONE
 from interfuse.engines.processes import available_cores, can_fork
 from interfuse.errors import ClientError, ConfigError, MessageError, RunError
 from interfuse.runs import Given, RunConfig, Silent, Summary
@@ -118,6 +119,7 @@ class Finished:
         chosen: The point of its grid that was best on the validation shares; None where all failed.
         runs: Folders of finished runs by seed.
         failures: Reasons by what failed.
+        refused: Whether it was left out, since it could not work.
         flops: Floating-point operations of a round, clients and server; NaN is unknown.
     """
 
@@ -127,6 +129,7 @@ class Finished:
     runs: dict[int, Path] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     flops: float = math.nan
+    refused: bool = False
 
 
 def prepare(plan: Plan, out: Path) -> None:
@@ -144,7 +147,6 @@ def prepare(plan: Plan, out: Path) -> None:
         if changed := differences(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
             some = "; ".join(changed[:SHOWN]) + f"; and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
             raise RunError(f"{out} holds another comparison; choose another --out. What differs: {some}")
-        return
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_whole(path, plan.to_toml())
@@ -153,13 +155,33 @@ def prepare(plan: Plan, out: Path) -> None:
 
 
 def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A plan whose entries are told apart by name, for differences that can be read."""
+    """A plan whose entries are told apart by name, for differences that can be read; without what tables show."""
     entries = {str(entry.get("name")): {**entry, "place": place} for place, entry in enumerate(values.get("entry", ()))}
-    return {**values, "entry": entries}
+    asked = {key: value for key, value in dict(values.get("comparison", {})).items() if key not in TABLES_ALONE}
+    return {**values, "comparison": asked, "entry": entries}
 
 
-def carry_out(plan: Plan, out: Path, jobs: int | None, follower: Follower) -> list[Finished]:
+def side_by_side(plan: Plan, jobs: int | None) -> int:
+    """How many runs go side by side: those asked for, else one a core, on a GPU one.
+
+    Raises:
+        ConfigError: none, or this system cannot do it.
+    """
+    if jobs is not None and jobs < 1:
+        raise ConfigError(f"--jobs {jobs}: at least 1 is needed")
+    if not can_fork():
+        raise ConfigError("a comparison forks a process for each run, and this system cannot fork")
+    on_gpu = any(entry.config.device != "cpu" for entry in plan.entries)
+    return jobs or (1 if on_gpu else available_cores())
+
+
+def carry_out(
+    plan: Plan, out: Path, jobs: int, follower: Follower, refused: Mapping[str, dict[str, str]]
+) -> list[Finished]:
     """Do all that is not done yet, ``jobs`` runs side by side.
+
+    Args:
+        refused: Entries to leave out, with the reasons.
 
     A run whose training fails, for instance since it diverges, is a result. What fails otherwise, such as a full disk,
     is tried again by the next call.
@@ -167,27 +189,30 @@ def carry_out(plan: Plan, out: Path, jobs: int | None, follower: Follower) -> li
     Raises:
         InterfuseError: a run cannot work, or a run folder holds another run than the plan says.
     """
-    if jobs is not None and jobs < 1:
-        raise ConfigError(f"--jobs {jobs}: at least 1 is needed")
-    if not can_fork():
-        raise ConfigError("a comparison forks a process for each run, and this system cannot fork")
-    on_gpu = any(entry.config.device != "cpu" for entry in plan.entries)
-    states = [State(plan, entry, out) for entry in plan.entries]
+    states = {entry.name: State(plan, entry, out) for entry in plan.entries if entry.name not in refused}
+    pace = Pace(jobs)
 
     def work(job: Job) -> None:
         _work(job, plan.given(job.entry))
 
-    with RunFolder(out).locked(), Pool(work, jobs or (1 if on_gpu else available_cores())) as pool:
-        for state in states:
+    with RunFolder(out).locked(), Pool(work, jobs) as pool:
+        for state in states.values():
             pool.add(state.begin())
         while pool.busy:
             for ended in pool.ended(POLL_SECONDS):
-                state = next(state for state in states if state.entry is ended.job.entry)
-                pool.add(state.after(ended.job, ended.failure))
+                pool.add(states[ended.job.entry.name].after(ended.job, ended.failure))
+                pace.ended(ended.job, ended.job.rounds_done)
                 follower.ended(ended.job.name, ended.failure or ended.job.failure)
-            done, rounds = (sum(column) for column in zip(*(state.rounds for state in states), strict=True))
-            follower.show(done, rounds, [job.name for job in pool.running])
-    return [state.finished() for state in states]
+            for job in pool.running:
+                if job.kind != "operations":
+                    pace.goes_on(job, job.entry.name, job.rounds_done)
+            follower.show(pace.standing([state.amount for state in states.values()], [j.name for j in pool.running]))
+    return [
+        states[entry.name].finished()
+        if entry.name in states
+        else Finished(entry, failures=refused[entry.name], refused=True)
+        for entry in plan.entries
+    ]
 
 
 def _work(job: Job, given: Given) -> None:
@@ -219,7 +244,7 @@ class State:
     def __init__(self, plan: Plan, entry: Entry, out: Path) -> None:
         self.entry, self._plan, self._out = entry, plan, out
         self._points = entry.points()
-        rounds = max(1, round(plan.asked.tuning.fraction * entry.config.rounds))
+        rounds = plan.tuning_rounds(entry)
         several = len(self._points) > 1
         self._tuning = [self._tuning_job(point, rounds) for point in self._points if several]
         self._undecided = [job for job in self._tuning if not job.done]
@@ -274,12 +299,14 @@ class State:
         return min(good, key=lambda place: self._tuning[place].uplink) if self._tuning else best
 
     @property
-    def rounds(self) -> tuple[int, int]:
+    def amount(self) -> Amount:
         """Rounds done, and rounds to do in all as far as is known: none where nothing could be chosen."""
         given_up = self._chosen is None and all(job.done or job.label in self._broken for job in self._tuning)
-        later = 0 if self._runs or given_up else len(self._plan.asked.seeds) * self.entry.config.rounds
-        jobs = [*self._tuning, *self._runs]
-        return sum(job.rounds_done for job in jobs), sum(job.config.rounds for job in jobs) + later
+        later = 0 if self._runs or given_up else len(self._plan.asked.seeds)
+        jobs = [(job.rounds_done, job.config.rounds) for job in (*self._tuning, *self._runs)]
+        jobs += [(0, self.entry.config.rounds)] * later
+        done, rounds = (sum(column) for column in zip(*jobs, strict=True)) if jobs else (0, 0)
+        return Amount(self.entry.name, done, rounds, max((all - some for some, all in jobs), default=0))
 
     def finished(self) -> Finished:
         """What came of it."""

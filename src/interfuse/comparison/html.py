@@ -52,7 +52,7 @@ def _curves(score: str) -> dict[str, str]:
         "composition-uplink": f"Mean {score} of all compositions {over_bytes}.",
         "global-steps": f"Mean global {score} over gradient steps.",
         "composition-steps": f"Mean {score} of all compositions over gradient steps.",
-        "frontier": f"Global {score} at the end over the uplink on the wire; the line joins who beats all that send "
-        "less.",
+        "frontier": f"Global {score} at the end over the uplink on the wire; the line joins whose mean is above that "
+        "of all that send less. Steps within what the seeds tell are none.",
         "final": "A dot for each seed after the last round, a stroke at their mean.",
     }

@@ -18,6 +18,7 @@ from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
 from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
+from interfuse.report.diagnosis import Diagnosis, diagnose
 from interfuse.report.run import Curve, curve, load
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores, mean, std
@@ -39,6 +40,7 @@ class SeedRun:
         virtual: Virtual seconds up to each point, on the clients' devices and with links of one rate each.
         sent: Raw bytes of training by client and direction, ``up`` or ``down``; only where they are asked for.
         peak_memory: Resident bytes of the run's process at its highest; NaN is unknown.
+        warnings: What the run itself warns of.
     """
 
     seed: int
@@ -52,6 +54,7 @@ class SeedRun:
     sent: Counter[tuple[int, str]] = field(default_factory=Counter)
     peak_memory: float = math.nan
     on_the_wire: bool = False
+    warnings: Sequence[Diagnosis] = ()
 
     @property
     def counted(self) -> NDArray[np.int64]:
@@ -105,7 +108,7 @@ class Row:
 
     def known(self, key: str) -> int:
         """How many seeds have a value."""
-        return sum(not math.isnan(values[key]) for values in self.values)
+        return sum(not math.isnan(values.get(key, math.nan)) for values in self.values)
 
     @property
     def _keys(self) -> list[str]:
@@ -137,6 +140,7 @@ def read_run(path: Path, seed: int, *, by_client: bool = False) -> SeedRun:
         },
         sent=bytes_by_client(path / "ledger.jsonl") if by_client else Counter(),
         peak_memory=read_peak_memory(path),
+        warnings=diagnose(run.summary, run.rows),
     )
 
 

@@ -1,38 +1,145 @@
-"""What has to be said under a table."""
+"""What has to be said beside the figures of a table, and under it."""
 
 from __future__ import annotations
 
+import math
+import string
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from interfuse.comparison.measures import Row
+from interfuse.comparison.measures import Row, SeedRun
 from interfuse.comparison.recipe import keys_of
-from interfuse.report.diagnosis import SMALL_LOSS
+from interfuse.comparison.resolution import Difference, difference, paired
+from interfuse.report.quantities import counts, number
 from interfuse.report.text import percent
 from interfuse.runs.summary import NO_COLLABORATION, mean
 
 FEW = 3
 """With fewer values in an axis of a grid, one at its edge says nothing."""
+OTHER_WORK = 0.1
+"""A share of the gradient steps: some methods take one more here and there."""
+SMALL_LOSS = 0.01
+"""One point: by so much compositions may stay below a client of Local."""
+
+
+@dataclass(frozen=True)
+class Footnote:
+    """A note that stands beside figures by its mark.
+
+    Attributes:
+        entries: The names of those that it is of.
+        keys: The measures that it is of; empty where it is of the whole entry, whose name then has the mark.
+    """
+
+    mark: str
+    text: str
+    entries: Sequence[str]
+    keys: Sequence[str] = ()
+
+
+def footnotes(rows: Sequence[Row]) -> list[Footnote]:
+    """What single runs know of their figures, one note for all seeds and entries of which it is true."""
+    there = [row for row in rows if row.values]
+    found = [*_warnings(there), *_unequal_work(there), *_missing_replies(there), *_clients_behind(there)]
+    return [replace(note, mark=mark_of(place)) for place, note in enumerate(found)]
+
+
+def mark_of(place: int) -> str:
+    """a, b, ..., z, aa, ab, ..."""
+    letters = string.ascii_lowercase
+    return ("" if place < len(letters) else mark_of(place // len(letters) - 1)) + letters[place % len(letters)]
+
+
+def _warnings(rows: Sequence[Row]) -> Iterator[Footnote]:
+    """Those of the runs; of one name and several texts, which differ in numbers, that of the first seed stands."""
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        first: dict[str, str] = {}
+        seeds: dict[str, list[int]] = {}
+        for run in row.runs:
+            for warning in run.warnings:
+                first.setdefault(warning.name, warning.text)
+                seeds.setdefault(warning.name, []).append(run.seed)
+        for name, text in first.items():
+            of = "" if len(seeds[name]) == len(row.runs) else f" (seed {', '.join(map(str, seeds[name]))})"
+            by_text.setdefault(f"{name}{of}: {text}", []).append(row.name)
+    for text, names in by_text.items():
+        yield Footnote("", text, names)
+
+
+def _unequal_work(rows: Sequence[Row]) -> Iterator[Footnote]:
+    """Who took other gradient steps than Local, or, where there is none, than the first entry."""
+    if not rows:
+        return
+    usual = next((row for row in rows if row.name == "local"), rows[0])
+    steps = usual.mean["steps_clients"]
+    others = [row for row in rows if abs((own := row.mean["steps_clients"]) - steps) > OTHER_WORK * max(own, steps)]
+    if others:
+        each = "; ".join(f"{row.name} {_work(row)}" for row in others)
+        yield Footnote(
+            "",
+            f"unequal work: gradient steps of all clients, beside {counts(steps)} of {usual.name}: {each}",
+            [row.name for row in others],
+        )
+
+
+def _work(row: Row) -> str:
+    server = row.mean["steps_server"]
+    return counts(row.mean["steps_clients"]) + (f" and {counts(server)} at the server" if server else "")
+
+
+def _missing_replies(rows: Sequence[Row]) -> Iterator[Footnote]:
+    each = {}
+    for row in rows:
+        kinds = dict.fromkeys(kind for run in row.runs for kind in run.summary.missing_replies)
+        means = {kind: mean(run.summary.missing_replies.get(kind, 0) for run in row.runs) for kind in kinds}
+        if any(means.values()):
+            each[row.name] = ", ".join(f"{counts(value)} {kind}" for kind, value in means.items() if value)
+    if each:
+        text = "; ".join(f"{name} {said}" for name, said in each.items())
+        yield Footnote("", f"rounds went on without replies, so many a seed: {text}", list(each))
+
+
+def _clients_behind(rows: Sequence[Row]) -> Iterator[Footnote]:
+    """Scores that are means over some of the clients alone."""
+    for side, of in (("own", "with a test share of their own"), ("global", "that were evaluated")):
+        by_text: dict[str, list[str]] = {}
+        for row in rows:
+            behind = sorted({clients_behind(run, side) for run in row.runs})
+            most = row.runs[0].clients
+            if behind[0] < most:
+                some = " to ".join(map(str, dict.fromkeys((behind[0], behind[-1]))))
+                by_text.setdefault(f"mean over the {some} of {most} clients {of}", []).append(row.name)
+        for text, names in by_text.items():
+            yield Footnote("", f"{side}: {text}", names, (f"{side}_last", f"{side}_best"))
+
+
+def clients_behind(run: SeedRun, side: str) -> int:
+    """How many clients the mean of a score is over, ``own`` or ``global``."""
+    scores = run.summary.own_accuracy if side == "own" else run.summary.global_accuracy
+    return sum(not math.isnan(value) for value in scores.per_client)
 
 
 def notes(rows: Sequence[Row]) -> list[str]:
-    """Lines about entries that fail, that do not beat Local, or whose grid should go further."""
+    """Lines about entries that fail, how all stand beside Local, and whose grid should go further."""
     local = next((row for row in rows if row.name == "local" and row.values), None)
     found: list[str] = []
     for row in rows:
         found += _failures(row)
     if local is not None:
         others = [row for row in rows if row.values and row.finished.entry.config.method not in NO_COLLABORATION]
-        found += _not_better(others, local)
+        found += _beside_local(others, local)
         for row in others:
             found += _composed(row, local)
     return found + _at_the_edges(rows)
 
 
 def _failures(row: Row) -> Iterator[str]:
+    verb = "refused" if row.finished.refused else "failed"
     for label, reason in row.finished.failures.items():
-        yield f"{row.name}, {label}, failed: {reason}"
+        yield f"{row.name}, {label}, {verb}: {reason}"
 
 
 def _at_the_edges(rows: Sequence[Row]) -> list[str]:
@@ -49,23 +156,44 @@ def _edges(row: Row) -> Iterator[tuple[str, object]]:
             yield axis, value
 
 
-def _not_better(others: Sequence[Row], local: Row) -> list[str]:
-    """One line for all whose own accuracy is not above Local's."""
-    alone = local.mean["own_last"]
-    behind = [f"{row.name} ({percent(row.mean['own_last'])})" for row in others if row.mean["own_last"] <= alone]
-    if not behind:
-        return []
-    return [f"Not better than local ({percent(alone)}) on the clients' own test shares: {'; '.join(behind)}."]
+def points(found: Difference) -> str:
+    """A difference in points with half its interval: ``−5.3 ± 5.9``; alone where one seed tells none."""
+    sign = "+" if found.mean > 0 else ""
+    text = sign + number(100 * found.mean, 1)
+    return text if math.isnan(found.half) else f"{text} ± {number(100 * found.half, 1)}"
+
+
+def _beside_local(others: Sequence[Row], local: Row) -> Iterator[str]:
+    """A line for all that are told to be below Local, and one for all that are not told from it."""
+    found = {row.name: paired(row, local, "own_last") for row in others}
+    below = {name: d for name, d in found.items() if d.told and d.mean < 0}
+    ties = {name: d for name, d in found.items() if d.tie}
+    where = "on the clients' own test shares, in points with half the 95 % interval"
+    for said, group in (("Worse than local", below), ("Not told from local", ties)):
+        if group:
+            yield f"{said} {where}: {'; '.join(f'{name} ({points(d)})' for name, d in group.items())}."
 
 
 def _composed(row: Row, local: Row) -> Iterator[str]:
+    """How compositions stand beside a client of Local with its own two blocks, where features are shared."""
     if not all(run.summary.composes for run in row.runs):
         return
-    swapped = row.mean["swapped_last"]
-    together = local.mean["global_last"] if local.composition is None else mean(np.diagonal(local.composition))
-    if swapped == swapped and together == together:
-        verdict = "falls short" if swapped < together - SMALL_LOSS else "is its point"
-        yield (
-            f"{row.name} shares features, so composition {verdict}: blocks of two different clients reach "
-            f"{percent(swapped)}, a client of local with its own two blocks {percent(together)}."
-        )
+    alone = {run.seed: _together(run) for run in local.runs}
+    pairs = [(run.summary.mean_swapped, alone.get(run.seed, math.nan)) for run in row.runs]
+    found = difference([swapped - together for swapped, together in pairs])
+    if math.isnan(found.mean):
+        return
+    verdict = "is not told from that"
+    if found.told:
+        verdict = "falls short" if found.mean < -SMALL_LOSS else "is its point"
+    yield (
+        f"{row.name} shares features, so composition {verdict}: blocks of two different clients reach "
+        f"{percent(mean(swapped for swapped, _ in pairs))}, a client of local with its own two blocks "
+        f"{percent(mean(together for _, together in pairs))} ({points(found)} points)."
+    )
+
+
+def _together(run: SeedRun) -> float:
+    """The score of a client with its own two blocks, mean over clients."""
+    matrix = run.summary.composition
+    return run.summary.global_accuracy.mean if matrix is None else mean(np.diagonal(matrix))

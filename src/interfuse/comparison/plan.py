@@ -107,17 +107,28 @@ class Plan:
 
     @cached_property
     def _loaded(self) -> dict[str, Dataset]:
-        return {name: load(name) for name in dict.fromkeys(n for e in self.entries for n in e.config.data_names)}
+        return {}
 
     def given(self, entry: Entry) -> Given:
-        """The data sets of an entry, loaded once for all."""
-        return Given(dataset=[self._loaded[name] for name in entry.config.data_names])
-
-    def check(self) -> None:
-        """Check all runs before the first begins.
+        """The data sets of an entry, each loaded once for all entries.
 
         Raises:
-            InterfuseError: one of them cannot work; a note names the entry.
+            InterfuseError: one of them cannot be loaded.
+        """
+        for name in entry.config.data_names:
+            if name not in self._loaded:
+                self._loaded[name] = load(name)
+        return Given(dataset=[self._loaded[name] for name in entry.config.data_names])
+
+    def tuning_rounds(self, entry: Entry) -> int:
+        """Rounds of a run by which a value of the grid is chosen."""
+        return max(1, round(self.asked.tuning.fraction * entry.config.rounds))
+
+    def check(self) -> None:
+        """Check what the plan alone tells; :func:`.preflight.look` sets up its runs.
+
+        Raises:
+            ConfigError: an entry cannot be carried out; a note names it.
         """
         for entry in self.entries:
             points, names = entry.points(), [entry.folder_name(point) for point in entry.points()]
@@ -127,13 +138,6 @@ class Plan:
                         raise ConfigError(f"the values of the grid make no folder names of their own: {name}")
                 if len(points) > 1 and entry.config.validation == 0:
                     raise ConfigError("validation = 0: a grid needs validation shares to choose by")
-                for point in points:
-                    entry.run(point, 0).make_method()
-                by_codecs = {str(point.get(CODECS)): point for point in points}
-                # on the CPU: a process that has used a GPU cannot be forked any more
-                for point in by_codecs.values():
-                    config = entry.run(point, self.asked.seeds[0]).model_copy(update={"device": "cpu"})
-                    assemble(config, self.given(entry))
 
 
 @contextmanager

@@ -20,20 +20,21 @@ J = TypeVar("J")
 
 @dataclass(frozen=True)
 class Ended(Generic[J]):
-    """A job that is over; ``failure`` says why it did not succeed."""
+    """A job that is over; ``failure`` says why it did not succeed, ``result`` is what it returned."""
 
     job: J
     failure: str | None
+    result: str | None = None
 
 
 class Pool(Generic[J]):
     """Does jobs, each in a process of its own, ``most`` at a time. Use as a context: leaving it ends what runs.
 
     Args:
-        work: What a job is. An exception that leaves it is the job's failure.
+        work: What a job is; it may return a text. An exception that leaves it is the job's failure.
     """
 
-    def __init__(self, work: Callable[[J], None], most: int) -> None:
+    def __init__(self, work: Callable[[J], str | None], most: int) -> None:
         self._work, self._most = work, most
         self._waiting: deque[J] = deque()
         self._running: dict[int, tuple[J, BaseProcess, Connection]] = {}
@@ -74,7 +75,7 @@ class Pool(Generic[J]):
             assert isinstance(sentinel, int)
             job, process, connection = self._running.pop(sentinel)
             process.join()
-            found.append(Ended(job, _failure(process, connection)))
+            found.append(Ended(job, *_answer(process, connection)))
             connection.close()
         return found
 
@@ -85,20 +86,21 @@ class Pool(Generic[J]):
         self._running[process.sentinel] = (job, process, ours)
 
 
-def _do(work: Callable[[J], None], job: J, answer: Connection) -> None:
-    reason = None
+def _do(work: Callable[[J], str | None], job: J, answer: Connection) -> None:
+    reason = result = None
     try:
-        work(job)
+        result = work(job)
     except Exception as error:  # whatever it is, the table has to say so
         reason = str(error) or type(error).__name__
     # nobody reads it where the parent is about to end
     with suppress(OSError):
-        answer.send_bytes(json.dumps(reason).encode())
+        answer.send_bytes(json.dumps([reason, result]).encode())
 
 
-def _failure(process: BaseProcess, connection: Connection) -> str | None:
+def _answer(process: BaseProcess, connection: Connection) -> tuple[str | None, str | None]:
+    """Why a job failed, and what it returned."""
     try:
-        found: str | None = json.loads(connection.recv_bytes())
+        reason, result = json.loads(connection.recv_bytes())
     except (EOFError, OSError):
-        return f"its process ended with exit code {process.exitcode}; is there enough memory?"
-    return found
+        return f"its process ended with exit code {process.exitcode}; is there enough memory?", None
+    return reason, result

@@ -21,6 +21,8 @@ SIZES = ("smallest", "largest")
 NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
 """Keys of a run that a comparison sets itself."""
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
+TABLES_ALONE = ("columns", "caption")
+"""What is asked of tables alone, so that it may change when all runs are finished."""
 QUICKER = {"smoke": "a quick try", "small": "the small size"}
 """What a recipe may be besides what it says: a quick try, and what one machine does in some hours."""
 LEVELS = {"settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1, "stop": 1}
@@ -52,6 +54,8 @@ class Asked(BaseModel):
         uplinks: Bytes: which accuracy with these?
         anchor: The entry at whose uplink all are compared: where it first has 95 % of its final global accuracy.
         baseline: The entry whose rounds until an accuracy are the unit of speed.
+        columns: Those of the first table, by the names that ``interfuse compare --columns`` knows; none: the usual.
+        caption: That of the first table; empty: what it says.
         smoke: Keys of a run, and ``seeds``, that a quick try changes; ``entries``: the names of those that it has.
         small: The same for one machine and some hours.
     """
@@ -64,6 +68,8 @@ class Asked(BaseModel):
     uplinks: tuple[Annotated[float, Gt(0)], ...] = ()
     anchor: str | None = None
     baseline: str | None = None
+    columns: tuple[str, ...] = ()
+    caption: str = ""
     tuning: Tuning = Tuning()
     smoke: dict[str, Any] = Field(default_factory=dict)
     small: dict[str, Any] = Field(default_factory=dict)

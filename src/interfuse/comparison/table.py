@@ -1,77 +1,199 @@
-"""The tables: in Markdown and LaTeX what fits on a page, in CSV and JSON everything."""
+"""The tables for people: what fits on a page, with the resolution of the seeds and what is known beside each figure."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.measures import Anchor, Row, newcomers_of, score_of
+from interfuse.comparison.notes import Footnote, points
 from interfuse.comparison.plan import Plan
-from interfuse.report.text import UNKNOWN, bare_percent, capital, megabytes, with_article
+from interfuse.comparison.resolution import best_of, paired
+from interfuse.errors import ConfigError, nearest
+from interfuse.report.quantities import counts, decimals, operations, percents, size
+from interfuse.report.text import UNKNOWN, capital, with_article
+
+MOST_COLUMNS = 7
+"""Beside the names of entries, where a page cannot scroll."""
+TIE = "≈"
+SCORES = {"own": "own_last", "global": "global_last", "composition": "composition_last"}
+"""What entries are compared by."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A measure under its heading."""
+    """A measure under its heading.
+
+    Attributes:
+        form: Mean and standard deviation as a text.
+        name: What ``--columns`` calls it; empty is the key.
+        ranked: Whether more is better, so that the best is bold.
+    """
 
     head: str
     key: str
-    form: Callable[[float], str]
+    form: Callable[[float, float], str] = percents
+    name: str = ""
+    ranked: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A text with the marks of its footnotes, separated by commas."""
+
+    text: str
+    marks: str = ""
+    bold: bool = False
 
 
 @dataclass(frozen=True)
 class Table:
-    """A part of all there is to say, made of text: a line for each entry, the first cell its name."""
+    """A part of all there is to say: a line for each entry, the first cell its name.
+
+    Attributes:
+        notes: What stands under it.
+        leading: Whether a terminal shows it too.
+    """
 
     title: str
     caption: str
     heads: Sequence[str]
-    lines: Sequence[Sequence[str]]
+    lines: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    leading: bool = False
+
+    def parts(self, fits: Callable[[Sequence[int]], bool]) -> list[Table]:
+        """The table cut into several, where its columns do not fit beside one another.
+
+        Args:
+            fits: Whether these columns, counted from 1, fit beside the first.
+        """
+        groups: list[list[int]] = []
+        for column in range(1, len(self.heads)):
+            if groups and fits([*groups[-1], column]):
+                groups[-1].append(column)
+            else:
+                groups.append([column])
+        return [self._part(columns, number, len(groups)) for number, columns in enumerate(groups, 1)]
+
+    def pages(self) -> list[Table]:
+        """The table cut where a page cannot scroll, into parts of much the same width."""
+        columns = len(self.heads) - 1
+        most = math.ceil(columns / math.ceil(columns / MOST_COLUMNS))
+        return self.parts(lambda chosen: len(chosen) <= most)
+
+    def _part(self, columns: Sequence[int], number: int, of: int) -> Table:
+        if of == 1:
+            return self
+        kept = (0, *columns)
+        return replace(
+            self,
+            title=f"{self.title} ({number} of {of})",
+            heads=[self.heads[place] for place in kept],
+            lines=[[line[place] for place in kept] for line in self.lines],
+            notes=self.notes if number == of else (),
+        )
 
 
-def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table]:
-    """The tables for people."""
+@dataclass(frozen=True)
+class _Maker:
+    """Makes tables of some rows."""
+
+    plan: Plan
+    rows: Sequence[Row]
+    footnotes: Sequence[Footnote]
+    made: list[Table] = field(default_factory=list)
+
+    def add(
+        self, title: str, caption: str, columns: Sequence[Column], notes: Sequence[str] = (), *, leading: bool = False
+    ) -> None:
+        """A table with a line for each entry."""
+        best = {column.key: _best_and_ties(self.rows, column.key) for column in columns if column.ranked}
+        lines = [[self.name(row), *(self._cell(row, column, best) for column in columns)] for row in self.rows]
+        self.made.append(Table(title, caption, ("entry", *(column.head for column in columns)), lines, notes, leading))
+
+    def name(self, row: Row) -> Cell:
+        """An entry, how many of its seeds there are, and the marks of what is known of it."""
+        asked = len(row.values) + len(row.finished.failures)
+        if not row.values:
+            text = f"{row.name} ({'refused' if row.finished.refused else 'failed'})"
+        else:
+            text = row.name if not row.finished.failures else f"{row.name} ({len(row.values)} of {asked} seeds)"
+        return Cell(text, self._marks(row, ""))
+
+    def _marks(self, row: Row, key: str) -> str:
+        own = [note for note in self.footnotes if row.name in note.entries]
+        return ",".join(note.mark for note in own if (key in note.keys if key else not note.keys))
+
+    def _cell(self, row: Row, column: Column, best: dict[str, set[str]]) -> Cell:
+        if not column.key:
+            return Cell(chosen(row) or UNKNOWN)
+        if not row.values:
+            return Cell(UNKNOWN)
+        known = row.known(column.key)
+        if 0 < known < len(row.values):
+            return Cell(f"{UNKNOWN} ({known} of {len(row.values)})")
+        if not known:
+            return Cell(UNKNOWN)
+        text = column.form(row.mean[column.key], row.std[column.key])
+        return Cell(text, self._marks(row, column.key), row.name in best.get(column.key, ()))
+
+
+def _best_and_ties(rows: Sequence[Row], key: str) -> set[str]:
+    """The best entry of a column and all that its seeds cannot tell from it; none where no two seeds compare them."""
+    best = best_of(rows, key)
+    if best is None:
+        return set()
+    return {row.name for row in rows if row.values and paired(best, row, key).tie} if _told(rows, best, key) else set()
+
+
+def _told(rows: Sequence[Row], best: Row, key: str) -> list[float]:
+    """The smallest differences to the best that the seeds tell, one of each other entry."""
+    found = [paired(best, row, key).half for row in rows if row.values and row is not best]
+    return [half for half in found if not math.isnan(half)]
+
+
+def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Sequence[Footnote] = ()) -> list[Table]:
+    """The tables for people, the one with the chosen columns first."""
     asked, score = plan.asked, score_of(rows)
     word, a_score, runs = capital(score), with_article(score), [run for row in rows for run in row.runs]
-    coded, found = any(run.summary.codecs for run in runs), []
-
-    def add(title: str, caption: str, columns: Sequence[Column]) -> None:
-        lines = [(_name(row), *(_cell(row, column) for column in columns)) for row in rows]
-        found.append(Table(title, caption, ("entry", *(column.head for column in columns)), lines))
+    coded, make = any(run.summary.codecs for run in runs), _Maker(plan, rows, footnotes)
 
     count = len(asked.seeds)
     over = f"Mean ± standard deviation over {count} seeds" if count > 1 else f"Seed {asked.seeds[0]} alone"
-    text = f"{over}. {word} in %, after the last round and after that of the best validation {score}."
     reached = [a for a in asked.accuracies if any(row.values and row.known(f"uplink_to_{a:g}") for row in rows)]
     missed = ", ".join(f"{100 * a:g} %" for a in asked.accuracies if a not in reached)
+    text = f"{over}. {word} in %, after the last round."
     if missed and any(row.values for row in rows):
         text += f" On no curve is the mean global {score} ever {missed}."
-    add(f"{word} and cost", text, _MAIN)
-    if coded:
-        text = "MB of all clients before and after codecs, headers of messages included; and how many times less."
-        add("On the wire", text, _WIRE)
-    beside = any(row.name == "local" for row in rows)
+    main = [column for column in columns_of(plan) if asked.columns or any(row.known(column.key) for row in rows)]
+    order = resolution(rows, [column for column in main if column.ranked])
+    under = [order, *(f"{note.mark}: {note.text.rstrip('.')}." for note in footnotes)]
+    under = [text, *under] if asked.caption else under
+    make.add(f"{word} and cost", asked.caption or text, main, under, leading=True)
+    for reference in references(plan, rows):
+        make.made.append(_differences(make, reference))
+    text = f"{over}. {word} in %, after the round of the best validation {score}."
+    make.add("Best round", text, _BEST, [resolution(rows, _BEST)])
     text = "Spread in points: over modular blocks of other clients, and over the last ten points of the curve."
-    if beside:
-        text = f"Differences to local with the same seed, in points. {text}"
-    add("Differences and spread", text, _BESIDE * beside + _SPREAD)
+    make.add("Swapped blocks and spread", text, _SPREAD)
+    if coded:
+        text = "Bytes of all clients before and after codecs, headers of messages included; and how many times less."
+        make.add("On the wire", text, _WIRE)
     if late := newcomers_of(plan):
         text = f"{word} in % behind all modular blocks of the incumbents. Newcomers are the last {late} in every entry."
-        add("Newcomers", text, _NEWCOMERS)
+        make.add("Newcomers", text, _NEWCOMERS)
     if reached:
-        text = f"Raw MB until the mean global {score} on the curve is there for the first time; – is never."
-        add(f"Bytes until {a_score}", text, _until(reached, coded))
+        text = f"Raw bytes until the mean global {score} on the curve is there for the first time; – is never."
+        make.add(f"Bytes until {a_score}", text, _until(reached, coded))
         text = "Virtual seconds until then, on the clients' devices, and if all links had one rate; "
-        add(f"Virtual time until {a_score}", f"{text}– is never or unknown.", _until_when(reached))
+        make.add(f"Virtual time until {a_score}", f"{text}– is never or unknown.", _until_when(reached))
     if reached and asked.baseline is not None:
         text = f"The first evaluated round where the mean global {score} is there; – is never. "
         text += f"Speed is that of {asked.baseline} with the same seed divided by it."
-        add(f"Rounds until {a_score}", text, _rounds(reached))
+        make.add(f"Rounds until {a_score}", text, _rounds(reached))
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (anchor is not None)
     if limits:
         counted = "on the wire, headers included" if coded else "raw"
@@ -79,84 +201,131 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None) -> list[Table
         text += f"Bytes are {counted}."
         if anchor is not None:
             text += (
-                f" {asked.anchor} first has 95 % of its final global {score} at {megabytes(anchor.uplink)} MB of its "
+                f" {asked.anchor} first has 95 % of its final global {score} at {size(anchor.uplink)} of its "
                 f"{anchor.clients} clients together."
             )
-        sizes = {run.clients for run in runs}
-        add(f"{word} within an uplink", text, _within(limits, asked.anchor, len(sizes) > 1))
-    return found
+        within = _within(limits, asked.anchor, len({run.clients for run in runs}) > 1)
+        make.add(f"{word} within an uplink", text, within, [resolution(rows, within)])
+    # the last: memory and seconds are all that differs between two equal comparisons
+    make.add("Cost", "Sums over clients, where nothing else is said; operations of clients and server.", _COST)
+    return make.made
 
 
-def _known(form: str, end: str = "") -> Callable[[float], str]:
-    """Numbers in this form, a dash for what is unknown."""
-    return lambda value: UNKNOWN if math.isnan(value) else format(value, form).removesuffix(end)
+def resolution(rows: Sequence[Row], columns: Iterable[Column]) -> str:
+    """Which order the seeds tell, in words."""
+    told = {}
+    for column in columns:
+        if (best := best_of(rows, column.key)) is not None and (halves := _told(rows, best, column.key)):
+            ends = dict.fromkeys(f"{100 * half:.1f}" for half in (min(halves), max(halves)))
+            told[column.head] = " to ".join(ends)
+    if not told:
+        return "One seed tells no difference: no order of entries follows." if len(rows) > 1 else ""
+    each = "; ".join(f"{head} {text}" for head, text in told.items())
+    return (
+        "Bold: the best of a column and all that these seeds do not tell from it (paired by seed, 95 %). The smallest "
+        f"differences to it that they tell, in points: {each}."
+    )
 
 
-_count, _times, _seconds = _known(",.0f"), _known(".1f"), _known(",.1f")
-_round = _known(",.1f", ".0")  # or between two: means over seeds are no whole numbers
+def references(plan: Plan, rows: Sequence[Row]) -> list[Row]:
+    """The entries from which differences are taken: the anchor and Local, or, where there is neither, the first."""
+    there = {row.name: row for row in rows if row.values}
+    named = [there[name] for name in dict.fromkeys((plan.asked.anchor, "local")) if name in there]
+    return (named or list(there.values())[:1]) if len(there) > 1 else []
 
 
-def _tera(value: float) -> str:
-    return UNKNOWN if math.isnan(value) else f"{value / 1e12:.3g}"
+def _differences(make: _Maker, reference: Row) -> Table:
+    keys = {head: key for head, key in SCORES.items() if any(row.values and row.known(key) for row in make.rows)}
+    lines = []
+    for row in make.rows:
+        if row is not reference:
+            found = [paired(row, reference, key) for key in keys.values()] if row.values else []
+            cells = [Cell(points(one) + f" {TIE}" * one.tie) for one in found] or [Cell(UNKNOWN)] * len(keys)
+            lines.append([make.name(row), *cells])
+    text = f"Differences to {reference.name} with the same seed, after the last round, in points"
+    if len(make.plan.asked.seeds) == 1:
+        text += ". One seed tells no difference."
+    else:
+        text += (
+            ": mean ± half its 95 % interval (Student's t over seeds), which is the smallest difference that these "
+            f"seeds tell. {TIE} is a tie: the interval has 0 in it."
+        )
+    return Table(f"Differences to {reference.name}", text, ("entry", *keys), lines, leading=True)
 
 
-# Memory and seconds come last: they are all that differs between two equal comparisons.
-_MAIN = (
-    Column("own", "own_last", bare_percent),
-    Column("own, best", "own_best", bare_percent),
-    Column("global", "global_last", bare_percent),
-    Column("global, best", "global_best", bare_percent),
-    Column("composition", "composition_last", bare_percent),
-    Column("composition, best", "composition_best", bare_percent),
-    Column("uplink, MB", "uplink", megabytes),
-    Column("client steps", "steps_clients", _count),
-    Column("TFLOP", "flops", _tera),
-    Column("chosen", "", str),
-    Column("peak memory, MB", "peak_memory", megabytes),
-    Column("seconds", "seconds", _seconds),
-)
-_NEWCOMERS = (
-    Column("newcomers' base blocks", "newcomers_last", bare_percent),
-    Column("best", "newcomers_best", bare_percent),
-    Column("incumbents' base blocks", "incumbents_last", bare_percent),
-    Column("difference", "newcomers_minus_incumbents", bare_percent),
-    Column("uplink of newcomers, MB", "newcomers_uplink", megabytes),
-    Column("downlink of newcomers, MB", "newcomers_downlink", megabytes),
-)
-_BESIDE = (
-    Column("own − local", "own_minus_local", bare_percent),
-    Column("composition − local", "composition_minus_local", bare_percent),
+MAIN = ("own", "global", "composition", "uplink", "steps")
+_BEST = tuple(
+    Column(name, f"{name}_best", name=f"{name}-best", ranked=True) for name in ("own", "global", "composition")
 )
 _SPREAD = (
-    Column("swapped blocks, %", "swapped_last", bare_percent),
-    Column("over modular blocks", "spread_last", bare_percent),
-    Column("over the end", "stability", bare_percent),
-    Column("uplink of a client, MB", "uplink_per_client", megabytes),
-    Column("downlink, MB", "downlink", megabytes),
-    Column("downlink of a client, MB", "downlink_per_client", megabytes),
-    Column("server steps", "steps_server", _count),
-    Column("virtual seconds", "virtual_seconds", _seconds),
-    Column("missing replies", "missing", _count),
+    Column("swapped blocks, %", "swapped_last", name="swapped"),
+    Column("over modular blocks", "spread_last", name="spread"),
+    Column("over the end", "stability"),
 )
-
-
+_COST = (
+    Column("uplink of a client", "uplink_per_client", size, "uplink-each"),
+    Column("downlink", "downlink", size),
+    Column("downlink of a client", "downlink_per_client", size, "downlink-each"),
+    Column("server steps", "steps_server", counts, "server-steps"),
+    Column("operations", "flops", operations),
+    Column("virtual seconds", "virtual_seconds", decimals, "virtual-seconds"),
+    Column("missing replies", "missing", counts),
+    Column("chosen", "", name="chosen"),
+    Column("peak memory", "peak_memory", size, "memory"),
+    Column("seconds", "seconds", decimals),
+)
+_NEWCOMERS = (
+    Column("newcomers' base blocks", "newcomers_last"),
+    Column("best", "newcomers_best"),
+    Column("incumbents' base blocks", "incumbents_last"),
+    Column("difference", "newcomers_minus_incumbents"),
+    Column("uplink of newcomers", "newcomers_uplink", size),
+    Column("downlink of newcomers", "newcomers_downlink", size),
+)
 _WIRE = (
-    Column("global", "global_last", bare_percent),
-    Column("composition", "composition_last", bare_percent),
-    Column("uplink", "uplink", megabytes),
-    Column("uplink on the wire", "uplink_wire", megabytes),
-    Column("times less", "uplink_ratio", _times),
-    Column("downlink", "downlink", megabytes),
-    Column("downlink on the wire", "downlink_wire", megabytes),
-    Column("chosen", "", str),
+    Column("global", SCORES["global"]),
+    Column("composition", SCORES["composition"]),
+    Column("uplink", "uplink", size),
+    Column("uplink on the wire", "uplink_wire", size, "uplink-wire"),
+    Column("times less", "uplink_ratio", decimals),
+    Column("downlink", "downlink", size),
+    Column("downlink on the wire", "downlink_wire", size, "downlink-wire"),
+    Column("chosen", "", name="chosen"),
 )
+_ALWAYS = (
+    *(Column(name, key, name=name, ranked=True) for name, key in SCORES.items()),
+    Column("uplink", "uplink", size),
+    Column("client steps", "steps_clients", counts, "steps"),
+    *_BEST,
+    *_SPREAD,
+    *_COST,
+    *(column for column in _WIRE if column.name),
+)
+
+
+def columns_of(plan: Plan) -> list[Column]:
+    """The columns of the first table: those that the plan names, or own, global, composition, uplink and steps.
+
+    Raises:
+        ConfigError: there is no such column.
+    """
+    asked = plan.asked
+    limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (asked.anchor is not None)
+    known = [*_ALWAYS, *_until(asked.accuracies, True), *_until_when(asked.accuracies)]
+    known += [*_rounds(asked.accuracies) * (asked.baseline is not None), *_within(limits, asked.anchor, True)]
+    known += _NEWCOMERS * bool(newcomers_of(plan))
+    by_name = {column.name or column.key: column for column in known}
+    for name in asked.columns:
+        if name not in by_name:
+            raise ConfigError(f"columns: no {name!r}: {nearest(name, by_name)}")
+    return [by_name[name] for name in asked.columns or MAIN]
 
 
 def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
     heads = [("uplink", "uplink", ""), ("of a client", "uplink", "_per_client"), ("downlink", "downlink", "")]
     heads += [("on the wire, uplink", "uplink_wire", "")] * coded
     return [
-        Column(f"{head} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}{rule}", megabytes)
+        Column(f"{head} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}{rule}", size)
         for accuracy in accuracies
         for head, key, rule in heads
     ]
@@ -164,7 +333,7 @@ def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
 
 def _until_when(accuracies: Sequence[float]) -> list[Column]:
     return [
-        Column(f"to {100 * accuracy:g} %, {name}", f"virtual_{name}_to_{accuracy:g}", _seconds)
+        Column(f"to {100 * accuracy:g} %, {name}", f"virtual_{name}_to_{accuracy:g}", decimals)
         for accuracy in accuracies
         for name in (OWN, *LINKS)
     ]
@@ -174,15 +343,15 @@ def _rounds(accuracies: Sequence[float]) -> list[Column]:
     return [
         Column(f"{key} to {100 * accuracy:g} %", f"{key}_to_{accuracy:g}", form)
         for accuracy in accuracies
-        for key, form in (("rounds", _round), ("speed", _times))
+        for key, form in (("rounds", counts), ("speed", decimals))
     ]
 
 
 def _within(limits: Sequence[str], anchor: str | None, sizes_differ: bool) -> list[Column]:
     """Under both rules of counting. At the anchor's uplink both say the same unless numbers of clients differ."""
-    names = {limit: f"that of {anchor}" if limit == "anchor" else f"{megabytes(float(limit))} MB" for limit in limits}
+    names = {limit: f"that of {anchor}" if limit == "anchor" else size(float(limit)) for limit in limits}
     return [
-        Column(f"{kind} at {name}, {words}", f"{kind}_at_{limit}{rule}", bare_percent)
+        Column(f"{kind} at {name}, {words}", f"{kind}_at_{limit}{rule}", ranked=True)
         for limit, name in names.items()
         for rule, words in (("", "all"), ("_per_client", "each"))
         for kind in ("global", "composition")
@@ -190,132 +359,7 @@ def _within(limits: Sequence[str], anchor: str | None, sizes_differ: bool) -> li
     ]
 
 
-def _name(row: Row) -> str:
-    asked = len(row.values) + len(row.finished.failures)
-    if not row.values:
-        return f"{row.name} (failed)"
-    return row.name if not row.finished.failures else f"{row.name} ({len(row.values)} of {asked} seeds)"
-
-
-def _cell(row: Row, column: Column) -> str:
-    if not column.key:
-        return chosen(row) or UNKNOWN
-    if not row.values:
-        return UNKNOWN
-    known = row.known(column.key)
-    if 0 < known < len(row.values):
-        return f"{UNKNOWN} ({known} of {len(row.values)})"
-    return with_spread(row.mean[column.key], row.std[column.key], column.form)
-
-
-def with_spread(mean: float, std: float, form: Callable[[float], str]) -> str:
-    """Mean ± standard deviation; the mean alone where all seeds have the same, as of bytes, or there is one seed."""
-    alike = math.isnan(std) or (std == 0 and form is not bare_percent)
-    return form(mean) if alike else f"{form(mean)} ± {form(std)}"
-
-
 def chosen(row: Row) -> str:
     """The point of the grid that was chosen, in words; empty where there was no choice."""
     point = row.finished.chosen
     return row.finished.entry.label(point) if point else ""
-
-
-def to_markdown(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    """All tables, and the notes under them as a list."""
-    parts = [f"# {_one_line(title)}"]
-    for table in tables:
-        heads = [_in_markdown(head) for head in table.heads]
-        lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * (len(heads) - 1)]
-        lines += ["| " + " | ".join(map(_in_markdown, line)) + " |" for line in table.lines]
-        parts += [f"## {table.title}", _one_line(table.caption), "\n".join(lines)]
-    if notes:
-        parts.append("\n".join(f"- {_one_line(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def _in_markdown(text: str) -> str:
-    return _one_line(text).replace("|", "\\|")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
-
-
-def to_latex(title: str, tables: Sequence[Table], notes: Sequence[str]) -> str:
-    r"""All tables, each an environment ``table`` of its own, without any package."""
-    parts = [f"% {_one_line(title)}"]
-    for table in tables:
-        head, *body = [" & ".join(map(latex, line)) + r" \\" for line in (table.heads, *table.lines)]
-        caption = latex(f"{title}: {table.title}. {table.caption}")
-        columns = "l" + "r" * (len(table.heads) - 1)
-        lines = [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\begin{{tabular}}{{{columns}}}"]
-        lines += [r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}", r"\end{table}"]
-        parts.append("\n".join(lines))
-    parts += [f"% {_one_line(note)}" for note in notes]
-    return "\n\n".join(parts) + "\n"
-
-
-_NAMED = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
-_LATEX = {letter: rf"\{letter}" for letter in "{}_%&#$"} | {"±": r"$\pm$", "−": "$-$", "–": "--"}
-_LATEX |= {letter: rf"\text{name}{{}}" for letter, name in _NAMED.items()}
-
-
-def latex(text: str) -> str:
-    """A text in which nothing means anything to LaTeX."""
-    return "".join(_LATEX.get(letter, letter) for letter in _one_line(text))
-
-
-def to_csv(rows: Sequence[Row]) -> str:
-    """Everything: a line for each entry, for each measure the mean and the standard deviation over seeds."""
-    text = io.StringIO()
-    keys = measures(rows)
-    writer = csv.writer(text, lineterminator="\n")
-    heads = ("entry", "method", "chosen", "seeds", "failures")
-    writer.writerow([*heads, *(f"{key}_{part}" for key in keys for part in ("mean", "std"))])
-    for row in rows:
-        seeds = " ".join(str(run.seed) for run in row.runs)
-        known = (row.name, row.finished.entry.config.method, chosen(row), seeds, "; ".join(_failures(row)))
-        writer.writerow([*known, *(_number(part.get(key)) for key in keys for part in (row.mean, row.std))])
-    return text.getvalue()
-
-
-def measures(rows: Sequence[Row]) -> list[str]:
-    """The keys of all measures."""
-    return list(dict.fromkeys(key for row in rows for values in row.values for key in values))
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None or math.isnan(value) else repr(value)
-
-
-def _failures(row: Row) -> Iterator[str]:
-    for label, reason in row.finished.failures.items():
-        yield f"{label}: {_one_line(reason)}"
-
-
-def to_json(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, notes: Sequence[str], out: str) -> dict[str, Any]:
-    """Everything, with the values of each seed and of each point of the grids."""
-    return {
-        "title": plan.asked.title,
-        "folder": out,
-        "seeds": list(plan.asked.seeds),
-        "anchor": None if anchor is None else {"entry": plan.asked.anchor, "uplink": anchor.uplink},
-        "entries": [_entry(row) for row in rows],
-        "notes": list(notes),
-    }
-
-
-def _entry(row: Row) -> dict[str, Any]:
-    means, deviations = row.mean, row.std
-    return {
-        "name": row.name,
-        "method": row.finished.entry.config.method,
-        "models": list(row.finished.entry.config.models),
-        "chosen": None if row.finished.chosen is None else dict(row.finished.chosen),
-        "tuning": [{**tried.point, "validation_accuracy": tried.validation} for tried in row.finished.tried],
-        "failures": dict(row.finished.failures),
-        "mean": means,
-        "std": deviations,
-        "seeds": {str(run.seed): dict(values) for run, values in zip(row.runs, row.values, strict=True)},
-        "composition_matrix": None if row.composition is None else row.composition.tolist(),
-    }
