@@ -137,7 +137,7 @@ def test_a_log_has_plain_lines_without_control_characters() -> None:
     assert evaluating.endswith("evaluating the last and the best round on everything")
     assert [int(re.findall(r"round (\d+)/20", line)[0]) for line in lines] == list(range(0, 21, 2))
     assert re.fullmatch(
-        r"ifl: round 10/20, global [\d.]+ %, composition [\d.]+ %, uplink 0.0211 MB, \d+ s, \d+ s left", lines[5]
+        r"ifl: round 10/20, global [\d.]+ %, composition [\d.]+ %, uplink 21.1 kB, \d+ s, \d+ s left", lines[5]
     )
     assert lines[-1].startswith("ifl: round 20/20")
     assert "left" not in lines[-1]

@@ -15,6 +15,7 @@ from interfuse.cli.configuration import codecs, configure
 from interfuse.comparison import override, parse, resolve
 from interfuse.comparison.execution import State
 from interfuse.comparison.plan import Plan
+from interfuse.comparison.preflight import look
 from interfuse.errors import ConfigError
 from interfuse.runs import parse_config
 from interfuse.runs.config import read_config, to_toml
@@ -86,9 +87,10 @@ def test_a_comparison_takes_codecs_for_all_for_one_and_from_a_grid() -> None:
 
 
 def test_every_codec_of_a_grid_is_checked_before_the_first_run() -> None:
-    plan({**IFL, "grid": {"codecs": ["int8", "int4"]}}).check()
-    with pytest.raises(ConfigError, match="thinned out"):
-        plan({"name": "f", "method": "fedavg", "grid": {"codecs": ["int8", "topk:0.1"]}}).check()
+    assert look(plan({**IFL, "grid": {"codecs": ["int8", "int4"]}}), 2).refused == {}
+    thinned = plan({"name": "f", "method": "fedavg", "grid": {"codecs": ["int8", "topk:0.1"]}})
+    (reason,) = look(thinned, 2).refused["f"]
+    assert "thinned out" in reason
 
 
 @pytest.mark.parametrize(("tolerance", "chosen"), [(0.0, "fp16"), (0.005, "int8"), (0.02, "int4"), (1.0, "int2")])

@@ -121,7 +121,7 @@ def test_seeds_are_real_runs_and_one_summary(tmp_path: Path) -> None:
     assert alone.summary.own_accuracy == found.summaries[1].own_accuracy
     for shown in (repr(found), Balanced(found._repr_html_()).text):
         heads = ("Mean ± standard deviation over 2 seeds", "own AUROC, %")
-        for part in (*heads, "seed 0", "seed 3", "minus local, by seed"):
+        for part in (*heads, "seed 0", "seed 3", "minus local, ± 95 %"):
             assert part in shown
     before = (tmp_path / "runs/seed-0/summary.json").stat().st_mtime_ns
     again = interfuse.run("ifl", seeds=[0, 3], out=tmp_path / "runs", metrics=["auroc"], **FEW)

@@ -16,15 +16,17 @@ import numpy as np
 from interfuse.errors import ConfigError, RunError
 from interfuse.method import Method
 from interfuse.references import short_name
-from interfuse.report.text import METRICS, bare_percent, measured, megabytes, number
+from interfuse.report.text import METRICS, measured, number
 from interfuse.result import Result
 from interfuse.runs import RunConfig, Summary
 from interfuse.runs.config import changed_in
+from interfuse.runs.differences import difference, points
 from interfuse.runs.folder import write_whole
 from interfuse.runs.summary import without_nan
+from interfuse.runs.words import percents, size
 
 SUMMARY = "seeds.json"
-Form = Callable[[float], str]
+Form = Callable[[float, float], str]
 
 
 def folder_of(out: Path, seed: int) -> Path:
@@ -143,7 +145,7 @@ class SeedResults:
         """Those of the table."""
         score = self.summaries[0].score
         own = [f"own {called}{', %' * (name in METRICS)}" for name, called in measured(self.summaries[0]).items()]
-        return ["", f"own {score}, %", f"global {score}, %", "mean composition, %", "uplink, MB", *own]
+        return ["", f"own {score}, %", f"global {score}, %", "mean composition, %", "uplink", *own]
 
     def lines(self) -> list[list[str]]:
         """The table as text: a line for each seed, then for all, for the references, and for the paired differences."""
@@ -154,9 +156,9 @@ class SeedResults:
             of_reference = _measured([summary.beside[name] for summary in self.summaries])
             lines.append([f"{name}, beside it", *_cells(of_reference, _spread)])
         for name in self._beside:
-            mean, std = self.minus(name)
             blank = [""] * (len(self.heads) - 2)
-            lines.append([f"minus {name}, by seed", f"{bare_percent(mean)} ± {bare_percent(std)}", *blank])
+            found = difference([s.own_accuracy.mean - s.beside[name].own_accuracy.mean for s in self.summaries])
+            lines.append([f"minus {name}, ± 95 %{', a tie' * found.tie}", points(found), *blank])
         return lines
 
     @property
@@ -191,14 +193,18 @@ def _std(values: Sequence[float]) -> float:
 
 
 def _mean(values: Sequence[float], form: Form) -> str:
-    return form(float(np.mean(values)))
+    return form(float(np.mean(values)), math.nan)
 
 
 def _spread(values: Sequence[float], form: Form) -> str:
-    return f"{form(float(np.mean(values)))} ± {form(_std(values))}"
+    return form(float(np.mean(values)), _std(values))
 
 
 def _cells(found: Mapping[str, Sequence[float]], cell: Callable[[Sequence[float], Form], str]) -> list[str]:
     scores = ("own_accuracy", "global_accuracy", "mean_composition")
-    forms: dict[str, Form] = {**dict.fromkeys((*scores, *METRICS), bare_percent), "uplink_raw_bytes": megabytes}
-    return [cell(values, forms.get(name, number)) for name, values in found.items()]
+    forms: dict[str, Form] = {**dict.fromkeys((*scores, *METRICS), percents), "uplink_raw_bytes": size}
+    return [cell(values, forms.get(name, _own_metric)) for name, values in found.items()]
+
+
+def _own_metric(mean: float, std: float) -> str:
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"

@@ -55,7 +55,8 @@ def test_methods_side_by_side() -> None:
         assert (folder / name).stat().st_size > 0
     text = " ".join(result.stdout.split())
     assert "comparisons/ifl-local/report.html" in text
-    assert "own, % global, % composition, % uplink, MB" in text
+    assert "own global composition uplink client steps" in text
+    assert "One seed tells no difference" in text
     assert "ifl, seed 0: done" in result.stderr
     page = (folder / "report.html").read_text()
     assert page.count("<svg") == 1

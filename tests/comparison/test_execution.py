@@ -21,7 +21,7 @@ from interfuse.comparison import Plan, compare, parse, read, resolve
 from interfuse.comparison import plots as comparison_plots
 from interfuse.comparison.execution import State, carry_out, prepare
 from interfuse.comparison.flops import flops_of_a_round
-from interfuse.comparison.progress import Lines, Nobody, Pace
+from interfuse.comparison.progress import Amount, Lines, Nobody, Pace, Standing
 from interfuse.errors import ConfigError, RunError
 from interfuse.references import load_file
 from interfuse.runs import parse_config
@@ -66,6 +66,12 @@ def plan_of(*entries: dict[str, Any], run: dict[str, Any] | None = None, **table
     return resolve(parse(values, "test", "test.toml", Path("/nowhere")))
 
 
+def compared(plan: Plan, out: Path) -> list[dict[str, Any]]:
+    """The entries of ``comparison.json``."""
+    entries: list[dict[str, Any]] = compare(plan, out).values["entries"]
+    return entries
+
+
 def times(folder: Path) -> dict[str, int]:
     """When each file of the finished runs was written."""
     return {
@@ -86,9 +92,8 @@ def without_costs(folder: Path) -> tuple[Any, ...]:
             del numbers["peak_memory"], numbers["seconds"]
     table = (folder / "table.csv").read_text()
     lines = [line.rsplit(",", 4)[0] for line in table.splitlines()]
-    main, *others = (folder / "table.md").read_text().split("\n## ")[1:]
-    markdown = [re.sub(r"\| [^|]* \| [^|]* \|$", "|", main, flags=re.MULTILINE), *others]
-    return values, lines, markdown
+    before, costs = (folder / "table.md").read_text().split("## Cost (2 of 2)")
+    return values, lines, before, re.sub(r"\| [^|]* \| [^|]* \|$", "|", costs, flags=re.MULTILINE)
 
 
 # --- what is chosen
@@ -96,8 +101,7 @@ def without_costs(folder: Path) -> tuple[Any, ...]:
 
 def test_the_grid_is_decided_by_validation_accuracy_and_all_seeds_run_with_it(tmp_path: Path) -> None:
     plan = plan_of({**LOCAL, "grid": {"lr": [1e-6, 0.5]}}, comparison={"seeds": [3, 1], "tuning": {"fraction": 0.5}})
-    found = compare(plan, tmp_path)
-    (entry,) = found["entries"]
+    (entry,) = compared(plan, tmp_path)
     tried = {
         path.name: json.loads((path / "summary.json").read_text())["best"]["validation_accuracy"]
         for path in (tmp_path / "tuning" / "local").iterdir()
@@ -149,7 +153,7 @@ def test_results_do_not_depend_on_how_many_run_side_by_side(tmp_path: Path) -> N
 
 def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(tmp_path: Path) -> None:
     plan = plan_of({**IFL, "settings": {"base_lr": 1e30}}, LOCAL)
-    ifl, local = compare(plan, tmp_path)["entries"]
+    ifl, local = compared(plan, tmp_path)
     assert sorted(ifl["failures"]) == ["seed 0", "seed 1"]
     assert "try a lower learning rate" in ifl["failures"]["seed 0"]
     assert ifl["seeds"] == {}
@@ -157,20 +161,20 @@ def test_a_run_that_diverges_is_a_failed_row_and_the_others_go_on(tmp_path: Path
     assert local["failures"] == {}
     assert "ifl (failed)" in (tmp_path / "table.md").read_text()
     before = times(tmp_path)
-    again = compare(plan, tmp_path)["entries"]
+    again = compared(plan, tmp_path)
     assert again == [ifl, local]
     assert times(tmp_path) == before
 
 
 def test_a_point_of_the_grid_that_diverges_cannot_win(tmp_path: Path) -> None:
-    (entry,) = compare(plan_of({**LOCAL, "grid": {"lr": [1e30, 0.1]}}), tmp_path)["entries"]
+    (entry,) = compared(plan_of({**LOCAL, "grid": {"lr": [1e30, 0.1]}}), tmp_path)
     assert entry["chosen"] == {"lr": 0.1}
     assert entry["tuning"][0]["validation_accuracy"] is None
     assert entry["failures"] == {}
 
 
 def test_where_all_of_the_grid_diverges_the_entry_fails(tmp_path: Path) -> None:
-    (entry,) = compare(plan_of({**LOCAL, "grid": {"lr": [1e30, 1e31]}}), tmp_path)["entries"]
+    (entry,) = compared(plan_of({**LOCAL, "grid": {"lr": [1e30, 1e31]}}), tmp_path)
     assert entry["chosen"] is None
     assert sorted(entry["failures"]) == ["lr=1e+30", "lr=1e+31"]
     assert entry["seeds"] == {}
@@ -184,13 +188,13 @@ def test_what_broke_for_another_reason_is_tried_again(tmp_path: Path, grid: dict
     asked = {"seeds": [0, 1], "tuning": {"fraction": 0.5}}
     plan = plan_of({"name": "mine", "method": str(tmp_path / "mine.py"), "grid": grid}, LOCAL, comparison=asked)
     flag.touch()
-    mine, local = compare(plan, tmp_path / "out")["entries"]
+    mine, local = compared(plan, tmp_path / "out")
     assert len(mine["failures"]) == (1 if grid else 2)
     assert set(mine["failures"].values()) == {"its process ended with exit code 9; is there enough memory?"}
     assert mine["chosen"] == ({} if not grid else None)
     assert len(local["seeds"]) == 2
     flag.unlink()
-    mine, _ = compare(plan, tmp_path / "out")["entries"]
+    mine, _ = compared(plan, tmp_path / "out")
     assert mine["failures"] == {}
     assert len(mine["seeds"]) == 2
 
@@ -231,12 +235,12 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
     plan = plan_of(LOCAL)
     prepare(plan, tmp_path)
     with interfuse.runs.folder.RunFolder(tmp_path).locked(), pytest.raises(RunError, match="by another process"):
-        carry_out(plan, tmp_path, 1, Nobody())
+        carry_out(plan, tmp_path, 1, Nobody(), {})
 
 
 def test_no_job_at_all() -> None:
     with pytest.raises(ConfigError, match="at least 1"):
-        carry_out(plan_of(LOCAL), Path("nowhere"), 0, Nobody())
+        compare(plan_of(LOCAL), Path("nowhere"), jobs=0)
 
 
 @LINUX
@@ -282,20 +286,52 @@ def test_operations_of_local_training_in_closed_form() -> None:
     assert flops_of_a_round(parse_config(values), interfuse.runs.Given()) == clients * steps * step
 
 
-def test_the_pace_is_that_of_this_call() -> None:
+def test_the_time_left_is_judged_by_each_entry_on_its_own() -> None:
+    """A round of one method takes 20 times as long as one of the other, and two runs go side by side."""
     now = [0.0]
-    pace = Pace(lambda: now[0])
-    assert pace.standing(50, 100, ["a", "b"]) == "round 50 of 100, 0 s, now a; b"
+    pace = Pace(2, lambda: now[0])
+    fast, slow = Amount("fast", 50, 150, 100), Amount("slow", 0, 100, 100)
+    pace.goes_on("run of fast", "fast", 50)  # begun by an earlier call
+    assert str(pace.standing([fast, slow], ["a", "b"])) == "round 50 of 250, 0 s, now a; b"
     now[0] = 10.0
-    assert pace.standing(60, 100, []) == "round 60 of 100, 10 s, 40 s left"
-    assert pace.standing(100, 100, []) == "round 100 of 100, 10 s"
+    pace.ended("run of fast", 150)
+    done = Amount("fast", 150, 150, 0)
+    assert pace.standing([done, slow], []).left == 10.0  # nothing is known of the slow one but the pace of the other
+    pace.goes_on("run of slow", "slow", 0)
+    now[0] = 14.0
+    pace.goes_on("run of slow", "slow", 2)
+    assert pace.standing([done, Amount("slow", 2, 100, 98)], []).left == 98 * 2.0  # one run is one process
+    two = Amount("slow", 2, 200, 100)
+    assert pace.standing([done, two], []).left == 200.0
+    assert pace.standing([done, Amount("slow", 2, 400, 100)], []).left == 398 * 2.0 / 2
+    assert pace.standing([done], []).left is None
+
+
+def test_a_comparison_of_unlike_entries_is_estimated_to_a_fifth() -> None:
+    """Simulated: tuning, then three seeds each, one run after the other; entries differ thirtyfold in their rounds."""
+    seconds, rounds, seeds = {"a": 0.3, "b": 0.01, "c": 0.1}, 100, 3
+    now = [0.0]
+    pace = Pace(1, lambda: now[0])
+    done = dict.fromkeys(seconds, 0)
+    whole = sum(seconds.values()) * rounds * seeds
+    for seed in range(seeds):
+        for entry, each in seconds.items():
+            for number in range(rounds + 1):
+                now[0] += each if number else 0.0
+                done[entry] += bool(number)
+                pace.goes_on((entry, seed), entry, number)
+                amounts = [Amount(e, n, rounds * seeds, min(rounds, rounds * seeds - n)) for e, n in done.items()]
+                left = pace.standing(amounts, []).left
+                if seed:  # by then each entry has been seen
+                    assert left is None or left == pytest.approx(whole - now[0], rel=0.2, abs=1)
+            pace.ended((entry, seed), rounds)
 
 
 def test_a_log_has_a_line_for_each_tenth_and_each_job() -> None:
     lines: list[str] = []
     follower = Lines(lines.append)
     for done in range(0, 21):
-        follower.show(done, 20, [])
+        follower.show(Standing(done, 20, 0.0, None, []))
     follower.ended("ifl, seed 0", None)
     follower.ended("ifl, seed 1", "why")
     assert [int(re.findall(r"round (\d+)", line)[0]) for line in lines[:-2]] == list(range(0, 21, 2))
@@ -307,9 +343,9 @@ def test_the_bar_counts_to_its_end_also_where_an_entry_is_given_up(tmp_path: Pat
         last = (0, 0)
         failed: list[str] = []
 
-        def show(self, done: int, rounds: int, running: Any) -> None:
-            assert 0 <= done <= rounds
-            self.last = (done, rounds)
+        def show(self, standing: Standing) -> None:
+            assert 0 <= standing.done <= standing.rounds
+            self.last = (standing.done, standing.rounds)
 
         def ended(self, name: str, failure: str | None) -> None:
             self.failed += [] if failure is None else [name]

@@ -262,9 +262,9 @@ def test_rounds_until_an_accuracy_and_speed_beside_the_baseline(tmp_path: Path) 
     assert fedavg.mean["speed_to_0.6"] == 1 < ifl.mean["speed_to_0.6"]
     assert math.isnan(local.mean["rounds_to_0.6"])
     shown = next(table for table in tables(plan, found, None) if table.title == "Rounds until an accuracy")
-    assert shown.lines[1][shown.heads.index("speed to 60 %")] == "1.0"
+    assert shown.lines[1][shown.heads.index("speed to 60 %")].text == "1.0"
     means = found[0].values[0] | {"rounds_to_0.3": 7.5, "rounds_to_0.6": 1000.0}
     odd = tables(plan, [replace(found[0], values=[means] * 3), *found[1:]], None)
     (line,) = [table.lines[0] for table in odd if table.title == shown.title]
-    assert [line[shown.heads.index(f"rounds to {part} %")] for part in (30, 60)] == ["7.5", "1,000"]
-    assert shown.lines[2][shown.heads.index("rounds to 60 %")] == "–"
+    assert [line[shown.heads.index(f"rounds to {part} %")].text for part in (30, 60)] == ["7.5", "1,000"]
+    assert shown.lines[2][shown.heads.index("rounds to 60 %")].text == "–"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from interfuse import recipes
 from interfuse.comparison import Plan, Recipe, override, parse, quicker, read, resolve
+from interfuse.comparison.preflight import look
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.methods import find
 from interfuse.models import resolve as builder
@@ -34,7 +35,9 @@ def plan_of(*entries: dict[str, Any], run: dict[str, Any] | None = None, **table
 
 def refusal(*entries: dict[str, Any], run: dict[str, Any] | None = None, **tables: Any) -> str:
     with pytest.raises(InterfuseError) as caught:
-        plan_of(*entries, run=run, **tables).check()
+        plan = plan_of(*entries, run=run, **tables)
+        plan.check()
+        look(plan, 1).check(plan, skip=False)
     return "\n".join((str(caught.value), *getattr(caught.value, "__notes__", ())))
 
 
@@ -289,7 +292,8 @@ def test_mistakes_are_named(entries: list[dict[str, Any]], tables: dict[str, Any
 
 def test_an_entry_that_cannot_work_is_found_before_anything_runs() -> None:
     said = refusal(LOCAL, {**IFL, "models": ["logistic"], "clients": 100_000})
-    assert "in the entry 'ifl'" in said
+    assert "1 of 2 entries cannot work, so nothing was begun; or leave them out with --skip-refused" in said
+    assert "- ifl, seed 0, seed 1, seed 2: " in said
 
 
 def test_files_that_are_no_comparison(tmp_path: Path) -> None:

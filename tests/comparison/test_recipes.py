@@ -13,6 +13,7 @@ from interfuse import recipes
 from interfuse.cli import app
 from interfuse.comparison import plots
 from interfuse.comparison.plan import resolve
+from interfuse.comparison.preflight import attempt, trials
 from interfuse.comparison.recipe import Recipe, quicker, read
 from interfuse.data import available
 
@@ -70,7 +71,10 @@ def skip_without(recipe: Recipe) -> None:
 def test_every_run_of_a_quick_try_can_be_set_up(name: str) -> None:
     recipe = quicker(recipe_named(name), "smoke")
     skip_without(recipe)
-    resolve(recipe).check()
+    plan = resolve(recipe)
+    plan.check()
+    for entry in plan.entries:
+        attempt(next(trials(plan, entry)).config, plan.given(entry))
 
 
 @pytest.mark.parametrize("name", WHOLE)

@@ -16,14 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interfuse.comparison.execution import Finished
+from interfuse.comparison.formats import latex, to_csv, to_json, to_latex, to_markdown
 from interfuse.comparison.html import page
 from interfuse.comparison.measures import Anchor, Row, rows
-from interfuse.comparison.notes import notes
+from interfuse.comparison.notes import footnotes, notes
 from interfuse.comparison.plan import Plan
-from interfuse.comparison.table import Table, latex, tables, to_csv, to_json, to_latex, to_markdown
+from interfuse.comparison.table import Table, tables
 from interfuse.runs.summary import without_nan
 
 HOSTILE = "50 % of <b>A_1</b> & B|C\\D $x^2$ ~ #{}\n± –"
+
+
+def texts(table: Table, line: int) -> dict[str, str]:
+    """The texts of a line by heading."""
+    return dict(zip(table.heads, (cell.text for cell in table.lines[line]), strict=True))
 
 
 @pytest.fixture
@@ -45,23 +51,31 @@ def compared(tmp_path: Path) -> tuple[Plan, list[Row], Anchor | None]:
 
 def test_the_main_table_says_mean_and_deviation_in_percent(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
     plan, found, anchor = compared
-    main = tables(plan, found, anchor)[0]
-    cells = dict(zip(main.heads, main.lines[0], strict=True))
+    made = tables(plan, found, anchor)
+    cells = {table.title: texts(table, 0) for table in made}
     row = found[0]
-    assert cells["own"] == f"{100 * row.mean['own_last']:.1f} ± {100 * row.std['own_last']:.1f}"
-    assert cells["global, best"] == f"{100 * row.mean['global_best']:.1f} ± {100 * row.std['global_best']:.1f}"
-    assert cells["uplink, MB"] == "0.0480"  # 12 rounds, 4 clients, 1000 bytes; the same with every seed
-    assert cells["client steps"] == "336"
-    assert cells["chosen"] == "base_lr=0.25; batch_size=16"
-    assert main.heads[-2:] == ("peak memory, MB", "seconds")
-    assert "over 3 seeds" in main.caption
+    assert cells["Accuracy and cost"] == {
+        "entry": "ifl",
+        "own": f"{100 * row.mean['own_last']:.1f} ± {100 * row.std['own_last']:.1f}",
+        "global": f"{100 * row.mean['global_last']:.1f} ± {100 * row.std['global_last']:.1f}",
+        "composition": f"{100 * row.mean['composition_last']:.1f} ± {100 * row.std['composition_last']:.1f}",
+        "uplink": "48.0 kB",  # 12 rounds, 4 clients, 1000 bytes; the same with every seed
+        "client steps": "336",
+    }
+    best = f"{100 * row.mean['global_best']:.1f} ± {100 * row.std['global_best']:.1f}"
+    assert cells["Best round"]["global"] == best
+    assert cells["Cost"]["chosen"] == "base_lr=0.25; batch_size=16"
+    assert made[-1].heads[-2:] == ("peak memory", "seconds")
+    assert "over 3 seeds" in made[0].caption
 
 
 def test_failures_have_a_row_and_a_reason(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
     plan, found, anchor = compared
     for table in tables(plan, found, anchor):
-        assert [line[0] for line in table.lines] == ["ifl", "fedavg (2 of 3 seeds)", "local", "broken (failed)"]
-        assert set(table.lines[3][1:]) == {"–"}
+        of = table.title.removeprefix("Differences to ")
+        names = [name for name in ("ifl", "fedavg (2 of 3 seeds)", "local", "broken (failed)") if name != of]
+        assert [line[0].text for line in table.lines] == names
+        assert {cell.text for cell in table.lines[-1][1:]} == {"–"}
     said = notes(found)
     assert f"fedavg, seed 1, failed: {HOSTILE}" in said
     assert f"broken, lr=0.25; batch_size=16, failed: {HOSTILE}" in said
@@ -71,11 +85,11 @@ def test_every_table_of_markdown_has_as_many_cells_in_each_line(
     compared: tuple[Plan, list[Row], Anchor | None],
 ) -> None:
     plan, found, anchor = compared
-    made = tables(plan, found, anchor)
-    text = to_markdown(HOSTILE, made, notes(found))
+    pages = [page for table in tables(plan, found, anchor, footnotes(found)) for page in table.pages()]
+    text = to_markdown(HOSTILE, tables(plan, found, anchor, footnotes(found)), notes(found))
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
-    assert len(blocks) == len(made) == 5
-    for block, table in zip(blocks, made, strict=True):
+    assert len(blocks) == len(pages)
+    for block, table in zip(blocks, pages, strict=True):
         assert {len(re.findall(r"(?<!\\)\|", line)) for line in block} == {len(table.heads) + 1}
         assert len(block) == 2 + len(table.lines)
 
@@ -83,7 +97,7 @@ def test_every_table_of_markdown_has_as_many_cells_in_each_line(
 @given(st.text())
 def test_nothing_is_left_that_latex_would_take_for_a_command(text: str) -> None:
     escaped = latex(text)
-    known = r"\\text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\$\\pm\$|\$-\$"
+    known = r"\\text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\$\\pm\$|\$-\$|\$\\approx\$"
     rest = re.sub(rf"{known}|\\[{{}}_%&#$]", "", escaped)
     assert not set(rest) & set("\\{}_%&#$~^\n")
 
@@ -94,19 +108,28 @@ def test_latex_of_the_special_letters() -> None:
 
 def test_latex_has_balanced_environments_and_equal_columns(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
     plan, found, anchor = compared
-    text = to_latex(HOSTILE, tables(plan, found, anchor), notes(found))
-    for name in ("table", "tabular"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 5
-    for columns, body in re.findall(r"\\begin\{tabular\}\{(l?r*)\}(.*?)\\end\{tabular\}", text, re.DOTALL):
-        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+    made = tables(plan, found, anchor, footnotes(found))
+    text = to_latex(plan, made, notes(found))
+    floats = re.findall(r"\\begin\{(table\*?)\}(.*?)\\end\{\1\}", text, re.DOTALL)
+    assert len(floats) == sum(len(table.pages()) for table in made) == text.count(r"\begin{tabular}")
+    labels = re.findall(r"\\label\{([^}]*)\}", text)
+    assert len(set(labels)) == len(floats)
+    assert labels[0] == "tab:test"
+    for kind, body in floats:
+        ((columns, inside),) = re.findall(r"\\begin\{tabular\}\{(l?r*)\}(.*?)\\end\{tabular\}", body, re.DOTALL)
+        lines = [line for line in inside.splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
-    outside = re.sub(r"\\begin\{table\}.*?\\end\{table\}", "", text, flags=re.DOTALL)
-    assert all(line.startswith("%") for line in outside.splitlines() if line)
+        assert (kind == "table*") == (len(columns) > 4)
+        plain = re.sub(r"\\[\\{}]", "", body)
+        assert plain.count("{") == plain.count("}")
+        assert len(columns) <= 8
+    outside = re.sub(r"\\begin\{table(\*?)\}.*?\\end\{table\1\}", "", text, flags=re.DOTALL)
+    assert all(line.startswith(("%", r"\providecommand")) for line in outside.splitlines() if line)
 
 
 def test_csv_gives_every_number_back(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
-    _, found, _ = compared
-    lines = list(csv.DictReader(io.StringIO(to_csv(found))))
+    plan, found, _ = compared
+    lines = list(csv.DictReader(io.StringIO(to_csv(plan, found, footnotes(found)))))
     assert [line["entry"] for line in lines] == ["ifl", "fedavg", "local", "broken"]
     assert [line["seeds"] for line in lines] == ["0 1 2", "0 2", "0 1 2", ""]
     for line, row in zip(lines, found, strict=True):
@@ -120,7 +143,8 @@ def test_csv_gives_every_number_back(compared: tuple[Plan, list[Row], Anchor | N
 
 def test_json_has_the_values_of_every_seed(compared: tuple[Plan, list[Row], Anchor | None]) -> None:
     plan, found, anchor = compared
-    values = json.loads(json.dumps(without_nan(to_json(plan, found, anchor, notes(found), "out")), allow_nan=False))
+    made = to_json(plan, found, anchor, footnotes(found), notes(found), "out")
+    values = json.loads(json.dumps(without_nan(made), allow_nan=False))
     ifl, fedavg, _, broken = values["entries"]
     assert ifl["seeds"]["2"]["own_last"] == found[0].values[2]["own_last"]
     assert list(fedavg["seeds"]) == ["0", "2"]
@@ -135,7 +159,8 @@ def test_columns_for_each_client_at_the_anchor_only_where_numbers_of_clients_dif
         folder = tmp_path / str(clients)
         done = [finished(plan.entries[0], folder), finished(plan.entries[1], folder, clients=clients)]
         found, anchor = rows(plan, done)
-        heads.append(tables(plan, found, anchor)[-1].heads)
+        (within,) = (t for t in tables(plan, found, anchor) if t.title == "Accuracy within an uplink")
+        heads.append(within.heads)
     assert heads[0] == ("entry", "global at that of ifl, all", "composition at that of ifl, all")
     assert len(heads[1]) == 5
 
@@ -143,7 +168,7 @@ def test_columns_for_each_client_at_the_anchor_only_where_numbers_of_clients_dif
 def test_without_local_there_are_no_differences(tmp_path: Path) -> None:
     plan = plan_of("ifl", "fedavg")
     found, anchor = rows(plan, [finished(entry, tmp_path) for entry in plan.entries])
-    assert not any("local" in head for table in tables(plan, found, anchor) for head in table.heads)
+    assert not any("local" in table.title for table in tables(plan, found, anchor))
     assert notes(found) == []
 
 
@@ -160,10 +185,10 @@ def noted(tmp_path: Path, ifl: float, fedavg: float, local: float) -> list[str]:
     return notes(rows(plan, done)[0])
 
 
-def test_who_does_not_beat_local_is_named(tmp_path: Path) -> None:
+def test_who_is_worse_than_local_is_named(tmp_path: Path) -> None:
     said = noted(tmp_path, ifl=0.5, fedavg=0.6, local=0.8)
-    assert sum("Not better than local" in line for line in said) == 1
-    assert re.findall(r"(\w+) \([\d.]+ %\)", said[0]) == ["local", "ifl", "fedavg"]
+    (line,) = [line for line in said if line.startswith("Worse than local")]
+    assert re.findall(r"(\w+) \(−\d\d\.\d ± \d+\.\d\)", line) == ["ifl", "fedavg"]
     assert any(line.startswith("ifl shares features, so composition falls short") for line in said)
 
 
@@ -173,9 +198,10 @@ def test_who_beats_local_is_not_and_composition_counts_for_who_shares_features(t
     assert said[0].startswith("ifl shares features, so composition is its point")
 
 
-def test_one_of_two_beats_local(tmp_path: Path) -> None:
-    (line,) = [line for line in noted(tmp_path, ifl=0.9, fedavg=0.2, local=0.5) if "Not better" in line]
-    assert re.findall(r"(\w+) \([\d.]+ %\)", line) == ["local", "fedavg"]
+def test_who_cannot_be_told_from_local_is_named_as_that(tmp_path: Path) -> None:
+    (line,) = [line for line in noted(tmp_path, ifl=0.9, fedavg=0.5, local=0.501) if "ocal" in line[:25]]
+    assert re.findall(r"(\w+) \([+−]", line) == ["fedavg"]
+    assert line.startswith("Not told from local")
 
 
 def test_an_accuracy_that_nobody_has_gets_no_columns(tmp_path: Path) -> None:
@@ -213,15 +239,15 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given(
     plan, found, anchor = compared
     text = page(plan, found, tables(plan, found, anchor), notes(found), {}, Path("out & more"))
     assert "<b>A_1" not in text
-    assert "failed: broken" in text
+    assert "without result: broken" in text
     assert not re.search(r"<script|<link|<img|src=|https?://(?!www\.w3\.org)", text)
     assert "interfuse compare &#39;out &amp; more/comparison.toml&#39;" in text
 
 
 def test_a_heading_breaks_where_it_may() -> None:
     plan = plan_of("fedavg")
-    text = page(plan, [], [Table("T", "c", ("entry", "global at 1 MB, all"), [])], [], {}, Path("out"))
-    assert "global<br>at 1 MB,<br>all" in text
+    text = page(plan, [], [Table("T", "c", ("entry", "global at 1.00 MB, all"), [])], [], {}, Path("out"))
+    assert "global<br>at 1.00 MB,<br>all" in text
 
 
 def test_codecs_bring_a_table_of_what_was_on_the_wire(tmp_path: Path) -> None:
@@ -231,6 +257,6 @@ def test_codecs_bring_a_table_of_what_was_on_the_wire(tmp_path: Path) -> None:
     assert "On the wire" not in {table.title for table in tables(plan, *rows(plan, plain))}
     found = {table.title: table for table in tables(plan, *rows(plan, coded))}
     wire = found["On the wire"]
-    cells = dict(zip(wire.heads, wire.lines[1], strict=True))
-    assert (cells["uplink"], cells["uplink on the wire"], cells["times less"]) == ("0.0480", "0.0120", "4.0")
+    cells = texts(wire, 1)
+    assert (cells["uplink"], cells["uplink on the wire"], cells["times less"]) == ("48.0 kB", "12.0 kB", "4.0")
     assert "on the wire, uplink to 50 %" in found["Bytes until an accuracy"].heads

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from interfuse.report import console_summary
-from interfuse.report.text import megabytes, percent, title
+from interfuse.report.text import percent, size, title
 from interfuse.runs import Summary
+from interfuse.runs.words import counts, percents
 
 UNKNOWN = {"mean": None, "std": None, "per_client": []}
 
@@ -78,16 +79,32 @@ def test_title() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0"), (144, "0.000144"), (55_400, "0.0554"), (8_852_480, "8.85"), (1_234_567_890, "1,234.6"), (math.nan, "–")],
-)
-def test_megabytes(size: float, text: str) -> None:
-    assert megabytes(size) == text
+    ("bytes_", "text"),
+    [
+        (0, "0"), (24, "24 B"), (144.5, "144.5 B"), (999.97, "1.00 kB"), (55_400, "55.4 kB"), (8_852_480, "8.85 MB"),
+        (613_400_000, "613.4 MB"), (1_234_567_890, "1.23 GB"), (math.nan, "–"),
+    ],
+)  # fmt: skip
+def test_sizes_have_a_unit_that_fits(bytes_: float, text: str) -> None:
+    assert size(bytes_) == text
 
 
-@given(st.integers(1, 10**13))
-def test_megabytes_keeps_three_figures(size: int) -> None:
-    assert float(megabytes(size).replace(",", "")) == pytest.approx(size / 1e6, rel=0.005)
+@given(st.integers(1, 10**17))
+def test_sizes_keep_three_figures(bytes_: int) -> None:
+    value, unit = size(bytes_).split()
+    factor = {"B": 1.0, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "PB": 1e15}[unit]
+    assert float(value) * factor == pytest.approx(bytes_, rel=0.005)
+    assert float(value) < 1000
+
+
+def test_numbers_have_the_digits_of_what_they_stand_beside_and_a_minus_that_is_one() -> None:
+    assert size(44.3e6, 0.0213e6) == "44.3 ± 0.0 MB"
+    assert size(1730, 21.4) == "1.73 ± 0.02 kB"
+    assert size(1000, 0.0) == "1.00 kB"
+    assert percents(-0.053, 0.0241) == "−5.3 ± 2.4"
+    assert percents(-0.0004) == "0.0"
+    assert percent(-0.5) == "−50.0 %"
+    assert (counts(11_200.0), counts(11_200.5, 0.7), counts(3.0, 1.2)) == ("11,200", "11,200.5 ± 0.7", "3.0 ± 1.2")
 
 
 def printed(summary: Summary, width: int = 100) -> list[str]:

@@ -186,6 +186,7 @@ def _entry(row: Row, from_whom: Sequence[Row], footnotes: Sequence[Footnote]) ->
         "clients_behind": {
             side: {str(run.seed): clients_behind(run, side) for run in row.runs} for side in ("own", "global")
         },
+        "rows_behind": {str(run.seed): dict(run.summary.rows) for run in row.runs},
         "differences": {of.name: _differences(row, of) for of in from_whom if row.values and row is not of},
         "mean": means,
         "std": deviations,

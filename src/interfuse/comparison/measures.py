@@ -18,7 +18,6 @@ from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
 from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
-from interfuse.report.diagnosis import Diagnosis, diagnose
 from interfuse.report.run import Curve, curve, load
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores, mean, std
@@ -40,7 +39,6 @@ class SeedRun:
         virtual: Virtual seconds up to each point, on the clients' devices and with links of one rate each.
         sent: Raw bytes of training by client and direction, ``up`` or ``down``; only where they are asked for.
         peak_memory: Resident bytes of the run's process at its highest; NaN is unknown.
-        warnings: What the run itself warns of.
     """
 
     seed: int
@@ -54,7 +52,6 @@ class SeedRun:
     sent: Counter[tuple[int, str]] = field(default_factory=Counter)
     peak_memory: float = math.nan
     on_the_wire: bool = False
-    warnings: Sequence[Diagnosis] = ()
 
     @property
     def counted(self) -> NDArray[np.int64]:
@@ -140,7 +137,6 @@ def read_run(path: Path, seed: int, *, by_client: bool = False) -> SeedRun:
         },
         sent=bytes_by_client(path / "ledger.jsonl") if by_client else Counter(),
         peak_memory=read_peak_memory(path),
-        warnings=diagnose(run.summary, run.rows),
     )
 
 

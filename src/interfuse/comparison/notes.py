@@ -11,17 +11,15 @@ import numpy as np
 
 from interfuse.comparison.measures import Row, SeedRun
 from interfuse.comparison.recipe import keys_of
-from interfuse.comparison.resolution import Difference, difference, paired
-from interfuse.report.quantities import counts, number
+from interfuse.comparison.resolution import paired
 from interfuse.report.text import percent
+from interfuse.runs.differences import difference, points
 from interfuse.runs.summary import NO_COLLABORATION, mean
+from interfuse.runs.verdict import OTHER_STEPS, SMALL_LOSS
+from interfuse.runs.words import counts
 
 FEW = 3
 """With fewer values in an axis of a grid, one at its edge says nothing."""
-OTHER_WORK = 0.1
-"""A share of the gradient steps: some methods take one more here and there."""
-SMALL_LOSS = 0.01
-"""One point: by so much compositions may stay below a client of Local."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def _warnings(rows: Sequence[Row]) -> Iterator[Footnote]:
         first: dict[str, str] = {}
         seeds: dict[str, list[int]] = {}
         for run in row.runs:
-            for warning in run.warnings:
+            for warning in run.summary.warnings:
                 first.setdefault(warning.name, warning.text)
                 seeds.setdefault(warning.name, []).append(run.seed)
         for name, text in first.items():
@@ -75,7 +73,7 @@ def _unequal_work(rows: Sequence[Row]) -> Iterator[Footnote]:
         return
     usual = next((row for row in rows if row.name == "local"), rows[0])
     steps = usual.mean["steps_clients"]
-    others = [row for row in rows if abs((own := row.mean["steps_clients"]) - steps) > OTHER_WORK * max(own, steps)]
+    others = [row for row in rows if abs((own := row.mean["steps_clients"]) - steps) > OTHER_STEPS * max(own, steps)]
     if others:
         each = "; ".join(f"{row.name} {_work(row)}" for row in others)
         yield Footnote(
@@ -122,6 +120,19 @@ def clients_behind(run: SeedRun, side: str) -> int:
     return sum(not math.isnan(value) for value in scores.per_client)
 
 
+def rows_behind(rows: Sequence[Row]) -> str:
+    """How many test rows are behind the figures of a table, over entries and seeds."""
+    counted: dict[str, set[int]] = {}
+    for run in (run for row in rows for run in row.runs):
+        for evidence, behind in run.summary.rows.items():
+            counted.setdefault(evidence, set()).add(behind)
+    each = [
+        f"{evidence} {' to '.join(f'{end:,}' for end in dict.fromkeys((min(found), max(found))))}"
+        for evidence, found in counted.items()
+    ]
+    return f"Test rows behind a figure: {'; '.join(each)}." if each else ""
+
+
 def notes(rows: Sequence[Row]) -> list[str]:
     """Lines about entries that fail, how all stand beside Local, and whose grid should go further."""
     local = next((row for row in rows if row.name == "local" and row.values), None)
@@ -154,13 +165,6 @@ def _edges(row: Row) -> Iterator[tuple[str, object]]:
         value = (row.finished.chosen or {}).get(keys_of(axis)[0])
         if len(numbers) >= FEW and value in (min(numbers), max(numbers)):
             yield axis, value
-
-
-def points(found: Difference) -> str:
-    """A difference in points with half its interval: ``−5.3 ± 5.9``; alone where one seed tells none."""
-    sign = "+" if found.mean > 0 else ""
-    text = sign + number(100 * found.mean, 1)
-    return text if math.isnan(found.half) else f"{text} ± {number(100 * found.half, 1)}"
 
 
 def _beside_local(others: Sequence[Row], local: Row) -> Iterator[str]:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.measures import Anchor, Row, newcomers_of, score_of
-from interfuse.comparison.notes import Footnote, points
+from interfuse.comparison.notes import Footnote, rows_behind
 from interfuse.comparison.plan import Plan
 from interfuse.comparison.resolution import best_of, paired
 from interfuse.errors import ConfigError, nearest
-from interfuse.report.quantities import counts, decimals, operations, percents, size
 from interfuse.report.text import UNKNOWN, capital, with_article
+from interfuse.runs.differences import points
+from interfuse.runs.words import counts, decimals, operations, percents, size
 
 MOST_COLUMNS = 7
 """Beside the names of entries, where a page cannot scroll."""
@@ -168,9 +169,11 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
     text = f"{over}. {word} in %, after the last round."
     if missed and any(row.values for row in rows):
         text += f" On no curve is the mean global {score} ever {missed}."
-    main = [column for column in columns_of(plan) if asked.columns or any(row.known(column.key) for row in rows)]
+    main = columns_of(plan)
+    if not asked.columns and runs:
+        main = [column for column in main if any(row.known(column.key) for row in rows)]
     order = resolution(rows, [column for column in main if column.ranked])
-    under = [order, *(f"{note.mark}: {note.text.rstrip('.')}." for note in footnotes)]
+    under = [order, rows_behind(rows), *(f"{note.mark}: {note.text.rstrip('.')}." for note in footnotes)]
     under = [text, *under] if asked.caption else under
     make.add(f"{word} and cost", asked.caption or text, main, under, leading=True)
     for reference in references(plan, rows):

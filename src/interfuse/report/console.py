@@ -18,10 +18,10 @@ from interfuse.report.text import (
     by_name,
     capital,
     measured,
-    megabytes,
     number,
     percent,
     sides,
+    size,
 )
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores
@@ -58,7 +58,7 @@ def console_summary(summary: Summary) -> RenderableType:
         parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
     sent = summary.uplink_bytes.raw
     each = sent / max(1, len(summary.clients))
-    uplink = f"uplink: {megabytes(each)} MB per client, {megabytes(sent)} MB in sum"
+    uplink = f"uplink: {size(each)} per client, {size(sent)} in sum"
     if summary.evaluation != "none":
         parts += [_scores(summary), Text("")]
     return Group(*parts, Text(uplink), Text(f"report: {summary.run}/report.html"))

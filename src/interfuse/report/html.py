@@ -21,10 +21,10 @@ from interfuse.report.text import (
     by_name,
     capital,
     measured,
-    megabytes,
     number,
     percent,
     sides,
+    size,
     title,
 )
 from interfuse.runs import Summary
@@ -82,8 +82,8 @@ def _environment() -> Environment:
     made.filters |= {
         "percent": percent,
         "bare_percent": bare_percent,
-        "megabytes": megabytes,
         "number": number,
+        "size": size,
         "capital": capital,
         "count": lambda count: UNKNOWN if count is None else f"{count:,}",
     }
@@ -107,8 +107,8 @@ def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     sent = summary.uplink_bytes.raw
     return [
         *(figure for side, figure in found.items() if side in sides(summary)),
-        ("uplink per client", f"{megabytes(sent / max(1, len(summary.clients)))} MB", ["raw, mean"]),
-        ("uplink, sum of clients", f"{megabytes(sent)} MB", ["raw"]),
+        ("uplink per client", size(sent / max(1, len(summary.clients))), ["raw, mean"]),
+        ("uplink, sum of clients", size(sent), ["raw"]),
     ]
 
 

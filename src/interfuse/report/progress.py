@@ -12,7 +12,7 @@ import rich.progress
 from rich.console import Console
 
 from interfuse.references import short_name
-from interfuse.report.text import megabytes, percent
+from interfuse.report.text import percent, size
 from interfuse.runs import Progress, Row, RunConfig, Silent
 from interfuse.runs.summary import mean
 from interfuse.runs.summing import scores_of
@@ -79,7 +79,7 @@ class Standing:
     def update(self, row: Row) -> list[str]:
         """Take a line of ``metrics.jsonl``; returns what deserves a line of its own."""
         self.round = row.round
-        self._uplink = f"uplink {megabytes(row.uplink.raw)} MB"
+        self._uplink = f"uplink {size(row.uplink.raw)}"
         if row.accuracy:
             self._measured = self.round
             sides = {"global": mean(row.accuracy.common), "own": mean(row.accuracy.own)}

@@ -9,7 +9,7 @@ from interfuse.evaluation import Evidence
 from interfuse.references import short_name
 from interfuse.runs import Summary
 from interfuse.runs.summary import NO_COLLABORATION, ClientFacts, Scores, mean, std
-from interfuse.runs.words import UNKNOWN, bare_percent, capital, counted, megabytes, percent
+from interfuse.runs.words import UNKNOWN, bare_percent, capital, counted, percent, size
 
 __all__ = [
     "METRICS",
@@ -19,11 +19,11 @@ __all__ = [
     "by_name",
     "capital",
     "measured",
-    "megabytes",
     "number",
     "percent",
     "scores",
     "sides",
+    "size",
     "title",
     "with_article",
 ]

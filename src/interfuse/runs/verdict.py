@@ -25,7 +25,7 @@ from interfuse.runs.summary import (
     mean,
     std,
 )
-from interfuse.runs.words import ALONE_IN_A_BATCH, bare_percent, capital, counted, megabytes, numbers, percent
+from interfuse.runs.words import ALONE_IN_A_BATCH, bare_percent, capital, counted, numbers, percent, size
 
 LARGEST_SPREAD = 0.01  # standard deviation over the modular blocks behind one base block
 LARGEST_DROP = 0.1  # of the mean score under the best of its curve
@@ -377,8 +377,7 @@ def _uplink(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
         return None
     return _warning(
         "uplink at FedAvg's level",
-        f"A client sends {megabytes(sent)} MB a round. FedAvg with the smallest model here would send "
-        f"{megabytes(model)} MB.",
+        f"A client sends {size(sent)} a round. FedAvg with the smallest model here would send {size(model)}.",
         "The fusion layer is too wide for models of this size: narrow it, send smaller batches, or exchange less "
         "often. Otherwise averaging small models is the cheaper choice.",
     )
