@@ -134,8 +134,8 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert [row[0] for row in scores[2:]] == ["ifl", "Local", "Pooled"]
     assert scores[4][3] == scores[4][6] == "–"
     up, down = summary["uplink_bytes"]["raw"], summary["downlink_bytes"]["raw"]
-    assert counted[1] == ["FusionOutputs", f"{up / 1e6:.1f}", f"{down / 1e6:.1f}", f"{down / 4e6:.1f}"]
-    assert counted[-1] == ["evaluation", "1.23", "7.65", "–"]
+    assert counted[1] == ["FusionOutputs", f"{up / 1e6:.1f} MB", f"{down / 1e6:.1f} MB", f"{down / 4e6:.1f}"]
+    assert counted[-1] == ["evaluation", "1.23 MB", "7.65 MB", "–"]
     assert clients[2][:5] == ["1", "mlp", "623,536", "113,418", "291"]
     assert clients[2][5:] == [f"{100 * s['per_client'][1]:.1f}" for s in (own, common)]
     for text in (
@@ -210,8 +210,8 @@ def test_unfinished_run_shows_what_is_there(tmp_path: Path) -> None:
     assert page.tables[0][1][1:-2] == [f"{100 * value:.1f}" for value in last["accuracy"]["composition"][0]]
     kinds = page.tables[2]
     up = 60 * 4 * FakeRun().upload
-    assert kinds[1] == ["FusionOutputs", f"{up / 1e6:.1f}", f"{4 * up / 1e6:.1f}", f"{up / 1e6:.1f}"]
-    assert kinds[-1] == ["evaluation", "0.00288", "0", "–"]
+    assert kinds[1] == ["FusionOutputs", f"{up / 1e6:.1f} MB", f"{4 * up / 1e6:.1f} MB", f"{up / 1e6:.1f} MB"]
+    assert kinds[-1] == ["evaluation", "2.88 kB", "0", "–"]
 
 
 def test_reference_counts_once_it_is_finished(tmp_path: Path) -> None:
