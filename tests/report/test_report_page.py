@@ -134,7 +134,7 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
     assert [row[0] for row in scores[2:]] == ["ifl", "Local", "Pooled"]
     assert scores[4][3] == scores[4][6] == "–"
     up, down = summary["uplink_bytes"]["raw"], summary["downlink_bytes"]["raw"]
-    assert counted[1] == ["FusionOutputs", f"{up / 1e6:.1f} MB", f"{down / 1e6:.1f} MB", f"{down / 4e6:.1f}"]
+    assert counted[1] == ["FusionOutputs", f"{up / 1e6:.1f} MB", f"{down / 1e6:.1f} MB", f"{down / 4e6:.1f} MB"]
     assert counted[-1] == ["evaluation", "1.23 MB", "7.65 MB", "–"]
     assert clients[2][:5] == ["1", "mlp", "623,536", "113,418", "291"]
     assert clients[2][5:] == [f"{100 * s['per_client'][1]:.1f}" for s in (own, common)]
