@@ -19,17 +19,19 @@ from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
 from interfuse.methods import name_of
 from interfuse.references import IN_MEMORY, short_name
-from interfuse.report.text import bare_percent, megabytes
 from interfuse.result import Result
 from interfuse.runs import RunSettings
 from interfuse.runs.config import absolute_paths, settings_of
+from interfuse.runs.differences import Difference, points
+from interfuse.runs.words import counts, percents, size
 
 Methods = str | Method | type[Method]
 SHOWN = {
-    "own, %": ("own_last", bare_percent),
-    "global, %": ("global_last", bare_percent),
-    "composition, %": ("composition_last", bare_percent),
-    "uplink, MB": ("uplink", megabytes),
+    "own, %": ("own_last", percents),
+    "global, %": ("global_last", percents),
+    "composition, %": ("composition_last", percents),
+    "uplink": ("uplink", size),
+    "client steps": ("steps_clients", counts),
 }
 """Columns of the short table, by their heads."""
 
@@ -41,6 +43,7 @@ def compare(
     grid: Mapping[str, Sequence[Any]] | None = None,
     out: str | Path | None = None,
     jobs: int | None = None,
+    skip_refused: bool = False,
     quiet: bool = False,
     **values: Unpack[RunSettings],
 ) -> ComparisonResult:
@@ -56,12 +59,13 @@ def compare(
             several settings the same value.
         out: The folder; None: ``comparisons/NAME``.
         jobs: Runs side by side; None: one a core. Results do not depend on it.
+        skip_refused: Go on without entries that cannot work, and name them.
         quiet: Show no progress.
         values: The settings of all runs, as :func:`interfuse.run` takes them. All must be found again by name, for each
             run has a process and ``comparison.toml`` says all of it.
 
     Raises:
-        InterfuseError: an entry cannot work, or the folder holds another comparison.
+        InterfuseError: an entry cannot work (said before anything trains), or the folder holds another comparison.
     """
     recipe = _recipe(methods)
     run, axes = _named(plain_settings(values), "interfuse.compare"), {k: list(v) for k, v in (grid or {}).items()}
@@ -70,7 +74,7 @@ def compare(
         recipe = recipe.model_copy(update={"asked": recipe.asked.model_copy(update={"seeds": tuple(seeds)})})
     folder = Path(out) if out is not None else Path("comparisons") / recipe.name
     with shown(quiet) as follower:
-        carry_out(resolve(recipe), folder, jobs=jobs, follower=follower)
+        carry_out(resolve(recipe), folder, jobs=jobs, follower=follower, skip_refused=skip_refused)
     return ComparisonResult.of(folder)
 
 
@@ -131,6 +135,8 @@ class ComparedEntry:
         mean, std: Over seeds; that of a sample (n − 1).
         seeds: The measures of each seed.
         failures: Reasons by what failed.
+        notes: What its runs know of these figures.
+        differences: By the entry that it is compared to, then by measure: what the seeds tell, paired.
     """
 
     name: str
@@ -140,6 +146,8 @@ class ComparedEntry:
     std: Mapping[str, float]
     seeds: Mapping[int, Mapping[str, float]]
     failures: Mapping[str, str]
+    notes: tuple[str, ...]
+    differences: Mapping[str, Mapping[str, Difference]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +175,8 @@ class ComparisonResult:
             ComparedEntry(
                 row["name"], row["method"], row["chosen"], _known(row["mean"]), _known(row["std"]),
                 {int(seed): _known(values) for seed, values in row["seeds"].items()}, row["failures"],
+                tuple(row["notes"]),
+                {of: {key: _difference(one) for key, one in by.items()} for of, by in row["differences"].items()},
             )
             for row in found["entries"]
         )  # fmt: skip
@@ -194,28 +204,49 @@ class ComparisonResult:
             raise ConfigError(f"{name} has no run with seed {seed}: {nearest(str(seed), map(str, self[name].seeds))}")
         return Result(self.path / "runs" / name / f"seed-{seed}")
 
-    def _lines(self) -> list[list[str]]:
-        return [[row.name, *(_cell(row, key, form) for key, form in SHOWN.values())] for row in self.rows]
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        """Heads and lines: figures, then the own score minus that of each reference with what the seeds tell."""
+        references = list(dict.fromkeys(name for row in self.rows for name in row.differences))
+        lines = [
+            [
+                row.name + " *" * bool(row.notes),
+                *(form(row.mean.get(k, math.nan), row.std.get(k, math.nan)) for k, form in SHOWN.values()),
+                *(_told(row.differences.get(name, {}).get("own_last")) for name in references),
+            ]
+            for row in self.rows
+        ]
+        return ["", *SHOWN, *(f"own − {name}, ± 95 %" for name in references)], lines
+
+    def _said(self) -> list[str]:
+        """What stands beside figures, then the notes on all."""
+        names: dict[str, list[str]] = {}
+        for row in self.rows:
+            for note in row.notes:
+                names.setdefault(note, []).append(row.name)
+        return [*(f"* {', '.join(of)}: {note}" for note, of in names.items()), *self.notes]
 
     def __repr__(self) -> str:
-        lines = [["", *SHOWN], *self._lines()]
+        heads, rows = self._table()
+        lines = [heads, *rows]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([self.title, *text, *(f"- {note}" for note in self.notes), str(self.path)])
+        return "\n".join([self.title, *text, *(f"- {note}" for note in self._said()), str(self.path)])
 
     def _repr_html_(self) -> str:
         from interfuse.report.html import render
 
-        heads = ["", *SHOWN]
-        return render(
-            "table.html", title=self.title, heads=heads, lines=self._lines(), notes=self.notes, path=self.path
-        )
+        heads, lines = self._table()
+        return render("table.html", title=self.title, heads=heads, lines=lines, notes=self._said(), path=self.path)
 
 
 def _known(values: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else value for key, value in values.items()}
 
 
-def _cell(row: ComparedEntry, key: str, form: Any) -> str:
-    mean, std = row.mean.get(key, math.nan), row.std.get(key, math.nan)
-    return str(form(mean)) if math.isnan(std) or std == 0 else f"{form(mean)} ± {form(std)}"
+def _difference(found: Mapping[str, Any]) -> Difference:
+    mean, half = (math.nan if found[key] is None else found[key] for key in ("mean", "half"))
+    return Difference(mean, half, found["seeds"])
+
+
+def _told(found: Difference | None) -> str:
+    return "" if found is None else points(found) + " ≈" * found.tie
