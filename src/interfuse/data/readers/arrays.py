@@ -98,7 +98,10 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"there is no file {path}") from None
     except (OSError, EOFError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
         # NumPy's own advice is to allow pickles, which run code.
-        reason = "it holds Python objects; save arrays of numbers" if "pickle" in str(error).lower() else str(error)
+        objects = (
+            "it holds Python objects; save arrays of numbers (of HtFLlib and PFLlib: interfuse convert FOLDER OUT)"
+        )
+        reason = objects if "pickle" in str(error).lower() else str(error)
         raise DataError(f"cannot read {path}: {reason}") from error
 
 

@@ -117,8 +117,8 @@ def _read(file: Path) -> _Part:
     return _Part(str(file), x, y.astype(np.int64))
 
 
-def _unpacked(file: Path) -> bytes:
-    """The pickle in a file.
+def _unpacked(file: Path) -> io.BytesIO:
+    """The pickle in a file, from where it begins.
 
     Raises:
         ValueError: there is none, or it is too large; other errors: the file is damaged.
@@ -138,7 +138,7 @@ def _unpacked(file: Path) -> bytes:
     shape, _, dtype = np.lib.format.read_array_header_1_0(raw)
     if shape != () or dtype != np.dtype(object):
         raise ValueError(f"it holds an array of {dtype} with shape {list(shape)}, not a dictionary")
-    return raw.read()
+    return raw
 
 
 def _check_alike(parts: Sequence[_Part]) -> None:

@@ -12,6 +12,7 @@ import math
 import pickletools
 import re
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any, TypeVar
 
 import numpy as np
@@ -73,7 +74,7 @@ class _Array:
     objects: list[Any] = field(default_factory=list)
 
 
-def arrays_of(stream: bytes, label: str) -> dict[str, np.ndarray]:
+def arrays_of(stream: bytes | BytesIO, label: str) -> dict[str, np.ndarray]:
     """The arrays of a pickled dictionary, as NumPy saves one: in an array of one object.
 
     Args:
@@ -98,7 +99,7 @@ def arrays_of(stream: bytes, label: str) -> dict[str, np.ndarray]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _interpreted(stream: bytes) -> object:
+def _interpreted(stream: bytes | BytesIO) -> object:
     """What the program leaves on its stack.
 
     Raises:
