@@ -59,8 +59,12 @@ COMMANDS = {
 def parsed(line: str) -> tuple[str, dict[str, Any]]:
     """The name of a command and its values, as the command line reads them; nothing is carried out."""
     line = re.sub(r"\bN\b", "1", line.partition(" (or ")[0].rstrip(" }."))
-    name, *words = shlex.split(line, comments=True)[1:]
+    name, *words = shlex.split(line.replace(" ... ", " ifl "), comments=True)[1:]
     command = TOP.commands[name]  # type: ignore[attr-defined]
+    if words and all(word.startswith("--") for word in words):  # a mention of options
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert set(words) <= known, f"{name}: {words}"
+        return name, {"what": "RECIPE"}
     context = command.make_context(name, words, parent=click.Context(TOP))
     return name, context.params
 
@@ -140,6 +144,15 @@ def test_the_recipes_that_are_named_exist() -> None:
     for name in COMMANDS.values():
         for recipe in re.findall(r"interfuse compare ((?:ifl|fedin)-[a-z0-9-]+)", name):
             assert recipes.find(recipe) is not None or recipe in commands.listings.method_names(), recipe
+
+
+def test_the_tests_that_hold_the_promises_exist() -> None:
+    text = (ROOT / "docs" / "promises.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(tests/[a-z_/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 15
+    for file, function in named:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        assert not function or f"def {function}(" in source, f"{file}::{function}"
 
 
 MODEL = """

@@ -267,7 +267,7 @@ def _arrow(file: Path) -> pa.Table:
         import pyarrow as pa
         from pyarrow import ipc, parquet
     except ImportError:
-        raise DataError(f"{file}: reading it needs `pip install interfuse[tables]`") from None
+        raise DataError(f"{file}: reading it needs pyarrow: pip install pyarrow") from None
     try:
         if file.suffix == ".parquet":
             return parquet.ParquetFile(file).read()
