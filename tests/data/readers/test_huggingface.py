@@ -64,6 +64,9 @@ def test_a_list_column_in_two_files(tmp_path: Path) -> None:
     np.testing.assert_allclose(data.x_train, one["x"].to_pylist() + two["x"].to_pylist(), rtol=1e-6)
     assert data.y_train.tolist() == [0, 1, 0, 1, 0, 1, 0, 1, 0]
     assert (len(data.y_test), data.columns, data.name) == (0, ("x[0]", "x[1]", "x[2]"), "hf")
+    single = loaded(tmp_path / "hf/data-00001-of-00002.arrow")
+    assert single.y_train.tolist() == [0, 1, 0, 1, 0]
+    assert dict(single.reading.facts)["warning"] == "by its name this is one of 2 files; give the folder for all"
 
 
 def test_pictures_with_names_of_classes_and_two_splits(tmp_path: Path) -> None:

@@ -67,6 +67,10 @@ def test_femnist_keeps_its_classes_and_its_writers(tmp_path: Path) -> None:
     one_file = loaded(tmp_path / "train/all_data_1.json")
     assert (one_file.y_train.tolist(), len(one_file.y_test)) == ([9, 9, 2], 0)
     assert len(loaded(tmp_path / "train").y_train) == 5
+    tmp_path.joinpath("femnist").mkdir()
+    for part in ("train", "test"):
+        written(tmp_path / "femnist/data" / part / "all_data_0.json", leaf({"f0000_14": test}))
+    assert loaded(tmp_path / "femnist").y_test.tolist() == [5]
 
 
 def test_digits_that_may_be_femnist_are_asked_about(tmp_path: Path) -> None:
@@ -139,6 +143,7 @@ def changed(**keys: Any) -> dict[str, Any]:
         (changed(users=["a", "c"]), "user_data has 'b', who is not among users"),
         (changed(users=["a", "b", "c"], num_samples=[2, 1, 0]), "user 'c': listed among users, but user_data has no"),
         (changed(num_samples=[2, 3]), "user 'b': num_samples says 3, but x has 1 and y 1"),
+        (changed(hierarchies=["KING"]), "hierarchies needs one entry for each of 2 users"),
         (changed(user_data=[]), "it needs 'user_data', a mapping"),
         (changed(num_samples=None), "it needs 'num_samples', a list"),
         (leaf(GOOD | {"b": ([[5, 6, 7]], [1])}), "user 'b', sample 0 of x has 3 numbers, but the first one 2"),

@@ -30,6 +30,7 @@ FORMAT = "a Hugging Face data set"
 HELD = ("test", "validation", "valid", "val", "dev")
 """Names of splits that are the test set, the first that is there."""
 _SHARD = re.compile(r"(?P<split>\w[\w.]*?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
+_ONE_OF = re.compile(r"-of-0*([1-9]\d*)[-.]")
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
@@ -42,9 +43,9 @@ class _Split:
 
 
 def recognises(path: Path) -> bool:
-    """Whether it is a Parquet file named as on the hub, or a folder of such or of ``save_to_disk``."""
+    """Whether it is an Arrow file, a Parquet file named as on the hub, or a folder of such or of ``save_to_disk``."""
     if path.is_file():
-        return bool(_SHARD.fullmatch(path.name))
+        return path.suffix == ".arrow" or bool(_SHARD.fullmatch(path.name))
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json")) or bool(_shard_folders(path))
 
 
@@ -57,7 +58,7 @@ def _shard_folders(path: Path) -> list[Path]:
 def _splits(path: Path) -> dict[str, _Split]:
     """The splits by name."""
     if path.is_file():
-        return {"train": _Split((path,), {})}
+        return {"train": _Split((path,), _info(path.parent))}
     if (path / "dataset_dict.json").is_file():
         names = _json(path / "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not names:
@@ -82,8 +83,13 @@ def _saved(folder: Path) -> _Split:
         raise DataError(f"{folder / 'state.json'} names no data files; save the data set anew") from None
     if outside := [file for file in files if file.parent.resolve() != folder.resolve()]:
         raise DataError(f"{folder / 'state.json'} names {outside[0]}, which is in another folder")
-    info = folder / "dataset_info.json"
-    return _Split(files, _json(info) if info.is_file() else {})
+    return _Split(files, _info(folder))
+
+
+def _info(folder: Path) -> Mapping[str, Any]:
+    """What ``save_to_disk`` says of the columns."""
+    file = folder / "dataset_info.json"
+    return _json(file) if file.is_file() else {}
 
 
 def _sharded(folder: Path) -> dict[str, _Split]:
@@ -131,9 +137,9 @@ def read(path: Path, options: ReadOptions) -> Dataset:
         (f"split {name}", f"{len(found):,} rows" + (": the test rows" if name == held else ""))
         for name, found in rows.items()
     ]
-    shard = _SHARD.fullmatch(path.name)
-    if shard and int(shard["count"]) > 1:
-        facts.append(("warning", f"by its name this is one of {int(shard['count'])} files; give the folder for all"))
+    shards = _ONE_OF.search(path.name)
+    if shards and int(shards[1]) > 1:
+        facts.append(("warning", f"by its name this is one of {shards[1]} files; give the folder for all"))
     if left := [name for name in splits if name not in rows]:
         facts.append(("left out", f"the splits {listed(left)}"))
     row = [f"{name} row {number}" for name, found in rows.items() for number in range(1, len(found) + 1)]

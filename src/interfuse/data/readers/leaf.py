@@ -78,6 +78,8 @@ def _files(path: Path) -> dict[str, list[Path]]:
     """The files by part: ``train``, and ``test`` where there is one."""
     if path.is_file():
         return {"train": [path]} if path.suffix == ".json" else {}
+    if (path / "data" / "train").is_dir():  # as LEAF's own scripts leave it
+        path = path / "data"
     folders = {part: path / part for part in ("train", "test")} if (path / "train").is_dir() else {"train": path}
     return {
         part: sorted(file for file in folder.glob("*.json") if not file.name.startswith("."))
@@ -98,6 +100,9 @@ def _users(file: Path) -> Iterator[_User]:
     names, counts, data = (content[key] for key in _KEYS)
     if len(names) != len(counts):
         raise DataError(f"{file}: {len(names)} users, but {len(counts)} num_samples; it is damaged")
+    plays = content.get("hierarchies")
+    if plays is not None and (not isinstance(plays, list) or len(plays) != len(names)):
+        raise DataError(f"{file}: hierarchies needs one entry for each of {len(names)} users; it is damaged")
     if unlisted := sorted(data.keys() - set(map(str, names))):
         raise DataError(f"{file}: user_data has {unlisted[0]!r}, who is not among users; it is damaged")
     for name, count in zip(names, counts, strict=True):
