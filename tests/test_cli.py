@@ -654,3 +654,38 @@ def test_a_closed_pipe_ends_quietly() -> None:
     assert process.stderr.read() == ""
     process.stderr.close()
     assert process.wait(timeout=60) == 1
+
+
+# --- what a notebook's user asks for, in the shell
+
+
+OWN_FUNCTIONS = """
+def in_turn(labels, clients, rng):
+    return [range(client, len(labels), clients) for client in range(clients)]
+
+def rate(round, step):
+    return 0.1
+
+def top_two(scores, labels):
+    return (scores.topk(2).indices == labels[:, None]).any(1).float().mean()
+"""
+
+
+def test_functions_of_a_file_and_more_rounds() -> None:
+    Path("own.py").write_text(OWN_FUNCTIONS, encoding="utf-8")
+    options = ["--partition", "own.py:in_turn", "--set", "lr=own.py:rate", "--metrics", "own.py:top_two"]
+    found = summary_of("run", "fedavg", *TINY, *options, "--out", "a")
+    assert list(found["metrics"]) == ["top_two"]
+    longer = summary_of("resume", "a", "--rounds", "3")
+    whole = summary_of("run", "fedavg", *TINY, *options, "--rounds", "3", "--out", "b")
+    assert longer["rounds"] == 3
+    assert longer["metrics"] == whole["metrics"]
+    assert Path("a/config.toml").read_bytes() == Path("b/config.toml").read_bytes()
+    assert "a has 3 rounds, and none is taken back" in refused("resume", "a", "--rounds", "1")
+    assert "no function, and no class" in refused("run", "local", *TINY, "--partition", "own.py:__doc__")
+
+
+def test_patience() -> None:
+    assert "stop.patience = 0 is impossible" in refused("run", "local", *TINY, "--patience", "0")
+    found = good("run", "local", *TINY, "--rounds", "30", "--set", "lr=1e-9", "--eval-every", "1", "--patience", "2")
+    assert "Early stopping: the mean validation score did not rise in 2 points of the curve" in found.stdout
