@@ -101,7 +101,9 @@ def runs() -> None:
     run("ifl", execution={})  # refused
     summary: Summary = run("ifl").summary
     print(summary.best.round)  # refused
-    print(summary.own_accuracy.mean + 1, summary["own_accuracy"])  # refused
+    print(summary.own_accuracy.mean + 1, summary.own_accuracy + 1)  # refused
+    run("ifl", seeds=[0, 1]).mean["own_accuracy"]
+    print(run("ifl", seeds=[0, 1]).summary)  # refused
 
 
 def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
