@@ -65,8 +65,8 @@ class Extended(Settings):
 def test_settings_carry_the_comments_beside_them() -> None:
     found = {setting.name: setting for setting in settings(Extended)}
     assert list(found) == ["needed", "steps", "share", "weight", "lr", "mode", "flag", "several", "extra"]
-    assert found["needed"] == Setting("needed", Count, None, "how many there are")
-    assert found["steps"] == Setting("steps", Steps, 5, "another comment")
+    assert found["needed"] == Setting("needed", Count, None, "how many there are", "interfuse")
+    assert found["steps"] == Setting("steps", Steps, 5, "another comment", "interfuse")
     assert found["weight"].comment == ""
     assert found["lr"].comment == 'a rate, with "quotes" # and a hash'
     assert found["extra"].comment == "of the subclass"
@@ -285,3 +285,39 @@ def test_a_method_that_is_no_dataclass_is_named() -> None:
 
     with pytest.raises(ConfigError, match="Forgotten has fields but is no dataclass"):
         Forgotten.configure({})
+
+
+@dataclass(frozen=True)
+class Family(Method):
+    """Sets three."""
+
+    origin = "their paper"
+
+    lr: float = 0.1  # rate of a step
+    mu: float = 0.2  # weight of a term [their code]
+    own: int = 3  # ours alone [interfuse]
+
+
+@dataclass(frozen=True)
+class Later(Family):
+    """Sets one anew, and one more."""
+
+    usual = {"lr": 0.5}
+
+    more: bool = True  # nobody else has it
+
+
+@dataclass(frozen=True)
+class Others(Family):
+    """Sets one anew, after others."""
+
+    origin = "others' code"
+    usual = {"mu": 0.0}
+
+
+def test_a_default_is_from_who_set_it_last() -> None:
+    sources = [{s.name: s.source for s in settings(kind)} for kind in (Family, Later, Others)]
+    assert sources[0] == {"lr": "their paper", "mu": "their code", "own": "interfuse"}
+    assert sources[1] == {"lr": "interfuse", "mu": "their code", "own": "interfuse", "more": "interfuse"}
+    assert sources[2] == {"lr": "their paper", "mu": "others' code", "own": "interfuse"}
+    assert [s.comment for s in settings(Family)] == ["rate of a step", "weight of a term", "ours alone"]

@@ -56,6 +56,9 @@ class Method(Program):
 
     usual: ClassVar[Mapping[str, Any]] = {}
     """The method's own defaults of settings that it inherits."""
+    origin: ClassVar[str] = "interfuse"
+    """Where the defaults that a class sets, in its fields and in :attr:`usual`, are from: a paper, somebody's code, or
+    ``interfuse`` where these are silent. What stands in brackets at the end of a field's comment goes before."""
     agreed: ClassVar[Collection[str]] = ()
     """Hyperparameters that no client may have of its own."""
     lasting: ClassVar[bool] = True
@@ -202,24 +205,37 @@ def _adapter(hint: Any) -> TypeAdapter[Any]:
 
 @dataclass(frozen=True)
 class Setting:
-    """One hyperparameter as the command line and the docs show it."""
+    """One hyperparameter as the command line and the docs show it.
+
+    Attributes:
+        source: Where the default is from.
+    """
 
     name: str
     type: Any
     default: Any
     comment: str
+    source: str
 
 
 def settings(cls: type[Method]) -> list[Setting]:
     """The hyperparameters of a method with the comments that stand beside them in its file."""
     comments: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if is_dataclass(base):
-            comments |= dict(re.findall(r"^    (\w+):[^\n]*?  # (.*)$", _source(base), flags=re.MULTILINE))
+    sources: dict[str, str] = {}
+    for base in reversed([base for base in cls.__mro__ if is_dataclass(base)]):
+        origin, own = vars(base).get("origin", Method.origin), vars(base).get("usual", {})
+        found = re.findall(r"^    (\w+):[^\n]*?  # (.*?)(?: \[([^\]]*)\])?$", _source(base), flags=re.MULTILINE)
+        comments |= {name: comment for name, comment, _ in found}
+        sources |= {name: said or origin for name, _, said in found}
+        sources |= dict.fromkeys(ALTERNATIVES if own.keys() & set(ALTERNATIVES) else (), origin)
+        sources |= dict.fromkeys(own, origin)
     kind: Any = cls  # mypy takes the instances' __hash__ for that of the class
     amount, hints = usual_amount(cls), _hints(kind)
     defaults = {f.name: amount.get(f.name, None if f.default is MISSING else f.default) for f in fields(cls)}
-    return [Setting(name, hints[name], default, comments.get(name, "")) for name, default in defaults.items()]
+    return [
+        Setting(name, hints[name], default, comments.get(name, ""), sources.get(name, Method.origin))
+        for name, default in defaults.items()
+    ]
 
 
 def _source(kind: type) -> str:

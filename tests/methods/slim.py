@@ -29,10 +29,10 @@ def slim(hidden: int, blocks: int = 1) -> Builder:
 
 
 def flattening(channels: int) -> Builder:
-    """One convolution of so many channels on images of 6 by 6, flattened for the classifier."""
+    """One normalised convolution of so many channels on images of 6 by 6, flattened for the classifier."""
 
     def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
-        conv = nn.Sequential(nn.Conv2d(1, channels, 3), nn.Flatten())
+        conv = nn.Sequential(nn.Conv2d(1, channels, 3), nn.BatchNorm2d(channels), nn.Flatten())
         return SplitModel({"conv": conv, "classifier": nn.Linear(16 * channels, classes)})
 
     build.__qualname__ = f"flattening{channels}"

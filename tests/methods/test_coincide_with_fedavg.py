@@ -52,7 +52,12 @@ NEUTRAL: dict[str, tuple[Callable[[], Method], Sequence[str | Builder], int, str
     "fedrolex": (lambda: FedRolex(**PLAIN, clip=None), DEPTHS, 3, "uniform"),
     "scalefl": (lambda: ScaleFL(**PLAIN), DEPTHS, 2, "uniform"),  # one exit
     "inclusivefl": (lambda: InclusiveFL(**PLAIN, beta=1.0), ONE, 2, "samples"),  # one depth
-    "inclusivefl-depths": (lambda: InclusiveFL(**PLAIN, exclude_last=False), DEPTHS, 2, "samples"),
+    "inclusivefl-depths": (
+        lambda: InclusiveFL(**PLAIN, exclude_last=False, own_classifier=False),
+        DEPTHS,
+        2,
+        "samples",
+    ),
     "fedin-ablations": (
         lambda: FedINAblations(**PLAIN, imitation=False, mu=0.0),
         DEPTHS,
@@ -65,8 +70,8 @@ NEUTRAL: dict[str, tuple[Callable[[], Method], Sequence[str | Builder], int, str
         1,
         "samples",
     ),  # its weights have a floor from the second round on
-    "inco": (lambda: InCo(**PLAIN), ONE, 2, "samples"),  # no later blocks
-    "lg-fedavg": (lambda: LGFedAvg(**SAME), [all_modular], 2, "samples"),
+    "inco": (lambda: InCo(**PLAIN, participation=1.0), ONE, 2, "uniform"),  # no later blocks
+    "lg-fedavg": (lambda: LGFedAvg(**PLAIN), [all_modular], 2, "uniform"),
     "fedet": (lambda: FedET(**PLAIN, server_steps=0), ONE, 2, "samples"),
 }
 

@@ -125,3 +125,12 @@ def test_one_group_begins_as_fedavg() -> None:
 def test_heads_must_be_alike() -> None:
     with pytest.raises(ModelError, match="modular blocks differ"):
         federation(FedET(), models=["logistic", wide])
+
+
+def test_logits_and_log_probabilities_have_one_consensus() -> None:
+    """They differ by one number a row, so variances over the classes do not, however confident a client is."""
+    logits = torch.randn(4, 50, 6, dtype=torch.float64) * torch.tensor([0.1, 1.0, 10.0, 100.0])[:, None, None]
+    torch.testing.assert_close(logits.var(2), logits.log_softmax(2).var(2))
+    (answer, dissent), (same, other) = consensus(logits), consensus(logits.log_softmax(2))
+    assert torch.equal(answer, same)
+    torch.testing.assert_close(dissent.softmax(1), other.softmax(1))

@@ -64,7 +64,7 @@ def test_clients_get_the_generator_that_was_trained() -> None:
     sent = [m for r, _, m in f.engine.down if isinstance(m, ModelAndGenerator) and r.round == 2]
     assert len(sent) == 3
     assert all(same_bits(trained, m.generator) for m in sent)
-    assert all(torch.equal(m.counts, torch.tensor([20.0, 20.0, 20.0])) for m in sent)
+    assert all(torch.equal(m.counts, torch.ones(3)) for m in sent)
 
 
 def test_the_generators_parameters() -> None:  # U20, the part of HtFLlib's 7.66 M
@@ -167,3 +167,14 @@ def test_the_clients_loss_by_hand() -> None:
 def test_heads_must_be_alike() -> None:
     with pytest.raises(ModelError, match="modular blocks differ"):
         federation(FedGen(), models=["logistic", wide])
+
+
+@pytest.mark.parametrize(("labels", "chances"), [("uniform", [1.0, 1.0, 0.0]), ("samples", [40.0, 2.0, 0.0])])
+def test_labels_that_are_there_are_drawn_alike_or_as_often(labels: Any, chances: list[float]) -> None:
+    method = FedGen(labels=labels)
+    drawn = method.chances(torch.tensor([40.0, 2.0, 0.0]))
+    assert drawn.tolist() == chances
+    y = torch.cat([batch.y for batch in method.drawn(drawn, torch.Generator().manual_seed(0))])
+    share = float((y == 0).float().mean())
+    assert share == pytest.approx(chances[0] / sum(chances), abs=0.05)
+    assert not (y == 2).any()

@@ -9,7 +9,6 @@ from interfuse.errors import ModelError
 from interfuse.families.submodels import TrainedOnClasses
 from interfuse.federation import Federation
 from interfuse.messages import Weights
-from interfuse.method import settings
 from interfuse.methods.fedrolex import FedRolex
 from interfuse.methods.heterofl import HeteroFL
 
@@ -63,9 +62,3 @@ def test_flattened_maps_cannot_roll() -> None:
     f = federation(FedRolex(), models=[flattening(8), flattening(4)], dataset=tiny_dataset(shape=(1, 6, 6)), rounds=1)
     with pytest.raises(ModelError, match="inputs, which no layer gives"):
         f.run_round()
-
-
-def test_defaults_are_those_of_the_authors() -> None:
-    defaults = {setting.name: setting.default for setting in settings(FedRolex)}
-    assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (2e-4, 0.9, 1e-3)
-    assert (defaults["local_epochs"], defaults["batch_size"], defaults["clip"]) == (1, 10, 1.0)

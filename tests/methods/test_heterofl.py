@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from slim import Round, mean_by_loops, slim
@@ -13,10 +15,12 @@ from interfuse.errors import ModelError
 from interfuse.families.submodels import TrainedOnClasses, masked_cross_entropy
 from interfuse.federation import Federation
 from interfuse.messages import Weights
-from interfuse.method import settings
+from interfuse.method import Method
 from interfuse.methods.fedavg import FedAvg
+from interfuse.methods.fedrolex import FedRolex
 from interfuse.methods.heterofl import HeteroFL
-from interfuse.models import resolve
+from interfuse.methods.scalefl import ScaleFL
+from interfuse.models import Builder, SplitModel, resolve
 from interfuse.training import cross_entropy, fit
 
 CALM = {"lr": 0.05, "local_epochs": 1}
@@ -171,8 +175,21 @@ def test_every_policy_for_statistics(buffers: BufferPolicy) -> None:
     assert bool(travel) == (buffers is BufferPolicy.AGGREGATE)
 
 
-def test_defaults_are_those_of_the_authors() -> None:
-    defaults = {setting.name: setting.default for setting in settings(HeteroFL)}
-    assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.1, 0.9, 5e-4)
-    assert (defaults["local_epochs"], defaults["batch_size"], defaults["clip"]) == (5, 10, 1.0)
-    assert (defaults["weights"], defaults["mask"]) == ("uniform", True)
+def bare(hidden: int) -> Builder:
+    """Two linear layers with nothing between that normalises."""
+
+    def build(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+        stem = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(sample_shape), hidden), nn.ReLU())
+        return SplitModel({"stem": stem, "classifier": nn.Linear(hidden, classes)})
+
+    build.__qualname__ = f"bare{hidden}"
+    return build
+
+
+@pytest.mark.parametrize("kind", [HeteroFL, FedRolex, ScaleFL])
+def test_widths_that_nothing_normalises_are_refused(kind: type[Method]) -> None:
+    """Where the Scaler that is left out would change the training."""
+    with pytest.raises(ModelError, match=r"client 1 \(bare3\) is narrower .* nothing in it normalises: .*Scaler"):
+        federation(kind(), models=[bare(6), bare(3)])
+    federation(kind(), models=[bare(6)])
+    federation(kind.configure({"aggregation": "group"}), models=[bare(6), bare(3)])

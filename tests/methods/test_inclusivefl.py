@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 from slim import Round, received_for_evaluation, slim
@@ -43,8 +41,8 @@ def test_rounds_by_hand() -> None:
         change = [
             {k: mean([(up[c][k], n[c]) for c in (g, g + 3)]) - got[g][k].double() for k in up[g]} for g in range(3)
         ]
-        # what no architecture has last: the stem and the classifier of all, and inner blocks
-        for key in ("stem.1.weight", "stem.2.running_mean", "classifier.bias"):
+        # what no architecture has of its own: the stem of all, and inner blocks
+        for key in ("stem.1.weight", "stem.2.running_mean"):
             expected = mean([(up[c][key], n[c]) for c in up])
             torch.testing.assert_close(now.after[key].double(), expected, rtol=1e-6, atol=1e-7)
         # block 0 is the last one of depth 1, and an inner one of depths 2 and 4
@@ -53,6 +51,10 @@ def test_rounds_by_hand() -> None:
         expected = mean([(up[c]["body.1.0.bias"], n[c]) for c in (2, 5)])  # of depth 4 alone: the last one of depth 2
         torch.testing.assert_close(now.after["body.1.0.bias"].double(), expected, rtol=1e-6, atol=1e-7)
         own = f.server.state.own
+        for group in range(3):
+            expected = mean([(up[c]["classifier.bias"], n[c]) for c in (group, group + 3)])
+            classifier = f.server.state.own[f"slim4x{DEPTHS[group]}"]["classifier.bias"]
+            torch.testing.assert_close(classifier.double(), expected, rtol=1e-6, atol=1e-7)
         for inner in ("0.weight", "0.bias"):
             for group, last, teachers in ((0, 0, (0, 1)), (1, 1, (1, 2, 3))):
                 key = f"body.{last}.{inner}"
@@ -102,7 +104,7 @@ def test_shapes_and_names_that_deeper_blocks_have_not() -> None:
     now = Round(f)
     up, got = ({c: m.tensors for c, m in way.items() if isinstance(m, Weights)} for way in (now.up, now.down))
     own = f.server.state.own["resnet10-narrow%400.25"]
-    assert {key.rsplit(".", 2)[0].split(".")[0] for key in own} == {"layer1", "layer2", "layer3", "layer4"}
+    assert {key.rsplit(".", 2)[0].split(".")[0] for key in own} == {"layer1", "layer2", "layer3", "layer4", "fc"}
     change = [{key: up[c][key] - got[c][key] for key in up[c]} for c in range(2)]
     for key, teachers in (
         ("layer2.0.conv1.weight", ["layer2.0.conv1.weight"]),  # the next block's has more inputs
@@ -116,9 +118,10 @@ def test_shapes_and_names_that_deeper_blocks_have_not() -> None:
         assert torch.equal(own[key], up[0][key])
 
 
-@pytest.mark.parametrize("settings", [{"exclude_last": False}, {"exclude_last": False, "beta": 1.0}])
+@pytest.mark.parametrize("settings", [{}, {"beta": 1.0}])
 def test_without_exclusion_it_is_layerwise_fedavg(settings: dict[str, object]) -> None:
-    one, other = nested(InclusiveFL(**QUIET, **settings), rounds=3), nested(FedAvg(**QUIET), rounds=3)
+    common = {"exclude_last": False, "own_classifier": False}
+    one, other = nested(InclusiveFL(**QUIET, **common, **settings), rounds=3), nested(FedAvg(**QUIET), rounds=3)
     assert same_bits(one.server.state.weights, other.server.state.weights)
     assert not any(one.server.state.own.values())
 
@@ -136,6 +139,10 @@ def test_depths_that_sit_out_keep_their_last_blocks() -> None:
     assert seen == {0, 1, 2}
 
 
-def test_defaults() -> None:
-    defaults = {field.name: field.default for field in fields(InclusiveFL)}
-    assert (defaults["beta"], defaults["batch_size"], defaults["weights"]) == (0.2, 64, "samples")
+def test_the_classifier_may_be_everybodys() -> None:
+    f = nested(InclusiveFL(**QUIET, own_classifier=False))
+    now = Round(f)
+    sent = {c: m.tensors["classifier.bias"] for c, m in now.up.items() if isinstance(m, Weights)}
+    expected = mean([(bias, float(f.clients.profiles[c].samples)) for c, bias in sent.items()])
+    torch.testing.assert_close(now.after["classifier.bias"].double(), expected, rtol=1e-6, atol=1e-7)
+    assert not any("classifier.bias" in own for own in f.server.state.own.values())

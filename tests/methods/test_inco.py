@@ -23,7 +23,7 @@ from interfuse.methods.moon import MOON
 from interfuse.methods.scaffold import SCAFFOLD
 
 DATA = tiny_dataset(rows=60, classes=3, shape=(1, 8, 8))
-OPTIONS: dict[str, Any] = {"local_steps": 2, "batch_size": 8, "lr": 0.02}
+OPTIONS: dict[str, Any] = {"local_steps": 2, "batch_size": 8, "lr": 0.02, "participation": 1.0, "optimizer": "sgd"}
 
 
 def changes(seed: int) -> tuple[Tensor, Tensor]:
@@ -64,14 +64,16 @@ def test_kernel_by_kernel_in_plain_numbers() -> None:
 
 def test_a_base_that_only_has_first_blocks_is_left_alone() -> None:
     world: dict[str, Any] = {"models": ["resnet10-narrow"], "dataset": DATA, "clients": 2, "rounds": 2}
-    inco, avg = (federation(kind(**OPTIONS), **world).server.state.weights for kind in (InCo, FedAvg))
+    inco, avg = (
+        federation(kind(**OPTIONS, weights="uniform"), **world).server.state.weights for kind in (InCo, FedAvg)
+    )
     assert same_bits(inco, avg)
 
 
 @pytest.mark.parametrize("group", ["layerwise", "group"])
 def test_a_round_changes_later_convolutions_and_nothing_else(group: Any) -> None:
     world: dict[str, Any] = {"models": ["resnet10-narrow", "resnet18-narrow"], "dataset": DATA, "clients": 4}
-    options: dict[str, Any] = {**OPTIONS, "aggregation": group}
+    options: dict[str, Any] = {**OPTIONS, "aggregation": group, "weights": "uniform"}
     inco, prox = federation(InCo(**options, mu=0.5), **world), federation(FedProx(**options, mu=0.5), **world)
     before = inco.server.state.weights
     inco.run_round()

@@ -27,13 +27,14 @@ from worlds import (
 from interfuse.errors import ModelError
 from interfuse.evaluation import evaluate
 from interfuse.messages import Weights
+from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.lg_fedavg import LGFedAvg
 
 HEAD = {"classifier.weight", "classifier.bias"}
 
 
 def test_one_client_is_local_sgd() -> None:
-    f = federation(LGFedAvg(local_steps=3, batch_size=8, lr=0.1), models=[wide], clients=1)
+    f = federation(LGFedAvg(local_steps=3, batch_size=8, lr=0.1, momentum=0), models=[wide], clients=1)
     model = server_copy(f.setup, f.setup.architectures[0], weights_of(f, 0, "base") | f.server.state.modular)
     plain = plain_sgd(model, in_steps(f.setup, 0, 9, 8), 0.1)
     for _ in range(3):
@@ -43,7 +44,7 @@ def test_one_client_is_local_sgd() -> None:
 
 @pytest.mark.parametrize("rule", ["samples", "uniform"])
 def test_bases_stay_and_heads_are_averaged(rule: Any) -> None:
-    method = LGFedAvg(local_steps=3, batch_size=6, lr=0.1, weights=rule)
+    method = LGFedAvg(local_steps=3, batch_size=6, lr=0.1, momentum=0, weights=rule)
     f = federation(method, models=["logistic", linear_head], shares=UNEVEN, wrap=Recorder)
     assert set(f.server.state.modular) == HEAD
     models = [server_copy(f.setup, a, weights_of(f, c, "base")) for c, a in enumerate(f.setup.architectures)]
@@ -112,3 +113,27 @@ def test_models_cut_at_different_stages_are_refused() -> None:
         federation(LGFedAvg(), models=[cut1, cut2])
     with pytest.raises(ModelError, match=r"second.* shared by client 1 \(cut1\), but client 0 \(cut2\) .*same stage"):
         federation(LGFedAvg(), models=[cut2, cut1])
+
+
+def test_it_may_begin_with_rounds_of_fedavg() -> None:
+    """Two rounds are FedAvg's, bit for bit; whoever sat out has its base block too, and from then on keeps its own."""
+    world: dict[str, Any] = {"models": ["logistic"], "clients": 4, "wrap": Recorder}
+    options: dict[str, Any] = {"local_steps": 2, "batch_size": 4, "lr": 0.1, "participation": 0.5, "weights": "uniform"}
+    lg = federation(LGFedAvg(**options, momentum=0, whole_rounds=2), **world)
+    avg = federation(FedAvg(**options), **world)
+    for _ in range(2):
+        lg.run_round()
+        avg.run_round()
+        shared = lg.server.state.modular | lg.server.state.base
+        assert same_bits(shared, {key: avg.server.state.weights[key] for key in shared})
+    assert not lg.server.state.base
+    whole = avg.server.state.weights
+    for client in lg.clients:
+        assert same_bits(weights_of(lg, client, "base"), {k: t for k, t in whole.items() if k not in HEAD})
+    lg.run_round()
+    recorder = lg.engine
+    assert isinstance(recorder, Recorder)
+    sent = [set(m.tensors) for request, _, m in recorder.up if isinstance(m, Weights) and request.round == 3]
+    assert sent == [HEAD, HEAD]
+    kept = [same_bits(weights_of(lg, c, "base"), {k: t for k, t in whole.items() if k not in HEAD}) for c in range(4)]
+    assert sum(kept) == 2

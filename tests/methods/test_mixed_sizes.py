@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,7 +42,10 @@ LEVELS = ("resnet10-narrow-exits2@0.25", "resnet10-narrow-exits4@0.25", "resnet1
 SMALL: dict[str, Any] = {"local_steps": 2, "batch_size": 4, "lr": 0.01}
 
 LAYERWISE: list[tuple[Method, Sequence[str]]] = [
-    *((kind(**SMALL), DEPTHS) for kind in (FedAvg, FedProx, SCAFFOLD, FedNova, MOON, InclusiveFL, InCo, FedIN)),
+    *(
+        (kind(**SMALL, participation=1.0), DEPTHS)
+        for kind in (FedAvg, FedProx, SCAFFOLD, FedNova, MOON, InclusiveFL, InCo, FedIN)
+    ),
     (HeteroFL(**SMALL), WIDTHS),
     (FedRolex(**SMALL), WIDTHS),
     (ScaleFL(**SMALL), LEVELS),
@@ -96,7 +100,7 @@ def test_rows_of_a_class_that_nobody_has_are_what_they_were(method: Method) -> N
 
 @each
 def test_when_every_client_is_lost_the_round_is_an_error(method: Method, models: Sequence[str]) -> None:
-    astray = type(method)(**(SMALL | {"lr": 1e30}))
+    astray = replace(method, lr=1e30)
     f = federation(astray, models=models, dataset=tiny_dataset(shape=(1, 8, 8)))
     with pytest.raises(ClientError, match=r"client 0.*train.*round 1.*diverged"):
         f.run_round()

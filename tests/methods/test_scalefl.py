@@ -11,7 +11,6 @@ from worlds import Recorder, federation, tiny_dataset
 from interfuse.data import Batch
 from interfuse.federation import Federation
 from interfuse.messages import Weights
-from interfuse.method import settings
 from interfuse.methods.scalefl import ScaleFL, multi_exit
 from interfuse.models import SplitModel
 from interfuse.models.resnets import Exit, exit_logits
@@ -134,11 +133,15 @@ def test_distillation_begins_after_the_warm_up() -> None:
     assert not torch.equal(late.server.state.weights[key], never.server.state.weights[key])
 
 
-def test_distillation_is_on_by_default_and_the_rest_is_the_authors() -> None:
-    defaults = {setting.name: setting.default for setting in settings(ScaleFL)}
-    assert defaults["gamma"] > 0
-    assert (defaults["lr"], defaults["momentum"], defaults["weight_decay"]) == (0.1, 0.9, 5e-4)
-    assert (defaults["local_epochs"], defaults["batch_size"], defaults["temperature"]) == (5, 16, 3.0)
+def test_the_authors_divergence_is_a_mean_over_classes_too() -> None:
+    """Their gamma, a mean over batch and classes before it, is this one divided by the number of classes."""
+    model, theirs, classes = several_exits(2), 0.05, 3
+    early, last = exit_logits(model, BATCH.x)
+    teacher, student = (last / 3).softmax(1), (early / 3).log_softmax(1)
+    mean = nn.functional.kl_div(student, teacher, reduction="none").mean()
+    plain = multi_exit(model, BATCH, 0, gamma=0.0, temperature=3.0)
+    ours = multi_exit(model, BATCH, 0, gamma=theirs / classes, temperature=3.0)
+    torch.testing.assert_close(ours - plain, theirs * 9 * mean / 3, rtol=1e-3, atol=1e-6)
 
 
 def test_models_without_exits_train_on_cross_entropy() -> None:

@@ -39,12 +39,12 @@ def method(name: str) -> RenderableType:
         ConfigError: there is no such method.
     """
     kind = find(name)
-    rows = [(s.name, in_words(s.type), as_given(s.default), s.comment) for s in settings(kind)]
+    rows = [(s.name, in_words(s.type), as_given(s.default), s.source, s.comment) for s in settings(kind)]
     paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
     return Group(
         *(f"{' '.join(paragraph.split())}\n" for paragraph in paragraphs),
         f"Discloses: {_disclosed(kind)}\n",
-        table(("setting", "values", "default", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
+        table(("setting", "values", "default", "from", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
         table(("handler", "", "carries", "discloses"), _messages(kind), title="Messages (down: to a client)"),
     )
 

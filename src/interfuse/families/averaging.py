@@ -23,6 +23,7 @@ from interfuse.families.holdings import (
     held,
     initial_weights,
     nothing_in_common,
+    one_a_round,
     one_of_each_architecture,
 )
 from interfuse.families.own_training import OwnTraining
@@ -153,7 +154,8 @@ class Averaging(OwnTraining):
             )
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
-        return nothing_in_common(profiles, apart=self.aggregation == "group")
+        common = nothing_in_common(profiles, apart=self.aggregation == "group")
+        return common or one_a_round(profiles, self.participation)
 
 
 @dataclass(frozen=True)

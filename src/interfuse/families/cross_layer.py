@@ -38,7 +38,9 @@ def crossed(change: Change, first: Change, largest_weight: float, largest_change
 class CrossLayer(Method):
     """What InCo adds to any method whose server has ``weights``: ``class Mine(CrossLayer, SCAFFOLD)`` is InCo on it."""
 
-    largest_weight: NonNegative = 5.0  # of the first block's change
+    origin = "InCo's code"
+
+    largest_weight: NonNegative = 5.0  # of the first block's change, a quotient of norms
     largest_change: NonNegative = 0.1  # of an element of a convolution in a later block, in a round
 
     def round(self, server: Server[Any], clients: Clients) -> None:

@@ -41,12 +41,14 @@ class SharingFusionOutputs(Method):
     :meth:`train_modular`.
     """
 
+    origin = "IFL's paper"
+
     local_steps: Steps = 10  # tau: base-block steps between two exchanges
-    batch_size: Count = 32  # B: samples of a step, and of an upload
+    batch_size: Count = 32  # B: samples of a step, and of an upload [interfuse]
     base_lr: LearningRate = 0.01  # eta_b: learning rate of the base block
     modular_lr: LearningRate = 0.01  # eta_m: learning rate of the modular block
-    optimizer: OptimizerName = "sgd"  # sgd (the paper's), adam or adamw
-    keep_optimizer: bool = True  # blocks and optimizer both stay with the client; False starts anew each round
+    optimizer: OptimizerName = "sgd"  # sgd, adam or adamw
+    keep_optimizer: bool = True  # the optimizer stays with its block; False starts it anew each round [interfuse]
 
     @on_client
     def train_base(self, client: Client) -> FusionOutputs:

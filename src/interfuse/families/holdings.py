@@ -91,6 +91,17 @@ def nothing_in_common(profiles: Mapping[ClientId, Profile], *, apart: bool = Fal
     )
 
 
+def one_a_round(profiles: Mapping[ClientId, Profile], participation: float) -> Notice | None:
+    """What to say where a fraction of several clients is one of them."""
+    if len(profiles) < 2 or round(participation * len(profiles)) > 1:
+        return None
+    return Notice(
+        f"participation = {participation:g}: of {len(profiles)} clients one takes part in a round, so every mean is "
+        "over one client.",
+        f"Let more take part, for instance with --set participation={min(1.0, 2 / len(profiles)):.2g}.",
+    )
+
+
 def by_architecture(clients: Clients, make: Callable[[Profile], M]) -> dict[ClientId, M]:
     """A message for each client, made once for all clients of an architecture: they get the very same one."""
     made: dict[str, M] = {}

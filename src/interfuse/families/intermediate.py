@@ -12,8 +12,9 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from interfuse.aggregation import BufferPolicy
-from interfuse.client import Client, ClientId
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.errors import Notice
 from interfuse.families.averaging import Averaging
 from interfuse.families.averaging import Global as ServersModel
 from interfuse.families.heads import check_same_cuts
@@ -54,10 +55,12 @@ class IntermediateLearning(Averaging):
     Models have three parts, ``extractor``, ``intermediate`` and ``classifier``, and features of one shape between them.
     """
 
+    origin = "FedIN's paper"
     usual = {"local_epochs": 5, "batch_size": 16, "lr": 0.001, "optimizer": "adam", "weights": "uniform"}
 
-    mu: NonNegative = 0.1  # weight of the proximal term to the received model; 0 is without
-    lam: NonNegative = 1.0  # lambda of the simplified rule
+    mu: NonNegative = 0.1  # weight of the proximal term (mu/2) ‖w − w̄‖² to the received model; 0 is without
+    lam: NonNegative = 1.0  # lambda of the simplified rule: Z is the IN gradient plus lambda/2 times the local one
+    in_normalisation: Normalisation = "eval"  # statistics of IN training: running, or the batch's [interfuse]
 
     def start(self, server: Server[Any], clients: Clients) -> Global:
         self.check_buffers(clients, BufferPolicy.AGGREGATE, BufferPolicy.LOCAL)
@@ -76,6 +79,15 @@ class IntermediateLearning(Averaging):
 
         chosen.call(self.train, given, each=add)
         server.state = Global(mean.result(), pool)
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        if not any(profile.buffers for profile in profiles.values()):
+            return super().notice(profiles)
+        return super().notice(profiles) or Notice(
+            f'IN training normalises others\' features by in_normalisation = "{self.in_normalisation}". The paper does '
+            "not say by what, and the choice moves accuracy by more than most methods differ.",
+            "Compare the three: --set in_normalisation=eval, batch and train.",
+        )
 
     def draw(
         self, pool: Mapping[ClientId, FeaturePair], client: ClientId, generator: torch.Generator, batches: int = 1
@@ -99,16 +111,19 @@ class IntermediateLearning(Averaging):
         """The loss with a proximal term to the received model (eq. 3)."""
         return total(loss, partial(proximal, anchor=received.weights, mu=self.mu))
 
-    def imitating(
-        self, features: tuple[FeaturePair, ...], normalisation: Normalisation = "eval", weight: float = 1.0
-    ) -> Objective:
+    def imitating(self, features: tuple[FeaturePair, ...], weight: float = 1.0) -> Objective:
         """The IN loss on the batches received (eq. 7)."""
         s_in, s_out = stacked([pair.s_in for pair in features]), stacked([pair.s_out for pair in features])
-        return partial(imitation, s_in=s_in, s_out=s_out, normalisation=normalisation, weight=weight)
+        return partial(imitation, s_in=s_in, s_out=s_out, normalisation=self.in_normalisation, weight=weight)
 
     def features(self, client: Client[Any], noise: float = 0.0) -> FeaturePair:
-        """One batch of the client's features under its model as it is now."""
-        batch = client.batch(self.batch_size)
+        """One batch of the client's features under its model as it is now.
+
+        Its rows are drawn, and not the next in the order of training samples: so with one seed FedIN and FedAvg train
+        on the same batches.
+        """
+        drawn = torch.randperm(client.profile.samples, generator=client.generator)[: self.batch_size]
+        batch = client.data.train(drawn.numpy())
         with client.model.evaluating():
             s_in = client.model.run(batch.x, "extractor")
             s_out = client.model.run(s_in, "intermediate")

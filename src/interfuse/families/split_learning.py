@@ -68,8 +68,8 @@ class Tail:
 class SplitLearning(OwnTraining):
     """Base blocks are the clients' (fronts), modular blocks the server's (tails): the cut is the fusion layer."""
 
-    weights: WeightRule = "samples"  # clients count by their samples, or uniform
-    average_clients: bool = True  # False: client parts stay with their clients and never travel
+    weights: WeightRule = "samples"  # clients count by their samples, or uniform [SplitFed's paper]
+    average_clients: bool = True  # False: client parts stay with their clients and never travel [SplitFed's paper]
 
     def keeps(self) -> frozenset[str]:
         return NOTHING if self.average_clients else frozenset({"base"})

@@ -43,6 +43,7 @@ def masked_cross_entropy(model: SplitModel, batch: Batch, step: int, *, present:
 class SubModels(Averaging):
     """Averaging where clients hold the first channels of every layer of the server's model."""
 
+    origin = "HeteroFL's code"
     usual = {"weights": "uniform"}
 
     def initial(self, server: Server[Any], clients: Clients) -> NamedTensors:
@@ -59,7 +60,9 @@ class MaskedSubModels(SubModels):
     What nobody holds stays as it is.
     """
 
-    clip: Rate | None = 1.0  # largest norm of the gradient of a step
+    origin = "HeteroFL's code"
+
+    clip: Rate | None = 1.0  # largest norm of the gradient of a step, over all parameters
     mask: bool = True  # leave out absent classes, in the loss and in the mean of classifiers
 
     def round(self, server: Server[Any], clients: Clients) -> None:
@@ -94,7 +97,7 @@ def largest_weights(
     """Initial values of the tensors of the largest client's model, of which all others must be slices.
 
     Raises:
-        ModelError: a client's model is no part of the largest; names both.
+        ModelError: a client's model is no part of the largest (names both), or narrower without normalisation.
     """
     different = one_of_each_architecture(clients)
     whole = max(different, key=lambda profile: profile.size)
@@ -106,7 +109,28 @@ def largest_weights(
                 f"the model of client {profile.id} ({profile.architecture}) should be a part of the largest, that of "
                 f"client {whole.id} ({whole.architecture}): {error}. These fit: resnet18, resnet18@0.5, resnet10@0.25"
             ) from None
+        if any(whole.keys[key] != shape for key, shape in profile.keys.items()):
+            check_normalised(server, profile)
     return initial_weights(server, clients.only([whole.id]), buffers)
+
+
+def check_normalised(server: Server[Any], profile: Profile) -> None:
+    """Check that a model narrower than the largest normalises what goes through it.
+
+    The Scaler of HeteroFL, FedRolex and ScaleFL divides activations by the rate of the width in training. It is left
+    out here because normalisation undoes it, and so it does where there is some.
+
+    Raises:
+        ModelError: it has none; names the client.
+    """
+    modules = server.new_model(profile.architecture).modules()
+    if not any("Norm" in kind.__name__ for module in modules for kind in type(module).__mro__):
+        raise ModelError(
+            f"the model of client {profile.id} ({profile.architecture}) is narrower than the largest, and nothing in "
+            "it normalises: there the authors divide activations by the rate of the width (Scaler), which is left out "
+            "here since normalisation undoes it. Give clients models with normalisation, such as resnet18 and "
+            "resnet18@0.5, or models of one width"
+        )
 
 
 def by_width(weights: Mapping[str, Tensor], profile: Profile, shift: int = 0) -> Plan:

@@ -31,7 +31,16 @@ class FedAllRep(GlobalHead):
     IFL, which sends one minibatch and leaves every client its own modular block. All modular blocks must be alike.
     """
 
-    usual = {"lr": 0.06}
+    origin = "FedRE's code"
+    usual = {
+        "local_epochs": 1,
+        "batch_size": 32,
+        "optimizer": "sgd",
+        "lr": 0.06,
+        "server_lr": 0.01,
+        "server_epochs": 1,
+        "server_batch_size": 32,
+    }
 
     def round(self, server: Server, clients: Clients) -> None:
         sent = clients.call(self.train, self.head(server)).values()

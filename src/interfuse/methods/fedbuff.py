@@ -31,9 +31,9 @@ class FedBuff(OwnTraining):
 
     usual = {"local_epochs": 1, "keep_optimizer": False}
 
-    replies: Steps = 0  # K: size of the buffer; 0 is as many as there are clients
-    server_lr: NonNegative = 1.0  # eta_g: what the mean change is multiplied by
-    damping: NonNegative = 0.5  # a change is divided by (1 + staleness) to this power
+    replies: Steps = 0  # K: changes in the buffer; 0 is as many as there are clients
+    server_lr: NonNegative = 1.0  # eta_g: what the mean change of parameters is multiplied by
+    damping: NonNegative = 0.5  # a change is divided by (1 + staleness) to this power [FedBuff's paper]
 
     def keeps(self) -> frozenset[str]:
         return NOTHING

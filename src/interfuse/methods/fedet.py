@@ -66,17 +66,19 @@ class FedET(AveragingModels):
     Clients of one architecture average their models. The server has a model of the clients' largest architecture; it
     begins each round with the mean of the clients' modular blocks, which must be alike, learns what the clients agree
     on and what the dissenters say on the public set, and gives its modular block to all groups. The public set is made
-    of rows that clients give once, without labels: more like their data than a public set would be. Scores are logits,
-    whose variance is bounded where that of log-probabilities is not.
+    of rows that clients give once, without labels: more like their data than a public set would be. Scores are logits;
+    log-probabilities differ from them by one number a row, so variances over the classes and answers are the same.
+    Defaults of the server's training are those of a server of others (a third party's code), for want of the authors'.
     """
 
     usual = {"aggregation": "group"}
+    origin = "Fed-ET's paper"
 
-    diversity: NonNegative = 0.05  # lambda: weight of the distance to the dissenters
-    server_steps: Steps = 128  # steps of the server's model in a round
-    server_batch_size: Count = 64  # public rows of a step of the server's model
-    server_lr: LearningRate = 0.005  # learning rate of the server's model
-    public_rows: Count = 50  # rows that each client gives to the public set
+    diversity: NonNegative = 0.05  # lambda: weight of the divergence from dissenters, a mean [third party's code]
+    server_steps: Steps = 128  # steps of the server's model in a round [third party's code]
+    server_batch_size: Count = 64  # public rows of a step of the server's model [third party's code]
+    server_lr: LearningRate = 0.005  # learning rate of the server's model [third party's code]
+    public_rows: Count = 50  # rows that each client gives to the public set [interfuse]
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         _ = server.dims["classes"]  # what the clients' models vote for

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Float32
@@ -27,12 +27,12 @@ from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Exponential, LearningRate, Objective, Optimizer
 
-GENERATOR_LR = Exponential(3e-4, 0.98)
+CLIENT_LR, GENERATOR_LR = Exponential(0.01, 0.99), Exponential(3e-4, 0.98)
 GeneratorTensors = dict[str, Annotated[Float32[Tensor, "..."], Disclosure.PARAMETERS]]
 
 
 class ModelAndGenerator(Message):
-    """A client's part of the model, the generator (nothing in the first round), and how often each label is there."""
+    """A client's part of the model, the generator (nothing in the first round), and how often to draw each label."""
 
     weights: Parameters
     generator: GeneratorTensors
@@ -54,20 +54,22 @@ class Global(ServersModel):
 
 @dataclass(frozen=True)
 class FedGen(Averaging):
-    """Data-free distillation (Zhu et al., ICML 2021), with the authors' defaults.
+    """Data-free distillation (Zhu et al., ICML 2021), with the defaults of the authors' code.
 
     All models are averaged; their modular blocks must be alike, since the generator makes features of the fusion layer.
     The server trains it until every client's head recognises the label, each counting for a label by its part of the
     samples that have it. Clients learn from its features from the second round on.
     """
 
-    usual = {"local_steps": 20}
+    origin = "FedGen's code"
+    usual = {"local_steps": 20, "batch_size": 32, "optimizer": "sgd", "lr": CLIENT_LR, "weights": "samples"}
 
-    alpha: NonNegative = 10.0  # weight of generated features, for labels drawn as they are there over all
-    beta: NonNegative = 10.0  # weight of the head's answer to a generated feature of the sample's own label
+    alpha: NonNegative = 10.0  # weight of the loss on generated features, a mean over as many as the batch has rows
+    beta: NonNegative = 10.0  # weight of the divergence from the head's answer to a feature of the own label, a mean
+    labels: Literal["uniform", "samples"] = "uniform"  # drawn for features: all that are there alike, or as often
     regularised_steps: Steps = 20  # steps of a round, the first ones, that learn from the generator
     decay: NonNegative = 0.98  # of both weights in a round, down to 0.0001
-    generator_steps: Steps = 50  # steps of the generator in a round
+    generator_steps: Steps = 50  # steps of the generator in a round, each of batch_size features
     generator_lr: LearningRate = GENERATOR_LR  # learning rate of the generator, by Adam
     generator_weight_decay: NonNegative = 1e-2  # of the generator
     diversity: NonNegative = 1.0  # eta: weight of the generator's diversity loss
@@ -89,8 +91,8 @@ class FedGen(Averaging):
         chosen, old = clients.sample(self.participation), server.state
         trained = server.round > 1 and self.generator_steps  # there is nothing to learn from one that is as it was made
         generator = server.network("generator").tensors() if trained else {}
-        models = self.models(old.weights, chosen)
-        given = by_architecture(chosen, lambda p: ModelAndGenerator(models[p.id].tensors, generator, old.counts))
+        models, labels = self.models(old.weights, chosen), self.chances(old.counts)
+        given = by_architecture(chosen, lambda p: ModelAndGenerator(models[p.id].tensors, generator, labels))
         first, *_ = one_of_each_architecture(clients)
         head = server.scratch_model("head", first.architecture).only("modular")
         mean, heads, counts = self.means(old.weights, chosen), list[NamedTensors](), list[Tensor]()
@@ -113,9 +115,13 @@ class FedGen(Averaging):
     ) -> None:
         """min_G of how badly the clients' heads recognise G(y), plus η times the diversity loss."""
         loss = partial(generating, head=head, heads=heads, counts=counts, diversity=self.diversity)
-        batches = self.drawn(counts.sum(0), server.generator)
+        batches = self.drawn(self.chances(counts.sum(0)), server.generator)
         adam = Optimizer("adam", weight_decay=self.generator_weight_decay)
         server.fit(loss, batches, network="generator", lr=self.generator_lr, optimizer=adam, keep_optimizer="generator")
+
+    def chances(self, counts: Float32[Tensor, "classes"]) -> Float32[Tensor, "classes"]:
+        """How often each label is drawn, up to a factor."""
+        return counts if self.labels == "samples" else (counts > 0).to(counts)
 
     def drawn(self, counts: Float32[Tensor, "classes"], generator: torch.Generator) -> Iterator[Batch]:
         rows = max(2, self.batch_size)  # one label has no variance to normalise by

@@ -25,7 +25,16 @@ class FedGH(GlobalHead):
     sample to it, however many samples it stands for. All modular blocks must be alike.
     """
 
-    usual = {"batch_size": 10, "server_batch_size": 10}
+    origin = "HtFLlib's code"
+    usual = {
+        "local_epochs": 1,
+        "batch_size": 10,
+        "optimizer": "sgd",
+        "lr": 0.01,
+        "server_lr": 0.01,
+        "server_epochs": 1,
+        "server_batch_size": 10,
+    }
 
     def round(self, server: Server, clients: Clients) -> None:
         sent = clients.call(self.train, self.head(server)).values()

@@ -18,7 +18,8 @@ class FedIN(IntermediateLearning):
     Models have three parts, ``extractor``, ``intermediate`` and ``classifier``, and features of one shape between them.
     Clients train on their data with a proximal term, and their intermediate layers also on imitating what another
     client's made of its features: the mean squared error over a batch S received with the model. They send their
-    models and one new batch of features each, drawn at random and taken in evaluation mode; labels never travel.
+    models and one new batch of features each, drawn at random and taken in evaluation mode; labels never travel. By
+    which statistics others' features are normalised the paper leaves open: ``in_normalisation`` names the reading.
     """
 
     def learn(self, client: Client[Any], received: ModelAndFeatures) -> None:

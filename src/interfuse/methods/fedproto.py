@@ -55,10 +55,11 @@ class FedProto(OwnTraining):
     of the fusion layer. By default a client answers with the nearest global prototype.
     """
 
-    usual = {"local_epochs": 1, "batch_size": 10}
+    origin = "HtFLlib's code"
+    usual = {"local_epochs": 1, "batch_size": 10, "optimizer": "sgd", "lr": 0.01}
 
     pull: NonNegative = 10.0  # lambda: weight of the squared distance to the prototypes, a mean over batch and features
-    weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform
+    weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform [FedProto's paper]
     predict_by: Literal["prototype", "model"] = "prototype"  # answer with the nearest prototype, or the own model
 
     def start(self, server: Server[Global], clients: Clients) -> Global:

@@ -16,7 +16,8 @@ class FedRolex(MaskedSubModels):
     model is that of the largest client.
     """
 
-    usual = {"local_epochs": 1, "batch_size": 10, "lr": 2e-4, "momentum": 0.9, "weight_decay": 1e-3}
+    origin = "FedRolex's code"
+    usual = {"local_epochs": 1, "batch_size": 10, "optimizer": "sgd", "lr": 2e-4, "momentum": 0.9, "weight_decay": 1e-3}
     lasting = False  # the same key holds other channels in the next round
 
     def holding(self, round: int) -> Holding:

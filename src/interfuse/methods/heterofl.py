@@ -13,9 +13,10 @@ class HeteroFL(MaskedSubModels):
 
     Clients train without the logits of classes they have not, and their rows of the classifier do not count for these.
     What nobody holds stays as it is. The authors' Scaler, activations divided by the rate in training, is left out:
-    every layer of the models of several widths is followed by a normalisation, which undoes it in training. Running
+    normalisation behind a layer undoes it, and models of several widths without any are refused. Running
     statistics of one width fit no other; the authors compute them anew, of all clients' data, before evaluation. Use
     ``buffers="recalibrate"`` (of a client's own data), or ``"batch-statistics"``, which costs nothing.
     """
 
-    usual = {"local_epochs": 5, "batch_size": 10, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    origin = "HeteroFL's code"
+    usual = {"local_epochs": 5, "batch_size": 10, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}

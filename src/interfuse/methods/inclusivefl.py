@@ -18,12 +18,13 @@ from interfuse.clients import Clients
 from interfuse.families.averaging import AveragingModels
 from interfuse.families.averaging import Global as ServersModel
 from interfuse.families.holdings import averaged, by_architecture, one_of_each_architecture
+from interfuse.families.submodels import classifier
 from interfuse.messages import NamedTensors, Weights
 from interfuse.server import Server
 
 
 class Global(ServersModel):
-    """The layers that all depths share, and the last blocks of each depth, by architecture (its name quoted)."""
+    """The layers that all depths share, and what each depth has of its own, by architecture (its name quoted)."""
 
     own: dict[str, NamedTensors]
 
@@ -37,13 +38,17 @@ class InclusiveFL(AveragingModels):
     later blocks in the next deeper architecture of the round) + (1 − β) · g. A ResNet has a last block in each of its
     four groups; blocks are stages with names such as ``layer2.0``. All else is averaged layer-wise.
 
+    Classifiers, too, are averaged among clients of an architecture alone, as the authors' command has it.
+
     The authors' clients send accumulated gradients for AdamW at the server; here they train and send their models.
     """
 
-    usual = {"batch_size": 64}
+    origin = "InclusiveFL's code"
+    usual = {"batch_size": 64, "weights": "samples"}
 
     beta: Annotated[float, Ge(0), Le(1)] = 0.2  # weight of the deeper blocks' changes in the momentum distillation
-    exclude_last: bool = True  # False averages last blocks layer-wise too, which leaves no distillation: FedAvg
+    exclude_last: bool = True  # False averages last blocks layer-wise too, which leaves no distillation
+    own_classifier: bool = True  # each architecture has a classifier of its own; False averages all of them
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         weights = self.initial(server, clients)
@@ -108,9 +113,10 @@ class InclusiveFL(AveragingModels):
         return keys_plan(key for key in weights if key in profile.keys and key not in excluded)
 
     def excluded(self, profile: Profile) -> frozenset[str]:
-        """The keys of the last blocks."""
+        """The keys of the last blocks and of the classifier."""
         blocks = tuple(f"{name}.{number}." for name, number in last_blocks(profile).items())
-        return frozenset(key for key in profile.keys if self.exclude_last and key.startswith(blocks))
+        last = frozenset(key for key in profile.keys if self.exclude_last and key.startswith(blocks))
+        return last | frozenset(classifier(profile) if self.own_classifier else ())
 
 
 def last_blocks(profile: Profile) -> dict[str, int]:

@@ -15,7 +15,18 @@ class InCo(CrossLayer, AveragingNearby):
     Convolutions in later blocks of a ResNet's stage are held by fewer clients the deeper they lie; their change takes
     over the direction of the second convolution of the first block, which all clients train. The weight of that is the
     authors' |b|/a, for agreement and conflict alike, where their theorem has −b/a for conflict alone. Only models with
-    stages ``layerN.M`` have such blocks; of others nothing is changed.
+    stages ``layerN.M`` have such blocks; of others nothing is changed. A tenth of the clients takes part in a round, as
+    the authors have it with 20 and 100: of few clients give a larger ``participation``.
     """
 
-    usual = {"mu": 0.0}
+    origin = "InCo's code"
+    usual = {
+        "mu": 0.0,
+        "participation": 0.1,
+        "weights": "uniform",
+        "local_epochs": 5,
+        "batch_size": 64,
+        "optimizer": "adam",
+        "lr": 1e-3,
+        "weight_decay": 0.0,
+    }

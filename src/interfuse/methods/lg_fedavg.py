@@ -6,32 +6,39 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from interfuse.client import Client, ClientId
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import ModelError
-from interfuse.families.holdings import ONE_HEAD, HeldMean, WeightRule, held, initial_weights
+from interfuse.errors import ModelError, Notice
+from interfuse.families.holdings import ONE_HEAD, HeldMean, WeightRule, held, initial_weights, one_a_round
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
-from interfuse.method import Fraction
+from interfuse.method import Fraction, Steps
 from interfuse.server import Server
 
 
 class Global(State):
-    """The averaged modular block: every tensor of it that some client holds."""
+    """The averaged modular block, every tensor that some client holds; and base blocks as long as they are averaged."""
 
     modular: NamedTensors
+    base: NamedTensors
 
 
 @dataclass(frozen=True)
 class LGFedAvg(OwnTraining):
     """Local representations, a global head (Liang et al., arXiv:2001.01523): FedAvg of the modular block alone.
 
-    Both blocks train together. Every tensor of the modular block is averaged over the clients that hold its key.
+    Both blocks train together. Every tensor of the modular block is averaged over the clients that hold its key. The
+    authors begin with a model that FedAvg has trained: with ``whole_rounds`` the first rounds are FedAvg's, for which
+    clients need models that agree in all that they share.
     """
 
-    participation: Fraction = 1.0  # fraction of the clients drawn for a round
-    weights: WeightRule = "samples"  # clients count by their samples, or uniform
+    origin = "LG-FedAvg's code"
+    usual = {"local_epochs": 5, "batch_size": 10, "optimizer": "sgd", "lr": 0.01, "momentum": 0.5}
+
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round; the authors have 0.1 of 100 [interfuse]
+    weights: WeightRule = "uniform"  # clients count by their samples, or uniform
+    whole_rounds: Steps = 0  # first rounds in which the whole model is averaged, base blocks too [interfuse]
 
     def keeps(self) -> frozenset[str]:
         return frozenset({"base"})
@@ -39,22 +46,30 @@ class LGFedAvg(OwnTraining):
     def start(self, server: Server[Global], clients: Clients) -> Global:
         modular = initial_weights(server, clients, parts=["modular"])
         check_shared(modular, clients)
-        return Global(modular)
+        return Global(modular, initial_weights(server, clients, parts=["base"]) if self.whole_rounds else {})
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        chosen, modular = clients.sample(self.participation), server.state.modular
-        mean = HeldMean(modular, chosen.profiles, self.weights)
-        chosen.call(self.train, held(modular, chosen), each=lambda client, reply: mean.take(client, reply.tensors))
-        server.state = Global(mean.result())
+        chosen, old = clients.sample(self.participation), server.state
+        shared = old.modular | old.base
+        mean = HeldMean(shared, chosen.profiles, self.weights)
+        chosen.call(self.train, held(shared, chosen), each=lambda client, reply: mean.take(client, reply.tensors))
+        new = mean.result()
+        if server.round == self.whole_rounds:
+            clients.call(self.deploy, held(new, clients))  # to everybody: from here on base blocks are the clients' own
+        base = {key: new[key] for key in old.base} if server.round < self.whole_rounds else {}
+        server.state = Global({key: new[key] for key in old.modular}, base)
 
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:
         client.model.load(received.tensors)
         self.fit(client, client.loss)
-        return Weights(client.tensors("modular"))
+        return Weights(client.tensors(None if client.round <= self.whole_rounds else "modular"))
 
     def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
-        return held(server.state.modular, clients)
+        return held(server.state.modular | server.state.base, clients)
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return one_a_round(profiles, self.participation)
 
 
 def check_shared(modular: NamedTensors, clients: Clients) -> None:

@@ -69,10 +69,19 @@ class MOON(AveragingModels):
     model, so nothing to be drawn away from: they train on cross entropy alone.
     """
 
-    usual = {"local_epochs": 5, "batch_size": 64, "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-5}
+    origin = "MOON's code"
+    usual = {
+        "local_epochs": 5,
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 1e-5,
+        "weights": "samples",
+    }
 
-    mu: NonNegative = 1.0  # weight of the contrast
-    temperature: Rate = 0.5  # tau of the contrast
+    mu: NonNegative = 1.0  # weight of the contrast, a mean over the batch
+    temperature: Rate = 0.5  # tau: what cosines are divided by
 
     def start(self, server: Server[Any], clients: Clients) -> Global:
         self.check_buffers(clients, BufferPolicy.AGGREGATE, BufferPolicy.LOCAL)

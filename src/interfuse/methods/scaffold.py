@@ -60,9 +60,10 @@ class SCAFFOLD(Averaging):
     server's control variate of a key counts all clients that hold the key.
     """
 
+    origin = "SCAFFOLD's paper"
     usual = {"weights": "uniform"}  # for the control clients count alike whatever this is
 
-    server_lr: Rate = 1.0  # eta_g: learning rate of the server
+    server_lr: Rate = 1.0  # eta_g: what the mean change of parameters is multiplied by [PFLlib's code]
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         weights = self.initial(server, clients)

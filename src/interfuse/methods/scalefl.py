@@ -46,15 +46,17 @@ class ScaleFL(SubModels, AveragingModels):
     """Sub-models scaled in width and depth, with self-distillation (Ilhan et al., CVPR 2023).
 
     The authors' four levels are resnet18-exits1@0.7, resnet18-exits2@0.7, resnet18-exits3@0.75 and resnet18-exits4.
-    Accuracy is that of a client's last exit. The authors distil from a quarter of the rounds on, with gamma 0 as the
-    default of their code, which leaves distillation out; here it is their 0.05 for text.
+    Accuracy is that of a client's last exit. The default of the authors' code is gamma = 0, without distillation; where
+    they distil, it begins after a quarter of the rounds, and for text gamma is 0.05. Their divergence is a mean over
+    batch and classes, this one a sum over classes: their gamma divided by the number of classes is the same here.
     """
 
-    usual = {"local_epochs": 5, "batch_size": 16, "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    origin = "ScaleFL's code"
+    usual = {"local_epochs": 5, "batch_size": 16, "optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
-    gamma: NonNegative = 0.05  # weight of the distillation
+    gamma: NonNegative = 0.0  # weight of the distillation, a mean over the batch of sums over classes; 0 is without
     temperature: Rate = 3.0  # T: of the distillation
-    warm_up: Steps = 0  # rounds before the distillation begins
+    warm_up: Steps = 0  # rounds before the distillation begins; the authors take a quarter of all [interfuse]
 
     def start(self, server: Server[Any], clients: Clients) -> Global:
         _ = server.dims["classes"]  # what exits teach each other
