@@ -50,7 +50,7 @@ every_method = pytest.mark.parametrize("name", EVERY)
 def tiny(name: str) -> Method:
     """A method with small settings, and with all that it can send, where it has them."""
     kind = built_in()[name]
-    wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2}
+    wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
