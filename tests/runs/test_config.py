@@ -23,6 +23,7 @@ from interfuse.training import Cosine, Exponential
 
 FULL: dict[str, Any] = {
     "method": "fedavg", "data": "mnist", "public": "digits", "clients": 7, "models": ["cnn", "mlp"],
+    "read": {"label": ["a", "b"], "task": "regression"},
     "fusion_width": 16, "rounds": 3, "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"],
     "validation": 0.2, "test": 0.0, "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5},
     "client": {2: {"lr": 0.25}}, "numerics": {"layout": "channels_last"},

@@ -25,6 +25,7 @@ from interfuse.cli.configuration import (
     none_or_listed,
     numbers,
     one_or_listed,
+    reading,
 )
 from interfuse.cli.listings import show_result
 from interfuse.cli.options import (
@@ -49,6 +50,7 @@ from interfuse.cli.options import (
     Processes,
     Public,
     Quiet,
+    ReadTexts,
     Rounds,
     RunArgument,
     Settings,
@@ -57,6 +59,8 @@ from interfuse.cli.options import (
     argument,
     option,
 )
+from interfuse.data import ReadOptions, description, load_with
+from interfuse.data import describe as described
 from interfuse.data.readers import htfllib
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
@@ -136,6 +140,7 @@ def run(
     assignments: Settings = None,
     beside: Annotated[str | None, option(WHAT, "NAME,NAME|none", _BESIDE)] = None,
     data: DataSets = None,
+    read: ReadTexts = None,
     public: Public = None,
     clients: NumberOfClients = None,
     partition: PartitionName = None,
@@ -171,8 +176,8 @@ def run(
         what,
         {
             "rounds": rounds, "stop": None if patience is None else {"patience": patience}, "seed": seed,
-            "data": one_or_listed(data), "public": public, "clients": clients, "models": listed(models),
-            "fusion_width": width, "device": device,
+            "data": one_or_listed(data), "read": reading(read), "public": public, "clients": clients,
+            "models": listed(models), "fusion_width": width, "device": device,
             "eval_every": eval_every, "codecs": codecs(codec), "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
@@ -297,6 +302,23 @@ def methods(name: Annotated[str | None, argument("NAME")] = None) -> None:
 def datasets() -> None:
     """List the data sets and whether they are on this machine."""
     _print(listings.datasets())
+
+
+@app.command(no_args_is_help=True)
+def describe(
+    what: Annotated[str, argument("DATA")],
+    read: ReadTexts = None,
+    as_json: Json = False,
+) -> None:
+    """Show how a data set is read: its rows, columns, classes, what was left out, and what may not be meant.
+
+    DATA: a file or folder, or what else --data of a run takes.
+    """
+    dataset = load_with(what, ReadOptions.of(reading(read) or {}))
+    if as_json:
+        typer.echo(json.dumps(description(dataset)))
+    else:
+        _print(listings.facts(described(dataset)))
 
 
 @app.command()

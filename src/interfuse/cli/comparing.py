@@ -23,6 +23,7 @@ from interfuse.cli.configuration import (
     method_names,
     numbers,
     one_or_listed,
+    reading,
     toml_or_text,
 )
 from interfuse.cli.listings import table
@@ -45,6 +46,7 @@ from interfuse.cli.options import (
     PartitionName,
     Public,
     Quiet,
+    ReadTexts,
     Rounds,
     Settings,
     ShardsPerClient,
@@ -80,6 +82,7 @@ def compare(
     assignments: Settings = None,
     grid: Annotated[list[str] | None, option(WHAT, "KEY=A,B,...", _GRID)] = None,
     data: DataSets = None,
+    read: ReadTexts = None,
     public: Public = None,
     clients: NumberOfClients = None,
     partition: PartitionName = None,
@@ -117,7 +120,7 @@ def compare(
         recipe = comparison.quicker(recipe, "smoke" if smoke else "small")
     run = absolute_paths(
         given({
-            "rounds": rounds, "data": one_or_listed(data), "public": public, "clients": clients,
+            "rounds": rounds, "data": one_or_listed(data), "read": reading(read), "public": public, "clients": clients,
             "models": listed(models), "fusion_width": width, "device": device, "eval_every": eval_every,
             "codecs": codecs(codec), "devices": devices_table(devices),
         }),

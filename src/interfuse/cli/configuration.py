@@ -117,6 +117,23 @@ def codecs(texts: Sequence[str] | None) -> dict[str, str] | None:
     return found or None
 
 
+def reading(texts: Sequence[str] | None) -> dict[str, str] | None:
+    """Options of reading by name, as ``label=diagnosis``; None where there are none.
+
+    Raises:
+        ConfigError: a text has another form, or an option is there twice.
+    """
+    found: dict[str, str] = {}
+    for text in texts or ():
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            raise ConfigError(f"--read {text}: write key=value, such as --read label=diagnosis")
+        if key in found:
+            raise ConfigError(f"--read {text}: {key} is there already; several names have commas between them")
+        found[key] = value
+    return found or None
+
+
 def toml_or_text(text: str) -> Any:
     """A TOML value such as ``0.1``, ``true`` or ``{start = 0.1, rounds = 200}``; the text itself where it is none."""
     try:

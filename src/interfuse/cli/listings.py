@@ -63,6 +63,13 @@ def datasets() -> RenderableType:
     return Group(table(("data set", "state", "train + test", "shape", "classes"), rows), *lacking, *notes)
 
 
+def facts(found: data.DataFacts) -> RenderableType:
+    """How a data set was read."""
+    made = table(("", ""), found)
+    made.show_header = False
+    return made
+
+
 def zoo() -> RenderableType:
     """The models of the zoo."""
     rows = [(info.name, info.summary) for info in models.available()]

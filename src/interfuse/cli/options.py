@@ -44,10 +44,16 @@ _CODEC = (
 )
 CodecTexts = Annotated[list[str] | None, option(HOW, "CODEC", _CODEC, "--codec")]
 _DATA = (
-    "Data sets, dealt to the clients in turn: `interfuse datasets` lists them; or rows.npz, package.module:load, "
-    f"file.py:load (default {DEFAULT.data})."
+    "Data sets, dealt to the clients in turn: `interfuse datasets` lists them; or a file or folder (rows.csv, images, "
+    "rows.npz; `interfuse describe PATH` shows how it is read), package.module:load, file.py:load "
+    f"(default {DEFAULT.data})."
 )
 DataSets = Annotated[str | None, option(DATA, "NAME,...", _DATA)]
+_READ = (
+    "How a file is read where it does not say it: label=COLUMN,..., classes=NAME,..., group=COLUMN, drop=COLUMN,..., "
+    "layout=NAME, task=NAME. May be repeated."
+)
+ReadTexts = Annotated[list[str] | None, option(DATA, "KEY=VALUE", _READ, "--read")]
 Public = Annotated[str | None, option(DATA, "NAME", "A data set that everybody has, for methods that want one.")]
 NumberOfClients = Annotated[int | None, option(DATA, "N", f"Number of clients (default {DEFAULT.clients}).")]
 _PARTITION = f"How the data is divided: {', '.join(PARTITIONS)} (default {DEFAULT.partition['name']})."

@@ -24,7 +24,7 @@ from interfuse.comparison.recipe import (
     keys_of,
     merged,
 )
-from interfuse.data import Dataset, load
+from interfuse.data import Dataset
 from interfuse.errors import ConfigError, InterfuseError, nearest
 from interfuse.method import layered
 from interfuse.methods import find
@@ -106,7 +106,7 @@ class Plan:
         return tomli_w.dumps(self.values())
 
     @cached_property
-    def _loaded(self) -> dict[str, Dataset]:
+    def _loaded(self) -> dict[tuple[str, str], Dataset]:
         return {}
 
     def given(self, entry: Entry) -> Given:
@@ -115,10 +115,11 @@ class Plan:
         Raises:
             InterfuseError: one of them cannot be loaded.
         """
-        for name in entry.config.data_names:
-            if name not in self._loaded:
-                self._loaded[name] = load(name)
-        return Given(dataset=[self._loaded[name] for name in entry.config.data_names])
+        keys = [(name, str(entry.config.read)) for name in entry.config.data_names]
+        for key in keys:
+            if key not in self._loaded:
+                self._loaded[key] = entry.config.load(key[0])
+        return Given(dataset=[self._loaded[key] for key in keys])
 
     def tuning_rounds(self, entry: Entry) -> int:
         """Rounds of a run by which a value of the grid is chosen."""

@@ -16,7 +16,7 @@ from interfuse import report
 from interfuse.clock import UNIFORM
 from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
-from interfuse.data import Dataset, load, numbered
+from interfuse.data import Dataset, numbered
 from interfuse.engines.parties.carrier import Carrier
 from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest, names_digest
 from interfuse.engines.parties.frames import MESSAGE
@@ -146,7 +146,7 @@ class Public:
         stated = list(config.classes)
         if stated and classes not in (None, len(stated)):
             raise ConfigError(f"--classes {classes}, but the recipe names {len(stated)} classes")
-        public = None if config.public is None else load(config.public).to(config.device)
+        public = None if config.public is None else config.load(config.public).to(config.device)
         if config.evaluation != "shared":
             if not stated and classes is None:
                 raise ConfigError(
@@ -157,7 +157,7 @@ class Public:
             return cls(len(names), names, no_labels(), public)
         if len(config.data_names) != 1:
             raise ConfigError("data: name one public test set, or set evaluation = 'own' or 'none'")
-        dataset = load(config.data_names[0]).with_test_rows(config.test_rows)
+        dataset = config.load(config.data_names[0]).with_test_rows(config.test_rows)
         if not len(dataset.y_test):
             raise ConfigError(f"data: {dataset.name} has no test rows; set evaluation = 'own' or 'none'")
         if not dataset.classes:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
+from interfuse.data import describe
 from interfuse.engines.parties.frames import MESSAGE, Envelope, Payload, Reply
 from interfuse.engines.parties.hub import Hub, Joined
 from interfuse.engines.parties.logs import Events
@@ -36,7 +37,8 @@ VALUES = 8
 def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], None]) -> list[Path]:
     """Play one round of a recipe with the vendor's node alone, and write everything it would send to ``out``.
 
-    The vendor's limits hold; its state, logs and byte counts are left alone. No network is used.
+    How the vendor's own data was read is shown first. The vendor's limits hold; its state, logs and byte counts are
+    left alone. No network is used.
 
     Returns: the files, in the order of sending.
     Raises:
@@ -52,6 +54,8 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
     with tempfile.TemporaryDirectory() as state:
         trial, receipts = vendor.model_copy(update={"state": Path(state)}), Path(state) / "receipts"
         dataset = vendor.data.load(vendor.folder)
+        for subject, text in describe(dataset):
+            show(f"{subject}: {text}")
         mode = MODES[min(MODES.index(vendor.allow.evaluation), MODES.index(recipe.evaluation))]
         config = recipe.model_copy(update={"rounds": 1, "clients": 1, "evaluation": mode, "client": {}})
         labels = dataset.with_test_rows(config.test_rows).y_test

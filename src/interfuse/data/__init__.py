@@ -2,6 +2,7 @@
 
 from interfuse.data.batches import Batch, ClientData, EpochOrder, PublicData, SampleOrder
 from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
+from interfuse.data.describing import DataFacts, describe, description
 from interfuse.data.inputs import Inputs, Shape
 from interfuse.data.loading import available, is_path, load, load_with
 from interfuse.data.partitions import (
@@ -42,6 +43,7 @@ __all__ = [
     "Batch",
     "Classification",
     "ClientData",
+    "DataFacts",
     "Dataset",
     "DatasetInfo",
     "Dirichlet",
@@ -70,6 +72,8 @@ __all__ = [
     "available",
     "class_counts",
     "deal",
+    "describe",
+    "description",
     "is_path",
     "load",
     "load_folder",

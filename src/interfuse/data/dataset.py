@@ -360,7 +360,7 @@ class Dataset:
         several = [kind for kind, of in wholes.items() if len(np.unique(of.numpy())) > 1]
         if not wholes:
             test = stratified_subset(strata, len(strata) // HELD_OUT, rng)
-            said = f"every {HELD_OUT}th row, drawn by class: the source has no test rows"
+            said = "a fifth of all rows, drawn by class: the source has no test rows"
         elif not several:
             raise DataError(
                 f"data set {self.name!r}: all rows are of one {next(iter(wholes))}, so none can be held out to test; "

@@ -343,8 +343,8 @@ def make_shares(
     Validation and test get their fraction of the n rows, rounded to the nearest whole number, halves up; where that
     leaves nothing to train on, test and then validation give up rows until one training row is left. Where the data
     set has blocks, whole blocks are moved until validation and test have at least so many rows, while one block is left
-    to train on. How the rows of client c divide depends on (seed, key, c) and these rows only, not on the number of
-    clients.
+    to train on; where it has groups and no blocks, whole groups, unless the client is a single group. How the rows of
+    client c divide depends on (seed, key, c) and these rows only, not on the number of clients.
 
     :param seed: of the run: partition and division follow from it.
     :param key: tells apart divisions under one seed, so that they are independent of each other.
@@ -367,7 +367,13 @@ def make_shares(
     _check_parts(parts, clients, len(dataset.y_train))
     blocks = None if dataset.blocks is None else dataset.blocks.numpy()
     return [
-        _divided(rows, validation, test, numpy_generator(seed, *key, "shares", client), blocks)
+        _divided(
+            rows,
+            validation,
+            test,
+            numpy_generator(seed, *key, "shares", client),
+            blocks if blocks is not None or groups is None or len(np.unique(groups[rows])) == 1 else groups,
+        )
         for client, rows in enumerate(parts)
     ]
 

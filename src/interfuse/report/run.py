@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int64
 
+from interfuse.data import DataFacts
 from interfuse.errors import RunError
 from interfuse.runs import Row, RunConfig, Summary
 from interfuse.runs.folder import RunFolder
@@ -55,6 +56,7 @@ class Run:
     Attributes:
         summary: ``summary.json``; while the run is not finished, what the other files say in the same form.
         beside: The rows of the references.
+        data: How each data set was read.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class Run:
     rows: Sequence[Row]
     beside: Mapping[str, Sequence[Row]]
     finished: bool
+    data: Sequence[DataFacts] = ()
 
     @property
     def rounds_done(self) -> int:
@@ -88,9 +91,10 @@ def load(folder: Path) -> Run:
             ended = {name: other for name, reference in references.items() if (other := reference.summary())}
             summary = concluded(_so_far(run, config, rows).model_copy(update={"beside": ended}), rows)
         beside = {name: reference.metrics() for name, reference in references.items()}
+        data = run.data()
     except OSError as error:
         raise RunError(f"cannot read the run in {folder}: {error.strerror}: {error.filename}") from error
-    return Run(folder, config, text, summary, rows, beside, finished)
+    return Run(folder, config, text, summary, rows, beside, finished, data)
 
 
 def _so_far(folder: RunFolder, config: RunConfig, rows: Sequence[Row]) -> Summary:

@@ -15,7 +15,17 @@ from annotated_types import Ge, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interfuse.clock import Devices
-from interfuse.data import PARTITIONS, Dataset, Divide, Divided, Partition, parse_partition
+from interfuse.data import (
+    PARTITIONS,
+    Dataset,
+    Divide,
+    Divided,
+    Partition,
+    ReadOptions,
+    is_path,
+    load_with,
+    parse_partition,
+)
 from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import METRICS, Mode, OwnMetric
 from interfuse.method import Method
@@ -49,8 +59,10 @@ class RunSettings(TypedDict, total=False):
     """What :func:`interfuse.run` takes beside a method; each is a key of a recipe, those of ``[execution]`` included.
 
     Attributes:
-        data: A data set or its name: built in, a path to an ``.npz``, ``package.module:load``. Several are dealt to the
-            clients in turn.
+        data: A data set or its name: built in, the path of a file or folder (docs/data.md), ``package.module:load``.
+            Several are dealt to the clients in turn.
+        read: How files of data are read, where they do not say it: ``{"label": "diagnosis"}``, see
+            :class:`interfuse.data.ReadOptions`. Also for public data of the same kind of file.
         public: A data set or its name that everybody has, for methods that want one; None: there is none.
         clients: How many there are.
         models: Models dealt to the clients in turn: names, or functions of (sample_shape, classes, width). That of a
@@ -84,6 +96,7 @@ class RunSettings(TypedDict, total=False):
     """
 
     data: DataSets
+    read: Mapping[str, Any]
     public: str | Dataset | None
     clients: int
     models: Sequence[str | Builder]
@@ -123,6 +136,7 @@ class RunConfig(BaseModel):
 
     method: str = "ifl"
     data: str | tuple[str, ...] = "digits"
+    read: dict[str, str | list[str]] = Field(default_factory=dict)
     public: str | None = None
     clients: int = 4
     models: tuple[str, ...] = DEFAULT_MODELS
@@ -154,6 +168,16 @@ class RunConfig(BaseModel):
     def _by_name(cls, given: Any) -> Any:
         return codec_rules(given)
 
+    @field_validator("read", mode="before")
+    @classmethod
+    def _as_options(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        try:
+            return ReadOptions.of(given).values()
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
     @field_validator("models")
     @classmethod
     def _expanded(cls, models: tuple[str, ...]) -> tuple[str, ...]:
@@ -163,6 +187,16 @@ class RunConfig(BaseModel):
     def data_names(self) -> tuple[str, ...]:
         """Names of the data sets."""
         return (self.data,) if isinstance(self.data, str) else self.data
+
+    def load(self, name: str) -> Dataset:
+        """A data set of the run, by name; ``read`` goes for the files of ``data``, and for others of their kind.
+
+        Raises:
+            InterfuseError: as for :func:`interfuse.load`.
+        """
+        files = [one for one in self.data_names if is_path(one)] or [name]
+        alike = is_path(name) and Path(name).suffix in {Path(one).suffix for one in files}
+        return load_with(name, ReadOptions.of(self.read if alike else {}))
 
     def make_partition(self) -> Partition:
         """The partition that ``partition`` names."""
@@ -365,22 +399,26 @@ def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         changed[key] = _functions(changed[key], folder)
     for key in ("method", "data", "public", "name", "models", "metrics"):
         if changed.get(key) is not None:
+            whole = _absolute_data if key in ("data", "public") else _absolute
             several = isinstance(changed[key], list | tuple)
             changed[key] = (
-                [_absolute(str(name), folder) for name in changed[key]]
-                if several
-                else _absolute(str(changed[key]), folder)
+                [whole(str(name), folder) for name in changed[key]] if several else whole(str(changed[key]), folder)
             )
     if isinstance(changed.get("partition"), Mapping):
         changed["partition"] = absolute_paths(changed["partition"], folder)
     return changed
 
 
+def _absolute_data(name: str, folder: Path) -> str:
+    """A file or folder with its whole path; a name, or code, as it is."""
+    return str((folder / Path(name).expanduser()).resolve()) if is_path(name, folder) else _absolute(name, folder)
+
+
 def _absolute(name: str, folder: Path) -> str:
-    """``mine.py``, ``mine.py:Class`` or ``rows.npz`` with the whole path; any other name as it is."""
+    """``mine.py`` or ``mine.py:Class`` with the whole path; any other name as it is."""
     place, colon, _ = name.rpartition(":")
     file = place if colon and place.endswith(".py") else name
-    if not file.endswith((".py", ".npz")):
+    if not file.endswith(".py"):
         return name
     return str((folder / Path(file).expanduser()).resolve()) + name[len(file) :]
 

@@ -14,6 +14,7 @@ from typing import IO, Any
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
+from interfuse.data import DataFacts
 from interfuse.errors import RunError
 from interfuse.federation import Saved
 from interfuse.runs.config import RunConfig, read_config
@@ -22,6 +23,9 @@ from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
 
 NETWORK_FILE = "network.json"
 """Lies in the folder of a run between parties."""
+
+
+_FACTS: TypeAdapter[tuple[DataFacts, ...]] = TypeAdapter(tuple[DataFacts, ...])
 
 
 @dataclass(frozen=True)
@@ -108,8 +112,8 @@ class RunFolder:
             raise RunError(f"{self.path} holds no run: there is no config.toml in it")
         return read_config(self.path / "config.toml")
 
-    def create(self, config: str) -> None:
-        """Make the folder with its configuration.
+    def create(self, config: str, data: Sequence[DataFacts] = ()) -> None:
+        """Make the folder with its configuration, and how each data set was read.
 
         Raises:
             RunError: there is a run already, or the folder cannot be written.
@@ -118,7 +122,22 @@ class RunFolder:
             raise RunError(f"{self.path} holds a run already: {self.going_on}, or choose another --out")
         with _explained(self.path):
             self.commits.mkdir(parents=True, exist_ok=True)
+            write_whole(self.path / "data.json", json.dumps(data, indent=1))
             write_whole(self.path / "config.toml", config)
+
+    def data(self) -> tuple[DataFacts, ...]:
+        """How each data set was read; empty where the folder does not say it.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        path = self.path / "data.json"
+        if not path.exists():
+            return ()
+        try:
+            return _FACTS.validate_json(path.read_bytes())
+        except ValidationError as error:
+            raise RunError(f"{path} is damaged: {error.errors()[0]['msg']}") from None
 
     def open_at(self, offsets: Mapping[str, int]) -> Ledger:
         """Open the line files for appending, cut back to a commit, and rebuild the ledger's totals.

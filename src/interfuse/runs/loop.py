@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from interfuse.client import ClientId
 from interfuse.clients import Engine
-from interfuse.data import Dataset, Partition, deal, load
+from interfuse.data import Dataset, Partition, deal, describe, is_path
 from interfuse.data.inputs import shape_text
 from interfuse.engines import local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
@@ -135,7 +135,9 @@ def _datasets(config: RunConfig, given: Given) -> Sequence[Dataset]:
         if any(name.startswith(IN_MEMORY) for name in config.data_names):
             names = ", ".join(config.data_names)
             raise RunError(f"the data of this run was given as an object ({names}); give it again: data=...")
-        return [load(name) for name in config.data_names]
+        if config.read and not any(map(is_path, (*config.data_names, config.public or ""))):
+            raise ConfigError(f"read says how files are read, but data is {', '.join(config.data_names)}: leave it out")
+        return [config.load(name) for name in config.data_names]
     return [given.dataset] if isinstance(given.dataset, Dataset) else given.dataset
 
 
@@ -146,7 +148,7 @@ def _public(config: RunConfig, given: Given) -> Dataset | None:
         raise RunError(
             f"the public data of this run was given as an object ({config.public}); give it again: public=..."
         )
-    return (given.public or load(config.public)).to(config.device)
+    return (given.public or config.load(config.public)).to(config.device)
 
 
 def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None:
@@ -184,7 +186,7 @@ def execute(
     """
     setup = assemble(config, given)
     folder = RunFolder(path)
-    folder.create(to_toml(complete(config, setup.method)))
+    folder.create(to_toml(complete(config, setup.method)), [describe(one) for one in setup.domains])
     return _finish(folder.config(), setup, folder, given, progress or Silent(), engine)
 
 

@@ -95,9 +95,6 @@ def read(path: Path, options: ReadOptions) -> Dataset:
         reading = reading.saying("left out", f"{listed(notes.loose)}: files beside the folders of classes")
     if parts[1]:
         reading = reading.saying("test rows", f"those below {listed(in_order(f.parent.name for f in parts[1]))}")
-        lacking = in_order({*labels} - {*held})
-        if lacking:
-            reading = reading.saying("warning", f"no test image of {listed(lacking)}")
     task = Classification(tuple(names))
     return Dataset.from_arrays(path.name, x[0], y, x[1], y_held, task=task, layout="images", reading=reading)
 
@@ -200,7 +197,8 @@ def _read(label: str, source: Path | BytesIO, notes: Notes) -> tuple[np.ndarray,
         raise DataError(f"{label} is no image that can be read: {error}") from error
     if depth:
         raise DataError(f"{label} has {depth}, which would be cut to 8; save it as grey, or as RGB of 8 bits")
-    notes.kinds["turned as their EXIF orientation says"] += turned
+    if turned:
+        notes.kinds["turned as their EXIF orientation says"] += 1
     array, kind = _pixels(upright, label)
     return (array[np.newaxis] if array.ndim == 2 else np.moveaxis(array, -1, 0)), kind
 

@@ -227,7 +227,7 @@ def _features(
         said.append(f"true is 1 and false 0 in {listed(truths)}")
     if distinct:
         said.append(
-            f"warning: {listed(distinct)} may be identifiers, by name or another number in each row; if so drop them"
+            f"warning: {listed(distinct)}: an identifier, by name or by another number in each row? If so, drop"
         )
     return np.stack(values, axis=1), said
 

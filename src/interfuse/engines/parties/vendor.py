@@ -120,8 +120,10 @@ class DataTable(_Table):
         return replace(own, x_test=public.x_test, y_test=public.y_test)
 
     def _read(self, source: str) -> Dataset:
-        # a named data set or a function takes no options, and one file of several may need them
-        return read_path(Path(source), self.options) if is_path(source) else load_with(source, ReadOptions())
+        if not is_path(source):
+            return load_with(source, ReadOptions())
+        alike = Path(source).suffix == Path(self.source).suffix or not is_path(self.source)
+        return read_path(Path(source), self.options if alike else ReadOptions())
 
 
 class AllowTable(_Table):
