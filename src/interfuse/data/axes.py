@@ -33,6 +33,8 @@ def arranged(parts: Sequence[tuple[str, Array]], layout: Layout | None) -> tuple
     for part, x in parts:
         if x.dtype.kind not in "biuf":
             raise DataError(f"{part} is {x.dtype}, not an array of numbers")
+        if x.ndim == 0 or (part == parts[0][0] and not len(x)):
+            raise DataError(f"{part} has no rows; at least one is needed")
     what, first = parts[0]
     said = ""
     if layout is None:
@@ -134,6 +136,6 @@ def lost(values: Shaped[np.ndarray, "n *rest"]) -> str:
         return f"has the value {exact[np.abs(exact).argmax()]:g}, which is too large for float32"
     spread = float((exact - exact.mean()).std())
     error = float(np.abs(exact - exact.astype(np.float32)).max())
-    if spread > 1e-12 * float(np.abs(exact).max()) and error > LOST * spread:
+    if spread > 1e-14 * float(np.abs(exact).max()) and error > LOST * spread:
         return f"varies by {spread:.3g} around {exact.mean():.10g}, which float32 cannot tell apart"
     return ""

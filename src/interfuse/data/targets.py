@@ -85,6 +85,8 @@ def read_targets(
     Raises:
         DataError: a value is missing or impossible, or two readings are likely.
     """
+    if train[0].ndim == 0 or test[0].ndim == 0 or not len(train[0]):
+        raise DataError(f"{train[1].what} has shape {list(train[0].shape)}; it needs a target for each row")
     known = frozenset(task.names if isinstance(task, Task) else names or ())
     (y, origin), (y_held, held) = (clean(*train, known), train[1]), (clean(*test, known), test[1])
     if not y_held.size:
@@ -103,7 +105,7 @@ def read_targets(
     if kind not in (None, *TASKS):
         raise DataError(f"unknown task {kind!r}: {nearest(str(kind), TASKS)}")
     if y.ndim == 2 and y.shape[1] == 1 and (kind == Classification.name or (kind is None and _are_whole(y))):
-        y, y_held, said = y[:, 0], y_held.reshape(len(y_held), -1)[:, 0], ("one column, taken for one class a row",)
+        y, y_held, said = y[:, 0], y_held.ravel(), ("one column, taken for one class a row",)
     if kind is None:
         kind = _looks_like(y, origin, classes=names is not None and names_are_values)
     if kind == Classification.name:

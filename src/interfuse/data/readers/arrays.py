@@ -51,9 +51,9 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     if len(found) > 1:
         raise DataError(f"{path} holds both {' and '.join(other[0] for other in found[:2])}; leave one of them out")
     x, y = arrays[names[0]], arrays[names[1]]
-    x_held, y_held = (arrays[names[2]], arrays[names[3]]) if len(names) == 4 else (x[:0], y[:0])
     if y.ndim == 0 or x.ndim == 0 or len(x) != len(y):
         raise DataError(f"{path}: {names[1]} has shape {list(y.shape)}, but {names[0]} {list(x.shape)}")
+    x_held, y_held = (arrays[names[2]], arrays[names[3]]) if len(names) == 4 else (x[:0], y[:0])
     group = _group(path, arrays, options.group)
     blocks = arrays.get("blocks")
     for part, values in ((group, arrays.get(group)), ("blocks", blocks)):
