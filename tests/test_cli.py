@@ -28,7 +28,7 @@ from interfuse.method import disclosures_of
 from interfuse.methods import built_in
 from interfuse.references import short_name
 from interfuse.report.progress import Standing, duration
-from interfuse.runs import RunConfig
+from interfuse.runs import RunConfig, read_config
 from interfuse.runs.summary import Failure, Point, Row, Steps
 from interfuse.wire import Volume
 
@@ -327,6 +327,50 @@ def test_own_method_data_and_model_run_and_resume_from_elsewhere(
     monkeypatch.chdir(tmp_path / "elsewhere")
     found = summary_of("resume", "../a")
     assert (found["rounds"], found["data"]) == (3, str(tmp_path.resolve() / "rows.npz"))
+
+
+HEART = "patient,age,pain,diagnosis\n" + "".join(
+    f"P{i},{40 + i % 9},{i % 3},{'ill' if i % 4 else 'well'}\n" for i in range(60)
+)
+READ = ("--read", "label=diagnosis", "--read", "drop=patient")
+
+
+def test_a_table_is_described_run_and_predicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("heart.csv").write_text(HEART)
+    refused = call("describe", "heart.csv", "--read", "label=diagnosis")
+    assert refused.exit_code == 2
+    assert "heart.csv: column 'patient' is not all numbers: another text in every row" in refused.output
+    assert "drop=patient" in refused.output
+    found = json.loads(call("describe", "heart.csv", *READ, "--json").stdout.splitlines()[-1])
+    assert (found["format"], found["columns"], found["names"]) == ("CSV", ["age", "pain"], ["ill", "well"])
+    assert (found["rows"], found["counts"]) == ({"train": 48, "test": 12}, {"train": [36, 12], "test": [9, 3]})
+    text = call("describe", "heart.csv", *READ).stdout
+    assert "ill: 36 to train on, 9 to test" in text
+    assert "shipped" not in text
+    tiny = ["--clients", "2", "--models", "mlp", "--width", "4", "--rounds", "1", "--workers", "1", "--beside", "none"]
+    assert call("run", "fedavg", "--data", "heart.csv", *READ, *tiny, "--out", "reported").exit_code == 0
+    config = read_config(Path("reported/config.toml"))
+    assert (config.data, config.read) == (
+        str(tmp_path.resolve() / "heart.csv"),
+        {"label": ["diagnosis"], "drop": ["patient"]},
+    )
+    assert ["class 0", "ill: 36 to train on, 9 to test"] in json.loads(Path("reported/data.json").read_text())[0]
+    assert "<dt>class 0</dt><dd>ill: 36 to train on, 9 to test</dd>" in Path("reported/report.html").read_text()
+    monkeypatch.chdir(Path("reported").resolve())
+    Path("new.csv").write_text("age,pain\n45,1\n41,2\n")
+    Path("turned.csv").write_text("pain,age\n1,45\n")
+    assert len(call("predict", ".", "new.csv", "--base", "0", "--modular", "1").stdout.split()) == 2
+    assert "in another order" in call("predict", ".", "turned.csv", "--base", "0", "--modular", "1").output
+
+
+def test_options_of_reading_are_for_files(tmp_path: Path) -> None:
+    for texts, problem in (
+        (("label",), "write key=value"), (("label=a", "label=b"), "label is there already"),
+        (("lable=a",), "did you mean 'label'"), (("label=a",), "read says how files are read, but data is digits"),
+    ):  # fmt: skip
+        words = [word for text in texts for word in ("--read", text)]
+        assert problem in call("run", "fedavg", *words, "--out", "never").output.replace("\n", " ")
+    assert not Path("never").exists()
 
 
 # --- interruption and failure

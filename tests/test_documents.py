@@ -80,6 +80,14 @@ def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Monk
     assert names["mine"].config.partition == {"name": "in-memory:by_parity"}
 
 
+def test_the_python_of_the_page_on_data_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code("docs/data.md"), "data.md", "exec"), {})
+    assert "('test rows', 'the rows of 1 of 5 groups, whole: the source has no test rows')" in capsys.readouterr().out
+
+
 def test_the_example_without_its_pull_is_fedavg(tmp_path: Path) -> None:
     def accuracies(method: str, **settings: float) -> list[float]:
         result = interfuse.run(

@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from interfuse.cli import app
 from interfuse.engines.parties.logs import verify
-from interfuse.errors import RunError
+from interfuse.engines.parties.vendor import DataTable
+from interfuse.errors import DataError, RunError
 
 SECRETS = ("blue-whale", "giraffe", "okapi", "secret_layer", "SecretNet", "hidden_file")
 MODULE = """
@@ -76,7 +77,8 @@ def dry_run(vendor: Path, recipe: Mapping[str, Any], out: str = "out") -> tuple[
 def test_of_ifl_only_features_and_labels_leave(tmp_path: Path) -> None:
     vendor = strange_vendor(tmp_path, methods=["ifl"], disclosures=["features", "labels"], evaluation="own")
     recipe = {"method": "ifl", "fusion_width": 8, "settings": {"local_steps": 1, "batch_size": 16}}
-    messages, _ = dry_run(vendor, recipe)
+    messages, said = dry_run(vendor, recipe)
+    assert "format: arrays\n" in said
     kinds = [message["envelope"]["kind"] for message in messages]
     assert kinds[:3] == ["hello", "accept", "ready"]
     assert set(kinds[3:]) == {"reply", "done"}
@@ -199,3 +201,16 @@ def test_without_evaluation_nothing_is_measured(tmp_path: Path) -> None:
         ledger = [json.loads(line) for line in (two.run / "ledger.jsonl").read_text().splitlines()]
         assert {line["heading"] for line in ledger} == {"training"}
         assert {line["kind"] for line in ledger if line["direction"] == "up"} == {"FusionOutputs"}
+
+
+def test_a_vendors_files_are_read_as_its_file_says(tmp_path: Path) -> None:
+    rows = "".join(f"P{i},{i / 7},{'AB'[i % 2]},{i % 3 + 1}\n" for i in range(30))
+    (tmp_path / "rows.csv").write_text("patient,a,site,kind\n" + rows)
+    given = DataTable(source="rows.csv", label="kind", drop=("patient",), group="site", classes=("1", "2", "3", "4"))
+    found = given.load(tmp_path)
+    assert (len(found.y_train), len(found.y_test), found.columns) == (30, 0, ("a",))
+    assert (found.class_names, found.y_train[:3].tolist()) == (("1", "2", "3", "4"), [0, 1, 2])
+    with_test = given.model_copy(update={"test": "rows.csv", "group": None, "drop": ("patient", "site")}).load(tmp_path)
+    assert (len(with_test.y_train), len(with_test.y_test)) == (24, 6)
+    with pytest.raises(DataError, match=r"column 'patient' is not all numbers.*column 'site'.* drop=patient,site"):
+        DataTable(source="rows.csv", label="kind").load(tmp_path)

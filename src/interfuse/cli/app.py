@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -61,7 +61,7 @@ from interfuse.cli.options import (
 )
 from interfuse.data import ReadOptions, description, load_with
 from interfuse.data import describe as described
-from interfuse.data.readers import htfllib
+from interfuse.data.readers import htfllib, tables
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
 from interfuse.report.progress import shown
@@ -253,7 +253,7 @@ def write_report(folder: RunArgument) -> None:
 @app.command()
 def predict(
     folder: RunArgument,
-    samples: Annotated[Path, argument("INPUT.npy")],
+    samples: Annotated[Path, argument("INPUT")],
     base: Annotated[int, option(None, "CLIENT", "Whose base block.", show_default=False)],
     modular: Annotated[int, option(None, "CLIENT", "Whose modular block.", show_default=False)],
     out: Annotated[Path | None, option(AFTER, "SCORES.npy", "Write the scores to a file.")] = None,
@@ -262,7 +262,8 @@ def predict(
     """Classify samples with the base block of one client and the modular block of another.
 
     RUN: a run folder.
-    INPUT.npy: samples as the data set stores them, batch first.
+    INPUT: samples as the data set stores them, batch first, in an .npy; of a table also a CSV or Parquet file with its
+    columns.
     """
     result = api.load_run(folder)
     if not result.class_names(base):
@@ -346,7 +347,9 @@ def _print(content: RenderableType) -> None:
     Console(markup=False, emoji=False, highlight=False).print(content)
 
 
-def _samples(path: Path) -> np.ndarray:
+def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
+    if tables.recognises(path):
+        return tables.read_features(path)
     try:
         with open(path, "rb") as file:
             found = np.load(file, allow_pickle=False)

@@ -71,7 +71,7 @@ def is_path(source: str | Path | Dataset, folder: Path = Path()) -> bool:
     Args:
         folder: Where relative paths begin.
     """
-    if isinstance(source, Dataset) or source == DIGITS or source in SOURCES:
+    if isinstance(source, Dataset) or source in ("", DIGITS) or source in SOURCES:
         return False
     text = str(source)
     if text.startswith(IN_MEMORY) or (is_reference(text) and ".py:" in text):

@@ -169,6 +169,17 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
     )
 
 
+def read_features(path: Path) -> dict[str, Float64[np.ndarray, "rows"]]:
+    """The columns of a table that is all numbers, in their order.
+
+    Raises:
+        DataError: it is not; names line and column.
+    """
+    table = read_parquet(path) if path.suffix.lower() in (".parquet", ".pq") else read_csv(path)
+    values, _ = _features(table, [*table.columns], table.refused)
+    return dict(zip(table.columns, values.T, strict=True))
+
+
 def _targets(table: Table, labels: Sequence[str], options: ReadOptions, training: int) -> Targets:
     """The targets of these columns, whose tasks are called by them where it has no classes."""
     if len(labels) == 1:
