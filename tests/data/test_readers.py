@@ -351,5 +351,5 @@ def test_options_that_mean_nothing_for_a_format_are_refused(tmp_path: Path) -> N
     options = {"label": "a, b", "classes": ["x"], "group": "g"}
     assert ReadOptions.of(ReadOptions.of(options).values()) == ReadOptions(("a", "b"), ("x",), None, "g")
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="notes.txt is not an .npz of arrays"):
+    with pytest.raises(DataError, match="notes.txt is not .* or a folder of images by class"):
         load(tmp_path / "notes.txt")
