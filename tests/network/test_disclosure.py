@@ -15,6 +15,7 @@ from parties import CLASSES, parties, rows
 from typer.testing import CliRunner
 
 from interfuse.cli import app
+from interfuse.engines.parties.contract import names_digest
 from interfuse.engines.parties.logs import verify
 from interfuse.engines.parties.vendor import DataTable
 from interfuse.errors import DataError, RunError
@@ -82,7 +83,8 @@ def test_of_ifl_only_features_and_labels_leave(tmp_path: Path) -> None:
     kinds = [message["envelope"]["kind"] for message in messages]
     assert kinds[:3] == ["hello", "accept", "ready"]
     assert set(kinds[3:]) == {"reply", "done"}
-    facts = messages[1]["envelope"]["facts"]
+    facts = dict(messages[1]["envelope"]["facts"])
+    assert facts.pop("class_names") == names_digest("dry-run", sorted(SECRETS[:3]))
     assert facts == {"architecture": "zoo", "classes": 3, "fusion_width": 8, "samples": 48, "test_labels": ""}
     tensors = [message["tensors"] for message in messages if "tensors" in message]
     assert [sorted(t) for t in tensors] == [["y", "z"], ["common", "own", "validation"]]
@@ -163,7 +165,8 @@ def test_noise_is_added_before_anything_leaves(tmp_path: Path) -> None:
 
 def test_a_model_that_nobody_has_seen_joins_by_configuration_alone(tmp_path: Path) -> None:
     with parties(tmp_path, ("ant", "zoo")) as two:
-        two.prepare({"settings": {"local_steps": 1, "batch_size": 8}, "evaluation": "own", "rounds": 2}, ["logistic"])
+        recipe = {"settings": {"local_steps": 1, "batch_size": 8}, "evaluation": "own", "rounds": 2}
+        two.prepare(recipe, ["logistic"], data={"classes": sorted(SECRETS[:3])})
         text = (tmp_path / "zoo" / "vendor.toml").read_text()
         strange_vendor(tmp_path / "zoo", methods=["ifl"], disclosures=["features", "labels"], evaluation="own")
         keys = text[text.index("[keys]") :]
