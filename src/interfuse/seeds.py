@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +24,7 @@ from interfuse.runs.config import changed_in
 from interfuse.runs.differences import difference, points
 from interfuse.runs.folder import write_whole
 from interfuse.runs.summary import without_nan
-from interfuse.runs.words import percents, size
+from interfuse.runs.words import counted, percents, size
 
 SUMMARY = "seeds.json"
 Form = Callable[[float, float], str]
@@ -162,6 +163,14 @@ class SeedResults:
         return lines
 
     @property
+    def notes(self) -> list[str]:
+        """The warnings of the runs: each once, with how many seeds it is of, and the text of the first."""
+        warnings = [warning for summary in self.summaries for warning in summary.warnings]
+        seeds, first = Counter(w.name for w in warnings), {w.name: w.text for w in reversed(warnings)}
+        of = counted(len(self.summaries), "seed")
+        return [f"warning ({seeds[name]} of {of}): {name}. {first[name]}" for name in seeds]
+
+    @property
     def _beside(self) -> list[str]:
         return [name for name in self.summaries[0].beside if all(name in other.beside for other in self.summaries)]
 
@@ -169,12 +178,14 @@ class SeedResults:
         rows = [self.heads, *self.lines()]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-        return "\n".join([self.title, *map(str.rstrip, lines), str(self.path)])
+        return "\n".join([self.title, *map(str.rstrip, lines), *self.notes, str(self.path)])
 
     def _repr_html_(self) -> str:
         from interfuse.report.html import render
 
-        return render("table.html", title=self.title, heads=self.heads, lines=self.lines(), notes=[], path=self.path)
+        return render(
+            "table.html", title=self.title, heads=self.heads, lines=self.lines(), notes=self.notes, path=self.path
+        )
 
 
 def _measured(summaries: Sequence[Summary]) -> dict[str, list[float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from interfuse import Dataset
 from interfuse.report import console_summary
 from interfuse.report.run import load
 from interfuse.runs import Summary
+from interfuse.seeds import SeedResults
 
 FOUR = FakeRun(method="fedproto", discloses=("prototypes",))
 
@@ -142,3 +144,10 @@ def test_a_real_run_says_it_everywhere(tmp_path: Path) -> None:
         assert f"warning: {warning.name}. {warning.text} Try: {warning.remedy}" in captured.get()
         assert warning.name in page
     assert said.headline.text in captured.get()
+
+
+def test_warnings_of_several_seeds_stand_under_their_table(tmp_path: Path) -> None:
+    bad, good = run(spread(*[0.7] * 4), alone=0.8), run(spread(*[0.9] * 4), alone=0.8)
+    found = SeedResults(tmp_path, tuple(SimpleNamespace(summary=summary) for summary in (good, bad, bad)))
+    assert found.notes == [f"warning (2 of 3 seeds): no better than Local. {bad.warnings[0].text}"]
+    assert found.notes[0] in repr(found)

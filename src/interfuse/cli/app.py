@@ -219,6 +219,8 @@ def _run_seeds(
         typer.echo(json.dumps(found.values()))
     else:
         _print(listings.table(found.heads, found.lines(), title=found.title))
+        for note in found.notes:
+            typer.echo(note)
         for seed in several:
             typer.echo(f"report: {seeds.folder_of(parent, seed) / 'report.html'}")
 
