@@ -90,6 +90,10 @@ def test_what_float32_cannot_tell_apart_is_refused() -> None:
             made(small + np.array([0, offset]))
     with pytest.raises(DataError, match="too large for float32"):
         made(small * np.array([1, 1e40]))
+    with pytest.raises(DataError, match=r"x_train\[:, 0\] varies by .* float32 cannot tell apart"):
+        made(10**17 + np.arange(80).reshape(40, 2), layout="table")
+    with pytest.raises(DataError, match=r"x_train\[3, 1\] has no finite value"):
+        made(np.where(np.arange(80).reshape(40, 2) == 7, np.nan, small))
     with pytest.raises(DataError, match="y_train varies by"):
         Dataset.from_arrays("made", small, 1e9 + small[:, 0], small, small[:, 0])
     constant = made(small * np.array([1, 0]) + np.array([0, 1.6e9 + 0.1]))

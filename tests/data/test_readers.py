@@ -155,6 +155,8 @@ def test_several_columns_are_labels_or_a_regression(tmp_path: Path) -> None:
         ("5.1,3.5,label\n1,2,x\n", "first line holds numbers"), ("1,2\n3,4\n", "first line holds numbers"),
         ("a,label\n", "no rows below its head line"), ("a,,label\n1,2,x\n", "column 2 has no name"),
         ("t,label\n" + "".join(f"{1_600_000_000 + i},{i % 2}\n" for i in range(50)), "float32 cannot tell apart"),
+        ("a,label\n" + "".join(f"{10**17 + i},{i % 2}\n" for i in range(9)), "column 'a' .* float64 cannot tell apart"),
+        ("a,label\n1,\0\n", "line 2 has no value for column 'label'"),
         ("a,b\n1,2\n", "which column holds the labels. Say label=NAME; it has a, b"),
     ],
 )  # fmt: skip
@@ -329,6 +331,9 @@ def test_train_and_val_above_the_classes_are_a_split(tmp_path: Path) -> None:
     image(tmp_path / "other/1.png", 1)
     with pytest.raises(DataError, match="has the folder train of classes beside other"):
         load_folder(tmp_path)
+    image(tmp_path / "alone/train/a/1.png", 1)
+    (tmp_path / "alone/val").mkdir()
+    assert load_folder(tmp_path / "alone").class_names == ("a",)
     image(tmp_path / "loose/1.png", 1)
     image(tmp_path / "loose/a/1.png", 1)
     with pytest.raises(DataError, match=r"the image 1.png lies in no subfolder"):

@@ -16,6 +16,8 @@ SMALL, LARGE = (1, 3, 4), 8
 """Numbers of channels that a last axis may have, and what the axes before it then have at least."""
 NARROW = 4
 """A grey picture of whole numbers is at most so many times as long as it is wide."""
+MOST_WHOLE = 2**53
+"""From where on float64 holds not every whole number."""
 LOST = 1e-3
 """How much of its standard deviation a column may lose where it is cut to float32."""
 
@@ -33,12 +35,17 @@ def arranged(parts: Sequence[tuple[str, Array]], layout: Layout | None) -> tuple
     for part, x in parts:
         if x.dtype.kind not in "biuf":
             raise DataError(f"{part} is {x.dtype}, not an array of numbers")
+        if x.dtype.kind == "f" and not np.isfinite(x).all():
+            place = ", ".join(map(str, np.argwhere(~np.isfinite(x))[0]))
+            raise DataError(f"{part}[{place}] has no finite value: fill it in, or leave the row out")
         if x.ndim == 0 or (part == parts[0][0] and not len(x)):
             raise DataError(f"{part} has no rows; at least one is needed")
     what, first = parts[0]
     said = ""
     if layout is None:
-        layout, said = likely(what, first, lowest=min((int(x.min()) for _, x in parts if x.size), default=0))
+        layout, said = likely(
+            what, first, lowest=min((x.min() for _, x in parts if x.size and x.dtype.kind in "iu"), default=0)
+        )
     elif first.ndim not in _AXES[layout]:
         axes = " or ".join(map(str, _AXES[layout]))
         raise DataError(f"layout {layout!r} has {axes} axes, but {what} has shape {list(first.shape)}")
@@ -136,6 +143,12 @@ def lost(values: Shaped[np.ndarray, "n *rest"]) -> str:
         return f"has the value {exact[np.abs(exact).argmax()]:g}, which is too large for float32"
     spread = float((exact - exact.mean()).std())
     error = float(np.abs(exact - exact.astype(np.float32)).max())
-    if spread > 1e-14 * float(np.abs(exact).max()) and error > LOST * spread:
+    least = 1e-14 * float(np.abs(exact).max())  # so much a constant varies by rounding
+    if values.dtype.kind in "iu" and np.abs(exact).max() >= MOST_WHOLE:
+        # float64 rounds these too, so what is told apart is seen in the whole numbers themselves
+        spread = float((values - values.min()).astype(np.float64).std())
+        error = float(np.spacing(np.float32(np.abs(exact).max())))
+        least = 0.0
+    if spread > least and error > LOST * spread:
         return f"varies by {spread:.3g} around {exact.mean():.10g}, which float32 cannot tell apart"
     return ""

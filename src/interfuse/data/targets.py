@@ -154,7 +154,7 @@ def clean(values: Values, origin: Origin, known: frozenset[str] = frozenset()) -
 def _text(value: object, origin: Origin, row: int) -> str:
     if isinstance(value, bytes):
         try:
-            return value.decode("utf-8").strip()
+            return value.decode("utf-8").strip().strip("\0")
         except UnicodeDecodeError:
             raise DataError(f"{origin.row(row)}: {value!r} is no text in UTF-8") from None
     if value is None:
@@ -163,7 +163,7 @@ def _text(value: object, origin: Origin, row: int) -> str:
         return str(int(value))
     if not isinstance(value, str | int | float):
         raise DataError(f"{origin.row(row)}: {type(value).__name__} {value!r} is neither a number nor a text")
-    return str(value).strip()
+    return str(value).strip().strip("\0")  # NumPy's texts end before a zero
 
 
 def _of_texts(texts: Sequence[str], origin: Origin, shape: tuple[int, ...], known: frozenset[str]) -> Values:

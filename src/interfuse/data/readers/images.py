@@ -129,7 +129,7 @@ def _parts(root: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
     ]
     if not splits:
         return folders, []
-    strange = [folder.name for folder in folders if folder not in splits]
+    strange = [folder.name for folder in folders if folder not in (*train, *test)]
     if len(train) != 1 or strange:
         others = f"beside {strange[0]}" if strange else "without train" if not train else "twice"
         raise DataError(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64, Shaped
 
-from interfuse.data.axes import lost
+from interfuse.data.axes import MOST_WHOLE, lost
 from interfuse.data.dataset import Dataset
 from interfuse.data.reading import Reading, ReadOptions, listed
 from interfuse.data.targets import (
@@ -112,7 +112,7 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
     known = [*table.columns, *table.refused, *table.samples]
     # a list that became columns is dropped by its own name
     drop = [one for name in options.drop for one in [n for n in known if n.startswith(f"{name}[")] or [name]]
-    labels = options.label or ((DEFAULT_LABEL,) if DEFAULT_LABEL in table.columns else ())
+    labels = options.label or ((DEFAULT_LABEL,) if DEFAULT_LABEL in (*table.columns, *table.refused) else ())
     if not labels:
         raise DataError(f"{path}: which column holds the labels? Say label=NAME; it has {listed(known, 30)}")
     said_apart = [*labels, *drop, *([options.group] if options.group else [])]
@@ -256,12 +256,18 @@ def _numbers(column: Column, table: Table) -> Float64[np.ndarray, "rows"] | str:
         plain = False
     if not plain:
         return _not_numbers([str(value).strip() for value in column.tolist()], table)
+    if (np.abs(values) >= MOST_WHOLE).any() and (values == np.trunc(values)).all() and column.dtype == object:
+        texts = [str(value) for value in column]
+        if all(text.lstrip("+-").isdecimal() for text in texts):
+            numbers = [int(text) for text in texts]
+            if len(set(numbers)) > len(np.unique(values)):
+                return f"has whole numbers such as {numbers[0]}, which float64 cannot tell apart"
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         others = f", nor in {len(bad) - 1} other rows" if len(bad) > 1 else ""
         what = "no value" if np.isnan(values[bad[0]]) else f"the value {values[bad[0]]:g}, which is not finite,"
         return f"has {what} in {table.row[bad[0]]}{others if 'no value' in what else ''}"
-    return lost(values) or values
+    return lost(column if column.dtype.kind in "iu" else values) or values
 
 
 def _not_numbers(texts: Sequence[str], table: Table) -> str:
