@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hand_made import finished, plan_of
 from interfuse.comparison.execution import Finished
 from interfuse.comparison.measures import Row, rows
 from interfuse.comparison.plots import figures, heat_map_name
-from interfuse.report.plots import CLASSES, save
+from interfuse.report.plots import CLASSES, canvas, percent_axis, save
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_over_uplink_who_sends_nothing_is_a_level_line(found: list[Row]) -> None
     level = axes.lines[-1]
     assert level.get_label() == "local, at its end"
     assert set(np.asarray(level.get_ydata())) == {np.mean([run.curve.common[-1] for run in found[3].runs])}
-    assert np.allclose(np.asarray(axes.lines[0].get_xdata()), [4 * 1000 * n / 1e6 for n in range(2, 13, 2)])
+    assert np.allclose(np.asarray(axes.lines[0].get_xdata()), [4 * 1000 * n / 1e3 for n in range(2, 13, 2)])
 
 
 def test_a_dot_for_each_seed(found: list[Row]) -> None:
@@ -83,7 +84,7 @@ def test_the_frontier_is_who_is_better_than_all_who_send_less(tmp_path: Path) ->
     axes = figures(found)["frontier"].axes[0]
     assert [text.get_text() for text in axes.texts] == ["cheap", "ifl", "best"]
     means = {row.name: row.mean for row in found}
-    line = [(means[name]["uplink_wire"] / 1e6, means[name]["global_last"]) for name in ("cheap", "ifl", "best")]
+    line = [(means[name]["uplink_wire"] / 1e3, means[name]["global_last"]) for name in ("cheap", "ifl", "best")]
     assert np.allclose(np.stack([axes.lines[-1].get_xdata(), axes.lines[-1].get_ydata()], 1), line)
     assert sum(len(np.asarray(dots.get_xdata())) for dots in axes.lines[:-1]) == 4
     assert "frontier" not in figures([row for row in found if row.name != "ifl"])
@@ -99,5 +100,25 @@ def test_the_same_runs_give_the_same_bytes(found: list[Row], tmp_path: Path) -> 
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         save(figures(found)["global-uplink"], tmp_path / folder, "plot")
-    for name in ("plot.svg", "plot.png"):
+    for name in ("plot.svg", "plot.png", "plot.pdf"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_figures_for_paper_are_as_wide_as_a_column_and_embed_their_fonts(found: list[Row], tmp_path: Path) -> None:
+    save(figures(found)["final"], tmp_path, "final")
+    text = (tmp_path / "final.pdf").read_bytes()
+    assert re.search(rb"/MediaBox \[ 0 0 237\.6 ", text)  # 3.3 inches of 72 points
+    assert b"/Subtype /Type3" not in text
+    assert b"/FontFile2" in text
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.10, 0.22), (0.1, 0.9), (0.851, 0.8565), (-0.02, 0.03)])
+def test_a_tick_says_where_it_is(low: float, high: float) -> None:
+    figure, axes = canvas(3.4)
+    axes.set_ylim(low, high)
+    percent_axis(axes.yaxis)
+    figure.draw_without_rendering()
+    texts = [text.get_text() for text in axes.get_yticklabels()]
+    written = [float(text.removesuffix(" %").replace("−", "-")) / 100 for text in texts]
+    assert np.allclose(written, axes.get_yticks(), atol=1e-9)
+    assert len(set(texts)) == len(texts) > 2

@@ -23,10 +23,12 @@ def test_files_are_valid(tmp_path: Path) -> None:
     write_run(tmp_path)
     report.write(tmp_path)
     paths = sorted((tmp_path / "plots").iterdir())
-    assert len(paths) == 14
+    assert len(paths) == 14 + 3
     for path in paths:
         if path.suffix == ".svg":
             assert ET.parse(path).getroot().tag == f"{SVG}svg"
+        elif path.suffix == ".pdf":
+            assert path.read_bytes().startswith(b"%PDF-")
         else:
             with Image.open(path) as image:
                 image.load()
@@ -117,4 +119,4 @@ def test_figure_can_be_saved_by_its_user() -> None:
     plots.class_counts_figure(np.array([[3, 4], [5, 6]]), ["0", "1"]).savefig(stream, format="png")
     stream.seek(0)
     with Image.open(stream) as image:
-        assert image.size == (500, 340)
+        assert image.size == (330, 224)

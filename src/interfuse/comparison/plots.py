@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from interfuse.comparison.measures import Row, SeedRun, score_of
@@ -19,8 +20,10 @@ from interfuse.report.plots import (
     composition_figure,
     drawable,
     logarithmic_axis,
+    percent_axis,
     style,
 )
+from interfuse.runs.words import prefix_of
 
 Series = NDArray[np.float64]
 
@@ -32,7 +35,7 @@ _MOST_DECADES = 3
 """With more on an axis, powers of ten alone are written."""
 _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
     "rounds": ("round", lambda run: run.curve.rounds.astype(float)),
-    "uplink": ("uplink of all clients, MB", lambda run: run.counted / 1e6),
+    "uplink": ("uplink of all clients", lambda run: run.counted.astype(float)),
     "steps": ("gradient steps, clients and server", lambda run: run.steps.astype(float)),
 }
 _SCORES: dict[str, Callable[[SeedRun], Series]] = {
@@ -48,11 +51,15 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
     for kind, values in _SCORES.items():
         for over, (axis, x) in _OVER.items():
             drawn = [row for row in rows if row.runs and not np.isnan(values(row.runs[0])).all()]
-            if over == "uplink" and any(run.on_the_wire for row in drawn for run in row.runs):
-                axis += " on the wire"
+            factor = 1.0
+            if over == "uplink":
+                factor, prefix = prefix_of(x(row.runs[0])[-1] for row in drawn)
+                axis += " on the wire" * any(run.on_the_wire for row in drawn for run in row.runs) + f", {prefix}B"
             if any(x(row.runs[0])[-1] > 0 for row in drawn):
                 label = f"{kind} {score}"
-                found[f"{kind}-{over}"] = curves(rows, drawn, x, values, axis, label, logarithmic=over == "uplink")
+                found[f"{kind}-{over}"] = curves(
+                    rows, drawn, partial(_scaled, x, factor), values, axis, label, logarithmic=over == "uplink"
+                )
     if any(row.values for row in rows):
         found["final"] = finals(rows, score)
     sending = [row for row in rows if row.values and row.mean["uplink_wire"] > 0]
@@ -62,6 +69,10 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
         if row.composition is not None and 1 < len(row.composition) <= MOST_NUMBERS:
             found[heat_map_name(row)] = composition_figure(row.composition, row.name)
     return found
+
+
+def _scaled(x: Callable[[SeedRun], Series], factor: float, run: SeedRun) -> Series:
+    return x(run) / factor
 
 
 def heat_map_name(row: Row) -> str:
@@ -113,9 +124,9 @@ def curves(
     else:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set(xlabel=axis, ylabel=label)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    longest = max(len(row.name) for row in drawn)
-    figure.legend(loc="outside lower center", ncols=2 if longest > 16 else 3)
+    percent_axis(axes.yaxis)
+    longest = max(len(str(handle.get_label())) for handle in axes.get_legend_handles_labels()[0])
+    figure.legend(loc="outside lower center", ncols=3 if longest <= 11 else 2 if longest <= 20 else 1)
     return figure
 
 
@@ -131,13 +142,13 @@ def finals(rows: Sequence[Row], score: str) -> Figure:
     ):
         for place, row in zip(places, shown, strict=True):
             values = [found[key] for found in row.values]
-            axes.plot(values, np.full(len(values), place + shift), "o", color=colour, markersize=4.5, alpha=0.75)
-            axes.plot([row.mean[key]] * 2, place + shift + np.array([-0.14, 0.14]), color=colour, linewidth=1.6)
+            axes.plot(values, np.full(len(values), place + shift), "o", color=colour, markersize=3.5, alpha=0.75)
+            axes.plot([row.mean[key]] * 2, place + shift + np.array([-0.14, 0.14]), color=colour, linewidth=1.3)
         axes.plot([], [], "o", color=colour, label=label)
     axes.set_yticks(places, [drawable(row.name, f"entry {place}") for place, row in enumerate(shown)])
     axes.set_ylim(len(shown) - 0.55, -0.45)
     axes.tick_params(axis="y", length=0)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    percent_axis(axes.xaxis)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.set(xlabel=f"{score} after the last round")
     figure.legend(loc="outside lower center", ncols=2)
@@ -152,19 +163,20 @@ def frontier(rows: Sequence[Row], score: str) -> Figure:
     """
     figure, axes = canvas(HEIGHT * 1.3)
     axes.margins(x=0.15)  # room for names
+    factor, prefix = prefix_of(row.mean["uplink_wire"] for row in rows)
     methods = list(dict.fromkeys(row.finished.entry.config.method for row in rows))
     for place, method in enumerate(methods):
         own = [row.mean for row in rows if row.finished.entry.config.method == method]
-        uplinks, accuracies = [m["uplink_wire"] / 1e6 for m in own], [m["global_last"] for m in own]
+        uplinks, accuracies = [m["uplink_wire"] / factor for m in own], [m["global_last"] for m in own]
         axes.plot(uplinks, accuracies, "os^D"[place // len(CLASSES) % 4], color=_colour(place), label=method)
     best = better_than_all_who_send_less(rows)
-    line = [(row.mean["uplink_wire"] / 1e6, row.mean["global_last"]) for row in best]
+    line = [(row.mean["uplink_wire"] / factor, row.mean["global_last"]) for row in best]
     axes.plot(*zip(*line, strict=True), color="0.5", linewidth=1, zorder=0)
     for row, point in zip(best, line, strict=True):
         axes.annotate(drawable(row.name, "?"), point, xytext=(3, -9), textcoords="offset points", fontsize="x-small")
     logarithmic_axis(axes, _MOST_DECADES)
-    axes.set(xlabel="uplink of all clients on the wire, MB", ylabel=f"global {score}")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set(xlabel=f"uplink of all clients on the wire, {prefix}B", ylabel=f"global {score}")
+    percent_axis(axes.yaxis)
     figure.legend(loc="outside lower center", ncols=4)
     return figure
 

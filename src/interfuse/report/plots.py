@@ -20,24 +20,29 @@ from jaxtyping import Float, Int64
 from markupsafe import Markup
 from matplotlib import font_manager
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from interfuse.references import short_name
 from interfuse.report.run import Curve, Run, curve
 from interfuse.report.text import bare_percent
 from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores, Side
+from interfuse.runs.words import prefix_of
 
 INK, PAPER = "#1f2329", "#fefefe"
 BLUE, ORANGE, GREEN = "#3b82c4", "#d9772b", "#2f9e6e"
 CLASSES = (BLUE, ORANGE, GREEN, "#c4504f", "#8a6fc0", "#8c6d4f", "#cf6fb0", "#7f8791", "#a8a432", "#32a3b5")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fc", "#8fbbe3", "#3b82c4", "#173f6b"])
-WIDTH, HEIGHT = 5.0, 3.4  # inches: still legible where a telephone shrinks it to 350 pixels
+WIDTH, HEIGHT = 5.0, 3.4  # of figures, in the unit that they are laid out in
+COLUMN = 3.3  # inches: a column of a two-column page, and still legible where a telephone shrinks it to 350 pixels
 WIDE_RANGE = 20.0  # quotient of the largest and the smallest positive value from which an axis is logarithmic
+ON_PAPER = ("accuracy-rounds", "accuracy-uplink", "composition")
+"""Plots of a run that are PDFs too: embedding fonts takes longer than drawing."""
 MOST_BARS = 2000  # more pieces of stacked bars than this become an image
 MOST_NUMBERS = 16  # rows of a matrix that still have room for numbers
 FONT = "DejaVu Sans"  # comes with matplotlib: the same picture everywhere
@@ -46,7 +51,7 @@ _DASHES: Mapping[str, Literal["--", ":"]] = {"local": "--", "pooled": ":"}
 
 _STYLE: Mapping[Any, Any] = {
     "font.family": [FONT],
-    "font.size": 10,
+    "font.size": 8,
     "text.parse_math": False,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -55,7 +60,7 @@ _STYLE: Mapping[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "axes.titlesize": 10,
+    "axes.titlesize": 8,
     "axes.grid": True,
     "axes.axisbelow": True,
     "grid.color": INK,
@@ -66,9 +71,13 @@ _STYLE: Mapping[Any, Any] = {
     "figure.facecolor": PAPER,
     "figure.constrained_layout.use": True,
     "legend.frameon": False,
-    "legend.fontsize": 9,
-    "lines.linewidth": 1.8,
+    "legend.fontsize": 7.5,
+    "legend.columnspacing": 1.0,
+    "legend.handlelength": 1.4,
+    "lines.linewidth": 1.3,
+    "lines.markersize": 4,
     "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType, as publishers ask for
 }
 
 
@@ -113,14 +122,17 @@ def figures(run: Run) -> dict[str, Figure]:
     return found
 
 
-def save(figure: Figure, folder: Path, name: str) -> str:
-    """Write a plot as SVG and PNG. The same figure gives the same bytes. Returns the SVG."""
+def save(figure: Figure, folder: Path, name: str, *, paper: bool = True) -> str:
+    """Write a plot as SVG and PNG, and with ``paper`` as PDF. The same figure gives the same bytes. Returns the SVG."""
     with style(name):
         text, image = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        # It is laid out now: doing so again for the PNG would take as long as all else.
+        # It is laid out now: doing so again for the others would take as long as all else.
         figure.set_layout_engine("none")
-        figure.savefig(image, format="png", dpi=200, metadata={"Software": None})
+        figure.savefig(image, format="png", dpi=300, metadata={"Software": None})
+        if paper:
+            nobody = {"CreationDate": None, "Creator": None, "Producer": None}
+            figure.savefig(folder / f"{name}.pdf", format="pdf", metadata=nobody)
     (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
     (folder / f"{name}.png").write_bytes(image.getvalue())
     return text.getvalue()
@@ -139,9 +151,14 @@ def inline_svg(svg: str, name: str, label: str) -> Markup:
 
 
 def canvas(height: float) -> tuple[Figure, Axes]:
-    """A figure as wide as all, with axes to draw on."""
-    figure = Figure(figsize=(WIDTH, height))
+    """A figure as wide as all, with axes to draw on; ``height`` where it were ``WIDTH`` wide."""
+    figure = Figure(figsize=(COLUMN, COLUMN / WIDTH * height))
     return figure, figure.subplots()
+
+
+def percent_axis(axis: Axis) -> None:
+    """Shares as percentages, each tick with as many digits as it has: 12.5 % is not 12 %."""
+    axis.set_major_formatter(lambda value, position: f"{round(100 * value, 6):g}".replace("-", "−") + " %")
 
 
 @style()
@@ -191,11 +208,12 @@ def _shares(matrix: Float[np.ndarray, "rows columns"]) -> tuple[Figure, Axes]:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
     if len(matrix) <= MOST_NUMBERS:
-        size = min(10.0, 72 / len(matrix))
+        size = min(8.0, 48 / len(matrix))
         for (row, column), value in np.ndenumerate(matrix):
             colour = "#ffffff" if value > 0.55 else "#10151b"
             axes.text(column, row, bare_percent(float(value)), ha="center", va="center", fontsize=size, color=colour)
-    bar = figure.colorbar(image, ax=axes, shrink=0.9, format=PercentFormatter(1.0, decimals=0))
+    bar = figure.colorbar(image, ax=axes, shrink=0.9)
+    percent_axis(bar.ax.yaxis)
     bar.outline.set_visible(False)
     return figure, axes
 
@@ -209,7 +227,7 @@ def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str) ->
         if name in _DASHES and len(other.rounds):
             for values, colour in ((other.common, BLUE), (other.own, ORANGE), (other.composition, GREEN)):
                 if not np.isnan(values).all() and (name == "local" or colour != GREEN):
-                    axes.plot(other.rounds, values, _DASHES[name], color=colour, linewidth=1.2, alpha=0.85)
+                    axes.plot(other.rounds, values, _DASHES[name], color=colour, linewidth=1.0, alpha=0.85)
             handles.append(_reference(name, name.title()))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     last = max(1, *points.rounds, *(round for other in beside.values() for round in other.rounds))
@@ -226,7 +244,8 @@ def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str) -
         finals: The final scores of the references, which send nothing.
     """
     figure, axes = canvas(HEIGHT * 1.1)
-    sent = points.uplink / 1e6
+    factor, prefix = prefix_of(points.uplink)
+    sent = points.uplink / factor
     positive = sent[sent > 0]
     logarithmic = bool(positive.max() / positive.min() >= WIDE_RANGE)
     handles = _lines(axes, sent, points, sent > 0 if logarithmic else np.ones(len(sent), bool))
@@ -236,9 +255,9 @@ def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str) -
         ends = (final.global_accuracy.mean, final.own_accuracy.mean, final.mean_composition)
         for value, colour in zip(ends, (BLUE, ORANGE, GREEN), strict=True):
             if not math.isnan(value) and (name == "local" or colour != GREEN):
-                axes.axhline(value, linestyle=_DASHES[name], color=colour, linewidth=1.2, alpha=0.85)
+                axes.axhline(value, linestyle=_DASHES[name], color=colour, linewidth=1.0, alpha=0.85)
         handles.append(_reference(name, f"{name.title()}, at its end"))
-    _finish(figure, axes, "uplink of all clients, MB", score, handles)
+    _finish(figure, axes, f"uplink of all clients, {prefix}B", score, handles)
     return figure
 
 
@@ -275,7 +294,7 @@ def _lines(
 
 def _finish(figure: Figure, axes: Axes, label: str, score: str, handles: Sequence[Line2D]) -> None:
     axes.set(xlabel=label, ylabel=score)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
+    percent_axis(axes.yaxis)
     figure.legend(handles=list(handles), loc="outside lower center", ncols=2)
 
 
@@ -290,11 +309,12 @@ def bytes_figure(kinds: Mapping[str, MovedOfKind]) -> Figure:
     )
     figure, axes = canvas(1.6 + 0.62 * len(kinds))
     places = np.arange(len(kinds))
+    factor, prefix = prefix_of(volume.raw for _, _, volumes in ways for volume in volumes)
     for index, (label, colour, volumes) in enumerate(ways):
-        sizes = [volume.raw / 1e6 for volume in volumes]
+        sizes = [volume.raw / factor for volume in volumes]
         axes.barh(places + (index - 1) * 0.27, sizes, height=0.25, color=colour, label=label)
     _name_rows(axes, [drawable(kind, f"kind {i}") for i, kind in enumerate(kinds)])
-    axes.set(xlabel="MB")
+    axes.set(xlabel=f"{prefix}B")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
 
