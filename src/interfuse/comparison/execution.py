@@ -301,7 +301,7 @@ class State:
     @property
     def amount(self) -> Amount:
         """Rounds done, and rounds to do in all as far as is known: none where nothing could be chosen."""
-        given_up = self._chosen is None and all(job.done or job.label in self._broken for job in self._tuning)
+        given_up = self._chosen is None and not self._undecided
         later = 0 if self._runs or given_up else len(self._plan.asked.seeds)
         jobs = [(job.rounds_done, job.config.rounds) for job in (*self._tuning, *self._runs)]
         jobs += [(0, self.entry.config.rounds)] * later
