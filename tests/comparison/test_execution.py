@@ -125,7 +125,8 @@ def test_the_choice_is_made_once_when_the_last_process_has_ended(tmp_path: Path)
     for accuracy, job in enumerate(tuning):
         job.path.mkdir(parents=True)
         (job.path / "summary.json").write_text(json.dumps(summary_values(best=best_round(accuracy / 10))))
-    assert state.amount.rounds == sum(job.config.rounds for job in tuning) + 2 * 4  # the runs to come count all the time
+    # the runs to come count all the time
+    assert state.amount.rounds == sum(job.config.rounds for job in tuning) + 2 * 4
     begun = [[job.label for job in state.after(job, None)] for job in tuning]
     assert begun == [[], [], ["seed 0", "seed 1", "operations of a round"]]
 
