@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from interfuse.randomness import derive, generator, numpy_generator, seeded, uniform
+from interfuse.randomness import derive, generator, numpy_generator, reseed, seeded, uniform
 
 KEYS = st.lists(st.one_of(st.text(max_size=5), st.integers()), max_size=4)
 
@@ -89,6 +90,28 @@ def test_seeded_decides_dropout_and_initial_values_and_puts_everything_back() ->
     assert torch.equal(torch.rand(3), undisturbed[1])
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_numpy_and_python_are_seeded_too_differently_and_put_back() -> None:
+    """Their generators and PyTorch's are Mersenne twisters: from one seed of 32 bits they would draw the same."""
+
+    def draw() -> list[float]:
+        words = (torch.randint(2**31, (3,)).tolist(), np.random.randint(0, 2**31, 3).tolist())
+        return [*words[0], *words[1], *(random.getrandbits(31) for _ in range(3))]
+
+    random.seed(1)
+    np.random.seed(1)
+    before = (random.getstate(), np.random.get_state()[1].tolist())
+    drawn = []
+    for key in (1, 1, 2):
+        with seeded(0, "model", key):
+            drawn.append(draw())
+    with seeded(0, "other"):
+        reseed(0, "model", 2)
+        drawn.append(draw())
+    assert drawn[0] == drawn[1] != drawn[2] == drawn[3]
+    assert len({*drawn[0], *drawn[2]}) == 18
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
 
 
 def test_seeded_is_what_torch_seeds_too() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -88,3 +88,13 @@ def nearest(name: str, valid: Iterable[str]) -> str:
         near = sorted(close[1:])
         return f"did you mean {close[0]!r}?" + (f" near it: {', '.join(near)}" if near else "")
     return (f"did you mean {close[0]!r}? " if close else "") + f"valid: {listed}"
+
+
+def numbers(clients: Sequence[int], most: int = 8) -> str:
+    """Clients by number, the first of many: ``client 3``, ``clients 3 and 5``."""
+    if len(clients) == 1:
+        return f"client {clients[0]}"
+    shown = [str(client) for client in (clients if len(clients) <= most else clients[: most - 1])]
+    if len(clients) > most:
+        shown.append(f"{len(clients) - len(shown):,} more")
+    return f"clients {', '.join(shown[:-1])} and {shown[-1]}"

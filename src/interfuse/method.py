@@ -143,6 +143,11 @@ class Method(Program):
             ConfigError: names the setting, and what to do.
         """
 
+    def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
+        """By block that a client trains on its own rows, those of its largest batch where its share has so many; empty:
+        it trains on none, or who knows."""
+        return {}
+
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         """What a user should know before this method runs with these clients; None: nothing."""
         return None

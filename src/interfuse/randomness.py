@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -59,22 +60,30 @@ def numpy_generator(seed: int, *keys: Key) -> np.random.Generator:
 
 @contextmanager
 def seeded(seed: int, *keys: Key) -> Iterator[None]:
-    """Seed PyTorch's global generators inside the block, and put them back after it.
+    """Seed the global generators of PyTorch, NumPy and Python inside the block, and put them back after it.
 
-    Dropout and the initialisers of other people's modules know no other generator. This is the only place in
-    interfuse that touches a global seed.
+    Dropout, the initialisers of other people's modules and much augmentation know no other generators. This is the only
+    place in interfuse that touches a global seed.
     """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _cuda_in_use() else ()):
-        _seed_all(derive(seed, *keys))
-        yield
+        try:
+            _seed_all(derive(seed, *keys))
+            yield
+        finally:
+            random.setstate(of_python)
+            np.random.set_state(of_numpy)
 
 
 def reseed(seed: int, *keys: Key) -> None:
-    """Seed PyTorch's global generators inside a block of :func:`seeded`, which puts them back."""
+    """Seed the same generators inside a block of :func:`seeded`, which puts them back."""
     _seed_all(derive(seed, *keys))
 
 
 def _seed_all(seed: int) -> None:
+    random.seed(seed)
+    # other bits than PyTorch takes: both are Mersenne twisters, and would draw the same
+    np.random.seed(seed >> 31)
     # torch.manual_seed takes a stack trace for each kind of device that is not there: a millisecond for nothing
     torch.default_generator.manual_seed(seed)
     if _cuda_in_use():

@@ -45,6 +45,32 @@ def reference_of(thing: type | Callable[..., object]) -> str:
     return f"{IN_MEMORY}{name}"
 
 
+def source_of(text: str) -> str | None:
+    """The file, or the module, in which the code is that a name names; None: it names no code that lies in a file."""
+    place, _, _ = text.rpartition(":")
+    if text.startswith(IN_MEMORY):
+        return None
+    if text.endswith(".py"):
+        return text
+    return place if place.endswith(".py") or (place and source_digest(place)) else None
+
+
+def source_digest(source: str) -> str:
+    """A hash of what a ``.py`` file, or the file of a module, says; empty where there is none."""
+    path = Path(source) if source.endswith(".py") else _file_of_module(source)
+    if path is None or not path.is_file():
+        return ""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _file_of_module(name: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(name) if all(part.isidentifier() for part in name.split(".")) else None
+    except (ImportError, ValueError):
+        return None
+    return None if spec is None or spec.origin is None else Path(spec.origin)
+
+
 def load_reference(text: str) -> object:
     """The object that ``package.module:name`` or ``path/file.py:name`` names.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from interfuse.models import SplitModel
 from interfuse.report.progress import following
 from interfuse.report.text import title
 from interfuse.runs import Callback, Given, Progress, resume
+from interfuse.runs.config import changed_sources
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import assemble
 from interfuse.runs.summary import Scores, Side, Spread, Summary
@@ -184,6 +186,12 @@ class Result:
         if RunFolder(self.path).between_parties:
             raise RunError(
                 f"{self.path} is a run between parties: models and data are with its nodes, the folder has neither"
+            )
+        if changed := changed_sources(self.config):
+            warnings.warn(
+                f"{', '.join(changed)} changed since {self.path} began: its models are built by what is there now, and "
+                "may answer otherwise",
+                stacklevel=3,
             )
         return assemble(self.config, self._given)
 

@@ -59,6 +59,9 @@ class Server(Party[S]):
         self._blanked.clear()
         self.scratch.clear()
         self.steps = self.left_out = 0
+        for held in self.networks.values():
+            if held.module is not None:
+                held.module.reset()
         self.round, self.generator = round, generator(self._seed, "server", heading, round)
 
     def model(self, name: str, architecture: str) -> SplitModel:

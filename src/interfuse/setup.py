@@ -27,11 +27,12 @@ from interfuse.data import (
     numbered,
 )
 from interfuse.data.inputs import each, shape_text
-from interfuse.errors import ConfigError, ModelError, Notice
+from interfuse.errors import ConfigError, ModelError, Notice, numbers
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method, layered
 from interfuse.models import Builder, Given, SplitModel, make, measure
+from interfuse.models.trial import Trial, check_rows, trial
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import Key
 from interfuse.wire import NO_CODECS, Codecs
@@ -99,6 +100,10 @@ class Serving(Agreed, Protocol):
     @property
     def data_notices(self) -> Sequence[Notice]:
         """What hardly does what was meant with these data; said before a run, and in its report."""
+
+    @property
+    def model_notices(self) -> Sequence[Notice]:
+        """The same of the models that are built here."""
 
     @property
     def class_names(self) -> list[str]: ...
@@ -198,6 +203,30 @@ class Setup:
             client: Profile(client, name, facts[name][0], len(self.shares[client].train), *facts[name][1:])
             for client, name in enumerate(self.architectures)
         }
+
+    @cached_property
+    def trials(self) -> dict[str, Trial]:
+        """What a batch in training mode shows of each architecture.
+
+        Raises:
+            ModelError: none can be trained on, or results could not be repeated; names the client.
+        """
+        found: dict[str, Trial] = {}
+        for client, architecture in enumerate(self.architectures):
+            if architecture not in found:
+                try:
+                    with self.numerics.applied():
+                        found[architecture] = trial(self.build(architecture, "measure"), self.datasets[client].example)
+                except ModelError as error:
+                    raise ModelError(f"client {client} ({architecture}): {error}") from error
+        return found
+
+    @property
+    def model_notices(self) -> tuple[Notice, ...]:
+        """State of models that does not last, and clients that cannot make a step."""
+        found = (one.notice(architecture) for architecture, one in self.trials.items())
+        methods = [self.method_of(client) for client in self.profiles]
+        return tuple(notice for notice in (*found, *check_steps(self, methods)) if notice is not None)
 
     @property
     def task(self) -> Task:
@@ -475,3 +504,28 @@ def check_setup(setup: Setup) -> None:
         except ConfigError as error:
             raise ConfigError(f"client {client}: {error}") from error
     _ = setup.profiles
+    check_steps(setup, [setup.method_of(client) for client in setup.profiles])
+
+
+def check_steps(setup: Setup, methods: Sequence[Method]) -> list[Notice]:
+    """What to say of clients that cannot make a step with their methods, where others can; one for each architecture.
+
+    Raises:
+        ConfigError, ModelError: it is a matter of a setting, or nobody can; names a client.
+    """
+    idle: dict[str, tuple[list[ClientId], Notice]] = {}
+    for profile, method in zip(setup.profiles.values(), methods, strict=True):
+        trial, rows = setup.trials[profile.architecture], method.rows_of_a_step(profile.samples)
+        try:
+            notice = check_rows(trial, rows, profile.samples)
+        except ConfigError as error:
+            raise ConfigError(f"client {profile.id} ({profile.architecture}): {error}") from None
+        if notice is not None:
+            idle.setdefault(profile.architecture, ([], notice))[0].append(profile.id)
+    if sum(len(clients) for clients, _ in idle.values()) == len(setup.profiles):
+        (first, *_), notice = next(iter(idle.values()))
+        raise ConfigError(f"client {first}, as all others: {notice.text}. {notice.remedy}")
+    return [
+        Notice(f"{numbers(clients).capitalize()} ({architecture}): {notice.text}.", notice.remedy)
+        for architecture, (clients, notice) in idle.items()
+    ]

@@ -38,6 +38,7 @@ from torch.optim.sgd import sgd
 from interfuse.data import Batch, Task
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.models import SplitModel
+from interfuse.models.trial import REFUSED
 from interfuse.references import IN_MEMORY, is_reference, load_reference, reference_of
 
 T = TypeVar("T")
@@ -402,10 +403,6 @@ def fit(
     return Fitted(steps, samples, rates, mean, left_out)
 
 
-_REFUSED = "Expected more than 1 "
-"""Begins what PyTorch says where normalisation would see one value a channel, whose variance is undefined."""
-
-
 def unless_refused(model: SplitModel, batch: Batch, work: Callable[[Batch], T]) -> T | None:
     """What ``work`` makes of a batch; None where the batch is one row and PyTorch refuses to normalise it.
 
@@ -419,7 +416,7 @@ def unless_refused(model: SplitModel, batch: Batch, work: Callable[[Batch], T]) 
     try:
         return work(batch)
     except ValueError as error:
-        if not str(error).startswith(_REFUSED):
+        if not str(error).startswith(REFUSED):
             raise
     with torch.no_grad():
         for name, buffer in model.named_buffers():

@@ -17,7 +17,7 @@ from interfuse.models import Builder
 from interfuse.report import diagnose
 from interfuse.report.progress import Standing
 from interfuse.runs import Given, Row, execute, parse_config
-from interfuse.runs.summary import LeftOut
+from interfuse.runs.summary import LeftOut, Steps
 
 
 def normalised(sample_shape: tuple[int, ...], classes: int, width: int, *, front: bool, tail: bool) -> SplitModel:
@@ -71,17 +71,17 @@ def test_a_follower_hears_of_each_client_once(tmp_path: Path) -> None:
 def test_neither_side_of_a_cut_takes_a_step_on_what_the_other_leaves_out(
     tmp_path: Path, method: str, front: bool, tail: bool
 ) -> None:
-    """Five rows in batches of one: either all can be trained on, or none on both sides."""
+    """Shares of 1, 1 and 2 rows: of the first two nothing can be trained on, on whichever side."""
     build = partial(normalised, front=front, tail=tail)
-    summary = run(tmp_path / "r", method, 8, build, settings={"batch_size": 1}).summary
-    assert summary.gradient_steps.total == 0
-    assert summary.left_out.total == 2 * 8
-    assert bool(summary.left_out.clients) is front
-    assert "nothing was trained" in [d.name for d in diagnose(summary, ())]
-    summary = run(
-        tmp_path / "s", method, 8, partial(normalised, front=False, tail=False), settings={"batch_size": 1}
-    ).summary
-    assert (summary.gradient_steps.clients, summary.gradient_steps.server, summary.left_out.total) == (16, 16, 0)
+    summary = run(tmp_path / "r", method, 4, build, clients=3).summary
+    alone = [client.id for client in summary.clients if client.samples == 1]
+    assert summary.gradient_steps == Steps(clients=2, server=2)
+    assert summary.left_out == LeftOut(clients=dict.fromkeys(alone, 2) if front else {}, server=0 if front else 4)
+    assert summary.untrained == tuple(alone)
+    assert "rows left out of training" in [warning.name for warning in summary.warnings]
+    build = partial(normalised, front=False, tail=False)
+    summary = run(tmp_path / "s", method, 4, build, clients=3).summary
+    assert (summary.gradient_steps, summary.left_out.total) == (Steps(clients=6, server=6), 0)
 
 
 def test_a_generator_is_trained_whatever_the_batch_of_clients(tmp_path: Path) -> None:

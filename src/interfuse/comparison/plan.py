@@ -215,7 +215,7 @@ def _entry(recipe: Recipe, entry: EntryTable, known: Collection[str]) -> Entry:
     whole = complete(config, config.make_method())
     update = {
         "settings": {key: value for key, value in whole.settings.items() if key not in tried},
-        "environment": {}, "beside": (), "execution": Execution(workers=1),
+        "sources": {}, "environment": {}, "beside": (), "execution": Execution(workers=1),
     }  # fmt: skip
     return Entry(entry.name, whole.model_copy(update=update), grid)
 

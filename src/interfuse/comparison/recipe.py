@@ -18,7 +18,7 @@ from interfuse.toml import read_toml
 
 SIZES = ("smallest", "largest")
 """Instead of a list of models: all clients have that one of the federation's models."""
-NOT_SHARED = ("method", "seed", "beside", "execution", "environment")
+NOT_SHARED = ("method", "seed", "beside", "execution", "sources", "environment")
 """Keys of a run that a comparison sets itself."""
 RUN_KEYS = tuple(key for key in RunConfig.model_fields if key not in NOT_SHARED)
 TABLES_ALONE = ("columns", "caption")

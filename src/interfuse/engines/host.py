@@ -231,6 +231,9 @@ class Host:
     def _deploy(self, resident: Resident) -> None:
         """Put in place what the client answers with in this evaluation."""
         self._lend(resident)
+        for held in resident.client.networks.values():
+            if held.module is not None:
+                held.module.reset()
         if resident.deployed:
             return
         for held in resident.client.networks.values():

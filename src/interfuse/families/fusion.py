@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,9 @@ class SharingFusionOutputs(Method):
     def train_modular(self, client: Client, fused: FusionPairs) -> None:
         """A step of the modular block on each pair, in their order."""
         self.fit_modular(client, batches_of(fused), client.modular_loss)
+
+    def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
+        return {"base": min(self.batch_size, samples)}
 
     def fit_base(self, client: Client[Any]) -> None:
         """The base phase."""

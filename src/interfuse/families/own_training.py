@@ -42,6 +42,9 @@ class OwnTraining(Method):
         for name, value in ({} if given else usual_amount(type(self))).items():
             object.__setattr__(self, name, value)
 
+    def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
+        return dict.fromkeys(("base", "modular"), min(self.batch_size, samples))
+
     def how(self, slots: str = "model") -> dict[str, Any]:
         """Options of ``fit``: the rate, the optimizer, and the name under which its state is kept, where it is."""
         optimizer = Optimizer(self.optimizer, self.momentum, self.weight_decay)
@@ -62,6 +65,10 @@ class TrainingInTurns(OwnTraining):
     modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as clients take part
     modular_most: Steps = 0  # with modular_steps = "clients": at most so many; 0: no bound
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
+
+    def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
+        rows = super().rows_of_a_step(samples)
+        return {"base": rows["base"]} if self.modular_steps else rows
 
     def turns(self, clients: int) -> int:
         """Steps a round on the modular block where so many clients take part."""

@@ -18,6 +18,7 @@ from torch.func import functional_call
 from interfuse.data import Inputs
 from interfuse.data.inputs import each, named, rows_of
 from interfuse.errors import ModelError, nearest
+from interfuse.models.outside import Outside
 
 Parts = str | Collection[str]
 """One part or group of keys by name, or several. ``"base"`` and ``"modular"`` also name the two sides of the fusion
@@ -70,6 +71,7 @@ class SplitModel(nn.Module):
         self._places = _places(self)
         self._aliases = _aliases(self._places)
         self._first_modes: tuple[list[bool], list[bool]] | None = None
+        self._outside: Outside | None = None
         trainable = {key for key, _ in self.named_parameters(remove_duplicate=False)}
         buffers = [key for key in self._places if key not in trainable]
         self._groups = {"all": tuple(self._places), "buffers": tuple(buffers)}
@@ -215,8 +217,9 @@ class SplitModel(nn.Module):
         return list(dict.fromkeys(self._aliases.get(key, key) for key in keys))
 
     def reset(self) -> None:
-        """Put back what is no tensor of its own: no gradients, modules in the mode and parameters as frozen as when
-        this was first called."""
+        """Put back what is no tensor of its own, as it was when this was first called: no gradients, the mode of
+        modules, which parameters are frozen, attributes of modules and buffers that are not persistent."""
+        self.outside.put_back()
         modules, parameters = list(self.modules()), list(self.parameters())
         if self._first_modes is None:
             self._first_modes = [m.training for m in modules], [p.requires_grad for p in parameters]
@@ -225,6 +228,13 @@ class SplitModel(nn.Module):
         for parameter, asks in zip(parameters, self._first_modes[1], strict=True):
             parameter.grad = None
             parameter.requires_grad_(asks)
+
+    @property
+    def outside(self) -> Outside:
+        """What it has outside of its state dict, as it was when this, or :meth:`reset`, was first asked for."""
+        if self._outside is None:
+            self._outside = Outside(self, leave=SplitModel)
+        return self._outside
 
     def live(self, keys: Iterable[str]) -> dict[str, Tensor]:
         """The tensors of these keys, detached, sharing memory with the model."""

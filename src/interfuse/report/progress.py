@@ -11,12 +11,13 @@ from typing import Protocol, TypeVar
 import rich.progress
 from rich.console import Console
 
+from interfuse.errors import numbers
 from interfuse.references import short_name
 from interfuse.report.text import percent, size
 from interfuse.runs import Progress, Row, RunConfig, Silent
 from interfuse.runs.summary import mean
 from interfuse.runs.summing import scores_of
-from interfuse.runs.words import ALONE_IN_A_BATCH, numbers
+from interfuse.runs.words import ALONE_IN_A_BATCH
 
 REDRAW_SECONDS = 0.1
 

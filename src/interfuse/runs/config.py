@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,15 @@ from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS, Builder, expanded
 from interfuse.numerics import Numerics
-from interfuse.references import IN_MEMORY, is_reference, load_reference, reference_of, short_name
+from interfuse.references import (
+    IN_MEMORY,
+    is_reference,
+    load_reference,
+    reference_of,
+    short_name,
+    source_digest,
+    source_of,
+)
 from interfuse.runs.stopping import EarlyStopping
 from interfuse.toml import read_toml
 from interfuse.wire import Codecs
@@ -129,6 +137,8 @@ class RunConfig(BaseModel):
 
     Attributes:
         unset: Hyperparameters that are None, which TOML cannot say.
+        sources: Digests of the files of the code that it names, as they were when the run began; of what these import
+            nothing is known.
         environment: What the run was begun with.
     """
 
@@ -161,6 +171,7 @@ class RunConfig(BaseModel):
     numerics: Numerics = Numerics()
     devices: Devices = Devices()
     execution: Execution = Execution()
+    sources: dict[str, str] = Field(default_factory=dict)
     environment: dict[str, str] = Field(default_factory=dict)
 
     @field_validator("codecs", mode="before")
@@ -248,7 +259,7 @@ class RunConfig(BaseModel):
         return values
 
 
-GIVEN_APART = {"method", "unset", "execution", "environment"}
+GIVEN_APART = {"method", "unset", "execution", "sources", "environment"}
 if RunSettings.__annotations__.keys() != {*RunConfig.model_fields, *Execution.model_fields} - GIVEN_APART:
     raise TypeError("RunSettings has to have the keys of RunConfig and of Execution, no others")
 
@@ -357,6 +368,7 @@ def complete(config: RunConfig, method: Method) -> RunConfig:
             "method": config.method if _written_whole(method, config.method, values) else in_memory(method),
             "settings": {name: value for name, value in values.items() if value is not None},
             "unset": tuple(name for name, value in values.items() if value is None),
+            "sources": sources_of(config),
             "environment": {
                 "interfuse": version("interfuse"),
                 "torch": torch.__version__,
@@ -365,6 +377,31 @@ def complete(config: RunConfig, method: Method) -> RunConfig:
             },
         }
     )
+
+
+NAMING_CODE = ("method", "data", "public", "models", "partition", "metrics", "settings", "client")
+
+
+def sources_of(config: RunConfig) -> dict[str, str]:
+    """Digests of the files of all code that a configuration names, by file or module."""
+    named = (source_of(text) for key in NAMING_CODE for text in _texts(getattr(config, key)))
+    return {source: source_digest(source) for source in sorted({source for source in named if source is not None})}
+
+
+def changed_sources(config: RunConfig) -> list[str]:
+    """The files and modules of code that are not any more as they were when the run began."""
+    return [source for source, digest in config.sources.items() if source_digest(source) != digest]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _texts(inner)
 
 
 def settings_of(method: Method) -> dict[str, Any]:

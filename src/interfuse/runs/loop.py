@@ -26,6 +26,7 @@ from interfuse.references import IN_MEMORY
 from interfuse.runs.callbacks import Callback
 from interfuse.runs.config import (
     RunConfig,
+    changed_sources,
     complete,
     differences,
     parse_config,
@@ -38,7 +39,7 @@ from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
 from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, untrained, with_metrics
 from interfuse.runs.verdict import concluded
-from interfuse.setup import Serving, Setup, check_device, with_class_names
+from interfuse.setup import Serving, Setup, check_device, check_steps, with_class_names, with_settings
 from interfuse.wire import Codecs
 
 
@@ -126,6 +127,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         codecs=Codecs.parse(config.codecs), public_set=_public(config, given),
     )  # fmt: skip
     check(setup)
+    for reference, alone in references.values():
+        check_steps(setup, [with_settings(alone, reference.client.get(client, {})) for client in setup.profiles])
     check_run(method, list(setup.profiles), config.rounds)
     return setup
 
@@ -207,7 +210,8 @@ def resume(
             round, whose finish and last evaluation a longer run does not have there.
 
     Raises:
-        RunError: there is no run, its configuration was changed since (names the difference), or it cannot be extended.
+        RunError: there is no run, its configuration or a file of its code was changed since (names the difference), or
+            it cannot be extended.
     """
     folder = RunFolder(path)
     written = folder.config()
@@ -231,6 +235,11 @@ def resume(
         raise RunError(f"the given partition is not that of {path / 'config.toml'}: " + "; ".join(changed))
     if finished is not None and not longer:
         return finished
+    if changed := changed_sources(config):
+        raise RunError(
+            f"{', '.join(changed)} changed since {path} began, so it would go on as another run: put back what was "
+            "there, or begin a new run"
+        )
     if longer:
         _check_extension(folder, config, finished)
     setup = assemble(config, given)
@@ -395,7 +404,7 @@ class _Run:
         if commit is None:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
             fits = self.setup.method.notice(self.setup.profiles)
-            for notice in (*([] if fits is None else [fits]), *self.setup.data_notices):
+            for notice in (*([] if fits is None else [fits]), *self.setup.data_notices, *self.setup.model_notices):
                 self.progress.note(f"{notice.text} Try: {notice.remedy}")
         else:
             self._go_back(commit)

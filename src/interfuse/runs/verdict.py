@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interfuse.data import Classification, LanguageModelling
+from interfuse.errors import numbers
 from interfuse.evaluation import Evidence
 from interfuse.runs.summary import (
     NO_COLLABORATION,
@@ -25,7 +26,7 @@ from interfuse.runs.summary import (
     mean,
     std,
 )
-from interfuse.runs.words import ALONE_IN_A_BATCH, bare_percent, capital, counted, numbers, percent, size
+from interfuse.runs.words import ALONE_IN_A_BATCH, bare_percent, capital, counted, percent, size
 
 LARGEST_SPREAD = 0.01  # standard deviation over the modular blocks behind one base block
 LARGEST_DROP = 0.1  # of the mean score under the best of its curve
@@ -191,7 +192,8 @@ def diagnose(summary: Summary, rows: Sequence[Row]) -> list[Diagnosis]:
             checks += [_below_local, _spread_over_modular_blocks]
     found = (check(summary, rows) for check in checks)
     data = [_warning("data that may not fit together", each.text, each.remedy) for each in summary.data_notices]
-    return data + [diagnosis for diagnosis in found if diagnosis is not None]
+    models = [_warning("models that do not fit", each.text, each.remedy) for each in summary.model_notices]
+    return data + models + [diagnosis for diagnosis in found if diagnosis is not None]
 
 
 def _warning(name: str, text: str, remedy: str) -> Diagnosis:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 UNKNOWN = "–"
 ALONE_IN_A_BATCH = "a batch of one row (batch_size) has no variance to normalise by"
@@ -89,16 +89,6 @@ def _unless_alike(mean: float, std: float, decimals: int, scale: float = 1.0) ->
 def capital(words: str) -> str:
     """The words with a capital letter at their beginning."""
     return words[:1].upper() + words[1:]
-
-
-def numbers(clients: Sequence[int], most: int = 8) -> str:
-    """Clients by number, the first of many: ``client 3``, ``clients 3 and 5``."""
-    if len(clients) == 1:
-        return f"client {clients[0]}"
-    shown = [str(client) for client in (clients if len(clients) <= most else clients[: most - 1])]
-    if len(clients) > most:
-        shown.append(f"{len(clients) - len(shown):,} more")
-    return f"clients {', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def counted(number: int, one: str) -> str:

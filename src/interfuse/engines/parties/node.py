@@ -203,6 +203,8 @@ class Node:
             )
             facts = own.facts(table.architecture or (table.public and table.build) or self.vendor.name)
             self._check(contract, method, facts)
+            if (notice := own.trial.notice("this node")) is not None:
+                self.events.add("notice", text=notice.text, remedy=notice.remedy)
             self._own, self._facts, self._session = own, facts, None
         return self._told(self._facts)
 

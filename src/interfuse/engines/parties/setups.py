@@ -31,6 +31,7 @@ from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method
 from interfuse.models import Builder, Given, SplitModel, measure
+from interfuse.models.trial import Trial, check_rows, trial
 from interfuse.numerics import Numerics
 from interfuse.randomness import Key
 from interfuse.setup import as_inputs, block_sizes, make_model, with_settings
@@ -118,12 +119,26 @@ class Own(_OfContract):
         at, shape = self.contract, self.dataset.shape
         return make_model(self.builder, shape, at.classes, at.fusion_width, at.seed, key, self.device, at.numerics)
 
+    @cached_property
+    def trial(self) -> Trial:
+        """What a batch in training mode shows of the model.
+
+        Raises:
+            ModelError: none can be trained on, or results could not be repeated.
+        """
+        with self.numerics.applied():
+            return trial(self._model(("measure",)), self.dataset.example)
+
     def facts(self, architecture: str) -> Facts:
         """What the node knows of itself; ``architecture`` is what it calls its model.
 
         Raises:
             ModelError: the model does not fit the data.
+            ConfigError: it could not make a step.
         """
+        samples = len(self.share.train)
+        if (idle := check_rows(self.trial, self.method.rows_of_a_step(samples), samples)) is not None:
+            raise ConfigError(f"{idle.text}. {idle.remedy}")
         model = self._model(("measure",))
         measured = measure(model, self.dataset.example)
         keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
@@ -134,7 +149,7 @@ class Own(_OfContract):
             architecture=architecture,
             classes=measured.output_shape[-1],
             fusion_width=measured.fusion_width,
-            samples=len(self.share.train),
+            samples=samples,
             test_labels=labels_digest(self.dataset.y_test) if self.contract.evaluation == "shared" else "",
             class_names=names_digest(self.contract.run, self.dataset.class_names),
             shapes=Shapes(sample=sample, keys=keys, cuts=cuts, stages=model.stage_names, buffers=buffers),
@@ -245,6 +260,11 @@ class RemoteSetup(_OfContract):
         """Sizes bound for the run."""
         widths = {facts.fusion_width for facts in self.facts.values()}
         return dims_of(self.contract, len(self.facts), widths.pop() if len(widths) == 1 else None)
+
+    @property
+    def model_notices(self) -> tuple[Notice, ...]:
+        """Nothing: nodes say it to their vendors."""
+        return ()
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """A model of the server.
