@@ -72,9 +72,14 @@ class Result:
             return render("result.html", unfinished=self._unfinished, path=self.path, summary=None)
         found, heading = report.scores(self._summary), title(self._summary)
         return render(
-            "result.html", unfinished="", path=self.path, summary=self._summary, title=heading, scores=found,
+            "result.html",
+            unfinished="",
+            path=self.path,
+            summary=self._summary,
+            title=heading,
+            scores=found,
             others=list(found[0][2]) if found else [],
-        )  # fmt: skip
+        )
 
     @property
     def _unfinished(self) -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 import interfuse
-from interfuse.report.progress import Bars, Lines
-from interfuse.runs import Progress
+from interfuse.report.progress import Bars, Lines, Standing
+from interfuse.runs import Progress, Row, RunConfig
 
 STAGE = "evaluating the last and the best round on everything"
 
@@ -35,3 +35,35 @@ def test_bars_say_it_while_it_lasts(tmp_path: Path) -> None:
     assert STAGE in stream.getvalue()
     bars.stop()
     assert STAGE not in stream.getvalue().rpartition("round 1/1")[2]
+
+
+def a_row(number: int, trained: float, evaluated: float | None) -> Row:
+    nothing = {"raw": 0, "wire": 0}
+    point = {"own": [0.5], "validation": [0.5], "common": [0.5], "composition": None}
+    known = {
+        "round": number,
+        "uplink": nothing,
+        "downlink": nothing,
+        "steps": {"clients": 1, "server": 0},
+        "failures": [],
+        "outstanding": 0,
+        "virtual_seconds": {},
+        "accuracy": None if evaluated is None else point,
+        "seconds": {
+            "server": 0.0,
+            "local work, all clients": 9 * trained,
+            "waiting": trained,
+            "evaluation": evaluated or 0,
+        },
+    }
+    return Row.model_validate(known)
+
+
+def test_the_time_left_counts_rounds_and_evaluations_apart() -> None:
+    standing = Standing(RunConfig(rounds=100, eval_every=10), 0, clock=lambda: 0.0)
+    standing.update(a_row(0, 5.0, 60.0))  # the start: an evaluation, and no round
+    standing.update(a_row(1, 30.0, None))  # the first round warms up
+    for number in range(2, 11):
+        standing.update(a_row(number, 1.0, 20.0 if number == 10 else None))
+    # 90 rounds of a second, nine points of the median of 60 and 20 seconds
+    assert str(standing).endswith(", 7 min 30 s left")

@@ -28,7 +28,7 @@ FULL: dict[str, Any] = {
     "validation": 0.2, "test": 0.0, "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5},
     "client": {2: {"lr": 0.25}}, "numerics": {"layout": "channels_last"},
     "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
-    "environment": {"torch": "x"}, "unset": [], "metrics": ["auroc", "recall"],
+    "environment": {"torch": "x"}, "sources": {"mine.py": "ab"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500,
     "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],
     "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},

@@ -139,10 +139,13 @@ def compare(
     for text in assignments or ():
         assign(run, text)
     recipe = comparison.override(recipe, run, axes(grid or ()))
-    said = given({
-        "seeds": None if seeds is None else tuple(numbers(seeds)), "caption": caption,
-        "columns": None if columns is None else tuple(listed(columns) or ()),
-    })  # fmt: skip
+    said = given(
+        {
+            "seeds": None if seeds is None else tuple(numbers(seeds)),
+            "caption": caption,
+            "columns": None if columns is None else tuple(listed(columns) or ()),
+        }
+    )
     recipe = recipe.model_copy(update={"asked": recipe.asked.model_copy(update=said)})
     folder = out or Path("comparisons") / recipe.name
     plan = comparison.resolve(recipe)

@@ -173,13 +173,18 @@ class ComparisonResult:
         found = json.loads((path / "comparison.json").read_text(encoding="utf-8"))
         rows = tuple(
             ComparedEntry(
-                row["name"], row["method"], row["chosen"], _known(row["mean"]), _known(row["std"]),
-                {int(seed): _known(values) for seed, values in row["seeds"].items()}, row["failures"],
+                row["name"],
+                row["method"],
+                row["chosen"],
+                _known(row["mean"]),
+                _known(row["std"]),
+                {int(seed): _known(values) for seed, values in row["seeds"].items()},
+                row["failures"],
                 tuple(row["notes"]),
                 {of: {key: _difference(one) for key, one in by.items()} for of, by in row["differences"].items()},
             )
             for row in found["entries"]
-        )  # fmt: skip
+        )
         table = (path / "table.md").read_text(encoding="utf-8")
         return cls(path, found["title"], rows, tuple(found["notes"]), table)
 

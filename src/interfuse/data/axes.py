@@ -22,8 +22,13 @@ LOST = 1e-3
 """How much of its standard deviation a column may lose where it is cut to float32."""
 
 _AXES: dict[Layout, tuple[int, ...]] = {
-    "images": (3, 4), "images-last": (3, 4), "signals": (2, 3), "signals-last": (2, 3), "table": (2,), "tokens": (2,),
-}  # fmt: skip
+    "images": (3, 4),
+    "images-last": (3, 4),
+    "signals": (2, 3),
+    "signals-last": (2, 3),
+    "table": (2,),
+    "tokens": (2,),
+}
 
 
 def arranged(parts: Sequence[tuple[str, Array]], layout: Layout | None) -> tuple[list[Array], str]:

@@ -66,7 +66,9 @@ def _facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield from _target_facts(dataset)
     for subject, numbers in (("groups", dataset.groups), ("blocks", dataset.blocks)):
         if sizes := _sizes(numbers):
-            yield subject, f"{len(sizes)}, of {min(sizes):,} to {max(sizes):,} training rows"
+            low, high = min(sizes), max(sizes)
+            each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+            yield subject, f"{len(sizes)}, of {each} training rows"
     for name, normalisation in dataset.normalisation.items():
         yield "normalisation" if name == ONLY else f"normalisation of {name}", _formula(normalisation)
     facts = reading.facts if reading else ()

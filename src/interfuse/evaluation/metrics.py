@@ -80,9 +80,12 @@ def statistics(
     known = areas[~areas.isnan()]
     values = {name: own_value(name, metric, scores, y) for name, metric in own.items()} if len(y) else {}
     return Statistics(
-        confusion(scores, y), calibration_gap(scores, y), float(known.sum()), len(known),
+        confusion(scores, y),
+        calibration_gap(scores, y),
+        float(known.sum()),
+        len(known),
         {name: value for name, value in values.items() if math.isfinite(value)},
-    )  # fmt: skip
+    )
 
 
 def no_statistics(classes: int) -> Statistics:

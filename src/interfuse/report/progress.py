@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol, TypeVar
@@ -16,10 +18,12 @@ from interfuse.references import short_name
 from interfuse.report.text import percent, size
 from interfuse.runs import Progress, Row, RunConfig, Silent
 from interfuse.runs.summary import mean
-from interfuse.runs.summing import scores_of
+from interfuse.runs.summing import WORK, scores_of
 from interfuse.runs.words import ALONE_IN_A_BATCH
 
 REDRAW_SECONDS = 0.1
+JUDGED = 20
+"""Rounds, and evaluations, by whose median the time left is judged: the first ones take longer, and loads change."""
 
 
 @contextmanager
@@ -71,7 +75,9 @@ class Standing:
 
     def __init__(self, config: RunConfig, done: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.name, self.rounds, self.round = short_name(config.method), config.rounds, done
-        self._done, self._clock, self._began = done, clock, clock()
+        self._clock, self._began, self._every = clock, clock(), config.eval_every
+        self._trained: deque[float] = deque(maxlen=JUDGED)
+        self._evaluated: deque[float] = deque(maxlen=JUDGED)
         self._accuracy = self._uplink = ""
         self._measured = done
         self._failed: set[int] = set()
@@ -81,7 +87,11 @@ class Standing:
         """Take a line of ``metrics.jsonl``; returns what deserves a line of its own."""
         self.round = row.round
         self._uplink = f"uplink {size(row.uplink.raw)}"
+        evaluation = row.seconds.get("evaluation", 0.0)
+        if self.round:
+            self._trained.append(sum(s for phase, s in row.seconds.items() if phase != WORK) - evaluation)
         if row.accuracy:
+            self._evaluated.append(evaluation)
             self._measured = self.round
             sides = {"global": mean(row.accuracy.common), "own": mean(row.accuracy.own)}
             # the first that is measured: of parties without a public test set that is not the global one
@@ -102,10 +112,15 @@ class Standing:
         elapsed = self._clock() - self._began
         old = f" (after round {self._measured})" if self._accuracy and self._measured < self.round else ""
         parts = [f"round {self.round}/{self.rounds}", self._accuracy + old, self._uplink, duration(elapsed)]
-        if self._done < self.round < self.rounds:
-            left = elapsed / (self.round - self._done) * (self.rounds - self.round)
-            parts.append(f"{duration(left)} left")
+        if self._trained and self.round < self.rounds:
+            parts.append(f"{duration(self._left())} left")
         return ", ".join(part for part in parts if part)
+
+    def _left(self) -> float:
+        """Seconds of the rounds to come, and of the points of the curve among them."""
+        points = math.ceil(self.rounds / self._every) - self.round // self._every
+        of_points = points * statistics.median(self._evaluated) if self._evaluated else 0.0
+        return (self.rounds - self.round) * statistics.median(self._trained) + of_points
 
 
 class Lines:

@@ -52,12 +52,16 @@ class TensorBoard(Callback):
             "steps/server": row.steps.server,
         }
         point = row.accuracy
-        scores = {} if point is None else {
-            "score/own": mean(point.own),
-            "score/validation": mean(point.validation),
-            "score/global": mean(point.common),
-            "score/composition": scores_of(point).mean_composition,
-        }  # fmt: skip
+        scores = (
+            {}
+            if point is None
+            else {
+                "score/own": mean(point.own),
+                "score/validation": mean(point.validation),
+                "score/global": mean(point.common),
+                "score/composition": scores_of(point).mean_composition,
+            }
+        )
         self._scalars(values | scores, row.round)
 
     def on_end(self, summary: Summary) -> None:

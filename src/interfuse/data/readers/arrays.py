@@ -21,8 +21,11 @@ GROUPS = ("groups", "group", "people", "subject", "subjects")
 FACTS = ("blocks", "task", "layout", "channels", "class_names")
 """What else is read: overlapping rows, and texts."""
 AXES: Mapping[tuple[str, int], Layout] = {
-    ("first", 3): "signals", ("last", 3): "signals-last", ("first", 4): "images", ("last", 4): "images-last",
-}  # fmt: skip
+    ("first", 3): "signals",
+    ("last", 3): "signals-last",
+    ("first", 4): "images",
+    ("last", 4): "images-last",
+}
 
 
 def recognises(path: Path) -> bool:
