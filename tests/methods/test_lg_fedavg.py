@@ -24,7 +24,7 @@ from worlds import (
     wide,
 )
 
-from interfuse.errors import ModelError
+from interfuse.errors import ConfigError, ModelError
 from interfuse.evaluation import evaluate
 from interfuse.messages import Weights
 from interfuse.methods.fedavg import FedAvg
@@ -121,19 +121,29 @@ def test_it_may_begin_with_rounds_of_fedavg() -> None:
     options: dict[str, Any] = {"local_steps": 2, "batch_size": 4, "lr": 0.1, "participation": 0.5, "weights": "uniform"}
     lg = federation(LGFedAvg(**options, momentum=0, whole_rounds=2), **world)
     avg = federation(FedAvg(**options), **world)
+    assert evaluate(lg, full=False).own == evaluate(avg, full=False).own
     for _ in range(2):
         lg.run_round()
         avg.run_round()
+        assert evaluate(lg, full=False).own == evaluate(avg, full=False).own
         shared = lg.server.state.modular | lg.server.state.base
         assert same_bits(shared, {key: avg.server.state.weights[key] for key in shared})
     assert not lg.server.state.base
-    whole = avg.server.state.weights
-    for client in lg.clients:
-        assert same_bits(weights_of(lg, client, "base"), {k: t for k, t in whole.items() if k not in HEAD})
+    whole = {key: t for key, t in avg.server.state.weights.items() if key not in HEAD}
+    assert all(same_bits(resident(lg, client).state.base, whole) for client in lg.clients)
     lg.run_round()
     recorder = lg.engine
     assert isinstance(recorder, Recorder)
     sent = [set(m.tensors) for request, _, m in recorder.up if isinstance(m, Weights) and request.round == 3]
     assert sent == [HEAD, HEAD]
-    kept = [same_bits(weights_of(lg, c, "base"), {k: t for k, t in whole.items() if k not in HEAD}) for c in range(4)]
-    assert sum(kept) == 2
+    assert sum(same_bits(resident(lg, client).state.base, whole) for client in lg.clients) == 2
+    head = lg.server.state.modular
+    with lg.evaluating():
+        for client in lg.clients:
+            base = resident(lg, client).state.base
+            assert same_bits(live_model(lg, client).tensors(), {**base, **head})
+
+
+def test_no_client_has_whole_rounds_of_its_own() -> None:
+    with pytest.raises(ConfigError, match=r"client 0: whole_rounds = 1: all clients must have the same, 0"):
+        federation(LGFedAvg(), models=["logistic"], overrides={0: {"whole_rounds": 1}})

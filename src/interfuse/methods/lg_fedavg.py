@@ -13,7 +13,7 @@ from interfuse.families.holdings import ONE_HEAD, HeldMean, WeightRule, held, in
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
-from interfuse.method import Fraction, Steps
+from interfuse.method import NOTHING, Fraction, Steps
 from interfuse.server import Server
 
 
@@ -21,6 +21,12 @@ class Global(State):
     """The averaged modular block, every tensor that some client holds; and base blocks as long as they are averaged."""
 
     modular: NamedTensors
+    base: NamedTensors
+
+
+class Own(State):
+    """A client's base block after rounds in which it was everybody's; where there are none, its model keeps it."""
+
     base: NamedTensors
 
 
@@ -35,13 +41,17 @@ class LGFedAvg(OwnTraining):
 
     origin = "LG-FedAvg's code"
     usual = {"local_epochs": 5, "batch_size": 10, "optimizer": "sgd", "lr": 0.01, "momentum": 0.5}
+    agreed = ("whole_rounds",)
 
     participation: Fraction = 1.0  # fraction of the clients drawn for a round; the authors have 0.1 of 100 [interfuse]
     weights: WeightRule = "uniform"  # clients count by their samples, or uniform
     whole_rounds: Steps = 0  # first rounds in which the whole model is averaged, base blocks too [interfuse]
 
     def keeps(self) -> frozenset[str]:
-        return frozenset({"base"})
+        return NOTHING if self.whole_rounds else frozenset({"base"})
+
+    def new_client(self, client: Client[Own]) -> Own:
+        return Own({})
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         modular = initial_weights(server, clients, parts=["modular"])
@@ -55,15 +65,28 @@ class LGFedAvg(OwnTraining):
         chosen.call(self.train, held(shared, chosen), each=lambda client, reply: mean.take(client, reply.tensors))
         new = mean.result()
         if server.round == self.whole_rounds:
-            clients.call(self.deploy, held(new, clients))  # to everybody: from here on base blocks are the clients' own
+            clients.call(self.settle, held({key: new[key] for key in old.base}, clients))  # to everybody
         base = {key: new[key] for key in old.base} if server.round < self.whole_rounds else {}
         server.state = Global({key: new[key] for key in old.modular}, base)
 
     @on_client
-    def train(self, client: Client, received: Weights) -> Weights:
-        client.model.load(received.tensors)
+    def train(self, client: Client[Own], received: Weights) -> Weights:
+        client.model.load(client.state.base | received.tensors)
         self.fit(client, client.loss)
-        return Weights(client.tensors(None if client.round <= self.whole_rounds else "modular"))
+        if client.round <= self.whole_rounds:
+            return Weights(client.tensors())
+        if self.whole_rounds:
+            client.state = Own({key: tensor.clone() for key, tensor in client.tensors("base").items()})
+        return Weights(client.tensors("modular"))
+
+    @on_client
+    def settle(self, client: Client[Own], received: Weights) -> None:
+        """From here on the base block is the client's own."""
+        client.state = Own({key: tensor.clone() for key, tensor in received.tensors.items()})
+
+    @on_client
+    def deploy(self, client: Client[Own], received: Weights) -> None:
+        client.model.load(client.state.base | received.tensors)
 
     def deployed(self, server: Server[Global], clients: Clients) -> Mapping[ClientId, Weights]:
         return held(server.state.modular | server.state.base, clients)
