@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hand_made import finished, plan_of
+from hand_made import finished, plan_of, write_run
 
 from interfuse.comparison.execution import Finished
 from interfuse.comparison.measures import Row, rows
@@ -45,6 +45,16 @@ def test_lines_are_means_over_seeds_in_the_colour_of_their_entry(found: list[Row
     deviations = [np.std([run.curve.common[place] for run in first], ddof=1) for place in range(7)]
     widths = [band[band[:, 0] == 60 * place, 1].max() - band[band[:, 0] == 60 * place, 1].min() for place in range(7)]
     assert np.allclose(widths, 2 * np.array(deviations))
+
+
+def test_a_seed_that_stopped_early_keeps_its_score(tmp_path: Path) -> None:
+    plan = plan_of("ifl")
+    runs = {seed: write_run(tmp_path / f"seed-{seed}", seed, rounds=rounds) for seed, rounds in ((0, 12), (1, 5))}
+    found, _ = rows(plan, [Finished(plan.entries[0], chosen={}, runs=runs, flops=1.0)])
+    (line,) = figures(found)["global-rounds"].axes[0].lines
+    assert list(np.asarray(line.get_xdata())) == [0, 2, 4, 5.5, 8, 10, 12]
+    long, short = (run.curve.common for run in found[0].runs)
+    assert np.asarray(line.get_ydata())[-1] == pytest.approx((long[-1] + short[-1]) / 2)
 
 
 @pytest.mark.parametrize("many", [8, 9])

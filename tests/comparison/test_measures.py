@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from hand_made import finished, plan_of, write_run
 
-from interfuse.comparison.measures import Anchor, Row, accuracies_at, anchor_of, operations, read_run, rows
+from interfuse.comparison.execution import Finished
+from interfuse.comparison.measures import Anchor, Row, accuracies_at, anchor_of, held, operations, read_run, rows
 from interfuse.comparison.plan import resolve
 from interfuse.comparison.recipe import parse
 from interfuse.comparison.table import tables
@@ -239,6 +240,21 @@ def test_newcomers_are_the_same_clients_in_every_entry(tmp_path: Path) -> None:
 
 def test_an_entry_without_runs_is_no_anchor() -> None:
     assert anchor_of([]) is None
+
+
+def test_a_seed_that_stopped_early_stays_where_it_was(tmp_path: Path) -> None:
+    plan = plan_of("ifl")
+    runs = {seed: write_run(tmp_path / f"seed-{seed}", seed, rounds=rounds) for seed, rounds in ((0, 12), (1, 5))}
+    ((row,), _) = rows(plan, [Finished(plan.entries[0], chosen={}, runs=runs, flops=1.0)])
+    long, short = (run.curve.common.tolist() for run in row.runs)
+    assert (len(long), len(short)) == (7, 4)
+    both = held([run.curve.common for run in row.runs])
+    assert both.tolist() == [long, short + short[-1:] * 3]
+    accuracy = both.mean(0)
+    first = next(place for place, value in enumerate(accuracy) if value >= 0.95 * accuracy[-1])
+    assert anchor_of(row.runs) == Anchor(
+        float(max(run.counted[min(first, 3 + 3 * (run.seed == 0))] for run in row.runs)), 4
+    )
 
 
 def test_rounds_until_an_accuracy_and_speed_beside_the_baseline(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_a_recipe_can_be_compared_too(data: str, tmp_path: Path) -> None:
         (["fedavg"], {"settings": {"lr": lambda round, step: 0.1}}, "<lambda> is here only in memory"),
         ([FedAvg(lr=lambda round, step: 0.1)], {}, "interfuse.compare, fedavg: "),
         ("nowhere", {}, "no recipe 'nowhere': "),
+        (["ifl"], {"seeds": []}, "interfuse.compare: seeds = () is impossible"),
+        (["ifl"], {"seeds": [1, 1]}, "interfuse.compare: seeds = [1, 1]: name each once"),
         (["ifll"], {}, "no method 'ifll': did you mean 'ifl'"),
         ([], {}, "there is nothing to compare"),
         (["ifl", IFL()], {}, "two entries are called 'ifl'"),

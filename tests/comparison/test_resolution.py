@@ -129,6 +129,17 @@ def test_seeds_that_only_one_has_are_left_out(tmp_path: Path) -> None:
     assert (found.seeds, found.mean) == (1, fedavg.values[0]["own_last"] - ifl.values[2]["own_last"])
 
 
+def test_what_no_two_seeds_compare_to_the_best_is_not_told_from_it(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg", "local")
+    ifl, fedavg, local = plan.entries
+    done = [
+        finished(ifl, tmp_path), finished(fedavg, tmp_path, rise=0.5),
+        finished(local, tmp_path, seeds=[2, 5], rise=0.7),
+    ]  # fmt: skip
+    main, *_ = tables(plan, rows(plan, done)[0], None)
+    assert [line[1].bold for line in main.lines] == [True, False, True]
+
+
 def test_without_anchor_and_local_differences_are_to_the_first(tmp_path: Path) -> None:
     plan = plan_of("one", "two", method="fedavg")
     found, anchor = rows(plan, [finished(entry, tmp_path) for entry in plan.entries])
@@ -203,3 +214,13 @@ def test_missing_replies_are_counted_by_kind(tmp_path: Path) -> None:
 
 def test_marks_do_not_end_with_the_alphabet() -> None:
     assert [mark_of(place) for place in (0, 25, 26, 27, 52, 701, 702)] == ["a", "z", "aa", "ab", "ba", "zz", "aaa"]
+
+
+def test_where_seeds_stopped_early_their_rounds_stand_beside_the_entry(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg")
+    done = [finished(entry, tmp_path) for entry in plan.entries]
+    file = tmp_path / "ifl" / "seed-1" / "summary.json"
+    stopped = {"rounds": 9, "stopped": {"round": 9, "point": 8, "since": 6, "patience": 1}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | stopped))
+    (note,) = (note for note in footnotes(rows(plan, done)[0]) if "early stopping" in note.text)
+    assert (note.text, note.entries) == ("early stopping: so many rounds, by seed: ifl 12, 9, 12", ["ifl"])

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -329,8 +330,14 @@ def anchor_of(runs: Sequence[SeedRun]) -> Anchor | None:
     """Where the global accuracy, mean over seeds, first has 95 % of its final value; None without runs."""
     if not runs:
         return None
-    accuracy = np.mean([run.curve.common for run in runs], axis=0)
+    accuracy = held([run.curve.common for run in runs]).mean(0)
     reached = np.flatnonzero(accuracy >= OF_FINAL * accuracy[-1])
     if not len(reached):  # not a number at the end
         return None
-    return Anchor(max(float(run.counted[reached[0]]) for run in runs), runs[0].clients)
+    return Anchor(float(held([run.counted for run in runs])[:, reached[0]].max()), runs[0].clients)
+
+
+def held(series: Sequence[NDArray[Any]]) -> NDArray[np.float64]:
+    """Values by run and point, as many points of each: what a run that stopped early had last stays."""
+    points = max(map(len, series))
+    return np.array([np.pad(values.astype(np.float64), (0, points - len(values)), mode="edge") for values in series])

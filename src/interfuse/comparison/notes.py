@@ -40,7 +40,8 @@ class Footnote:
 def footnotes(rows: Sequence[Row]) -> list[Footnote]:
     """What single runs know of their figures, one note for all seeds and entries of which it is true."""
     there = [row for row in rows if row.values]
-    found = [*_warnings(there), *_unequal_work(there), *_missing_replies(there), *_clients_behind(there)]
+    of_runs = (_warnings, _unequal_work, _stopped_early, _missing_replies, _clients_behind)
+    found = [note for notes_of in of_runs for note in notes_of(there)]
     return [replace(note, mark=mark_of(place)) for place, note in enumerate(found)]
 
 
@@ -86,6 +87,17 @@ def _unequal_work(rows: Sequence[Row]) -> Iterator[Footnote]:
 def _work(row: Row) -> str:
     server = row.mean["steps_server"]
     return counts(row.mean["steps_clients"]) + (f" and {counts(server)} at the server" if server else "")
+
+
+def _stopped_early(rows: Sequence[Row]) -> Iterator[Footnote]:
+    each = {
+        row.name: ", ".join(f"{run.summary.rounds:,}" for run in row.runs)
+        for row in rows
+        if any(run.summary.stopped is not None for run in row.runs)
+    }
+    if each:
+        text = "; ".join(f"{name} {rounds}" for name, rounds in each.items())
+        yield Footnote("", f"early stopping: so many rounds, by seed: {text}", list(each))
 
 
 def _missing_replies(rows: Sequence[Row]) -> Iterator[Footnote]:

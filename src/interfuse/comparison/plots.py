@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from interfuse.comparison.measures import Row, SeedRun, score_of
+from interfuse.comparison.measures import Row, SeedRun, held, score_of
 from interfuse.comparison.recipe import file_name
 from interfuse.report.plots import (
     CLASSES,
@@ -105,8 +107,9 @@ def curves(
     banded = sum(not logarithmic or x(row.runs[0])[-1] > 0 for row in drawn) <= _MOST_BANDS
     for row in drawn:
         place = list(rows).index(row)
-        at = np.mean([x(run) for run in row.runs], axis=0)
-        values = np.array([score(run) for run in row.runs])
+        # of those that are not over yet: a run that stopped early keeps its score, and not its place
+        at = np.nanmean(list(zip_longest(*map(x, row.runs), fillvalue=math.nan)), axis=1)
+        values = held([score(run) for run in row.runs])
         mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         dashes = _DASHES[place // len(CLASSES) % len(_DASHES)]
         name = drawable(row.name, f"entry {place}")

@@ -14,7 +14,7 @@ from interfuse.api import plain_settings
 from interfuse.comparison.outcome import compare as carry_out
 from interfuse.comparison.plan import resolve
 from interfuse.comparison.progress import shown
-from interfuse.comparison.recipe import Recipe, override, parse, read
+from interfuse.comparison.recipe import Recipe, override, parse, read, seeded
 from interfuse.errors import ConfigError, nearest
 from interfuse.method import Method
 from interfuse.methods import name_of
@@ -71,7 +71,7 @@ def compare(
     run, axes = _named(plain_settings(values), "interfuse.compare"), {k: list(v) for k, v in (grid or {}).items()}
     recipe = override(recipe, absolute_paths(run, Path.cwd()), axes)
     if seeds is not None:
-        recipe = recipe.model_copy(update={"asked": recipe.asked.model_copy(update={"seeds": tuple(seeds)})})
+        recipe = seeded(recipe, seeds, "interfuse.compare")
     folder = Path(out) if out is not None else Path("comparisons") / recipe.name
     with shown(quiet) as follower:
         carry_out(resolve(recipe), folder, jobs=jobs, follower=follower, skip_refused=skip_refused)

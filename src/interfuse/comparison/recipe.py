@@ -126,9 +126,7 @@ def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Re
         ConfigError: a key is unknown (with the nearest valid one) or a value impossible.
     """
     _known(values, ("comparison", "run", "grid", "entry"), source)
-    asked = _table(Asked, values.get("comparison", {}), f"{source}, [comparison]")
-    if len(set(asked.seeds)) < len(asked.seeds):
-        raise ConfigError(f"{source}: seeds = {list(asked.seeds)}: name each once")
+    asked = _asked(values.get("comparison", {}), f"{source}, [comparison]")
     for size in QUICKER:
         changed = {key: value for key, value in getattr(asked, size).items() if key not in ("seeds", "entries")}
         _run(changed, f"{source}, [comparison.{size}]")
@@ -143,6 +141,22 @@ def parse(values: Mapping[str, Any], name: str, source: str, folder: Path) -> Re
             raise ConfigError(f"{source}: two entries are called {entry.name!r} or much alike; their files would clash")
     grid = _grid(values.get("grid", {}), f"{source}, [grid]")
     return Recipe(name=name, asked=asked, run=absolute_paths(run, folder), grid=grid, entries=entries)
+
+
+def seeded(recipe: Recipe, seeds: Sequence[int], source: str) -> Recipe:
+    """A recipe with other seeds.
+
+    Raises:
+        ConfigError: there is none, or one is there twice.
+    """
+    return recipe.model_copy(update={"asked": _asked(recipe.asked.model_dump() | {"seeds": tuple(seeds)}, source)})
+
+
+def _asked(values: object, source: str) -> Asked:
+    asked = _table(Asked, values, source)
+    if len(set(asked.seeds)) < len(asked.seeds):
+        raise ConfigError(f"{source}: seeds = {list(asked.seeds)}: name each once")
+    return asked
 
 
 def _run(values: object, source: str) -> dict[str, Any]:
@@ -223,9 +237,7 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
         if name not in names:
             raise ConfigError(f"{recipe.name}, [comparison.{size}]: {name!r} is no entry: {nearest(name, names)}")
     title = f"{recipe.asked.title or recipe.name}: {QUICKER[size]}"
-    asked = _table(
-        Asked, recipe.asked.model_dump() | {"seeds": seeds, "title": title}, f"{recipe.name}, [comparison.{size}]"
-    )
+    asked = _asked(recipe.asked.model_dump() | {"seeds": seeds, "title": title}, f"{recipe.name}, [comparison.{size}]")
     changed = override(recipe.model_copy(update={"name": f"{recipe.name}-{size}", "asked": asked}), overrides, {})
     least = size == "smoke"
     entries = tuple(

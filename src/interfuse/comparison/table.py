@@ -147,7 +147,8 @@ def _best_and_ties(rows: Sequence[Row], key: str) -> set[str]:
     best = best_of(rows, key)
     if best is None:
         return set()
-    return {row.name for row in rows if row.values and paired(best, row, key).tie} if _told(rows, best, key) else set()
+    alike = {row.name for row in rows if row.known(key) and not paired(best, row, key).told}
+    return alike if _told(rows, best, key) else set()
 
 
 def _told(rows: Sequence[Row], best: Row, key: str) -> list[float]:
