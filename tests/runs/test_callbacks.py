@@ -66,3 +66,11 @@ def test_one_that_fails_is_named_and_the_run_goes_on_later(fails: str, quick_pat
         assert again.told == ["start ifl 2", "round 3", "end 3"]
     execute(config, quick_path / "plain", given=GIVEN)
     assert_same(outcome(path), outcome(quick_path / "plain"))
+
+
+def test_one_that_fails_as_a_run_goes_on_says_from_where(quick_path: Path) -> None:
+    path = quick_path / "run"
+    with pytest.raises(CallbackError):
+        execute(config_of(), path, given=replace(GIVEN, callbacks=(Listening("round 2"),)))
+    with pytest.raises(CallbackError, match=re.escape(f"`interfuse resume {path}` goes on after round 2")):
+        resume(path, given=replace(GIVEN, callbacks=(Listening("start"),)))

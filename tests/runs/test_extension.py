@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from test_finish import TunedAtTheEnd
 
 from interfuse.clients import Clients
 from interfuse.errors import RunError
+from interfuse.report import load
 from interfuse.runs import EarlyStopping, Given, execute, read_config, resume
 from interfuse.server import Server
 
@@ -73,6 +75,17 @@ def test_a_kill_within_an_extension_changes_nothing(quick_path: Path) -> None:
         assert_same(outcome(path / "beside/local"), outcome(quick_path / "whole/beside/local"))
         limit += 7
     assert limit > 20
+
+
+def test_while_it_is_extended_it_is_not_compared_to_a_shorter_reference(quick_path: Path) -> None:
+    path, config = quick_path / "run", {**ADAM, "beside": ["local"]}
+    execute(config_of(rounds=2, **config), path, given=GIVEN)
+    assert not math.isnan(load(path).summary.headline.gain)
+    with pytest.raises(Killed):
+        resume(path, given=GIVEN, rounds=5, engine=Fuse(at="save 000004").engine)
+    run = load(path)
+    assert (run.rounds_done, run.finished, run.summary.beside) == (4, False, {})
+    assert math.isnan(run.summary.headline.gain)
 
 
 def test_a_run_that_is_not_finished_can_be_extended(quick_path: Path) -> None:

@@ -127,6 +127,27 @@ def test_a_function_deals_the_rows(file: Path, tmp_path: Path) -> None:
         interfuse.resume(tmp_path / "lambda", data=GIVEN.dataset, partition=split_in_turn)
 
 
+class InParts:
+    """A partition with an option that nothing but the object knows."""
+
+    def __init__(self, first: float = 0.5) -> None:
+        self.first = first
+
+    def split(self, labels: Any, clients: int, rng: np.random.Generator, groups: Any) -> list[Any]:
+        rows = np.arange(len(labels))
+        return np.array_split(rows[: int(self.first * len(rows))], 1) + np.array_split(rows[-9:], clients - 1)
+
+
+@pytest.mark.usefixtures("no_report")
+def test_an_object_whose_options_nobody_knows_has_to_be_given_again(tmp_path: Path) -> None:
+    result = interfuse.run("ifl", partition=InParts(0.2), out=tmp_path / "run", **FEW)
+    assert result.config.partition == {"name": "in-memory:InParts"}
+    with pytest.raises(RunError, match=r"partition of this run was given as an object .* give it again: partition="):
+        interfuse.load_run(tmp_path / "run", data=GIVEN.dataset).model(0)
+    again = interfuse.load_run(tmp_path / "run", data=GIVEN.dataset, partition=InParts(0.2))
+    assert sum(p.numel() for p in again.model(0).parameters())
+
+
 def test_groups_are_given_where_they_are_asked_for() -> None:
     labels, seen = np.zeros(6, np.int64), list[Any]()
 
@@ -280,3 +301,10 @@ def test_one_that_fails_later_is_named(tmp_path: Path) -> None:
         ClientError, match=r"client 0 failed in .*metric fails_on_few failed .*LookupError: no such row"
     ):
         interfuse.run("ifl", out=tmp_path / "run", metrics=[fails_on_few], **FEW)
+
+
+@pytest.mark.parametrize("name", ["auroc", "recall"])
+def test_a_metric_is_not_called_like_a_built_in_one(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"def {name}(scores, labels):\n    return 7.0\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"mine.py:{name}' is called like a built-in one; give it another name"):
+        interfuse.run("ifl", metrics=[f"{tmp_path / 'mine.py'}:{name}"], out=tmp_path / "run", **FEW)

@@ -87,8 +87,11 @@ def load(folder: Path) -> Run:
         references = {path.name: RunFolder(path) for path in sorted((folder / "beside").glob("*")) if path.is_dir()}
         finished = summary is not None
         if summary is None:
-            # a reference counts once it is finished: half of one compares to nothing
-            ended = {name: other for name, reference in references.items() if (other := reference.summary())}
+            # a reference counts once it has as many rounds: others compare to nothing, such as those of a run that is
+            # being extended
+            done = rows[-1].round if rows else 0
+            known = {name: reference.summary() for name, reference in references.items()}
+            ended = {name: other for name, other in known.items() if other is not None and other.rounds == done}
             summary = concluded(_so_far(run, config, rows).model_copy(update={"beside": ended}), rows)
         beside = {name: reference.metrics() for name, reference in references.items()}
         data = run.data()

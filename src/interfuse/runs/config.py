@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, cast
 
@@ -304,6 +305,9 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     for metric in measured:
         if measured.count(metric) > 1:
             raise ConfigError(f"{source}: metrics: two are called {metric!r}; give one of them another name")
+    for metric in filter(is_reference, config.metrics):
+        if short_name(metric) in METRICS:
+            raise ConfigError(f"{source}: metrics: {metric!r} is called like a built-in one; give it another name")
     for metric in config.metrics:
         if metric not in METRICS and not is_reference(metric):
             raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")
@@ -468,7 +472,8 @@ def _functions(value: Any, folder: Path) -> Any:
 
 
 def partition_values(partition: Partition | Divide | str) -> dict[str, Any]:
-    """A partition as plain values."""
+    """A partition as plain values. An object that has options and is no dataclass, so that they are unknown, has no
+    name that leads back to it."""
     if isinstance(partition, str):
         return {"name": partition}
     rule = partition_of(partition)
@@ -476,7 +481,9 @@ def partition_values(partition: Partition | Divide | str) -> dict[str, Any]:
         return {"name": reference_of(rule.rule)}
     kind: type = type(rule)
     names = [known for known, other in PARTITIONS.items() if other is kind]
-    return {"name": names[0] if names else reference_of(kind)} | (asdict(rule) if is_dataclass(rule) else {})
+    found = is_dataclass(kind) or not signature(kind).parameters
+    name = names[0] if names else reference_of(kind) if found else f"{IN_MEMORY}{kind.__qualname__}"
+    return {"name": name} | (asdict(rule) if is_dataclass(rule) else {})
 
 
 def partition_of(given: Partition | Divide) -> Partition:

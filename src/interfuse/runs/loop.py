@@ -399,7 +399,7 @@ class _Run:
         self.idle = {*untrained(self.folder.metrics(), self.config.clients)}
         self.progress.begin(self.config, done)
         for callback in self.callbacks:
-            with _naming(callback, "on_start", self._standing):
+            with _naming(callback, "on_start", self._standing(done)):
                 callback.on_start(self.config, done)
         if commit is None:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
@@ -477,16 +477,15 @@ class _Run:
             self._commit()
         for callback in self.callbacks:
             try:
-                with _naming(callback, "on_round", self._standing):
+                with _naming(callback, "on_round", self._standing(line.round)):
                     callback.on_round(line)
             except CallbackError:
                 if self.committed_round != self.federation.round:
                     self._commit()
                 raise
 
-    @property
-    def _standing(self) -> str:
-        return f"What was done is kept: {self.folder.going_on} goes on after round {self.federation.round}"
+    def _standing(self, done: int) -> str:
+        return f"What was done is kept: {self.folder.going_on} goes on after round {done}"
 
     def _take(self, *rows: Row) -> None:
         """Take points of the curve, which may tell that the next round is the last."""
