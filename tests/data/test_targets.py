@@ -147,3 +147,47 @@ def test_a_missing_target_is_refused_with_line_and_column(task: str, value: str,
     label = ["z", "y"] if task == "multi-label" else ["y"]
     with pytest.raises(DataError, match=r"t.csv: line 4 has no value for column 'y'"):
         load_table(tmp_path / "t.csv", label, task=task)
+
+
+@pytest.mark.parametrize("codes", [[2**53, 2**53 + 1, 2**53 + 2], [2**64, 2**64 + 1, 2**64 + 2]])
+def test_codes_that_float64_cannot_tell_apart_are_classes_and_groups_of_their_own(
+    codes: list[int], tmp_path: Path
+) -> None:
+    lines = [f"{row / 7},{codes[row % 3]}" for row in range(30)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,label", *lines]))
+    assert load_table(tmp_path / "t.csv", "label").class_names == tuple(map(str, codes))
+    (tmp_path / "t.csv").write_text("\n".join(["a,person,label", *(f"{line},{n % 2}" for n, line in enumerate(lines))]))
+    groups = load_table(tmp_path / "t.csv", "label", group="person").groups
+    assert groups is not None
+    assert len(groups.unique()) == 3
+
+
+def test_yes_and_no_are_called_as_the_names_are(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n1.5,true\n2,FALSE\n")
+    assert load_table(tmp_path / "t.csv", "label", ["true", "false"]).y_train.tolist() == [0, 1]
+    parquet.write_table(pyarrow.table({"a": [1.5, 2], "label": [True, False]}), tmp_path / "t.parquet")
+    assert load_table(tmp_path / "t.parquet", "label", ["true", "false"]).y_train.tolist() == [0, 1]
+
+
+def test_labels_that_a_row_has_or_has_not_may_be_true_and_false(tmp_path: Path) -> None:
+    bits = np.array([[1, 0], [1, 1], [0, 0], [0, 1]], bool)
+    assert data(bits).task == data(bits, task="multi-label").task == MultiLabel(("0", "1"))
+    assert data(bits).y_train.tolist() == bits.tolist()
+    assert data(bits[:, 0], task="multi-label").y_train.tolist() == bits[:, :1].tolist()
+    (tmp_path / "t.csv").write_text("a,x,y\n1.5,true,false\n2,true,true\n")
+    assert load_table(tmp_path / "t.csv", ["x", "y"]).y_train.tolist() == [[1, 0], [1, 1]]
+
+
+def test_numbers_of_numpy_among_objects() -> None:
+    assert data(np.array([np.int64(1), np.int64(0)], object)).y_train.tolist() == [1, 0]
+
+
+def test_no_two_classes_have_one_name() -> None:
+    with pytest.raises(DataError, match="x, x have one name twice"):
+        data(many([0, 1]), class_names=["x", "x"])
+
+
+def test_numbers_taken_for_positions_are_said(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,label\n1.5,1\n2,2\n")
+    read = load_table(tmp_path / "t.csv", "label", ["well", "ill", "dead"])
+    assert "positions among the names, from 0: well is 0, ill is 1, dead is 2" in facts(read)

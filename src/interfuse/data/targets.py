@@ -14,9 +14,9 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
 
-from interfuse.data.axes import lost
+from interfuse.data.axes import MOST_WHOLE, lost
 from interfuse.data.reading import listed
-from interfuse.data.task import TASKS, Classification, MultiLabel, QuestionAnswering, Regression, Task
+from interfuse.data.task import TASKS, Classification, MultiLabel, QuestionAnswering, Regression, Task, numbered
 from interfuse.errors import DataError, nearest
 
 Values = Shaped[np.ndarray, "n *target"]
@@ -88,7 +88,11 @@ def read_targets(
     if train[0].ndim == 0 or test[0].ndim == 0 or not len(train[0]):
         raise DataError(f"{train[1].what} has shape {list(train[0].shape)}; it needs a target for each row")
     known = frozenset(task.names if isinstance(task, Task) else names or ())
+    if names is not None and len(known) < len(names):
+        raise DataError(f"{listed(names)} have one name twice; each class, label or output needs its own")
     (y, origin), (y_held, held) = (clean(*train, known), train[1]), (clean(*test, known), test[1])
+    if task.dtype.is_floating_point if isinstance(task, Task) else task in (Regression.name, MultiLabel.name):
+        y, y_held = truths_as_numbers(y), truths_as_numbers(y_held)
     if not y_held.size:
         y_held = y[:0]
     if y.size and (y.dtype.kind == "U") != (y_held.dtype.kind == "U"):
@@ -111,7 +115,7 @@ def read_targets(
     if kind == Classification.name:
         return _classes((y, origin), (y_held, held), names, said, names_are_values, told=task is not None)
     if y.dtype.kind == "U":
-        raise DataError(f"{origin.what} holds text ({y.flat[0]!r}), but the task is {kind}: it needs numbers")
+        raise DataError(f"{origin.what} holds text ({str(y.flat[0])!r}), but the task is {kind}: it needs numbers")
     columns = y.astype(np.float64).reshape(len(y), -1)
     labels = tuple(names or map(str, range(columns.shape[1])))
     if kind == MultiLabel.name:
@@ -139,7 +143,9 @@ def clean(values: Values, origin: Origin, known: frozenset[str] = frozenset()) -
     if kind in "iu":
         return values
     if kind == "b":
-        return values.astype(str)
+        if values.ndim > 1 and values.shape[1] != 1:
+            return values.astype(np.uint8)  # labels that a row has or has not
+        return np.where(values, *(_truths(known)[text] for text in ("true", "false")))
     if kind == "f":
         bad = ~np.isfinite(values)
         if bad.any():
@@ -159,6 +165,8 @@ def _text(value: object, origin: Origin, row: int) -> str:
             raise DataError(f"{origin.row(row)}: {value!r} is no text in UTF-8") from None
     if value is None:
         return ""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if not isinstance(value, str | int | float):
@@ -177,16 +185,34 @@ def _of_texts(texts: Sequence[str], origin: Origin, shape: tuple[int, ...], know
     if numbers:
         return as_numbers(texts).reshape(shape)
     if {text.lower() for text in texts} <= TRUTHS.keys():
-        texts = [TRUTHS[text.lower()] for text in texts]
+        texts = [_truths(known)[text.lower()] for text in texts]
     return np.array(texts, dtype=np.str_).reshape(shape)
 
 
 def as_numbers(texts: Sequence[str]) -> Shaped[np.ndarray, "n"]:
-    """int64 where all of them are whole, else float64."""
+    """int64 where all of them are whole, else float64; the texts where neither can tell whole numbers apart."""
     values = np.array(texts, dtype=np.float64)
-    if (np.abs(values) < 2**53).all() and (values == np.trunc(values)).all():
-        return values.astype(np.int64)
+    if (values == np.trunc(values)).all():
+        if (np.abs(values) < MOST_WHOLE).all():
+            return values.astype(np.int64)
+        if all(text.lstrip("+-").isdecimal() for text in texts):
+            try:
+                return np.array([int(text) for text in texts], np.int64)
+            except OverflowError:
+                return np.array(texts, np.str_)
     return values
+
+
+def _truths(known: frozenset[str]) -> dict[str, str]:
+    """How yes and no are called: as among the names that are known, else as Python does."""
+    return TRUTHS | {name.lower(): name for name in known if name.lower() in TRUTHS}
+
+
+def truths_as_numbers(values: Values) -> Values:
+    """1 for true and 0 for false where they are all there is; other values as they are."""
+    if values.dtype.kind != "U" or not values.size or not np.isin(values, [*TRUTHS.values()]).all():
+        return values
+    return np.array(values == TRUTHS["true"], np.uint8)
 
 
 def _missing(origin: Origin, row: int, value: str, count: int) -> DataError:
@@ -234,6 +260,9 @@ def _classes(
         task = Classification(tuple(names))
         if y.dtype.kind == "U" or _names_are_meant({*texts[0], *texts[1]}, task.names, origin, names_are_values):
             return Targets(task, _by_text(y, origin, task.names), _by_text(y_held, held, task.names), said)
+        if names_are_values and task.names != numbered(len(task.names)):
+            meant = [f"{name} is {number}" for number, name in enumerate(task.names)]
+            said += (f"its numbers are taken for positions among the names, from 0: {listed(meant, 5)}",)
         return Targets(task, _whole(y, origin), _whole(y_held, held), said)
     values = np.unique(np.concatenate([y, y_held])) if y_held.size else np.unique(y)
     if not told and len(values):
@@ -282,8 +311,6 @@ def _names_are_meant(texts: set[str], names: Sequence[str], origin: Origin, name
 
 def _by_text(y: Values, origin: Origin, names: Sequence[str]) -> Int64[np.ndarray, "n"]:
     number = {name: index for index, name in enumerate(names)}
-    if len(number) < len(names):
-        raise DataError(f"the names of the classes, {listed(names)}, have one twice")
     texts = _texts(y)
     for row, text in enumerate(texts):
         if text not in number:
@@ -293,7 +320,7 @@ def _by_text(y: Values, origin: Origin, names: Sequence[str]) -> Int64[np.ndarra
 
 def _whole(y: Values, origin: Origin) -> Int64[np.ndarray, "n *target"]:
     if y.dtype.kind == "U":
-        raise DataError(f"{origin.what} holds text ({y.flat[0]!r}), not numbers")
+        raise DataError(f"{origin.what} holds text ({str(y.flat[0])!r}), not numbers")
     whole = np.require(y, np.int64, requirements=["C", "W"])
     if not np.array_equal(whole, y):
         raise DataError(f"{origin.what} has labels that are not whole numbers")
