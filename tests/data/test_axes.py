@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -237,3 +239,45 @@ def test_an_npz_says_what_its_arrays_are(tmp_path: Path) -> None:
         read(x=x / 2, X=x / 2, y=y)
     with pytest.raises(DataError, match="y has shape"):
         read(x=x / 2, y=1)
+
+
+def test_whole_numbers_are_pixels_where_training_and_test_rows_are(tmp_path: Path) -> None:
+    x, y = np.arange(20 * 3 * 8 * 8).reshape(20, 3, 8, 8) % 256, np.arange(20) % 2
+    np.savez(tmp_path / "t.npz", x=x, y=y)
+    assert load(tmp_path / "t.npz").x_train.dtype == torch.uint8
+    made = Dataset.from_arrays("made", x, y, x[:2] + 1000, y[:2])
+    assert made.x_train.dtype == made.x_test.dtype == torch.float32
+
+
+def test_an_npz_names_its_classes(tmp_path: Path) -> None:
+    def read(names: Any, **options: Any) -> Dataset:
+        np.savez(tmp_path / "t.npz", x=np.arange(60).reshape(20, 3) / 7, y=np.arange(20) % 2, class_names=names)
+        return read_path(tmp_path / "t.npz", ReadOptions.of(options))
+
+    assert read(np.array([b"no", b"yes"])).class_names == ("no", "yes")
+    turned = read(["no", "yes"], classes=["yes", "no"])
+    assert (turned.class_names, turned.y_train[:2].tolist()) == (("yes", "no"), [1, 0])
+    with pytest.raises(DataError, match="class 'yes', which is not among no, maybe"):
+        read(["no", "yes"], classes=["no", "maybe"])
+    with pytest.raises(DataError, match="class_names has shape"):
+        read("no")
+
+
+@pytest.mark.parametrize("shape", [(2**44, 2), (10**30, 2)])
+def test_an_npz_that_claims_more_than_there_is_memory(shape: tuple[int, ...], tmp_path: Path) -> None:
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    unfinished = b"\x93NUMPY\x01\x00\x05\x00((((("
+    for content in (head.getvalue(), unfinished):
+        with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+            archive.writestr("x.npy", content)
+        with pytest.raises(DataError, match="cannot read"):
+            load(tmp_path / "t.npz")
+
+
+def test_an_npz_with_a_text_in_it(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", x=np.zeros((3, 2)))
+    with zipfile.ZipFile(tmp_path / "t.npz", "a") as archive:
+        archive.writestr("y", "hello")
+    with pytest.raises(DataError, match="y is no array"):
+        load(tmp_path / "t.npz")

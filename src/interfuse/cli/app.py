@@ -62,6 +62,7 @@ from interfuse.cli.options import (
 from interfuse.data import ReadOptions, description, load_with
 from interfuse.data import describe as described
 from interfuse.data.readers import htfllib, tables
+from interfuse.data.reading import UNREADABLE
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
 from interfuse.evaluation import METRICS
 from interfuse.report.progress import shown
@@ -355,7 +356,7 @@ def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
     try:
         with open(path, "rb") as file:
             found = np.load(file, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"cannot read {path} as an array of numbers (.npy): {error}") from error
     if not isinstance(found, np.ndarray):
         raise DataError(f"{path} holds several arrays; save one with numpy.save")

@@ -54,7 +54,8 @@ def arranged(parts: Sequence[tuple[str, Array]], layout: Layout | None) -> tuple
     elif first.ndim not in _AXES[layout]:
         axes = " or ".join(map(str, _AXES[layout]))
         raise DataError(f"layout {layout!r} has {axes} axes, but {what} has shape {list(first.shape)}")
-    return [_kept(part, _moved(x, layout), layout) for part, x in parts], said
+    pixels = layout is not None and layout.startswith("images") and all(map(_are_pixels, (x for _, x in parts)))
+    return [_kept(part, _moved(x, layout), layout, pixels) for part, x in parts], said
 
 
 def likely(what: str, x: Array, lowest: int = 0) -> tuple[Layout | None, str]:
@@ -111,15 +112,19 @@ def _moved(x: Array, layout: Layout | None) -> Array:
     return np.moveaxis(x, -1, 1) if layout in ("images-last", "signals-last") else x
 
 
-def _kept(what: str, x: Array, layout: Layout | None) -> Array:
-    """uint8 stays, tokens are int64, any other number is float32."""
+def _are_pixels(x: Array) -> bool:
+    """Whether whole numbers are all from 0 to 255; of no rows they may be."""
+    return x.dtype in (np.int32, np.int64) and (not x.size or (int(x.min()) >= 0 and int(x.max()) <= 255))
+
+
+def _kept(what: str, x: Array, layout: Layout | None, pixels: bool) -> Array:
+    """uint8 and what are pixels is uint8, tokens are int64, any other number is float32."""
     if layout == "tokens":
         if x.dtype.kind not in "iu":
             raise DataError(f"{what} is {x.dtype}, but tokens are whole numbers; save them as int64")
         return np.require(x, np.int64, requirements=["C", "W"])
-    whole = x.dtype in (np.int32, np.int64)
-    if whole and (layout is None or (layout.startswith("images") and x.size and x.min() >= 0 and x.max() <= 255)):
-        return np.require(x, np.int64 if layout is None else np.uint8, requirements=["C", "W"])
+    if pixels or (layout is None and x.dtype in (np.int32, np.int64)):
+        return np.require(x, np.uint8 if pixels else np.int64, requirements=["C", "W"])
     if x.dtype != np.uint8:
         _check_held(what, x)
     # PyTorch cannot mark memory as read-only, so a read-only array is copied.

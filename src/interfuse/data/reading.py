@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -14,6 +18,24 @@ Layout = Literal["images", "images-last", "signals", "signals-last", "table", "t
 their channel axis.
 """
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What zipfile, NumPy and Pillow raise at damaged files."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +75,12 @@ class ReadOptions:
             several = name in ("label", "classes", "drop")
             if several:
                 parts = value.split(",") if isinstance(value, str) else value
-                value = tuple(str(part).strip() for part in parts)
+                if not isinstance(parts, Sequence) or not all(map(str, parts)):
+                    raise ConfigError(f"option {name} of reading is {value!r}, must be one or several names")
+                # a blank is a name where the classes are characters
+                value = tuple(str(part).strip() or str(part) for part in parts)
+                if name == "classes" and len(set(value)) < len(value):
+                    raise ConfigError(f"option classes of reading has a name twice: {listed(value)}")
             elif not isinstance(value, str):
                 raise ConfigError(f"option {name} of reading is {value!r}, must be a text")
             found[name] = value

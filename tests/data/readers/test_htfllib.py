@@ -273,3 +273,51 @@ def test_what_cannot_be_converted(tmp_path: Path) -> None:
         convert(tmp_path / "d", tmp_path / "out")
     with pytest.raises(DataError, match="give the folder that holds train and test"):
         convert(tmp_path / "d/train", tmp_path / "again.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("num_classes", float("inf"), "cannot read num_clients and num_classes"),
+        ("num_classes", 10**15, "at most 65536 can be read"),
+    ],
+)
+def test_impossible_numbers_in_the_config(name: str, value: float, problem: str, tmp_path: Path) -> None:
+    folder(tmp_path / "d", config=CONFIG | {name: value})
+    with pytest.raises(DataError, match=problem):
+        convert(tmp_path / "d", tmp_path / "out.npz")
+
+
+def test_no_client_is_there_twice(tmp_path: Path) -> None:
+    folder(tmp_path / "d")
+    (tmp_path / "d/train/01.npz").write_bytes((tmp_path / "d/train/1.npz").read_bytes())
+    with pytest.raises(DataError, match=r"01.npz is not named by the number of a client"):
+        convert(tmp_path / "d", tmp_path / "out.npz")
+
+
+@pytest.mark.parametrize("text", ["(((((", "-" * 9000 + "1"])
+def test_a_header_that_numpy_cannot_parse(text: str, tmp_path: Path) -> None:
+    folder(tmp_path / "d")
+    packed(tmp_path / "d/train/0.npz", b"", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode())
+    with pytest.raises(DataError, match="cannot read .*0.npz: ."):
+        convert(tmp_path / "d", tmp_path / "out.npz")
+
+
+def test_names_in_a_pickle_do_nothing_to_a_terminal(tmp_path: Path) -> None:
+    folder(tmp_path / "d")
+    np.savez(tmp_path / "d/train/0.npz", data=client(3) | {"\x1b[31m" * 1000: np.zeros(3)})
+    with pytest.raises(DataError) as refused:
+        convert(tmp_path / "d", tmp_path / "out.npz")
+    assert str(refused.value).isprintable()
+    assert len(str(refused.value)) < 500
+
+
+def test_nothing_is_left_where_a_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    folder(tmp_path / "d")
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(DataError, match="No space left"):
+        convert(tmp_path / "d", tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz").exists()

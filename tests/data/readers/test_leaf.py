@@ -182,3 +182,16 @@ def test_other_json_is_not_leaf(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "config.json"):
         with pytest.raises(DataError, match="is not LEAF.s JSON, "):
             loaded(path)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "problem"),
+    [
+        ([[10**400, 1]], [0], "x has a number that is too large"),
+        ([[1, 2]], [10**400], "sample 0 of y is too large"),
+        ([[1, 2]], [2**53 + 1], "sample 0 of y is too large"),
+    ],
+)
+def test_whole_numbers_that_no_float_holds(x: list[Any], y: list[Any], problem: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=problem):
+        loaded(written(tmp_path / "all.json", leaf({"a": (x, y)})))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.reading import LAYOUTS, Layout, Reading, ReadOptions, listed
-from interfuse.data.targets import plain_origin, read_targets
-from interfuse.data.task import Task
+from interfuse.data.reading import LAYOUTS, UNREADABLE, Layout, Reading, ReadOptions, listed
+from interfuse.data.targets import clean, plain_origin, read_targets
+from interfuse.data.task import Classification, Task
 from interfuse.errors import DataError, nearest
 
 SPLITS = (("x_train", "y_train", "x_test", "y_test"), ("X_train", "y_train", "X_test", "y_test"))
@@ -70,9 +69,14 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     if unused := sorted(arrays.keys() - used):
         reading = reading.saying("left out", f"{listed(unused)}: not among the names that are read")
     task: Task | str | None = options.task or _word(path, arrays, "task")
-    class_names = tuple(map(str, arrays["class_names"].tolist())) if "class_names" in arrays else None
+    class_names = _class_names(path, arrays)
     if options.classes is not None:
         sides = ((y, plain_origin(names[1])), (y_held, plain_origin(names[-1])))
+        if class_names is not None and {*class_names} & {*options.classes} and task in (None, Classification.name):
+            # other names go before those of the file; the same ones say the order
+            known = read_targets(*sides, task, class_names)
+            as_texts = np.array(class_names, dtype=object)
+            sides = ((as_texts[known.train], sides[0][1]), (as_texts[known.test], sides[1][1]))
         targets = read_targets(*sides, task, options.classes, names_are_values=True)
         y, y_held, task, class_names = targets.train, targets.test, targets.task, None
     return Dataset.from_arrays(
@@ -96,16 +100,30 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             twice = sorted({name for name in archive.files if archive.files.count(name) > 1})
             if twice:
                 raise DataError(f"{path} holds {listed(twice)} twice; write it anew")
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
+            for name, array in arrays.items():
+                if not isinstance(array, np.ndarray):
+                    raise DataError(f"{path}: {name} is no array; write it with numpy.savez")
+            return arrays
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
-    except (OSError, EOFError, TypeError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         # NumPy's own advice is to allow pickles, which run code.
         objects = (
             "it holds Python objects; save arrays of numbers (of HtFLlib and PFLlib: interfuse convert FOLDER OUT)"
         )
-        reason = objects if "pickle" in str(error).lower() else str(error)
+        reason = objects if "pickle" in str(error).lower() else str(error) or type(error).__name__
         raise DataError(f"cannot read {path}: {reason}") from error
+
+
+def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:
+    """Names of classes by number that the file says."""
+    names = arrays.get("class_names")
+    if names is None:
+        return None
+    if names.ndim != 1:
+        raise DataError(f"{path}: class_names has shape {list(names.shape)}, must be one name a class")
+    return tuple(str(name) for name in clean(names.astype(object), plain_origin("class_names")).tolist())
 
 
 def _group(path: Path, arrays: Mapping[str, np.ndarray], asked: str | None) -> str:

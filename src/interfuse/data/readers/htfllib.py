@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +19,14 @@ import numpy as np
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.readers.pickled import arrays_of
-from interfuse.data.reading import ReadOptions
+from interfuse.data.reading import UNREADABLE, ReadOptions, listed
 from interfuse.errors import DataError
 
 FORMAT = "a folder of HtFLlib or PFLlib"
 LARGEST = 2 * 2**30
 """Most bytes that one client's file may unpack to."""
 MOST_CLASSES = 2**16
+_CLIENT = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,9 @@ def convert(source: Path, out: Path) -> list[str]:
     if out.exists():
         raise DataError(f"{out} is there already; give another path")
     files = {part: _files(source, part) for part in ("train", "test")}
+    known = {file for part in files.values() for file in part.values()}
+    if strange := [file for part in files for file in sorted((source / part).glob("*.npz")) if file not in known]:
+        raise DataError(f"{strange[0]} is not named by the number of a client, such as 7.npz; take it away")
     if not files["train"]:
         raise DataError(f"{source} has no train/0.npz, train/1.npz, ...; give the folder that holds train and test")
     if odd := sorted(files["train"].keys() ^ files["test"].keys()):
@@ -90,23 +94,25 @@ def convert(source: Path, out: Path) -> list[str]:
                 class_names=np.array([str(label) for label in range(classes)]),
             )
     except OSError as error:
+        if not isinstance(error, FileExistsError):
+            out.unlink(missing_ok=True)
         raise DataError(f"cannot write {out}: {error.strerror}") from error
     return facts
 
 
 def _files(folder: Path, part: str) -> dict[int, Path]:
-    """The files of a part by client."""
-    return {int(file.stem): file for file in (folder / part).glob("*.npz") if file.stem.isdecimal()}
+    """The files of a part by client, whose number is written as ``7`` and not as ``07``."""
+    return {int(file.stem): file for file in (folder / part).glob("*.npz") if _CLIENT.fullmatch(file.stem)}
 
 
 def _read(file: Path) -> _Part:
     try:
         stream = _unpacked(file)
-    except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"cannot read {file}: {error}") from error
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {file}: {str(error) or type(error).__name__}") from error
     arrays = arrays_of(stream, str(file))
     if arrays.keys() != {"x", "y"}:
-        raise DataError(f"{file} holds {', '.join(arrays) or 'nothing'}; it needs x and y alone")
+        raise DataError(f"{file} holds {_shown(arrays)}; it needs x and y alone")
     x, y = arrays["x"], arrays["y"]
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
         raise DataError(f"{file}: x has shape {list(x.shape)}, y {list(y.shape)}; it needs one y for each row of x")
@@ -126,7 +132,7 @@ def _unpacked(file: Path) -> io.BytesIO:
     with zipfile.ZipFile(file) as archive:
         names = [info.filename for info in archive.infolist()]
         if names != ["data.npy"]:
-            raise ValueError(f"it holds {', '.join(names) or 'nothing'}, not data; it is no file of HtFLlib or PFLlib")
+            raise ValueError(f"it holds {_shown(names)}, not data; it is no file of HtFLlib or PFLlib")
         info = archive.getinfo("data.npy")
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise ValueError("it is compressed as NumPy compresses nothing")
@@ -139,6 +145,11 @@ def _unpacked(file: Path) -> io.BytesIO:
     if shape != () or dtype != np.dtype(object):
         raise ValueError(f"it holds an array of {dtype} with shape {list(shape)}, not a dictionary")
     return raw
+
+
+def _shown(names: Iterable[str]) -> str:
+    """Names that anybody may have chosen, short, and without what a terminal would obey."""
+    return listed([name[:40] if name.isprintable() else repr(name[:40]) for name in names]) or "nothing"
 
 
 def _check_alike(parts: Sequence[_Part]) -> None:
@@ -168,6 +179,8 @@ def _checked(source: Path, train: Sequence[_Part], test: Sequence[_Part]) -> tup
             f"no config.json: labels go to {len(counts) - 1}, so there are {len(counts)} classes",
         ]
     clients, classes = config
+    if classes > MOST_CLASSES:
+        raise DataError(f"{source}: config.json says {classes} classes; at most {MOST_CLASSES} can be read")
     if clients != len(train):
         raise DataError(
             f"{source}: config.json says {clients} clients, but train/ has {len(train)} files; it is not whole"
@@ -185,5 +198,5 @@ def _config(file: Path) -> tuple[int, int] | None:
         return int(config["num_clients"]), int(config["num_classes"])
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise DataError(f"cannot read num_clients and num_classes of {file}: {error!r}") from error

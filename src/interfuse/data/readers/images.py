@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.reading import Reading, ReadOptions, listed
+from interfuse.data.reading import UNREADABLE, Reading, ReadOptions, listed
 from interfuse.data.targets import in_order
 from interfuse.data.task import Classification
 from interfuse.errors import DataError
@@ -193,7 +193,7 @@ def _read(label: str, source: Path | BytesIO, notes: Notes) -> tuple[np.ndarray,
             turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
             upright = ImageOps.exif_transpose(image)
             upright.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError(f"{label} is no image that can be read: {error}") from error
     if depth:
         raise DataError(f"{label} has {depth}, which would be cut to 8; save it as grey, or as RGB of 8 bits")

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from interfuse.data.axes import MOST_WHOLE
 from interfuse.data.dataset import Dataset
 from interfuse.data.reading import Reading, ReadOptions
 from interfuse.data.task import Classification
@@ -179,7 +180,7 @@ def _rows(user: _User, length: int) -> np.ndarray:
     """``[n, length]`` float64."""
     try:
         found = np.array(user.x, np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         found = np.empty(0)
     if length and found.shape == (len(user.x), length) and np.isfinite(found).all():
         return found
@@ -202,6 +203,8 @@ def _targets(user: _User) -> np.ndarray:
             raise DataError(
                 f"{user.place}, sample {row} of y is {target!r}, but samples of numbers have numbers as labels"
             )
+        if abs(target) >= MOST_WHOLE:
+            raise DataError(f"{user.place}, sample {row} of y is too large a number for a label")
     return np.array(user.y, np.float64)
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from interfuse.data.reading import UNREADABLE
 from interfuse.errors import DataError
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def arrays_of(stream: bytes | BytesIO, label: str) -> dict[str, np.ndarray]:
     """
     try:
         found = _interpreted(stream)
-    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         raise DataError(f"{label} is no dictionary of arrays of numbers, or is cut off ({error})") from error
     whole = found.objects[0] if isinstance(found, _Array) and len(found.objects) == 1 else found
     if not isinstance(whole, dict):
