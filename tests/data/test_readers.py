@@ -358,3 +358,34 @@ def test_options_that_mean_nothing_for_a_format_are_refused(tmp_path: Path) -> N
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(DataError, match="notes.txt is not .* or a folder of images by class"):
         load(tmp_path / "notes.txt")
+
+
+def test_only_the_column_that_is_named_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("days,days[open],kind\n1.5,2.5,a\n3,4,b\n")
+    assert load_table(tmp_path / "t.csv", "kind", drop=["days"]).columns == ("days[open]",)
+
+
+def test_tabs_of_a_tsv(tmp_path: Path) -> None:
+    (tmp_path / "t.tsv").write_text("size, cm\tweight, kg\tkind\n1.5\t2.5\ta\n3\t4\tb\n")
+    assert load_table(tmp_path / "t.tsv", "kind").columns == ("size, cm", "weight, kg")
+
+
+def test_texts_of_parquet_that_are_none(tmp_path: Path) -> None:
+    offsets = pyarrow.py_buffer(np.array([0, 2, 4], "<i4").tobytes())
+    texts = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, offsets, pyarrow.py_buffer(b"\xff\xfeab")])
+    parquet.write_table(pyarrow.table({"a": [1.5, 2], "kind": texts}), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match="Invalid UTF8"):
+        load_table(tmp_path / "t.parquet", "kind")
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [({"classes": "a,a"}, "a name twice"), ({"label": 3}, "one or several names"), ({"drop": ""}, "one or several")],
+)
+def test_options_that_mean_nothing(options: Any, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        ReadOptions.of(options)
+
+
+def test_a_blank_may_be_a_character() -> None:
+    assert ReadOptions.of({"classes": ["a", " ", " b "]}).classes == ("a", " ", "b")

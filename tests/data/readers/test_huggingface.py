@@ -235,3 +235,44 @@ def test_what_is_not_whole_or_not_one_data_set(tmp_path: Path) -> None:
     parquet.write_table(numbers(2, more=[0, 1]), tmp_path / "de/test-00000-of-00001.parquet")
     with pytest.raises(DataError, match="differ in their columns"):
         loaded(tmp_path / "de")
+
+
+def test_a_column_that_points_outside_of_its_file(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "d", pa.table({"a": [1.5, 2], "label": ["ab", "cd"]}))
+    offsets, wrong = (np.array([0, 2, end], "<i4").tobytes() for end in (4, 2**30))
+    (file,) = folder.glob("*.arrow")
+    assert offsets in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(offsets, wrong))
+    with pytest.raises(DataError, match="cannot read .*arrow"):
+        loaded(folder)
+
+
+def test_numbers_of_tokens_stay_whole(tmp_path: Path) -> None:
+    table = pa.table({"ids": [[2**31, 2, 3], [4, 5, 6]], "label": [0, 1]})
+    data = loaded(saved(tmp_path / "d", table), layout="tokens")
+    assert isinstance(data.x_train, torch.Tensor)
+    assert (data.x_train.dtype, data.x_train[0].tolist()) == (torch.int64, [2**31, 2, 3])
+    with pytest.raises(DataError, match="'a' holds no whole numbers, so no tokens"):
+        loaded(saved(tmp_path / "e", pa.table({"a": [1.5, 2], "label": [0, 1]})), layout="tokens")
+
+
+def test_a_split_is_a_folder_beside(tmp_path: Path) -> None:
+    saved(tmp_path / "secret", numbers(4))
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/dataset_dict.json").write_text('{"splits": ["../secret"]}')
+    with pytest.raises(DataError, match="names the split '../secret'"):
+        loaded(tmp_path / "d")
+
+
+def test_a_column_called_label_is_not_passed_over(tmp_path: Path) -> None:
+    sex = {"sex": {"names": ["f", "m"], "_type": "ClassLabel"}}
+    table = pa.table({"a": [1.5, 2, 3], "sex": [0, 1, 0], "label": [0, 2, 1]})
+    with pytest.raises(DataError, match="label=sex has classes by name, but there is 'label' too"):
+        loaded(saved(tmp_path / "d", table, features=sex))
+    assert loaded(tmp_path / "d", drop=("label",)).class_names == ("f", "m")
+
+
+def test_classes_that_are_texts_already(tmp_path: Path) -> None:
+    named = {"label": {"names": ["b", "a"], "_type": "ClassLabel"}}
+    table = pa.table({"a": [1.5, 2], "label": ["a", "b"]})
+    assert loaded(saved(tmp_path / "d", table, features=named)).y_train.tolist() == [1, 0]

@@ -19,7 +19,7 @@ import numpy as np
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.readers import images
-from interfuse.data.readers.tables import Table, from_arrow, read_table
+from interfuse.data.readers.tables import DEFAULT_LABEL, Table, from_arrow, read_table
 from interfuse.data.reading import ReadOptions, listed
 from interfuse.errors import DataError
 
@@ -30,6 +30,7 @@ FORMAT = "a Hugging Face data set"
 HELD = ("test", "validation", "valid", "val", "dev")
 """Names of splits that are the test set, the first that is there."""
 _SHARD = re.compile(r"(?P<split>\w[\w.]*?)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?\.parquet")
+_SPLIT = re.compile(r"\w[\w.-]*")
 _ONE_OF = re.compile(r"-of-0*([1-9]\d*)[-.]")
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -63,6 +64,8 @@ def _splits(path: Path) -> dict[str, _Split]:
         names = _json(path / "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not names:
             raise DataError(f"{path / 'dataset_dict.json'} names no splits; save the data set anew")
+        if odd := [name for name in names if not _SPLIT.fullmatch(str(name))]:
+            raise DataError(f"{path / 'dataset_dict.json'} names the split {odd[0]!r}, which is no folder beside it")
         return {str(name): _saved(path / str(name)) for name in names}
     if (path / "state.json").is_file():
         return {str(_json(path / "state.json").get("_split") or "train"): _saved(path)}
@@ -148,6 +151,8 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     names = {name: tuple(map(str, of["names"])) for name, of in features.items() if of.get("_type") == "ClassLabel"}
     table = replace(_table(path, whole, row, facts, features, names), training=len(rows[train]))
     label = options.label or ((next(iter(names)),) if len(names) == 1 else ())
+    if not options.label and label and DEFAULT_LABEL in set(table.columns) - {*label, *options.drop}:
+        raise DataError(f"{path}: label={label[0]} has classes by name, but there is {DEFAULT_LABEL!r} too; say which")
     if len(label) == 1 and label[0] in names and options.classes is None:
         options = replace(options, classes=names[label[0]])
     return read_table(table, replace(options, label=label))
@@ -170,7 +175,7 @@ def _table(
     kinds: list[tuple[str, str]] = []
     for name in whole.column_names:
         values, kind, declared = whole[name], whole.schema.field(name).type, features.get(name, {}).get("_type")
-        if name in names:
+        if name in names and types.is_integer(kind):
             columns[name] = _by_name(values.to_pylist(), names[name], f"{path}: column {name!r}", row)
         elif types.is_struct(kind) and declared in ("Image", None) and {"bytes", "path"} <= {f.name for f in kind}:
             samples[name], said = _pictures(values.to_pylist(), f"{path}: column {name!r}", row)
@@ -178,7 +183,7 @@ def _table(
         elif declared in ("Image", "Audio", "Video"):
             refused[name] = f"is {declared} by the name of a file; read them in a function: --data file.py:load"
         elif _is_list(kind) and _is_list(kind.value_type):
-            found = _arrays(values.to_pylist())
+            found = _arrays(values)
             samples |= {name: found} if found is not None else {}
             refused |= {name: "is arrays of different shapes, or of no numbers"} if found is None else {}
     taken = {*columns, *samples, *refused}
@@ -195,7 +200,7 @@ def _table(
 def _by_name(values: Sequence[int | None], names: Sequence[str], label: str, row: Sequence[str]) -> np.ndarray:
     """Names of classes; None where there is none, for which -1 stands too."""
     for at, value in enumerate(values):
-        if value is not None and not -1 <= value < len(names):
+        if value is not None and not (isinstance(value, int) and -1 <= value < len(names)):
             raise DataError(f"{label} has the class {value} in {row[at]}, but its names are {listed(names)}")
     return np.array([None if value in (None, -1) else names[value] for value in values], dtype=object)
 
@@ -207,7 +212,7 @@ def _pictures(
     sources = []
     for at, value in enumerate(values):
         content = None if value is None else value["bytes"]
-        if content is None:
+        if not isinstance(content, bytes):
             raise DataError(
                 f"{label} has no picture in {row[at]}, only the name of a file at best; save the data set with its "
                 "pictures inside, or give the folder of images"
@@ -218,12 +223,20 @@ def _pictures(
     return found, [("images", f"{count:,} {kind}") for kind, count in notes.kinds.items() if count]
 
 
-def _arrays(values: Sequence[Any]) -> np.ndarray | None:
+def _arrays(values: pa.ChunkedArray) -> np.ndarray | None:
     """Nested lists as one array; None where they are none."""
-    try:
-        found = np.array(values, np.float64)
-    except (TypeError, ValueError):
+    from pyarrow import compute, types
+
+    shape, kind = [len(values)], values.type
+    while _is_list(kind):
+        lengths = compute.unique(compute.list_value_length(values)).to_pylist()
+        if len(lengths) != 1 or not lengths[0]:
+            return None
+        shape.append(lengths[0])
+        values, kind = compute.list_flatten(values), kind.value_type
+    if values.null_count or not (types.is_integer(kind) or types.is_floating(kind)):
         return None
+    found = values.to_numpy().astype(np.float64).reshape(shape)
     return found if np.isfinite(found).all() else None
 
 
@@ -276,16 +289,18 @@ def _arrow(file: Path) -> pa.Table:
         raise DataError(f"{file}: reading it needs pyarrow: pip install pyarrow") from None
     try:
         if file.suffix == ".parquet":
-            return parquet.ParquetFile(file).read()
-        with pa.OSFile(str(file)) as source:
-            begin = source.read(6)
-            source.seek(max(0, source.size() - len(_END_OF_STREAM)))
-            end = source.read()
-            source.seek(0)
-            if begin == b"ARROW1":
-                return ipc.open_file(source).read_all()
-            if end != _END_OF_STREAM:
-                raise DataError(f"{file} does not end as an Arrow file does: it is cut off")
-            return ipc.open_stream(source).read_all()
-    except (OSError, pa.ArrowException) as error:
+            table = parquet.ParquetFile(file).read()
+        else:
+            with pa.OSFile(str(file)) as source:
+                begin = source.read(6)
+                source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+                end = source.read()
+                source.seek(0)
+                if begin != b"ARROW1" and end != _END_OF_STREAM:
+                    raise DataError(f"{file} does not end as an Arrow file does: it is cut off")
+                table = (ipc.open_file if begin == b"ARROW1" else ipc.open_stream)(source).read_all()
+        table.validate(full=True)  # in a damaged file columns may point to where nothing is
+        table.column_names  # noqa: B018  (decodes them)
+    except (OSError, MemoryError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file}: {error}") from error
+    return table

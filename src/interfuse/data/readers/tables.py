@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float64, Shaped
+from jaxtyping import Float64, Int64, Shaped
 
 from interfuse.data.axes import MOST_WHOLE, lost
 from interfuse.data.dataset import Dataset
@@ -25,6 +25,7 @@ from interfuse.data.targets import (
     Targets,
     clean,
     read_targets,
+    truths_as_numbers,
 )
 from interfuse.data.task import MultiLabel, Regression
 from interfuse.errors import DataError, nearest
@@ -51,6 +52,7 @@ class Table:
         row: What a person calls a row: its line, or its number from 1.
         refused: Columns that cannot be read, and why; they may be left out.
         facts: What was decided, by subject.
+        spread: Lists that became columns, and the names of these.
         samples: Columns of which each value is a whole sample, ``[rows, ...]``: pictures, arrays.
         training: So many rows are training rows, the others test rows; None: all are.
     """
@@ -61,6 +63,7 @@ class Table:
     row: Sequence[str]
     refused: dict[str, str] = field(default_factory=dict)
     facts: tuple[tuple[str, str], ...] = ()
+    spread: dict[str, tuple[str, ...]] = field(default_factory=dict)
     samples: dict[str, Shaped[np.ndarray, "rows *sample"]] = field(default_factory=dict)
     training: int | None = None
 
@@ -110,8 +113,7 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
     """The data set of columns as options say."""
     path, training = table.path, len(table.row) if table.training is None else table.training
     known = [*table.columns, *table.refused, *table.samples]
-    # a list that became columns is dropped by its own name
-    drop = [one for name in options.drop for one in [n for n in known if n.startswith(f"{name}[")] or [name]]
+    drop = [one for name in options.drop for one in table.spread.get(name, (name,))]
     labels = options.label or ((DEFAULT_LABEL,) if DEFAULT_LABEL in (*table.columns, *table.refused) else ())
     if not labels:
         raise DataError(f"{path}: which column holds the labels? Say label=NAME; it has {listed(known, 30)}")
@@ -137,6 +139,8 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
         )
     if whole:
         x, said, features = table.samples[whole[0]], [f"a sample is {whole[0]}"], []
+    elif options.layout == "tokens":
+        x, said, features = _tokens(table, features), [], []
     else:
         refused = {name: why for name, why in table.refused.items() if name in features}
         features = [name for name in features if name not in refused]
@@ -169,6 +173,17 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
     )
 
 
+def _tokens(table: Table, names: Sequence[str]) -> Int64[np.ndarray, "rows columns"]:
+    """Columns of whole numbers side by side, as they are."""
+    for name in names:
+        column = table.columns.get(name)
+        if column is None or column.dtype.kind not in "iu":
+            raise DataError(
+                f"{table.path}: column {name!r} holds no whole numbers, so no tokens; drop={name} leaves it out"
+            )
+    return np.stack([table.columns[name] for name in names], axis=1).astype(np.int64)
+
+
 def read_features(path: Path) -> dict[str, Float64[np.ndarray, "rows"]]:
     """The columns of a table that is all numbers, in their order.
 
@@ -185,10 +200,10 @@ def _targets(table: Table, labels: Sequence[str], options: ReadOptions, training
     if len(labels) == 1:
         column, origin = table.columns[labels[0]], table.origin(labels[0])
     else:
-        columns = [clean(table.columns[name], table.origin(name)) for name in labels]
+        columns = [truths_as_numbers(clean(table.columns[name], table.origin(name))) for name in labels]
         for name, one in zip(labels, columns, strict=True):
             if one.dtype.kind == "U":
-                raise DataError(f"{table.path}: column {name!r} is not all numbers: {one[0]!r} in {table.row[0]}")
+                raise DataError(f"{table.path}: column {name!r} is not all numbers: {str(one[0])!r} in {table.row[0]}")
         column, origin = np.stack(columns, axis=1), replace(table.origin(""), what=f"columns {listed(labels)}")
     try:
         held = replace(origin, row=table.origin("", training).row)
@@ -296,7 +311,7 @@ def read_csv(path: Path) -> Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
-            delimiter = _delimiter(first)
+            delimiter = "\t" if path.suffix.lower() == ".tsv" and "\t" in first else _delimiter(first)
             file.seek(0)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
             rows, lines, before = [], [], 0
@@ -362,7 +377,9 @@ def read_parquet(path: Path) -> Table:
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:
         table = parquet.ParquetFile(path).read()
-    except (OSError, ArrowException) as error:
+        table.validate(full=True)  # texts that are none, and what else NumPy would trust
+        table.column_names  # noqa: B018  (decodes them)
+    except (OSError, MemoryError, UnicodeDecodeError, ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {error}") from error
     facts: list[tuple[str, str]] = []
     shards = re.search(r"-of-0*([1-9]\d*)$", path.stem)
@@ -386,6 +403,7 @@ def from_arrow(
     said = list(facts)
     columns: dict[str, Column] = {}
     refused: dict[str, str] = {}
+    lists: dict[str, tuple[str, ...]] = {}
     for name, values in zip(names, table.columns, strict=True):
         if re.fullmatch(r"__index_level_\d+__", name):
             said.append(("left out", f"{name}, the index that pandas wrote"))
@@ -397,10 +415,11 @@ def from_arrow(
             spread = {f"{name}[{index}]": column for index, column in enumerate(found.T)}
             said.append(("columns", f"list {name} became {len(spread)} columns, {next(iter(spread))} and so on"))
             columns |= spread
+            lists[name] = tuple(spread)
         else:
             columns[name] = found
     _check_names(path, [*columns, *refused])
-    return Table(path, format, columns, row, refused, tuple(said))
+    return Table(path, format, columns, row, refused, tuple(said), lists)
 
 
 def _arrow_column(values: ChunkedArray, row: Sequence[str]) -> np.ndarray | str:
@@ -413,7 +432,7 @@ def _arrow_column(values: ChunkedArray, row: Sequence[str]) -> np.ndarray | str:
         values = values.cast(kind.value_type)
         kind = values.type
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
-        return _arrow_lists(values.to_pylist(), row)
+        return _arrow_lists(values, row)
     if types.is_decimal(kind):
         values = values.cast(pa.float64())
     elif types.is_null(kind):
@@ -433,13 +452,17 @@ def _arrow_column(values: ChunkedArray, row: Sequence[str]) -> np.ndarray | str:
     return found if found.dtype.kind in "biuf" else np.array(values.to_pylist(), dtype=object)
 
 
-def _arrow_lists(lists: Sequence[Sequence[object] | None], row: Sequence[str]) -> np.ndarray | str:
-    lengths = [-1 if one is None else len(one) for one in lists]
-    for at, length in enumerate(lengths):
-        if length != lengths[0] or length < 1:
-            return f"is lists of different length: {lengths[0]} in {row[0]}, {max(length, 0)} in {row[at]}"
-    try:
-        found = np.array(lists, dtype=np.float64)
-    except (TypeError, ValueError):
+def _arrow_lists(lists: ChunkedArray, row: Sequence[str]) -> np.ndarray | str:
+    from pyarrow import compute, types
+
+    lengths = compute.list_value_length(lists).fill_null(0).to_numpy()
+    for at in np.flatnonzero((lengths != lengths[0]) | (lengths < 1))[:1]:
+        return f"is lists of different length: {lengths[0]} in {row[0]}, {lengths[at]} in {row[at]}"
+    kind = lists.type.value_type
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return "is lists of lists: save each inner one as a column"
+    if not (types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)):
         return "is lists of something else than numbers"
-    return found if found.ndim == 2 else "is lists of lists: save each inner one as a column"
+    values = compute.list_flatten(lists)
+    found: np.ndarray = (values.cast("float64") if values.null_count else values).to_numpy()
+    return found.reshape(len(lists), -1)
