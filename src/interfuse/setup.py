@@ -443,11 +443,17 @@ def with_class_names(dataset: Dataset, names: Sequence[str]) -> Dataset:
         ConfigError: it names its classes otherwise.
     """
     task, given = dataset.task, tuple(names)
+    if len(set(given)) < len(given):
+        raise ConfigError(f"classes = {', '.join(given)} has a name twice")
     if not given or dataset.class_names == given:
         return dataset
     if not isinstance(task, Classification | QuestionAnswering) or dataset.class_names != numbered(len(given)):
         known = ", ".join(dataset.class_names) or "none"
         raise ConfigError(f"classes = {', '.join(given)}: {dataset.name} has {known}; name the same, in the same order")
+    if set(given) == set(dataset.class_names):
+        raise ConfigError(
+            f"classes = {', '.join(given)}: {dataset.name} has these numbers in their order; name them so"
+        )
     return replace(dataset, task=replace(task, names=given))
 
 

@@ -9,9 +9,12 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow
 import pytest
 import tomli_w
 from parties import CLASSES, rows
+from pyarrow import parquet
 
 from interfuse.coordination.driver import Public, make_contract
 from interfuse.engines.parties.contract import Contract, names_digest
@@ -22,7 +25,7 @@ from interfuse.engines.parties.loopback import Loopback
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.engines.parties.participation import take_part
 from interfuse.engines.parties.setups import RemoteSetup
-from interfuse.engines.parties.vendor import read_vendor
+from interfuse.engines.parties.vendor import DataTable, read_vendor
 from interfuse.errors import ConfigError
 from interfuse.runs import RunConfig, parse_config
 
@@ -223,3 +226,21 @@ def test_a_public_test_set_with_other_names_is_refused_by_its_own_vendor(tmp_pat
     other.write_text((tmp_path / "own.csv").read_text().replace(",a", ",c"))
     with pytest.raises(ConfigError, match=r"\[data\] test: other.* calls its classes b, c, own.* calls them a, b"):
         vendor.data.model_copy(update={"test": "other.csv"}).load(tmp_path)
+
+
+def test_a_public_test_set_in_another_format_has_the_same_classes(tmp_path: Path) -> None:
+    labels = np.arange(20) % 2
+    (tmp_path / "own.csv").write_text(
+        "\n".join(["x,label", *(f"{row / 7},{label}" for row, label in enumerate(labels))])
+    )
+    parquet.write_table(pyarrow.table({"x": np.arange(20) / 7, "label": labels}), tmp_path / "test.parquet")
+    np.savez(tmp_path / "test.npz", x=np.arange(20)[:, np.newaxis] / 7, y=labels)
+    data = DataTable(source="own.csv", classes=("1", "0"), test="test.parquet").load(tmp_path)
+    assert data.y_test.tolist() == data.y_train.tolist() == (1 - labels).tolist()
+    with pytest.raises(ConfigError, match="test has the numbers 0 to 1, which may be positions among the classes 1, 0"):
+        DataTable(source="own.csv", classes=("1", "0"), test="test.npz").load(tmp_path)
+
+
+def test_options_by_which_nothing_is_read_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="group means nothing for .*'digits', which is no file"):
+        DataTable(source="digits", group="person").load(tmp_path)

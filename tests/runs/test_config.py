@@ -237,3 +237,19 @@ def test_devices_are_known_by_key_and_by_name() -> None:
     asked = configure("ifl", {"devices": devices_table("stragglers")})
     assert asked.devices == NAMED["stragglers"]
     assert configure("ifl", {"devices": devices_table(None)}).devices == NAMED["uniform"]
+
+
+def test_read_goes_for_files_of_one_format_whatever_their_ending(tmp_path: Path) -> None:
+    labels = np.arange(20) % 2
+    (tmp_path / "a.csv").write_text("\n".join(["x,label", *(f"{row / 7},{label}" for row, label in enumerate(labels))]))
+    (tmp_path / "b.CSV").write_text((tmp_path / "a.csv").read_text())
+    read = {"classes": ["1", "0"]}
+    config = parse_config(
+        {"method": "ifl", "data": str(tmp_path / "a.csv"), "public": str(tmp_path / "b.CSV"), "read": read}
+    )
+    assert config.load(str(config.public)).class_names == config.load(config.data_names[0]).class_names == ("1", "0")
+
+
+def test_no_two_classes_have_one_name() -> None:
+    with pytest.raises(ConfigError, match="a name is there twice"):
+        parse_config({"method": "ifl", "classes": ["a", "a"]})

@@ -21,7 +21,7 @@ from interfuse.data.partitions import (
     make_shares,
     parse_partition,
 )
-from interfuse.data.readers import read_path
+from interfuse.data.readers import format_of, read_path
 from interfuse.data.readers.images import load_folder
 from interfuse.data.readers.tables import load_table
 from interfuse.data.reading import Layout, Reading, ReadOptions
@@ -74,6 +74,7 @@ __all__ = [
     "deal",
     "describe",
     "description",
+    "format_of",
     "is_path",
     "load",
     "load_folder",

@@ -23,6 +23,7 @@ from interfuse.data import (
     Divided,
     Partition,
     ReadOptions,
+    format_of,
     is_path,
     load_with,
     parse_partition,
@@ -190,6 +191,13 @@ class RunConfig(BaseModel):
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
+    @field_validator("classes")
+    @classmethod
+    def _different(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(classes)) < len(classes):
+            raise ValueError("a name is there twice")
+        return classes
+
     @field_validator("models")
     @classmethod
     def _expanded(cls, models: tuple[str, ...]) -> tuple[str, ...]:
@@ -207,7 +215,7 @@ class RunConfig(BaseModel):
             InterfuseError: as for :func:`interfuse.load`.
         """
         files = [one for one in self.data_names if is_path(one)] or [name]
-        alike = is_path(name) and Path(name).suffix in {Path(one).suffix for one in files}
+        alike = is_path(name) and (name in files or _format(name) in {_format(one) for one in files})
         return load_with(name, ReadOptions.of(self.read if alike else {}))
 
     def make_partition(self) -> Partition:
@@ -263,6 +271,10 @@ class RunConfig(BaseModel):
 GIVEN_APART = {"method", "unset", "execution", "sources", "environment"}
 if RunSettings.__annotations__.keys() != {*RunConfig.model_fields, *Execution.model_fields} - GIVEN_APART:
     raise TypeError("RunSettings has to have the keys of RunConfig and of Execution, no others")
+
+
+def _format(path: str) -> str | None:
+    return format_of(Path(path).expanduser())
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:

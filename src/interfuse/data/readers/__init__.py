@@ -40,6 +40,13 @@ READERS: tuple[Reader, ...] = (
 """In the order in which they are asked: the particular before the general."""
 
 
+def format_of(path: Path) -> str | None:
+    """What people call the format of a path; None where it is not there, or none of them."""
+    if not path.exists():
+        return None
+    return next((reader.format for reader in READERS if reader.recognises(path)), None)
+
+
 def read_path(path: Path, options: ReadOptions) -> Dataset:
     """The data set of a file or folder; all of its rows are training rows where it has no test rows of its own.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,7 @@ from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from interfuse.data import Dataset, Layout, ReadOptions, is_path, load_with, numbered, read_path
+from interfuse.data import Dataset, Layout, ReadOptions, format_of, is_path, load_with, numbered, read_path
 from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
 from interfuse.engines.parties.frames import MESSAGE
@@ -97,19 +98,35 @@ class DataTable(_Table):
         """How its files are to be read."""
         return ReadOptions.of(self.model_dump(exclude={"source", "test", "public"}))
 
+    def _check_read(self, sources: Sequence[str]) -> None:
+        """Refuse options that nothing is read by."""
+        if not any(map(is_path, sources)):
+            replace(self.options, classes=None).only(format=f"[data] source = {self.source!r}, which is no file")
+
     def load_public(self, folder: Path) -> Dataset | None:
         """The public data, where the vendor has some."""
-        return None if self.public is None else self._read(_located(self.public, folder))
+        return None if self.public is None else self._read(_located(self.public, folder), folder)
 
     def load(self, folder: Path) -> Dataset:
         """The vendor's rows as training rows, with the public test set as test rows (none where there is none)."""
-        own = with_class_names(self._read(_located(self.source, folder)), self.classes or ())
+        self._check_read([_located(one, folder) for one in (self.source, self.test, self.public) if one is not None])
+        own = with_class_names(self._read(_located(self.source, folder), folder), self.classes or ())
         if self.test is None:
             return replace(own, x_test=each(lambda x: x[:0], own.x_train), y_test=own.y_train[:0])
         if self.test == self.source:
             own = public = own.with_held_out()
         else:
-            public = self._read(_located(self.test, folder))
+            public = self._read(_located(self.test, folder), folder)
+        other_order = own.class_names[: public.classes] != public.class_names
+        if (
+            public.class_names == numbered(public.classes)
+            and other_order
+            and {*public.class_names} <= {*own.class_names}
+        ):
+            raise ConfigError(
+                f"[data] test: {public.name} has the numbers 0 to {public.classes - 1}, which may be positions "
+                f"among the classes {', '.join(own.class_names)} of {own.name}, or names; give both in one format"
+            )
         if public.class_names not in (own.class_names, numbered(public.classes)):
             raise ConfigError(
                 f"[data] test: {public.name} calls its classes {', '.join(public.class_names)}, {own.name} calls them "
@@ -119,10 +136,11 @@ class DataTable(_Table):
             return replace(own, x_test=public.x_train, y_test=public.y_train)
         return replace(own, x_test=public.x_test, y_test=public.y_test)
 
-    def _read(self, source: str) -> Dataset:
+    def _read(self, source: str, folder: Path) -> Dataset:
         if not is_path(source):
             return load_with(source, ReadOptions())
-        alike = Path(source).suffix == Path(self.source).suffix or not is_path(self.source)
+        own = _located(self.source, folder)
+        alike = not is_path(own) or format_of(Path(source)) == format_of(Path(own))
         return read_path(Path(source), self.options if alike else ReadOptions())
 
 
