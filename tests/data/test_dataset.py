@@ -300,3 +300,12 @@ class TestInputs:
         assert data.stored(brought)["picture"].shape == (2, 1, 4, 4)
         with pytest.raises(DataError, match=r"input question: expected samples \[batch, 3\], found \(2, 2\)"):
             data.stored(brought | {"question": np.zeros((2, 2), np.int64)})
+
+
+def test_the_digest_has_what_rows_are_divided_by() -> None:
+    x, y = np.arange(12, dtype=np.float32).reshape(6, 2), np.arange(6) % 2
+    made = [
+        Dataset.from_arrays("made", x, y, x[:0], y[:0], **of).digest
+        for of in ({}, {"groups": y}, {"groups": 1 - y}, {"blocks": y})
+    ]
+    assert len(set(made)) == 4

@@ -172,7 +172,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all samples and targets, in hexadecimal."""
+        """A hash of all samples, targets, groups and blocks, in hexadecimal."""
         found = hashlib.blake2b(digest_size=16)
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
             if not isinstance(x, Tensor):
@@ -180,6 +180,9 @@ class Dataset:
             for tensor in (*(named(x)[name] for name in sorted(named(x))), y):
                 found.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
                 found.update(np.ascontiguousarray(tensor.cpu().numpy()).data)
+        for name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
+            if numbers is not None:  # by them rows are divided
+                found.update(name.encode() + np.ascontiguousarray(numbers.cpu().numpy()).tobytes())
         return found.hexdigest()
 
     def to(self, device: str) -> Dataset:
