@@ -26,6 +26,7 @@ def summary_values(**changes: Any) -> dict[str, Any]:
         "discloses": ["features", "labels"],
         "notice": None,
         "data_notices": [],
+        "reading_notices": [],
         **UNKNOWN,
         "best": None,
         "similarity": {"before": None, "after": None},

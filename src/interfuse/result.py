@@ -206,6 +206,9 @@ class Result:
         commit = folder.last_commit()
         if commit is None:
             raise RunError(f"{self.path} has no commit yet")
+        # who has which rows is of no account to models as they are
+        known = {part: digest for part, digest in self._setup.digests.items() if part != "division"}
+        commit.check_data(known, str(self.path), ", ".join(self.config.data_names))
         federation = Federation(self._setup, self._engine)
         federation.load(folder.commits, commit.round, commit.saved)
         return federation

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from interfuse.clock import UNIFORM, Clock, Devices, VirtualClock
 from interfuse.data import (
     Classification,
     ClientData,
+    DataFacts,
     Dataset,
     Inputs,
     PublicData,
@@ -24,7 +27,9 @@ from interfuse.data import (
     Sizes,
     Task,
     class_counts,
+    describe,
     numbered,
+    warnings_of,
 )
 from interfuse.data.inputs import each, shape_text
 from interfuse.errors import ConfigError, ModelError, Notice, numbers
@@ -90,8 +95,8 @@ class Serving(Agreed, Protocol):
     def method(self) -> Method: ...
 
     @property
-    def digest(self) -> str:
-        """A hash of all data that is known here: a run cannot go on with other data."""
+    def digests(self) -> Mapping[str, str]:
+        """Hashes of all data that is known here, by what they are of: a run cannot go on with other data."""
 
     @property
     def note(self) -> str:
@@ -100,6 +105,10 @@ class Serving(Agreed, Protocol):
     @property
     def data_notices(self) -> Sequence[Notice]:
         """What hardly does what was meant with these data; said before a run, and in its report."""
+
+    @property
+    def reading_notices(self) -> Sequence[Notice]:
+        """What is doubtful in the data as they were read here."""
 
     @property
     def model_notices(self) -> Sequence[Notice]:
@@ -269,11 +278,22 @@ class Setup:
         """The data sets that differ, in the order of the first client of each."""
         return list({id(dataset): dataset for dataset in self.datasets}.values())
 
-    @property
-    def digest(self) -> str:
-        """A hash of all samples and labels of each data set, the public one last."""
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Hashes of all samples and targets, the public ones last; of the names that say what they mean; of shares."""
         known = self.domains if self.public_set is None else [*self.domains, self.public_set]
-        return ",".join(dataset.digest for dataset in known)
+        names, division = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+        for dataset in known:
+            names.update(repr((dataset.columns, dataset.task.names)).encode())
+        for share in self.shares:
+            for rows in (share.train, share.validation, share.test):
+                division.update(len(rows).to_bytes(8, "little"))
+                division.update(np.ascontiguousarray(rows, dtype="<i8").data)
+        return {
+            "values": ",".join(dataset.digest for dataset in known),
+            "names": names.hexdigest(),
+            "division": division.hexdigest(),
+        }
 
     @property
     def public(self) -> PublicData | None:
@@ -289,6 +309,21 @@ class Setup:
                 "the common test set of a client is that of its own data set, for compositions the base block's"
             )
         return "; ".join(notes)
+
+    @cached_property
+    def readings(self) -> list[DataFacts]:
+        """How each data set of clients was understood."""
+        return [describe(dataset) for dataset in self.domains]
+
+    @property
+    def reading_notices(self) -> tuple[Notice, ...]:
+        """What the readings warn of."""
+        remedy = "Look at the source, and say what is meant: `interfuse describe` shows how it was read."
+        return tuple(
+            Notice(f"{dataset.name}: {text}.", remedy)
+            for dataset, reading in zip(self.domains, self.readings, strict=True)
+            for text in warnings_of(reading)
+        )
 
     @property
     def data_notices(self) -> tuple[Notice, ...]:

@@ -247,7 +247,9 @@ def test_same_folder_gives_same_bytes(tmp_path: Path) -> None:
         return {path.name: path.read_bytes() for path in paths}
 
     first = files()
-    assert {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")} | {"report.html"} == set(first)
+    drawn = {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")}
+    for_paper = {"accuracy-rounds.pdf", "accuracy-uplink.pdf", "composition.pdf"}
+    assert drawn | for_paper | {"report.html"} == set(first)
     assert files() == first
 
 

@@ -2,7 +2,7 @@
 
 from interfuse.data.batches import Batch, ClientData, EpochOrder, PublicData, SampleOrder
 from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
-from interfuse.data.describing import DataFacts, describe, description
+from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
 from interfuse.data.loading import available, is_path, load, load_with
 from interfuse.data.partitions import (
@@ -85,4 +85,5 @@ __all__ = [
     "parse_partition",
     "read_path",
     "stratified_subset",
+    "warnings_of",
 ]

@@ -17,6 +17,11 @@ from interfuse.data.task import Regression
 SHOWN = 12
 """Names, channels or classes that are shown one by one."""
 
+WARNING = "warning"
+"""The subject of what is doubtful."""
+FEW_REPEATED = 0.01
+"""A part of the rows: public sets have a few that come twice, which changes no result."""
+
 DataFacts = tuple[tuple[str, str], ...]
 """Texts by subject, in order; a subject may come again."""
 
@@ -24,6 +29,11 @@ DataFacts = tuple[tuple[str, str], ...]
 def describe(dataset: Dataset) -> DataFacts:
     """What a data set is, and how it was read."""
     return tuple(_facts(dataset))
+
+
+def warnings_of(facts: DataFacts) -> list[str]:
+    """What a reader of the data set's results must know of it."""
+    return [text for subject, text in facts if subject == WARNING]
 
 
 def description(dataset: Dataset) -> dict[str, Any]:
@@ -73,8 +83,9 @@ def _facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
         yield "normalisation" if name == ONLY else f"normalisation of {name}", _formula(normalisation)
     facts = reading.facts if reading else ()
     for subject, text in facts:
-        yield ("warning", text.removeprefix("warning: ")) if text.startswith("warning: ") else (subject, text)
-    yield from (("warning", text) for text in _doubts(dataset))
+        yield (WARNING, text.removeprefix("warning: ")) if text.startswith("warning: ") else (subject, text)
+    yield from ((WARNING, text) for text in _doubts(dataset))
+    yield from _repeated(dataset)
     if dataset.note:
         yield "note", dataset.note
     if dataset.licence != "not stated":
@@ -148,12 +159,18 @@ def _doubts(dataset: Dataset) -> Iterator[str]:
         if constant and len(dataset.y_train) > 1:
             names = [dataset.columns[index] if dataset.columns else f"channel {index}" for index in constant]
             yield f"constant, so nothing to learn from: {listed(names)}"
+
+
+def _repeated(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Equal rows: a warning where they are more than a few."""
     train_rows, test_rows = _row_hashes(dataset.x_train), _row_hashes(dataset.x_test)
     different = set(train_rows)
     if again := len(train_rows) - len(different):
-        yield f"{again:,} training rows are equal to another one in all inputs"
+        subject = WARNING if again > FEW_REPEATED * len(train_rows) else "repeated"
+        yield subject, f"{again:,} training rows are equal to another one in all inputs"
     if known := sum(row in different for row in test_rows):
-        yield f"{known:,} of {len(test_rows):,} test rows are equal to a training row in all inputs"
+        subject = WARNING if known > FEW_REPEATED * len(test_rows) else "repeated"
+        yield subject, f"{known:,} of {len(test_rows):,} test rows are equal to a training row in all inputs"
 
 
 def _row_hashes(x: Inputs) -> list[int]:

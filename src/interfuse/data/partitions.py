@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from interfuse.data.dataset import Dataset
 from interfuse.errors import ConfigError, DataError, nearest
-from interfuse.randomness import numpy_generator
+from interfuse.randomness import numpy_generator, seeded
 
 DIRICHLET_TRIES = 1000
 
@@ -363,7 +363,8 @@ def make_shares(
             f"{type(partition).__name__} goes by class, but the task is {dataset.task}; take IID or Natural"
         )
     labels = dataset.task.strata(dataset.y_train)
-    parts = partition.split(labels, clients, numpy_generator(seed, *key, "partition"), groups)
+    with seeded(seed, *key, "own partition"):  # one of a user's own may draw from global generators
+        parts = partition.split(labels, clients, numpy_generator(seed, *key, "partition"), groups)
     _check_parts(parts, clients, len(dataset.y_train))
     blocks = None if dataset.blocks is None else dataset.blocks.numpy()
     return [

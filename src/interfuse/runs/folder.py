@@ -28,6 +28,14 @@ NETWORK_FILE = "network.json"
 _FACTS: TypeAdapter[tuple[DataFacts, ...]] = TypeAdapter(tuple[DataFacts, ...])
 
 
+_CHANGED = {
+    "values": "other values",
+    "names": "other names of columns or classes",
+    "division": "another division between the clients (a partition of one's own draws from the generator that it is "
+    "given, and from no other)",
+}
+
+
 @dataclass(frozen=True)
 class Best:
     """The round with the best mean validation accuracy so far."""
@@ -45,15 +53,28 @@ class Commit:
         offsets: Length of ``metrics.jsonl`` and ``ledger.jsonl`` at the time.
         best: Round of the best mean validation accuracy so far, that accuracy, and the files of its state.
         settings: The configuration that results depend on.
-        data: Digest of the data set.
+        data: Digests of what is known of the data, by what they are of.
     """
 
     round: int
     saved: Saved
     offsets: Mapping[str, int]
     settings: Mapping[str, Any]
-    data: str
+    data: Mapping[str, str]
     best: Best | None = None
+
+    def check_data(self, now: Mapping[str, str], run: str, names: str) -> None:
+        """Check that data are those that the run had.
+
+        Args:
+            now: Digests by what they are of, all or some.
+            run, names: What an error calls the run, and its data.
+
+        Raises:
+            RunError: they were changed since; says in what.
+        """
+        if changed := [_CHANGED[part] for part, digest in now.items() if self.data[part] != digest]:
+            raise RunError(f"the data of {run} were changed since the run began: {names} has {' and '.join(changed)}")
 
 
 @dataclass

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from interfuse.client import ClientId
 from interfuse.clients import Engine
-from interfuse.data import Dataset, Partition, deal, describe, is_path
+from interfuse.data import Dataset, Partition, deal, is_path
 from interfuse.data.inputs import shape_text
 from interfuse.engines import local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
@@ -189,7 +189,7 @@ def execute(
     """
     setup = assemble(config, given)
     folder = RunFolder(path)
-    folder.create(to_toml(complete(config, setup.method)), [describe(one) for one in setup.domains])
+    folder.create(to_toml(complete(config, setup.method)), setup.readings)
     return _finish(folder.config(), setup, folder, given, progress or Silent(), engine)
 
 
@@ -391,7 +391,7 @@ class _Run:
         """All rounds that are left, then the full evaluation of the last and the best state."""
         commit = self.folder.last_commit(self.config.rounds)
         if commit is not None:
-            self._check_data(commit)
+            commit.check_data(self.setup.digests, str(self.folder.path), ", ".join(self.config.data_names))
             self.folder.go_back_to(commit)
         ledger = self.folder.open_at({} if commit is None else commit.offsets)
         self.federation = Federation(self.setup, self.engine, ledger, self.config.rounds)
@@ -404,7 +404,8 @@ class _Run:
         if commit is None:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
             fits = self.setup.method.notice(self.setup.profiles)
-            for notice in (*([] if fits is None else [fits]), *self.setup.data_notices, *self.setup.model_notices):
+            data = (*self.setup.data_notices, *self.setup.reading_notices)
+            for notice in (*([] if fits is None else [fits]), *data, *self.setup.model_notices):
                 self.progress.note(f"{notice.text} Try: {notice.remedy}")
         else:
             self._go_back(commit)
@@ -419,11 +420,6 @@ class _Run:
         self.progress.stage("")
         self.folder.append_entries(ledger.drain())
         return summarise(self.config, self.folder, self.folder.metrics(), ledger, Facts.of(self.setup), last, best)
-
-    def _check_data(self, commit: Commit) -> None:
-        if commit.data != self.setup.digest:
-            names = ", ".join(self.config.data_names)
-            raise RunError(f"the data of {self.folder.path} were changed since the run began: {names} has other values")
 
     def _go_back(self, commit: Commit) -> None:
         self.federation.load(self.folder.commits, commit.round, commit.saved)
@@ -515,7 +511,7 @@ class _Run:
     def _commit(self) -> None:
         commit = Commit(
             self.federation.round, self._save(), self.folder.offsets(), self.config.identity(),
-            self.setup.digest, self.best,
+            self.setup.digests, self.best,
         )  # fmt: skip
         self.folder.write_commit(commit)
         self.committed, self.committed_round = time.monotonic(), self.federation.round

@@ -317,6 +317,7 @@ class What(Record):
         discloses: What clients' messages disclose; None is unknown.
         notice: What the method said of these clients before it began.
         data_notices: What the data sets hardly fit, such as names of classes that differ.
+        reading_notices: What was doubtful in the data as they were read.
         model_notices: State of models that does not last, and clients whose rows they cannot train on.
         evaluation: What was measured at all.
         parties: Whether the clients were parties with data of their own, not shares of a simulation.
@@ -337,6 +338,7 @@ class What(Record):
     discloses: tuple[str, ...] | None
     notice: Notice | None
     data_notices: tuple[Notice, ...]
+    reading_notices: tuple[Notice, ...]
     model_notices: tuple[Notice, ...] = ()
     evaluation: Mode
     parties: bool

@@ -59,6 +59,7 @@ class Facts:
     discloses: Sequence[str] | None = None
     notice: Notice | None = None
     data_notices: Sequence[Notice] = ()
+    reading_notices: Sequence[Notice] = ()
     model_notices: Sequence[Notice] = ()
     class_names: Sequence[str] = ()
     class_counts: Counts | Sequence[Sequence[int]] | None = None
@@ -82,6 +83,7 @@ class Facts:
             discloses=sorted(disclosures(setup.method)),
             notice=setup.method.notice(setup.profiles),
             data_notices=tuple(setup.data_notices),
+            reading_notices=tuple(setup.reading_notices),
             model_notices=tuple(setup.model_notices),
             class_names=setup.class_names,
             class_counts=setup.class_counts,

@@ -192,6 +192,7 @@ def diagnose(summary: Summary, rows: Sequence[Row]) -> list[Diagnosis]:
             checks += [_below_local, _spread_over_modular_blocks]
     found = (check(summary, rows) for check in checks)
     data = [_warning("data that may not fit together", each.text, each.remedy) for each in summary.data_notices]
+    data += [_warning("data as it was read", each.text, each.remedy) for each in summary.reading_notices]
     models = [_warning("models that do not fit", each.text, each.remedy) for each in summary.model_notices]
     return data + models + [diagnosis for diagnosis in found if diagnosis is not None]
 

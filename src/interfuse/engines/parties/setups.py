@@ -213,6 +213,7 @@ class RemoteSetup(_OfContract):
     device: str = "cpu"
 
     class_counts = None
+    reading_notices = ()
 
     @property
     def note(self) -> str:
@@ -235,9 +236,9 @@ class RemoteSetup(_OfContract):
         )
 
     @property
-    def digest(self) -> str:
+    def digests(self) -> dict[str, str]:
         """Of what is public: the coordinator has no other data."""
-        return ",".join(filter(None, (self.contract.test_labels, self.contract.public_digest)))
+        return {"values": ",".join(filter(None, (self.contract.test_labels, self.contract.public_digest)))}
 
     @cached_property
     def profiles(self) -> dict[ClientId, Profile]:
