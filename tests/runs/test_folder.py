@@ -437,7 +437,8 @@ def test_a_commit_comes_back_as_it_was(tmp_path: Path) -> None:
         ledger = folder.open_at({})
         assert ledger.totals().uplink.raw == 0
         folder.append(ROW, [entry(1)])
-        commit = Commit(1, Saved({"a": record}, {"m": "mlp"}), folder.offsets(), {"settings": {"lr": 0.1}}, {"values": "digest"})
+        saved, data = Saved({"a": record}, {"m": "mlp"}), {"values": "digest"}
+        commit = Commit(1, saved, folder.offsets(), {"settings": {"lr": 0.1}}, data)
         folder.write_commit(commit)
     assert folder.last_commit() == commit
     assert commit.offsets == {name: (folder.path / f"{name}.jsonl").stat().st_size for name in ("metrics", "ledger")}
@@ -458,7 +459,7 @@ def test_files_of_no_commit_go_with_the_next_one(tmp_path: Path) -> None:
         for round in range(4):
             records.append(save_tensors(folder.commits / f"a-{round:06d}.safetensors", {"x": torch.tensor(round)}))
             save_tensors(folder.commits / f"never-committed-{round:06d}.safetensors", {})
-            folder.write_commit(Commit(round, Saved({"a": records[-1]}, {}), folder.offsets(), {}, {"values": "digest"}))
+            folder.write_commit(Commit(round, Saved({"a": records[-1]}, {}), folder.offsets(), {}, {"values": "a"}))
     assert sorted(f.name for f in folder.commits.glob("*.safetensors")) == [
         "a-000002.safetensors",
         "a-000003.safetensors",

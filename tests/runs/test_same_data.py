@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import interfuse
+from interfuse.data import Divide
 from interfuse.errors import RunError
 
 ROWS = [f"{i},{(7 * i) % 10},{'yes' if i % 3 else 'no'}" for i in range(60)]
 
 
-def trained(data: Path, out: Path, **more: object) -> interfuse.Result:
+def trained(data: Path, out: Path, partition: str | Divide = "iid") -> interfuse.Result:
     return interfuse.run(
         "local",
         data=str(data),
@@ -26,7 +27,7 @@ def trained(data: Path, out: Path, **more: object) -> interfuse.Result:
         workers=1,
         out=out,
         progress=interfuse.Silent(),
-        **more,  # type: ignore[arg-type]
+        partition=partition,
     )
 
 

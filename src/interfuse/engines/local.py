@@ -328,15 +328,17 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
             other.theirs.close()
     host = Host(setup, worker.clients())
     try:
-        while True:
-            order = json.loads(worker.theirs.recv_bytes())
-            if order["do"] == "stop":
-                os._exit(0)
-            try:
-                answer: dict[str, Any] = {"answer": _obey(host, setup, worker, workers, down, order)}
-            except Exception as error:  # whatever it is, the engine has to hear of it
-                answer = {"error": str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"}
-            worker.theirs.send_bytes(to_json(answer))
+        with host.working():  # all the while: a process of its own has no settings of others to put back
+            while True:
+                order = json.loads(worker.theirs.recv_bytes())
+                if order["do"] == "stop":
+                    os._exit(0)
+                try:
+                    answer: dict[str, Any] = {"answer": _obey(host, setup, worker, workers, down, order)}
+                except Exception as error:  # whatever it is, the engine has to hear of it
+                    told = str(error) if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
+                    answer = {"error": told}
+                worker.theirs.send_bytes(to_json(answer))
     except (EOFError, OSError):
         os._exit(0)
 
@@ -349,8 +351,7 @@ def _obey(
     if order["do"] == "end_round":
         return host.end_round()
     if order["do"] == "undo":
-        with host.working():
-            return host.undo(order["clients"])
+        return host.undo(order["clients"])
     if order["do"] == "release":
         worker.up.clear()
         return [[client, worker.up.write(host.release(client))] for client in order["clients"]]
@@ -384,17 +385,16 @@ def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping
     answers: list[list[Any]] = []
     received: dict[int, Message] = {}  # clients with one message have the very same
     last = {number: place for place, (_, number) in enumerate(tasks)}
-    with host.working():
-        for place, (client, number) in enumerate(tasks):
-            if number is not None and number not in received and expected is not None:
-                received[number] = unflatten(expected, down.read(places[str(number)]))
-            answer = host.run(request, client, received.get(number))
-            if last[number] == place:
-                received.pop(number, None)
-            failed = answer.reply if isinstance(answer.reply, Failure) else None
-            sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
-            reason = None if failed is None else failed.reason
-            answers.append([client, sent, reason, answer.seconds, answer.steps, answer.size, answer.left_out])
+    for place, (client, number) in enumerate(tasks):
+        if number is not None and number not in received and expected is not None:
+            received[number] = unflatten(expected, down.read(places[str(number)]))
+        answer = host.run(request, client, received.get(number))
+        if last[number] == place:
+            received.pop(number, None)
+        failed = answer.reply if isinstance(answer.reply, Failure) else None
+        sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
+        reason = None if failed is None else failed.reason
+        answers.append([client, sent, reason, answer.seconds, answer.steps, answer.size, answer.left_out])
     return answers
 
 
