@@ -97,12 +97,15 @@ def test_every_table_of_markdown_has_as_many_cells_in_each_line(
 @given(st.text())
 def test_nothing_is_left_that_latex_would_take_for_a_command(text: str) -> None:
     escaped = latex(text)
-    known = r"\\text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\$\\pm\$|\$-\$|\$\\approx\$"
+    assert not escaped.count("`")
+    known = r"\\texttt\{|\\text(?:backslash|asciitilde|asciicircum|less|greater|bar)\{\}|\$\\pm\$|\$-\$|\$\\approx\$"
     rest = re.sub(rf"{known}|\\[{{}}_%&#$]", "", escaped)
+    rest = rest.replace("}", "", escaped.count("\\texttt{"))  # what closes code
     assert not set(rest) & set("\\{}_%&#$~^\n")
 
 
 def test_latex_of_the_special_letters() -> None:
+    assert latex("`local_steps` of `a") == r"\texttt{local\_steps} of \texttt{a}"
     assert latex("a_b & 5 % ± 0.1 {x} – −1") == r"a\_b \& 5 \% $\pm$ 0.1 \{x\} -- $-$1"
 
 

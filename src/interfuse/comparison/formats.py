@@ -100,8 +100,9 @@ _LATEX |= {letter: rf"\text{name}{{}}" for letter, name in _NAMED.items()}
 
 
 def latex(text: str) -> str:
-    """A text in which nothing means anything to LaTeX."""
-    return "".join(_LATEX.get(letter, letter) for letter in _one_line(text))
+    """A text in which nothing means anything to LaTeX; what stands between backticks is code."""
+    pieces = ["".join(_LATEX.get(letter, letter) for letter in piece) for piece in _one_line(text).split("`")]
+    return "".join(rf"\texttt{{{piece}}}" if number % 2 else piece for number, piece in enumerate(pieces))
 
 
 def to_csv(plan: Plan, rows: Sequence[Row], footnotes: Sequence[Footnote]) -> str:

@@ -9,6 +9,7 @@ from functools import cache
 from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from interfuse.references import short_name
 from interfuse.report.plots import MOST_NUMBERS, inline_svg
@@ -80,6 +81,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {
+        "code": code,
         "percent": percent,
         "bare_percent": bare_percent,
         "number": number,
@@ -89,6 +91,14 @@ def _environment() -> Environment:
     }
     made.globals |= {"inline_svg": inline_svg, "mean": mean, "std": std, "mean_swapped": mean_swapped, "nan": math.nan}
     return made
+
+
+def code(text: str) -> Markup:
+    """A text in which what stands between backticks is code."""
+    pieces = [escape(piece) for piece in text.split("`")]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(piece) if number % 2 else piece for number, piece in enumerate(pieces)
+    )
 
 
 def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
