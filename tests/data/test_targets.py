@@ -40,7 +40,7 @@ def many(values: list[Any], rows: int = 60) -> np.ndarray:
         ([0, 1, 2], "012"), ([1, 2, 3], "123"), ([0, 2], "02"), ([102, 4011, 71999], ("102", "4011", "71999")),
         ([9, 10], ("9", "10")), ([0.0, 1.0], "01"), ([-1, 1], ("-1", "1")), ([True, False], ("False", "True")),
         (["b", "a"], "ab"), ([b"b", b"a"], "ab"), (["10", "9"], ("9", "10")), ([" 2 ", "1.0"], "12"),
-        (["01", "1"], ("01", "1")), (["true", "FALSE"], ("False", "True")), (["None", "ill"], ("None", "ill")),
+        (["01", "1"], ("01", "1")), (["true", "FALSE"], ("False", "True")), (["well", "ill"], ("ill", "well")),
     ],
 )  # fmt: skip
 def test_each_value_is_one_class_in_the_order_of_numbers_or_texts(values: list[Any], names: Any) -> None:

@@ -28,6 +28,8 @@ _AXES: dict[Layout, tuple[int, ...]] = {
     "signals-last": (2, 3),
     "table": (2,),
     "tokens": (2,),
+    "volumes": (4, 5),
+    "volumes-last": (4, 5),
 }
 
 
@@ -54,7 +56,9 @@ def arranged(parts: Sequence[tuple[str, Array]], layout: Layout | None) -> tuple
     elif first.ndim not in _AXES[layout]:
         axes = " or ".join(map(str, _AXES[layout]))
         raise DataError(f"layout {layout!r} has {axes} axes, but {what} has shape {list(first.shape)}")
-    pixels = layout is not None and layout.startswith("images") and all(map(_are_pixels, (x for _, x in parts)))
+    pixels = (
+        layout is not None and layout.startswith(("images", "volumes")) and all(map(_are_pixels, (x for _, x in parts)))
+    )
     return [_kept(part, _moved(x, layout), layout, pixels) for part, x in parts], said
 
 
@@ -81,6 +85,11 @@ def likely(what: str, x: Array, lowest: int = 0) -> tuple[Layout | None, str]:
             return "images", "images [n, height, width] of one channel"
         case 4:
             return _likely_images(what, x, shape)
+        case 5:
+            first, last = "volumes [n, channels, depth, height, width]", "volumes [n, depth, height, width, channels]"
+            raise _two(what, x, first, "volumes", last, "volumes-last")
+        case axes if axes > 5:
+            raise DataError(f"{what} has shape {list(x.shape)}; samples of {axes - 1} axes are not read: join some")
     return None, ""
 
 
@@ -105,11 +114,9 @@ def _two(what: str, x: Array, one: str, name: str, other: str, its: str) -> Data
 
 def _moved(x: Array, layout: Layout | None) -> Array:
     """Channels first, with an axis of their own."""
-    if layout in ("images", "images-last") and x.ndim == 3:
+    if layout is not None and len(_AXES[layout]) == 2 and x.ndim == _AXES[layout][0]:
         return x[:, np.newaxis]
-    if layout in ("signals", "signals-last") and x.ndim == 2:
-        return x[:, np.newaxis]
-    return np.moveaxis(x, -1, 1) if layout in ("images-last", "signals-last") else x
+    return np.moveaxis(x, -1, 1) if layout is not None and layout.endswith("-last") else x
 
 
 def _are_pixels(x: Array) -> bool:

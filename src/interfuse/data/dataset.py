@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interfuse.data.axes import arranged
 from interfuse.data.inputs import ONLY, Inputs, Shape, each, named, rows_of, shape_of, together
-from interfuse.data.likeness import Range, check_like, range_of
+from interfuse.data.likeness import Range, check_like, range_of, unlike
 from interfuse.data.reading import Layout, Reading, listed
 from interfuse.data.targets import clean, plain_origin, read_targets, regression
 from interfuse.data.task import Regression, Task
@@ -315,6 +315,7 @@ class Dataset:
                 kept, said = arranged(parts, layout.get(key) if isinstance(layout, Mapping) else layout)
                 tensors[key], tensors_held[key] = map(torch.from_numpy, kept)
                 reading = reading.saying("layout" if key == ONLY else f"layout of {key}", said)
+                reading = reading.saying("warning", unlike(tensors[key], tensors_held[key]))
             targets = read_targets(
                 (_array(y_train), plain_origin("y_train")),
                 (_array(y_test), plain_origin("y_test")),

@@ -15,7 +15,9 @@ from interfuse.data.reading import listed
 from interfuse.data.task import Regression
 
 SHOWN = 12
-"""Names, channels or classes that are shown one by one."""
+"""Names or channels that are shown one by one."""
+CLASSES_SHOWN = 20
+"""Up to so many classes have a fact of their own."""
 
 WARNING = "warning"
 """The subject of what is doubtful."""
@@ -23,12 +25,19 @@ FEW_REPEATED = 0.01
 """A part of the rows: public sets have a few that come twice, which changes no result."""
 
 DataFacts = tuple[tuple[str, str], ...]
-"""Texts by subject, in order; a subject may come again."""
+"""Texts by subject, in order; only a warning may come again."""
 
 
 def describe(dataset: Dataset) -> DataFacts:
     """What a data set is, and how it was read."""
-    return tuple(_facts(dataset))
+    warnings, found = [], dict[str, list[str]]()
+    for subject, text in _facts(dataset):
+        if subject == WARNING:
+            warnings.append((subject, text))
+        else:
+            found.setdefault(subject, []).append(text)
+    *facts, digest = ((subject, "; ".join(texts)) for subject, texts in found.items())
+    return (*facts, *warnings, digest)
 
 
 def warnings_of(facts: DataFacts) -> list[str]:
@@ -98,10 +107,12 @@ def _target_facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     yield "task", task.name
     if dataset.classes:
         train, test = (_counts(dataset, y) for y in (dataset.y_train, dataset.y_test))
-        for number, name in enumerate(dataset.class_names[: 3 * SHOWN]):
+        if dataset.classes > CLASSES_SHOWN:
+            yield "classes", f"{dataset.classes}: {listed(dataset.class_names, 100)}"
+            yield "rows of a class", f"{_spread(train)} to train on, {_spread(test)} to test"
+            return
+        for number, name in enumerate(dataset.class_names):
             yield f"class {number}", f"{name}: {train[number]:,} to train on, {test[number]:,} to test"
-        if dataset.classes > 3 * SHOWN:
-            yield "classes", f"{dataset.classes}; {dataset.classes - 3 * SHOWN} more than these"
     elif isinstance(task, Regression):
         for name, mean, std in list(zip(task.names, task.mean, task.std, strict=True))[:SHOWN]:
             yield f"target {name}", f"mean {mean:.6g}, standard deviation {std:.6g}"
@@ -109,6 +120,12 @@ def _target_facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
         there = dataset.y_train.double().sum(0).tolist()
         for name, count in list(zip(task.names, there, strict=True))[:SHOWN]:
             yield f"label {name}", f"in {count:,.0f} rows to train on"
+
+
+def _spread(counts: Int64[np.ndarray, "classes"]) -> str:
+    """How many rows the classes have that have some."""
+    there = counts[counts > 0]
+    return f"{there.min():,} to {there.max():,} ({len(there)} of {len(counts)} classes)" if len(there) else "none"
 
 
 def _axes(x: Tensor) -> str:

@@ -15,6 +15,8 @@ BEYOND = 10
 """A value may be as far outside of the training rows' range as that is wide, so many times."""
 NARROWER = 100
 """Images and signals of so much smaller a spread are in another unit."""
+FEWEST = 10
+"""Rows from which on the spread of a test set says something."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,37 @@ def check_like(name: str, x: Shaped[np.ndarray, "batch *sample"], stored: torch.
             f"input {name}: the data set stores floats from {known.low.min():g} to {known.high.max():g}, found uint8; "
             "bring them to that unit, as float32"
         )
+    if problem := _out_of_range(x, known):
+        raise DataError(f"input {name}{problem}")
+    if x.ndim > 2 and 0 < (high - low) * NARROWER < known.high[0] - known.low[0]:
+        raise DataError(
+            f"input {name}: samples go from {low:g} to {high:g}, but training rows from {known.low[0]:g} to "
+            f"{known.high[0]:g}; are they in another unit?"
+        )
+
+
+def unlike(train: Tensor, test: Tensor) -> str:
+    """A warning of test rows in another unit than training rows, by their ranges; empty: they seem alike.
+
+    Of a table more than half of the columns that vary must be narrower: one may be so by chance.
+    """
+    if train.dtype != torch.float32 or not len(test):
+        return ""
+    known, held = range_of(train), range_of(test)
+    if problem := _out_of_range(test.numpy(), known):
+        return f"warning: test rows{problem}"
+    wide, narrow = known.high - known.low, held.high - held.low
+    varied = narrow > 0
+    if len(test) >= FEWEST and varied.any() and np.median(narrow[varied] * NARROWER < wide[varied]) == 1:
+        return (
+            f"warning: test rows go from {held.low.min():g} to {held.high.max():g}, but training rows from "
+            f"{known.low.min():g} to {known.high.max():g}; are they in another unit?"
+        )
+    return ""
+
+
+def _out_of_range(x: Shaped[np.ndarray, "batch *sample"], known: Range) -> str:
+    """Which value is far outside of the range of training rows, in words; empty: none is."""
     flat = x.astype(np.float64) if x.ndim == 2 else x.astype(np.float64).reshape(-1, 1)
     wide = known.high - known.low
     beyond = (flat < known.low - BEYOND * wide) | (flat > known.high + BEYOND * wide)
@@ -70,12 +103,8 @@ def check_like(name: str, x: Shaped[np.ndarray, "batch *sample"], stored: torch.
     if beyond.any():
         row, column = np.argwhere(beyond)[0]
         where = f", column {column}" if x.ndim == 2 else ""
-        raise DataError(
-            f"input {name}{where}: found {flat[row, column]:g}, but training rows go from {known.low[column]:g} to "
+        return (
+            f"{where}: found {flat[row, column]:g}, but training rows go from {known.low[column]:g} to "
             f"{known.high[column]:g}; is it in another unit?"
         )
-    if x.ndim > 2 and 0 < (high - low) * NARROWER < wide[0]:
-        raise DataError(
-            f"input {name}: samples go from {low:g} to {high:g}, but training rows from {known.low[0]:g} to "
-            f"{known.high[0]:g}; are they in another unit?"
-        )
+    return ""

@@ -12,10 +12,11 @@ from typing import Any, Literal, get_args
 
 from interfuse.errors import ConfigError, nearest
 
-Layout = Literal["images", "images-last", "signals", "signals-last", "table", "tokens"]
+Layout = Literal["images", "images-last", "signals", "signals-last", "table", "tokens", "volumes", "volumes-last"]
 """What the axes of ``x`` are: ``[n, channels, height, width]``, ``[n, height, width, channels]``,
-``[n, channels, time]``, ``[n, time, channels]``, ``[n, columns]``, numbers of tokens ``[n, time]``. Images may lack
-their channel axis.
+``[n, channels, time]``, ``[n, time, channels]``, ``[n, columns]``, numbers of tokens ``[n, time]``,
+``[n, channels, depth, height, width]``, ``[n, depth, height, width, channels]`` (pictures of a film are its depth).
+Images and volumes may lack their channel axis.
 """
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 

@@ -7,6 +7,7 @@ as numbers, texts as texts, and what is missing is no class.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -22,9 +23,10 @@ from interfuse.errors import DataError, nearest
 Values = Shaped[np.ndarray, "n *target"]
 """Of any type: numbers, texts, bytes, or objects such as None among them."""
 
-MISSING = frozenset({"", "nan", "<na>", "#n/a", "#na", "null", "?"})
+MISSING = frozenset({"", "nan", "<na>", "#n/a", "#na", "null", "?", "na", "n/a", "none", "-", "--", ".", "missing"})
 """What stands for no value, in small letters."""
-MISSING_AMONG_NUMBERS = MISSING | {"na", "n/a", "none", "-", "--", ".", "missing"}
+DOUBTFUL = frozenset({"unknown", "unk", "undefined", "unspecified"})
+"""Names of classes that may stand for no value, in small letters."""
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 """As files have them: Python's own numbers may have underscores and digits of other scripts."""
 PADDED = re.compile(r"[+-]?0\d")
@@ -38,7 +40,12 @@ FEW = 30
 TOLD_APART = 20
 """From so many rows on, a different value in each row is no class."""
 
-_SETTLE = "name the classes (class_names, or classes of a file)"
+MOSTLY_WHOLE, FEW_WHOLE = 0.9, 10
+"""Numbers of which at least this part is whole, with at most so many values, are likely classes."""
+
+_SETTLE = (
+    "name all classes: classes=FIRST,SECOND of a file (--read classes=... on the command line), class_names of arrays"
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ def read_targets(
     """
     if train[0].ndim == 0 or test[0].ndim == 0 or not len(train[0]):
         raise DataError(f"{train[1].what} has shape {list(train[0].shape)}; it needs a target for each row")
+    names = None if names is None else [composed(name) for name in names]
     known = frozenset(task.names if isinstance(task, Task) else names or ())
     if names is not None and len(known) < len(names):
         raise DataError(f"{listed(names)} have one name twice; each class, label or output needs its own")
@@ -106,10 +114,12 @@ def read_targets(
         return Targets(task, _whole(y, origin), _whole(y_held, held))
     kind = task
     said: tuple[str, ...] = ()
+    if y.dtype.kind == "U" and any(_is_decomposed(one) for part in (train[0], test[0]) for one in part.flat):
+        said = ("letters that were written as a letter and its accent are one letter (NFC)",)
     if kind not in (None, *TASKS):
         raise DataError(f"unknown task {kind!r}: {nearest(str(kind), TASKS)}")
     if y.ndim == 2 and y.shape[1] == 1 and (kind == Classification.name or (kind is None and _are_whole(y))):
-        y, y_held, said = y[:, 0], y_held.ravel(), ("one column, taken for one class a row",)
+        y, y_held, said = y[:, 0], y_held.ravel(), (*said, "one column, taken for one class a row")
     if kind is None:
         kind = _looks_like(y, origin, classes=names is not None and names_are_values)
     if kind == Classification.name:
@@ -133,8 +143,11 @@ def regression(names: Sequence[str], y: Float64[np.ndarray, "n outputs"]) -> Reg
     return Regression(tuple(names), tuple(y.mean(axis=0).tolist()), tuple(np.where(std > 0, std, 1.0).tolist()))
 
 
-def clean(values: Values, origin: Origin, known: frozenset[str] = frozenset()) -> Values:
-    """Finite numbers, or everything as text without blanks around it; what is ``known`` is not missing.
+def clean(values: Values, origin: Origin, known: frozenset[str] | None = None) -> Values:
+    """Finite numbers, or everything as text without blanks around it.
+
+    Args:
+        known: Names of classes, which are not missing; None: these are no classes.
 
     Raises:
         DataError: a value is missing or neither; names the row.
@@ -145,7 +158,7 @@ def clean(values: Values, origin: Origin, known: frozenset[str] = frozenset()) -
     if kind == "b":
         if values.ndim > 1 and values.shape[1] != 1:
             return values.astype(np.uint8)  # labels that a row has or has not
-        return np.where(values, *(_truths(known)[text] for text in ("true", "false")))
+        return np.where(values, *(_truths(known or frozenset())[text] for text in ("true", "false")))
     if kind == "f":
         bad = ~np.isfinite(values)
         if bad.any():
@@ -160,7 +173,7 @@ def clean(values: Values, origin: Origin, known: frozenset[str] = frozenset()) -
 def _text(value: object, origin: Origin, row: int) -> str:
     if isinstance(value, bytes):
         try:
-            return value.decode("utf-8").strip().strip("\0")
+            return composed(value.decode("utf-8").strip().strip("\0"))
         except UnicodeDecodeError:
             raise DataError(f"{origin.row(row)}: {value!r} is no text in UTF-8") from None
     if value is None:
@@ -171,21 +184,30 @@ def _text(value: object, origin: Origin, row: int) -> str:
         return str(int(value))
     if not isinstance(value, str | int | float):
         raise DataError(f"{origin.row(row)}: {type(value).__name__} {value!r} is neither a number nor a text")
-    return str(value).strip().strip("\0")  # NumPy's texts end before a zero
+    return composed(str(value).strip().strip("\0"))  # NumPy's texts end before a zero
 
 
-def _of_texts(texts: Sequence[str], origin: Origin, shape: tuple[int, ...], known: frozenset[str]) -> Values:
+def composed(text: str) -> str:
+    """The text with each letter and its accent as one letter (Unicode's NFC): file systems and programs differ."""
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _is_decomposed(value: object) -> bool:
+    text = value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return composed(text) != text
+
+
+def _of_texts(texts: Sequence[str], origin: Origin, shape: tuple[int, ...], known: frozenset[str] | None) -> Values:
     wide = max(1, int(np.prod(shape[1:])))
-    there = [text for text in texts if text.lower() not in MISSING_AMONG_NUMBERS]
-    numbers = bool(there) and all(NUMBER.fullmatch(text) and not PADDED.match(text) for text in there)
-    none = MISSING_AMONG_NUMBERS if numbers else MISSING
-    absent = [at for at, text in enumerate(texts) if text.lower() in none and not (text and text in known)]
+    absent = [at for at, text in enumerate(texts) if text.lower() in MISSING and not (text and known and text in known)]
     if absent:
-        raise _missing(origin, absent[0] // wide, texts[absent[0]], len(absent))
-    if numbers:
+        value = texts[absent[0]]
+        named = f"; if {value!r} is a class, {_SETTLE}" if value and known is not None else ""
+        raise _missing(origin, absent[0] // wide, value, len(absent), named)
+    if all(NUMBER.fullmatch(text) and not PADDED.match(text) for text in texts):
         return as_numbers(texts).reshape(shape)
     if {text.lower() for text in texts} <= TRUTHS.keys():
-        texts = [_truths(known)[text.lower()] for text in texts]
+        texts = [_truths(known or frozenset())[text.lower()] for text in texts]
     return np.array(texts, dtype=np.str_).reshape(shape)
 
 
@@ -215,10 +237,10 @@ def truths_as_numbers(values: Values) -> Values:
     return np.array(values == TRUTHS["true"], np.uint8)
 
 
-def _missing(origin: Origin, row: int, value: str, count: int) -> DataError:
+def _missing(origin: Origin, row: int, value: str, count: int, way: str = "") -> DataError:
     stands = f" ({value!r})" if value else ""
     others = "" if count == 1 else f", nor have {count - 1} other rows"
-    return DataError(f"{origin.row(row)} has no value for {origin.what}{stands}{others}: leave these rows out")
+    return DataError(f"{origin.row(row)} has no value for {origin.what}{stands}{others}: leave these rows out{way}")
 
 
 def _are_whole(y: Values) -> bool:
@@ -229,6 +251,7 @@ def _looks_like(y: Values, origin: Origin, *, classes: bool) -> str:
     if y.dtype.kind == "U" or (classes and y.ndim == 1):
         return Classification.name
     if not _are_whole(y):
+        _check_mistyped(y, origin)
         return Regression.name
     if y.ndim == 1:
         return Classification.name
@@ -243,6 +266,31 @@ def _looks_like(y: Values, origin: Origin, *, classes: bool) -> str:
             "y.argmax(axis=1), or task='multi-label'"
         )
     return MultiLabel.name
+
+
+def _check_mistyped(y: Values, origin: Origin) -> None:
+    """Refuse a few fractions among many rows of a few whole numbers: a class that is mistyped, or quantities."""
+    odd = np.flatnonzero((y != np.trunc(y)).ravel())
+    values = np.unique(np.delete(y.ravel(), odd))
+    if y.size != len(y) or len(y) - len(odd) < MOSTLY_WHOLE * len(y) or not 1 < len(values) <= FEW_WHOLE:
+        return
+    others = f" ({len(odd)} rows are not whole)" if len(odd) > 1 else ""
+    raise DataError(
+        f"{origin.row(int(odd[0]))} has {y.flat[odd[0]]:g} for {origin.what}{others}, but {len(y) - len(odd)} of "
+        f"{len(y)} rows have one of {listed(_texts(values))}: mend it if these are classes (or say "
+        "task='classification'), say task='regression' if they are quantities"
+    )
+
+
+def alike(names: Sequence[str]) -> str:
+    """A warning of names of classes that differ only in case, blanks or leading zeros; empty: there are none."""
+    kinds: dict[str, list[str]] = {}
+    for name in names:
+        plain = "".join(name.casefold().split())
+        kinds.setdefault(plain.lstrip("0") or "0" if plain.isdecimal() else plain, []).append(name)
+    pairs = [" and ".join(map(repr, same)) for same in kinds.values() if len(same) > 1]
+    differ = "which differ only in case, blanks or leading zeros"
+    return f"warning: are they one class? {listed(pairs)}, {differ}" if pairs else ""
 
 
 def _classes(
@@ -277,7 +325,9 @@ def _classes(
     if values.dtype.kind != "U" and task.names != tuple(map(str, range(len(values)))):
         became = listed([f"{name} is {index}" for index, name in enumerate(task.names)], 5)
         said += (f"the numbers {became}, by their order",)
-    doubtful = [name for name in task.names if name.lower() in MISSING_AMONG_NUMBERS]
+    if values.dtype.kind == "U" and (warning := alike(task.names)):
+        said += (warning,)
+    doubtful = [name for name in task.names if name.lower() in DOUBTFUL]
     if doubtful:
         said += (f"warning: the class {doubtful[0]!r} may stand for rows without a label",)
     return Targets(task, numbers[0], numbers[1], said)

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from interfuse.errors import ModelError
-from interfuse.models.split import SplitModel
+from interfuse.models.split import TOKENS, SplitModel
 
 Shape = tuple[int, ...]
 """Channels, then height and width of an image or the length of a signal, or of a layer's output."""
@@ -81,6 +81,6 @@ def grid(name: str, sample_shape: tuple[int, ...]) -> Shape:
         raise ModelError(
             f"model {name!r} takes images (channels, height, width) and signals (channels, time) of at least "
             f"{_SMALLEST_SIDE} points a side, not samples of shape {sample_shape}; "
-            "these fit: mlp, mlp-linear, shallow, logistic"
+            f"quantities of any shape fit mlp, mlp-linear, shallow and logistic; {TOKENS}"
         )
     return sample_shape

@@ -420,6 +420,10 @@ class ModelFacts:
         return self.fusion_shape[0] if len(self.fusion_shape) == 1 else None
 
 
+TOKENS = "no built-in model takes tokens: bring one that embeds them (--models file.py:build, see README.md)"
+"""What to do with samples that are whole numbers."""
+
+
 def measure(model: SplitModel, example: Inputs) -> ModelFacts:
     """Run an example, two samples or more, through the model in evaluation mode and note the shapes.
 
@@ -438,7 +442,9 @@ def measure(model: SplitModel, example: Inputs) -> ModelFacts:
             try:
                 x = model.get_submodule(stage)(x)
             except (RuntimeError, ValueError, IndexError, KeyError, TypeError, AttributeError) as error:
-                raise ModelError(f"stage {stage!r} cannot take samples of {taken}: {error}") from error
+                whole = any(not tensor.is_floating_point() for tensor in named(x).values())
+                hint = f"; {TOKENS}" if whole else ""
+                raise ModelError(f"stage {stage!r} cannot take samples of {taken}: {error}{hint}") from error
             if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] != batch:
                 found = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
                 raise ModelError(f"stage {stage!r} must return one tensor [batch, ...]; {batch} samples gave {found}")

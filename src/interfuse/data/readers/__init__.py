@@ -40,6 +40,15 @@ READERS: tuple[Reader, ...] = (
 """In the order in which they are asked: the particular before the general."""
 
 
+HINTS = {
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "export the sheet as CSV"),
+    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".tar", ".tgz", ".7z"), "unpack it"),
+    **dict.fromkeys((".data", ".txt", ".dat"), "a table with a first line of names may be renamed to .csv"),
+    ".npy": "save it as .npz with x and y (numpy.savez)",
+}
+"""What to do with a file that is none of these, by its ending."""
+
+
 def format_of(path: Path) -> str | None:
     """What people call the format of a path; None where it is not there, or none of them."""
     if not path.exists():
@@ -58,4 +67,6 @@ def read_path(path: Path, options: ReadOptions) -> Dataset:
     for reader in READERS:
         if reader.recognises(path):
             return reader.read(path, options)
-    raise DataError(f"{path} is not {', '.join(reader.format for reader in READERS[:-1])} or {READERS[-1].format}")
+    hint = HINTS.get(path.suffix.lower() if path.is_file() else "", "")
+    formats = f"{', '.join(reader.format for reader in READERS[:-1])} or {READERS[-1].format}"
+    raise DataError(f"{path} is not {formats}{hint and f': {hint}'}")

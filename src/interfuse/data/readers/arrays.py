@@ -24,6 +24,8 @@ AXES: Mapping[tuple[str, int], Layout] = {
     ("last", 3): "signals-last",
     ("first", 4): "images",
     ("last", 4): "images-last",
+    ("first", 5): "volumes",
+    ("last", 5): "volumes-last",
 }
 
 
@@ -95,14 +97,17 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
+    at = "it holds"
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             twice = sorted({name for name in archive.files if archive.files.count(name) > 1})
             if twice:
                 raise DataError(f"{path} holds {listed(twice)} twice; write it anew")
-            arrays = {name: archive[name] for name in archive.files}
-            for name, array in arrays.items():
-                if not isinstance(array, np.ndarray):
+            arrays = {}
+            for name in archive.files:
+                at = f"{name} holds"
+                arrays[name] = archive[name]
+                if not isinstance(arrays[name], np.ndarray):
                     raise DataError(f"{path}: {name} is no array; write it with numpy.savez")
             return arrays
     except FileNotFoundError:
@@ -110,7 +115,8 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except UNREADABLE as error:
         # NumPy's own advice is to allow pickles, which run code.
         objects = (
-            "it holds Python objects; save arrays of numbers (of HtFLlib and PFLlib: interfuse convert FOLDER OUT)"
+            f"{at} Python objects; save arrays of numbers, and texts by .astype(str) (of HtFLlib and PFLlib: interfuse "
+            "convert FOLDER OUT)"
         )
         reason = objects if "pickle" in str(error).lower() else str(error) or type(error).__name__
         raise DataError(f"cannot read {path}: {reason}") from error
@@ -157,7 +163,7 @@ def _layout(
         return said
     if channels is not None:
         if (channels, x.ndim) not in AXES:
-            raise DataError(f"{path}: channels is {channels!r}, must be 'first' or 'last', for {part} of 3 or 4 axes")
+            raise DataError(f"{path}: channels is {channels!r}, must be 'first' or 'last', for {part} of 3 to 5 axes")
         return AXES[channels, x.ndim]
     if x.ndim == 2 and x.dtype.kind in "iu" and x.dtype != np.uint8:
         raise DataError(

@@ -14,7 +14,7 @@ import numpy as np
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.reading import UNREADABLE, Reading, ReadOptions, listed
-from interfuse.data.targets import in_order
+from interfuse.data.targets import alike, composed, in_order
 from interfuse.data.task import Classification
 from interfuse.errors import DataError
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 DEBRIS = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"})
 """What file browsers and archives leave behind, in small letters; so do names that begin with a dot."""
-TRAIN, TEST = ("train", "training"), ("test", "testing", "val", "valid", "validation")
+TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"})
 ORIENTATION = 0x0112
 """A tag of EXIF."""
@@ -40,6 +40,7 @@ class Notes:
     debris: list[str] = field(default_factory=list)
     loose: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
+    validation: str = ""
     kinds: Counter[str] = field(default_factory=Counter)
 
 
@@ -55,7 +56,8 @@ def recognises(path: Path) -> bool:
 def load_folder(path: str | Path, classes: Sequence[str] | None = None) -> Dataset:
     """All images of a folder with a subfolder for each class, as training rows: grey or colour, all of one size.
 
-    Subfolders ``train`` and ``test`` (or ``val``) above those of the classes are training and test rows.
+    Subfolders ``train`` and ``test`` above those of the classes are training and test rows. ``val`` is the test set
+    where there is no ``test``, else it is left out.
 
     Args:
         classes: The subfolders in the order of their numbers; None: those that are there, sorted.
@@ -76,11 +78,11 @@ def read(path: Path, options: ReadOptions) -> Dataset:
         raise DataError(f"{path} has no subfolders with images, one for each class")
     arrays = read_images([(str(file), file) for part in files for file in part], notes)
     x = [arrays[: len(files[0])], arrays[len(files[0]) :]]
-    labels, held = ([file.parent.name for file in part] for part in files)
+    labels, held = ([composed(file.parent.name) for file in part] for part in files)
     strange = in_order({*held} - {*labels})
     if strange:
         raise DataError(f"{path}: the class {strange[0]!r} has test images, but there are none to train on")
-    names = list(options.classes) if options.classes is not None else in_order(labels)
+    names = [composed(name) for name in options.classes] if options.classes is not None else in_order(labels)
     if unknown := in_order({*labels} - {*names}):
         raise DataError(f"{path} has the class {unknown[0]!r}, which is not among {listed(names)}")
     y, y_held = (np.array([names.index(name) for name in part], np.int64) for part in (labels, held))
@@ -95,6 +97,10 @@ def read(path: Path, options: ReadOptions) -> Dataset:
         reading = reading.saying("left out", f"{listed(notes.loose)}: files beside the folders of classes")
     if parts[1]:
         reading = reading.saying("test rows", f"those below {listed(in_order(f.parent.name for f in parts[1]))}")
+    if notes.validation:
+        reading = reading.saying("left out", f"{notes.validation}: the test rows are those of test")
+    if options.classes is None:
+        reading = reading.saying("labels", alike(names))
     task = Classification(tuple(names))
     return Dataset.from_arrays(path.name, x[0], y, x[1], y_held, task=task, layout="images", reading=reading)
 
@@ -124,20 +130,28 @@ def _parts(root: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
     notes.loose += [path.name for path in loose]
     train = [folder for folder in folders if folder.name.lower() in TRAIN]
     test = [folder for folder in folders if folder.name.lower() in TEST]
+    validation = [folder for folder in folders if folder.name.lower() in VALIDATION]
     splits = [
-        folder for folder in (*train, *test) if any(one.is_dir() and not _is_debris(one) for one in folder.iterdir())
+        folder
+        for folder in (*train, *test, *validation)
+        if any(one.is_dir() and not _is_debris(one) for one in folder.iterdir())
     ]
     if not splits:
+        deeper = [one for folder in folders for one in folder.iterdir() if one.is_dir() and not _is_debris(one)]
+        if len(folders) == 1 and deeper:
+            raise DataError(f"{root}: the folders of classes lie one level deeper; give {folders[0]}")
         return folders, []
-    strange = [folder.name for folder in folders if folder not in (*train, *test)]
+    strange = [folder.name for folder in folders if folder not in (*train, *test, *validation)]
     if len(train) != 1 or strange:
         others = f"beside {strange[0]}" if strange else "without train" if not train else "twice"
         raise DataError(
             f"{root} has the folder {splits[0].name} of classes {others}: give a folder with train and test (or val), "
             "or one with a subfolder for each class"
         )
+    if test and validation:
+        notes.validation = listed([folder.name for folder in validation])
     found = []
-    for side in (train, test):
+    for side in (train, test or validation):
         classes = []
         for split in side:
             for path in _inside(split, notes):
@@ -151,6 +165,8 @@ def _parts(root: Path, notes: Notes) -> tuple[list[Path], list[Path]]:
 
 def _images_of(folder: Path, notes: Notes) -> list[Path]:
     files = _inside(folder, notes)
+    if below := [file for file in files if file.is_dir()]:
+        raise DataError(f"{below[0]} is a folder within the class {folder.name}: put its images into {folder}")
     if not files:
         notes.empty.append(folder.name)
     return files

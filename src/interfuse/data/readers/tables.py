@@ -17,8 +17,9 @@ from interfuse.data.axes import MOST_WHOLE, lost
 from interfuse.data.dataset import Dataset
 from interfuse.data.reading import Reading, ReadOptions, listed
 from interfuse.data.targets import (
-    MISSING_AMONG_NUMBERS,
+    MISSING,
     NUMBER,
+    PADDED,
     TOLD_APART,
     TRUTHS,
     Origin,
@@ -39,8 +40,18 @@ Column = Shaped[np.ndarray, "rows"]
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
 DELIMITERS = (",", ";", "\t", "|")
 DEFAULT_LABEL = "label"
-"""A column of this name is the label where none is said."""
+"""A column of this name is the label where none is said; so is the only one of this name in other letters (Label)."""
 COMMA_NUMBER = re.compile(r"[+-]?\d+,\d+([eE][+-]?\d+)?|[+-]?\d{1,3}([.,' ]\d{3})+([.,]\d+)?", re.ASCII)
+PERSON_NAME = re.compile(
+    r"(person|people|subject|patient|participant|user|client|site|hospital|cent(er|re)|clinic|device|station|group)s?"
+    r"([_\s.-]?(id|no|nr|num|number|code))?",
+    re.IGNORECASE,
+)
+"""A column that is likely to say whose a row is."""
+MARKS = (-999, -99, -9, -9999, 9, 99, 999, 9999)
+"""Numbers that often stand for a missing value."""
+SEPARATOR_LINE = re.compile(r"sep=(.)\s*", re.IGNORECASE)
+"""A first line by which Excel is told what divides the values."""
 ID_NAME = re.compile(r"(^|[_\s.-])(id|uuid|guid|mrn|key|index)$", re.IGNORECASE)
 
 
@@ -114,9 +125,12 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
     path, training = table.path, len(table.row) if table.training is None else table.training
     known = [*table.columns, *table.refused, *table.samples]
     drop = [one for name in options.drop for one in table.spread.get(name, (name,))]
-    labels = options.label or ((DEFAULT_LABEL,) if DEFAULT_LABEL in (*table.columns, *table.refused) else ())
+    labels = options.label or _label_by_name([*table.columns, *table.refused])
     if not labels:
-        raise DataError(f"{path}: which column holds the labels? Say label=NAME; it has {listed(known, 30)}")
+        raise DataError(
+            f"{path}: which column holds the labels? Say label=NAME (--read label=NAME on the command line); it has "
+            f"{listed(known, 30)}"
+        )
     said_apart = [*labels, *drop, *([options.group] if options.group else [])]
     for name in said_apart:
         if name not in known:
@@ -145,9 +159,8 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
         refused = {name: why for name, why in table.refused.items() if name in features}
         features = [name for name in features if name not in refused]
         x, said = _features(table, features, refused)
-    reading = Reading(table.format, table.facts).saying("label", listed(labels))
-    if not options.label:
-        reading = reading.saying("label", "by its name")
+    by_name = "" if options.label else ", by its name"
+    reading = Reading(table.format, table.facts).saying("label", f"{listed(labels)}{by_name}")
     if options.drop:
         reading = reading.saying("left out", f"{listed(options.drop)}, as said")
     for text in said:
@@ -157,7 +170,7 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
         groups = clean(table.columns[options.group], table.origin(options.group))
         reading = reading.saying("group", options.group)
     targets = _targets(table, labels, options, training)
-    for text in targets.said:
+    for text in (*targets.said, _leaks(features, x[:training], targets.train)):
         reading = reading.saying("labels", text)
     return Dataset.from_arrays(
         path.stem,
@@ -182,6 +195,24 @@ def _tokens(table: Table, names: Sequence[str]) -> Int64[np.ndarray, "rows colum
                 f"{table.path}: column {name!r} holds no whole numbers, so no tokens; drop={name} leaves it out"
             )
     return np.stack([table.columns[name] for name in names], axis=1).astype(np.int64)
+
+
+def _label_by_name(names: Sequence[str]) -> tuple[str, ...]:
+    alike = [name for name in names if name.lower() == DEFAULT_LABEL]
+    return (DEFAULT_LABEL,) if DEFAULT_LABEL in alike else tuple(alike) if len(alike) == 1 else ()
+
+
+def _leaks(names: Sequence[str], x: Shaped[np.ndarray, "rows columns"], y: Column) -> str:
+    """A warning of columns that are the target, or another number for each class; empty: there are none."""
+    if not names or len(x) < TOLD_APART or y.ndim > 1:
+        return ""
+    _, first, number = np.unique(y, return_index=True, return_inverse=True)
+    if len(first) < 2:
+        return ""
+    stands = x[first[number.ravel()]] if 2 * len(first) <= len(y) else y[:, np.newaxis]
+    same = np.flatnonzero((x == stands).all(axis=0))
+    found = [names[index] for index in same.tolist() if len(np.unique(x[first, index])) == len(first)]
+    return f"warning: {listed(found)} says the label itself; leave it out: drop={','.join(found)}" if found else ""
 
 
 def read_features(path: Path) -> dict[str, Float64[np.ndarray, "rows"]]:
@@ -229,7 +260,7 @@ def _features(
         DataError: naming every column that is not all numbers, the line and the value.
     """
     problems, values, said = dict(refused), [], []
-    truths, distinct = [], []
+    truths, distinct, people, marks, padded = [], [], [], [], []
     for name in names:
         column = table.columns[name]
         if column.dtype.kind == "b" or _are_truths(column):
@@ -237,9 +268,16 @@ def _features(
             column = np.array([str(value).lower() == "true" for value in column])
         found = _numbers(column, table)
         if isinstance(found, str):
-            problems[name] = found
+            keeps = f"; group={name} keeps the rows of each together" if PERSON_NAME.fullmatch(name) else ""
+            problems[name] = found + keeps
             continue
         values.append(found)
+        marks += _marks(name, found)
+        if column.dtype == object and (codes := [text for text in map(str, column) if PADDED.match(text)]):
+            padded.append(f"{name} (such as {codes[0]})")
+        if PERSON_NAME.fullmatch(name) and len(np.unique(found)) < len(found):
+            people.append(name)
+            continue
         many = len(found) >= TOLD_APART and bool((found == np.trunc(found)).all())
         if many and (ID_NAME.search(name) or len(np.unique(found)) == len(found)):
             distinct.append(name)
@@ -255,7 +293,28 @@ def _features(
         said.append(
             f"warning: {listed(distinct)}: an identifier, by name or by another number in each row? If so, drop"
         )
+    for name in people:
+        said.append(
+            f"warning: does {name} say whose a row is? group={name} keeps its rows together, drop={name} leaves it out"
+        )
+    if marks:
+        said.append(f"warning: a mark of missing values? Far from all others of the column are {listed(marks)}")
+    if padded:
+        said.append(f"warning: codes with a leading zero became numbers: {listed(padded)}")
     return np.stack(values, axis=1), said
+
+
+def _marks(name: str, values: Float64[np.ndarray, "rows"]) -> list[str]:
+    """Numbers that may stand for a missing value, and how often: far from all others, or below 0 where no other is."""
+    there = [mark for mark in MARKS if (values == mark).sum() > 1]
+    others = values[~np.isin(values, there)]
+    if not there or not len(others) or others.min() == others.max():
+        return []
+    low, high = float(others.min()), float(others.max())
+    found = [
+        mark for mark in there if (mark < 0 <= low) or low - mark > high - low or mark - high > max(1.0, high - low)
+    ]
+    return [f"{mark} in {int((values == mark).sum())} rows of {name}" for mark in found]
 
 
 def _are_truths(column: Column) -> bool:
@@ -287,7 +346,7 @@ def _numbers(column: Column, table: Table) -> Float64[np.ndarray, "rows"] | str:
 
 def _not_numbers(texts: Sequence[str], table: Table) -> str:
     wrong = [row for row, text in enumerate(texts) if not NUMBER.fullmatch(text)]
-    absent = [row for row in wrong if texts[row].lower() in MISSING_AMONG_NUMBERS]
+    absent = [row for row in wrong if texts[row].lower() in MISSING]
     if len(absent) == len(wrong):
         others = f", nor in {len(absent) - 1} other rows" if len(absent) > 1 else ""
         shown = f" ({texts[absent[0]]!r})" if texts[absent[0]] else ""
@@ -311,28 +370,43 @@ def read_csv(path: Path) -> Table:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             first = file.readline()
-            delimiter = "\t" if path.suffix.lower() == ".tsv" and "\t" in first else _delimiter(first)
-            file.seek(0)
+            told = SEPARATOR_LINE.fullmatch(first)
+            if told:
+                facts.append(("left out", f"line 1, {first.strip()}"))
+            else:
+                file.seek(0)
+            above = 1 if told else 0
+            tabs = path.suffix.lower() == ".tsv" and "\t" in first
+            delimiter = told[1] if told else "\t" if tabs else _delimiter(first)
             reader = csv.reader(file, delimiter=delimiter, strict=True)
-            rows, lines, before = [], [], 0
+            rows, lines, before = [], [], above
             for row in reader:
                 # a quoted field may go over several lines: a row is called by its first
                 if row:
                     rows.append(row)
                     lines.append(f"line {before + 1}")
-                before = reader.line_num
+                before = above + reader.line_num
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not in UTF-8 (byte {error.start}): save it as UTF-8") from None
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {path} as CSV: {error}") from error
+    empty = 0
+    while rows and len(rows[-1]) > 1 and not any(map(str.strip, rows[-1])):
+        rows.pop()
+        empty += 1
+    if empty:
+        facts.append(("left out", f"the last {empty} lines, which have no values"))
+        lines = lines[: len(rows)]
     if len(rows) < 2:
         raise DataError(f"{path} has no rows below its head line")
     head, *rows = rows
-    names, lines = [name.strip() for name in head], lines[1:]
+    names, top, lines = [name.strip() for name in head], lines[0], lines[1:]
     for row, line in zip(rows, lines, strict=True):
         if len(row) != len(names):
+            comment = top if head[0].startswith("#") or len(head) == 1 else line if row[0].startswith("#") else ""
+            hint = f"; if {comment} is a title or a comment, remove it" if comment else ""
             raise DataError(
-                f"{path}: {line} has {len(row)} values; every row needs {len(names)} values, as the head line has"
+                f"{path}: {line} has {len(row)} values; every row needs {len(names)} values, as the head line has{hint}"
             )
     if all(map(NUMBER.fullmatch, names)) or any("." in name and NUMBER.fullmatch(name) for name in names):
         raise DataError(f"{path}: its first line holds numbers, but must hold the names of the columns")
@@ -343,6 +417,11 @@ def read_csv(path: Path) -> Table:
     if names[0] in ("", "Unnamed: 0") and _counts_rows(columns[0]):
         facts.append(("left out", "the first column, which has no name and counts the rows"))
         names, columns = names[1:], columns[1:]
+    empty = 0
+    while len(names) > 1 and not names[-1] and not any(columns[-1]):
+        names, columns, empty = names[:-1], columns[:-1], empty + 1
+    if empty:
+        facts.append(("left out", f"the last {empty} columns, which have neither names nor values"))
     _check_names(path, names)
     return Table(path, "CSV", dict(zip(names, columns, strict=True)), lines, facts=tuple(facts))
 
