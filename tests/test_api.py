@@ -337,6 +337,7 @@ def test_run_folders_are_named_after_what_runs(tmp_path: Path, monkeypatch: pyte
         ({"method": "some/mine.py:FedProto", "data": "in-memory:tiny"}, "fedproto-tiny-seed0"),
         ({"method": "package.module:Class", "data": "/some/data.npz"}, "class-data-seed0"),
         ({"data": "package.module:load"}, "ifl-load-seed0"),
+        ({"data": "/some/UCI HAR Dataset"}, "ifl-uci-har-dataset-seed0"),
     ):
         assert new_folder(parse_config(values)) == Path("runs") / wanted
 

@@ -15,7 +15,7 @@ from interfuse.evaluation import OwnMetric
 from interfuse.method import Method
 from interfuse.methods import find, name_of
 from interfuse.models import Builder, expanded, resolve
-from interfuse.references import IN_MEMORY, reference_of
+from interfuse.references import IN_MEMORY, reference_of, slug
 from interfuse.report.progress import following
 from interfuse.result import Result
 from interfuse.runs import Callback, Execution, Given, Progress, RunConfig, RunSettings, execute, parse_config
@@ -243,7 +243,6 @@ def _given(objects: Objects, callbacks: Sequence[Callback] = ()) -> Given:
 
 def new_folder(config: RunConfig, parent: Path = Path("runs")) -> Path:
     """A folder that does not exist yet, named after what runs in it."""
-    words = (Path(text.rpartition(":")[2]).stem.lower() for text in (config.method, *config.data_names))
-    name = f"{'-'.join(words)}-seed{config.seed}"
+    name = f"{slug(config.method, *config.data_names)}-seed{config.seed}"
     names = (parent / (name if number == 1 else f"{name}-{number}") for number in range(1, 1_000_000))
     return next(path for path in names if not path.exists())

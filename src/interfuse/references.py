@@ -27,6 +27,11 @@ def short_name(reference: str) -> str:
     return name.rpartition(".")[2] if colon else Path(reference).stem
 
 
+def slug(*references: str) -> str:
+    """Their short names as part of the name of a folder: lower case, without blanks."""
+    return "-".join("-".join(short_name(reference).lower().split()) for reference in references)
+
+
 def reference_of(thing: type | Callable[..., object]) -> str:
     """The reference that leads back to a class or function, in this process and in others.
 

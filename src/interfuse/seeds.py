@@ -16,7 +16,7 @@ import numpy as np
 
 from interfuse.errors import ConfigError, RunError
 from interfuse.method import Method
-from interfuse.references import short_name
+from interfuse.references import short_name, slug
 from interfuse.report.text import METRICS, measured, number
 from interfuse.result import Result
 from interfuse.runs import RunConfig, Summary
@@ -53,7 +53,7 @@ def check(config: RunConfig, seeds: Sequence[int], out: Path, method: Method | N
 
 def default_folder(config: RunConfig, seeds: Sequence[int], method: Method | None = None) -> Path:
     """The first folder under ``runs/`` that is free, or has nothing but runs of this very configuration."""
-    name = f"{short_name(config.method)}-{'-'.join(map(short_name, config.data_names))}-seeds".lower()
+    name = f"{slug(config.method, *config.data_names)}-seeds"
     paths = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
     return next(path for path in paths if not any(_changed(config, seed, path, method) for seed in seeds))
 
@@ -159,7 +159,7 @@ class SeedResults:
         for name in self._beside:
             blank = [""] * (len(self.heads) - 2)
             found = difference([s.own_accuracy.mean - s.beside[name].own_accuracy.mean for s in self.summaries])
-            lines.append([f"minus {name}, ± 95 %{', a tie' * found.tie}", points(found), *blank])
+            lines.append([f"minus {name}, ± 95 %{', not told from 0' * found.untold}", points(found), *blank])
         return lines
 
     @property

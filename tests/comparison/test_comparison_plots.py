@@ -77,7 +77,7 @@ def test_over_uplink_who_sends_nothing_is_a_level_line(found: list[Row]) -> None
 
 def test_a_dot_for_each_seed(found: list[Row]) -> None:
     axes = figures(found)["final"].axes[0]
-    dots = [line for line in axes.lines if line.get_marker() == "o" and len(np.asarray(line.get_xdata()))]
+    dots = [line for line in axes.lines if line.get_marker() in ("o", "D") and len(np.asarray(line.get_xdata()))]
     assert list(np.asarray(dots[0].get_xdata())) == [values["own_last"] for values in found[0].values]
     assert len(dots) == 2 * 3
     assert [text.get_text() for text in axes.get_yticklabels()] == ["ifl", "fedavg", "local"]

@@ -209,7 +209,8 @@ def test_another_plan_is_refused_and_the_difference_named(tmp_path: Path) -> Non
     prepare(plan_of(IFL, LOCAL), tmp_path)
     for other, said in (
         (plan_of(IFL, {**LOCAL, "rounds": 9}), "entry.local.rounds: 4 became 9"),
-        (plan_of(IFL), "entry.local"),
+        (plan_of(IFL), "What differs: entry 'local' is gone"),
+        (plan_of(IFL, LOCAL, {**LOCAL, "name": "more"}), "What differs: entry 'more' is new"),
         (plan_of(LOCAL, IFL), "entry.ifl.place: 0 became 1"),
         (plan_of(IFL, LOCAL, comparison={"seeds": [0]}), "comparison.seeds: [0, 1] became [0]"),
     ):

@@ -47,7 +47,7 @@ def test_three_seeds_by_hand() -> None:
     found = difference([1.0, 2.0, 6.0])
     assert (found.mean, found.seeds) == (3.0, 3)
     assert found.half == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
-    assert (found.told, found.tie) == (False, True)
+    assert (found.told, found.untold) == (False, True)
     assert difference([5.0, 6.0, 7.0]).told  # 6 beside 4.3027 / sqrt(3) = 2.484
 
 
@@ -56,12 +56,12 @@ def test_differences_turn_with_their_sign_and_scale(values: list[float], scale: 
     one, other = difference(values), difference([-scale * value for value in values])
     assert other.mean == pytest.approx(-scale * one.mean, abs=1e-12)
     assert other.half == pytest.approx(scale * one.half, abs=1e-12)
-    assert one.told != one.tie
+    assert one.told != one.untold
 
 
 def test_one_seed_tells_nothing_and_none_is_unknown() -> None:
     one, none = difference([0.3, math.nan]), difference([math.nan])
-    assert (one.mean, one.seeds, one.told, one.tie) == (0.3, 1, False, False)
+    assert (one.mean, one.seeds, one.told, one.untold) == (0.3, 1, False, False)
     assert math.isnan(one.half)
     assert math.isnan(none.mean)
     assert (points(one), points(none)) == ("+30.0", "–")
@@ -83,15 +83,16 @@ def compared(tmp_path: Path, *levels: float, seeds: tuple[int, ...] = (0, 1, 2))
     return plan, found
 
 
-def test_the_best_and_its_ties_are_bold_by_paired_differences(tmp_path: Path) -> None:
-    """fedavg minus ifl is 0, 1, 2 points: 1 ± 2.5, a tie; local minus ifl is −5 with each seed."""
+def test_the_best_mean_is_bold_and_who_is_not_told_from_it_is_marked(tmp_path: Path) -> None:
+    """fedavg minus ifl is 0, 1, 2 points: 1 ± 2.5, not told from 0; local minus ifl is −5 with each seed."""
     plan, found = compared(tmp_path, 0.80, 0.80, 0.75)
     ifl, fedavg, _ = found
     assert paired(fedavg, ifl, "own_last").half == pytest.approx(0.01 * 4.302653 / math.sqrt(3))
     assert best_of(found, "own_last") is fedavg
     main, *_ = made = tables(plan, found, None)
-    assert [line[1].bold for line in main.lines] == [True, True, False]
-    assert [line[2].bold for line in main.lines] == [True, True, True]  # equal in all seeds
+    assert [line[1].bold for line in main.lines] == [False, True, False]
+    assert [line[1].text.endswith(" ≈") for line in main.lines] == [True, False, False]
+    assert [line[2].bold for line in main.lines] == [True, True, True]  # equal means
     assert "The smallest differences to it that they tell, in points: own 2.5; global 0.0" in main.notes[0]
     differences = {table.title: [[cell.text for cell in line] for line in table.lines] for table in made}
     assert [line[:3] for line in differences["Differences to ifl"]] == [
@@ -100,8 +101,10 @@ def test_the_best_and_its_ties_are_bold_by_paired_differences(tmp_path: Path) ->
     assert [line[0] for line in differences["Differences to local"]] == ["ifl", "fedavg"]
     text = to_markdown("t", made, [])
     assert "| **80.0 ± 1.0** |" not in text
-    assert "| ifl | **81.0 ± 1.0** | **50.0 ± 0.0** |" in text
-    assert r"ifl & \textbf{81.0 $\pm$ 1.0} & \textbf{50.0 $\pm$ 0.0} &" in to_latex(plan, made, [])
+    assert "| ifl | 81.0 ± 1.0 ≈ | **50.0 ± 0.0** |" in text
+    assert "| fedavg | **82.0 ± 2.0** | **50.0 ± 0.0** |" in text
+    assert "Bold: the best mean of a column. ≈: these seeds do not tell it from the best" in text
+    assert r"ifl & 81.0 $\pm$ 1.0 $\approx$ & \textbf{50.0 $\pm$ 0.0} &" in to_latex(plan, made, [])
     values = json.loads(json.dumps(to_json(plan, found, None, [], [], "out")))
     told = values["entries"][2]["differences"]["ifl"]["own_last"]
     assert told["mean"] == pytest.approx(-0.05)
@@ -137,7 +140,8 @@ def test_what_no_two_seeds_compare_to_the_best_is_not_told_from_it(tmp_path: Pat
         finished(local, tmp_path, seeds=[2, 5], rise=0.7),
     ]  # fmt: skip
     main, *_ = tables(plan, rows(plan, done)[0], None)
-    assert [line[1].bold for line in main.lines] == [True, False, True]
+    assert [line[1].bold for line in main.lines] == [True, False, False]
+    assert [line[1].text.endswith(" ≈") for line in main.lines] == [False, False, True]
 
 
 def test_without_anchor_and_local_differences_are_to_the_first(tmp_path: Path) -> None:

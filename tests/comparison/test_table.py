@@ -56,9 +56,9 @@ def test_the_main_table_says_mean_and_deviation_in_percent(compared: tuple[Plan,
     row = found[0]
     assert cells["Accuracy and cost"] == {
         "entry": "ifl",
-        "own": f"{100 * row.mean['own_last']:.1f} ± {100 * row.std['own_last']:.1f}",
+        "own": f"{100 * row.mean['own_last']:.1f} ± {100 * row.std['own_last']:.1f} ≈",
         "global": f"{100 * row.mean['global_last']:.1f} ± {100 * row.std['global_last']:.1f}",
-        "composition": f"{100 * row.mean['composition_last']:.1f} ± {100 * row.std['composition_last']:.1f}",
+        "composition": f"{100 * row.mean['composition_last']:.1f} ± {100 * row.std['composition_last']:.1f} ≈",
         "uplink": "48.0 kB",  # 12 rounds, 4 clients, 1000 bytes; the same with every seed
         "client steps": "336",
     }
@@ -67,6 +67,21 @@ def test_the_main_table_says_mean_and_deviation_in_percent(compared: tuple[Plan,
     assert cells["Cost"]["chosen"] == "base_lr=0.25; batch_size=16"
     assert made[-1].heads[-2:] == ("peak memory", "seconds")
     assert "over 3 seeds" in made[0].caption
+
+
+def test_captions_say_what_is_summed_and_where_one_point_is_all_there_is(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg", accuracies=[])
+    summed = "Uplink and client steps are sums over all clients and the whole run"
+    for rounds, codec, only, behind in ((2, "int4", True, ", bytes before codecs."), (4, None, False, ".")):
+        folder = tmp_path / str(rounds)
+        done = [finished(entry, folder, rounds=rounds, every=2, codec=codec) for entry in plan.entries]
+        made = tables(plan, rows(plan, done)[0], None)
+        best = next(table for table in made if table.title == "Best round")
+        assert f"{summed}{behind}" in made[0].caption
+        assert best.caption.endswith(", the only point of the curve after training.") is only
+        for text in (to_markdown("t", made, []), to_latex(plan, made, [])):
+            assert f"{summed}{behind}" in text
+            assert ("the only point of the curve" in text) is only
 
 
 def test_failures_have_a_row_and_a_reason(compared: tuple[Plan, list[Row], Anchor | None]) -> None:

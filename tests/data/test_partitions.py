@@ -191,7 +191,7 @@ class TestNatural:
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
 
     def test_too_many_clients(self) -> None:
-        with pytest.raises(DataError, match="3 clients, but the data has 2 groups"):
+        with pytest.raises(DataError, match=r"3 clients, but the data has 2 groups.*: --clients 2 \(clients=2\)"):
             Natural().split(np.zeros(4, np.int64), 3, rng(), np.array([0, 0, 1, 1]))
 
     def test_no_groups(self) -> None:

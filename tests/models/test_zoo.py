@@ -150,7 +150,10 @@ def test_vectors_fit_only_the_fully_connected(name: str) -> None:
         assert measure(resolve(name)((13,), 3, 8), torch.zeros(2, 13)).fusion_width == 8
         return
     for shape in ((13,), (1, 3, 28), (9, 3), (1, 4, 28, 28)):
-        with pytest.raises(ModelError, match=f"'{name}' takes images .*mlp, mlp-linear, shallow, logistic"):
+        with pytest.raises(
+            ModelError,
+            match=f"'{name}' takes images .*mlp, mlp-linear, shallow and logistic: --models mlp,shallow",
+        ):
             resolve(name)(shape, 3, 8)
 
 

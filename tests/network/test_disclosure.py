@@ -80,6 +80,8 @@ def test_of_ifl_only_features_and_labels_leave(tmp_path: Path) -> None:
     recipe = {"method": "ifl", "fusion_width": 8, "settings": {"local_steps": 1, "batch_size": 16}}
     messages, said = dry_run(vendor, recipe)
     assert "format: arrays\n" in said
+    wide = "a linear layer with ReLU (to_fusion) was added behind it"
+    assert f"model: the code after 'secret_layer' has 37 numbers, the contract's fusion width is 8: {wide}" in said
     kinds = [message["envelope"]["kind"] for message in messages]
     assert kinds[:3] == ["hello", "accept", "ready"]
     assert set(kinds[3:]) == {"reply", "done"}

@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_run import FakeRun, summary_of
 
 from interfuse.report import diagnose
 from interfuse.runs import Row, Summary
+from interfuse.runs.summing import stability
 
 
 def spread(*values: float | None) -> dict[str, Any]:
@@ -121,6 +123,60 @@ def test_composition_below_local_says_when_it_is_worse_than_no_collaboration() -
 
     assert "something is wrong" not in text(0.11)
     assert "something is wrong" in text(0.09)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [(None, True), (12, False), (360, False), (3600, False), (9_000, True)],
+)
+def test_composition_below_local_by_more_than_its_rows_could_by_chance(rows: int | None, expected: bool) -> None:
+    """2.0 points below 36.7 %: two errors of the difference are 38.8 points of 12 rows, 7.1 of 360, 1.4 of 9,000."""
+    alone = local(composition_matrix=[[0.367, 0.367], [0.367, 0.367]])
+    behind = {"rows": {} if rows is None else {"compositions": rows}}
+    found = summary(composition_matrix=[[0.347, 0.347], [0.347, 0.347]], beside=alone, **behind)
+    assert ("composition below Local" in names(found)) is expected
+
+
+def test_only_a_clear_difference_to_swapped_blocks_of_local_is_something_wrong() -> None:
+    def text(rows: int) -> str:
+        matrix = [[0.099, 0.099], [0.099, 0.099]]
+        alone = local(composition_matrix=[[0.8, 0.2], [0.2, 0.8]])
+        behind = {"compositions": rows}
+        found = diagnose(summary(composition_matrix=matrix, beside=alone, rows=behind), [])
+        return next(d.text for d in found if d.name == "composition below Local")
+
+    assert "something is wrong" in text(360)
+    assert "something is wrong" not in text(40)  # two errors of the difference: 15.8 points of 10.1
+
+
+def test_the_remedy_of_a_built_in_method_is_no_advice_to_its_author() -> None:
+    def remedy(method: str) -> str:
+        matrix = [[0.2, 0.2], [0.2, 0.2]]
+        found = diagnose(summary(method=method, composition_matrix=matrix), [])
+        return next(d.remedy for d in found if d.name == "composition below Local")
+
+    assert "learning rates" in remedy("ifl")
+    assert "labels" not in remedy("ifl")
+    assert "labels of all clients" in remedy("mine.py:Mine")
+
+
+@pytest.mark.parametrize(("rows", "warned"), [(24, False), (10_000, True)])
+def test_a_spread_over_modular_blocks_that_rows_give_by_chance_is_no_finding(rows: int, warned: bool) -> None:
+    """Base block 1 has 5 points; two errors of a share of 0.9 are 12.2 points of 24 rows, 0.6 of 10,000."""
+    found = names(summary(composition_matrix=wide(5.0), rows={"compositions": rows}))
+    assert ("spread over modular blocks" in found) is warned
+
+
+def test_rows_do_not_judge_scores_that_are_no_shares() -> None:
+    found = names(summary(composition_matrix=wide(5.0), rows={"compositions": 24}, score="R²"))
+    assert found == ["spread over modular blocks"]
+
+
+@pytest.mark.parametrize(("first", "points", "known"), [(0, 10, False), (0, 11, True), (5, 2, False), (5, 3, True)])
+def test_stability_is_not_of_what_was_learned_nor_of_two_points(first: int, points: int, known: bool) -> None:
+    rows = [row(first + place, [0.1 * place, 0.1 * place]) for place in range(points)]
+    last = [0.1 * place for place in range(points)][-10:]
+    assert stability(rows) == (pytest.approx(np.std(last)) if known else pytest.approx(math.nan, nan_ok=True))
 
 
 def test_composition_is_compared_to_the_common_test_set_where_local_has_no_matrix() -> None:

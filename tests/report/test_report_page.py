@@ -285,3 +285,11 @@ def test_unknown_numbers_are_dashes(tmp_path: Path) -> None:
     assert page.tables[2][2][1] == "–"
     assert page.tables[2][2][4:] == ["–"] * 5
     assert "nan" not in page.text
+
+
+@pytest.mark.parametrize(("rounds", "only"), [(2, True), (4, False)])
+def test_the_best_round_is_said_to_be_the_only_point_where_it_is(tmp_path: Path, rounds: int, only: bool) -> None:
+    write_run(tmp_path, FakeRun(rounds=rounds, eval_every=2))
+    report.write(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("and here the only point after training" in page) is only

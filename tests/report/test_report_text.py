@@ -37,7 +37,7 @@ def test_headline_says_what_was_bought() -> None:
     [
         (0.95, "Collaboration bought 2.0 points: on"),
         (0.92, "Collaboration cost 1.0 point: on"),
-        (0.93, "Collaboration changed nothing: on"),
+        (0.93, "Collaboration did not change this mean: on"),
     ],
 )
 def test_headline_without_compositions(own: float, start: str) -> None:
@@ -66,7 +66,7 @@ def test_printed_difference_is_that_of_the_printed_numbers(own: float, alone: fl
     text = values(own, beside={"local": values(alone)}).headline.text
     difference = round(float(percent(own)[:-2]) - float(percent(alone)[:-2]), 1)
     expected = (
-        "changed nothing"
+        "did not change this mean"
         if difference == 0
         else f"{'bought' if difference > 0 else 'cost'} {abs(difference):.1f} point"
     )

@@ -97,7 +97,9 @@ def test_no_steps_on_both_sides_warn() -> None:
 def test_a_notice_stands_in_the_headline() -> None:
     notice = {"text": "Every mean is over one client.", "remedy": "Give clients one architecture."}
     summary = run(spread(*[0.8] * 4), alone=0.8, notice=notice)
-    assert summary.headline.text.startswith("Collaboration changed nothing (Every mean is over one client): on ")
+    assert summary.headline.text.startswith(
+        "Collaboration did not change this mean (Every mean is over one client): on "
+    )
     assert run(spread(*[0.8] * 4), notice=notice).headline.text.endswith("(Every mean is over one client).")
 
 

@@ -144,7 +144,7 @@ def prepare(plan: Plan, out: Path) -> None:
             old = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise RunError(f"cannot read {path}: {error}; choose another --out") from error
-        if changed := differences(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
+        if changed := _changed(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
             some = "; ".join(changed[:SHOWN]) + f"; and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
             raise RunError(f"{out} holds another comparison; choose another --out. What differs: {some}")
     try:
@@ -152,6 +152,16 @@ def prepare(plan: Plan, out: Path) -> None:
         write_whole(path, plan.to_toml())
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """How two plans differ; an entry that only one of them has is named, not shown."""
+    entries, asked = old["entry"], new["entry"]
+    found = [f"entry {name!r} is new" for name in asked if name not in entries]
+    found += [f"entry {name!r} is gone" for name in entries if name not in asked]
+    both = entries.keys() & asked.keys()
+    before, after = ({**plan, "entry": {name: plan["entry"][name] for name in both}} for plan in (old, new))
+    return found + differences(before, after)
 
 
 def _by_name(values: Mapping[str, Any]) -> dict[str, Any]:

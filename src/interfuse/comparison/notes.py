@@ -183,9 +183,9 @@ def _beside_local(others: Sequence[Row], local: Row) -> Iterator[str]:
     """A line for all that are told to be below Local, and one for all that are not told from it."""
     found = {row.name: paired(row, local, "own_last") for row in others}
     below = {name: d for name, d in found.items() if d.told and d.mean < 0}
-    ties = {name: d for name, d in found.items() if d.tie}
+    untold = {name: d for name, d in found.items() if d.untold}
     where = "on the clients' own test shares, in points with half the 95 % interval"
-    for said, group in (("Worse than local", below), ("Not told from local", ties)):
+    for said, group in (("Worse than local", below), ("Not told from local", untold)):
         if group:
             yield f"{said} {where}: {'; '.join(f'{name} ({points(d)})' for name, d in group.items())}."
 

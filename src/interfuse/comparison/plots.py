@@ -135,19 +135,22 @@ def curves(
 
 @style()
 def finals(rows: Sequence[Row], score: str) -> Figure:
-    """A dot for each seed after the last round, own and global score, and a stroke at the mean."""
+    """A dot for each seed after the last round, own and global score, and a stroke at the mean.
+
+    Colours are the entries' elsewhere, so the two scores differ in grey and mark.
+    """
     shown = [row for row in rows if row.values]
     figure, axes = canvas(1.1 + 0.42 * len(shown))
     places = np.arange(len(shown))
-    for key, label, colour, shift in (
-        ("own_last", "own", CLASSES[1], -0.15),
-        ("global_last", "global", CLASSES[0], 0.15),
+    for key, label, mark, grey, shift in (
+        ("own_last", "own", "o", "0.55", -0.15),
+        ("global_last", "global", "D", "0.25", 0.15),
     ):
         for place, row in zip(places, shown, strict=True):
             values = [found[key] for found in row.values]
-            axes.plot(values, np.full(len(values), place + shift), "o", color=colour, markersize=3.5, alpha=0.75)
-            axes.plot([row.mean[key]] * 2, place + shift + np.array([-0.14, 0.14]), color=colour, linewidth=1.3)
-        axes.plot([], [], "o", color=colour, label=label)
+            axes.plot(values, np.full(len(values), place + shift), mark, color=grey, markersize=3.5)
+            axes.plot([row.mean[key]] * 2, place + shift + np.array([-0.14, 0.14]), color=grey, linewidth=1.3)
+        axes.plot([], [], mark, color=grey, label=label)
     axes.set_yticks(places, [drawable(row.name, f"entry {place}") for place, row in enumerate(shown)])
     axes.set_ylim(len(shown) - 0.55, -0.45)
     axes.tick_params(axis="y", length=0)

@@ -254,4 +254,4 @@ def _difference(found: Mapping[str, Any]) -> Difference:
 
 
 def _told(found: Difference | None) -> str:
-    return "" if found is None else points(found) + " ≈" * found.tie
+    return "" if found is None else points(found) + " ≈" * found.untold

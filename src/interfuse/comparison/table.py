@@ -18,7 +18,8 @@ from interfuse.runs.words import counts, decimals, operations, percents, size
 
 MOST_COLUMNS = 7
 """Beside the names of entries, where a page cannot scroll."""
-TIE = "≈"
+UNTOLD = "≈"
+"""Stands behind what these seeds do not tell: from 0, or from the best of a column."""
 SCORES = {"own": "own_last", "global": "global_last", "composition": "composition_last"}
 """What entries are compared by."""
 
@@ -30,7 +31,7 @@ class Column:
     Attributes:
         form: Mean and standard deviation as a text.
         name: What ``--columns`` calls it; empty is the key.
-        ranked: Whether more is better, so that the best is bold.
+        ranked: Whether more is better, so that the best mean is bold.
     """
 
     head: str
@@ -111,8 +112,11 @@ class _Maker:
         self, title: str, caption: str, columns: Sequence[Column], notes: Sequence[str] = (), *, leading: bool = False
     ) -> None:
         """A table with a line for each entry."""
-        best = {column.key: _best_and_ties(self.rows, column.key) for column in columns if column.ranked}
-        lines = [[self.name(row), *(self._cell(row, column, best) for column in columns)] for row in self.rows]
+        best = {column.key: _compared_by(self.rows, column.key) for column in columns if column.ranked}
+        lines = [
+            [self.name(row), *(self._cell(row, column, best.get(column.key)) for column in columns)]
+            for row in self.rows
+        ]
         self.made.append(Table(title, caption, ("entry", *(column.head for column in columns)), lines, notes, leading))
 
     def name(self, row: Row) -> Cell:
@@ -128,7 +132,7 @@ class _Maker:
         own = [note for note in self.footnotes if row.name in note.entries]
         return ",".join(note.mark for note in own if (key in note.keys if key else not note.keys))
 
-    def _cell(self, row: Row, column: Column, best: dict[str, set[str]]) -> Cell:
+    def _cell(self, row: Row, column: Column, best: Row | None) -> Cell:
         if not column.key:
             return Cell(chosen(row) or UNKNOWN)
         if not row.values:
@@ -139,16 +143,16 @@ class _Maker:
         if not known:
             return Cell(UNKNOWN)
         text = column.form(row.mean[column.key], row.std[column.key])
-        return Cell(text, self._marks(row, column.key), row.name in best.get(column.key, ()))
+        first = best is not None and row.mean[column.key] == best.mean[column.key]
+        if best is not None and not first and not paired(best, row, column.key).told:
+            text += f" {UNTOLD}"
+        return Cell(text, self._marks(row, column.key), first)
 
 
-def _best_and_ties(rows: Sequence[Row], key: str) -> set[str]:
-    """The best entry of a column and all that its seeds cannot tell from it; none where no two seeds compare them."""
+def _compared_by(rows: Sequence[Row], key: str) -> Row | None:
+    """The entry with the best mean of a column; none where no two seeds compare it to another one."""
     best = best_of(rows, key)
-    if best is None:
-        return set()
-    alike = {row.name for row in rows if row.known(key) and not paired(best, row, key).told}
-    return alike if _told(rows, best, key) else set()
+    return best if best is not None and _told(rows, best, key) else None
 
 
 def _told(rows: Sequence[Row], best: Row, key: str) -> list[float]:
@@ -168,9 +172,12 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
     reached = [a for a in asked.accuracies if any(row.values and row.known(f"uplink_to_{a:g}") for row in rows)]
     missed = ", ".join(f"{100 * a:g} %" for a in asked.accuracies if a not in reached)
     text = f"{over}. {word} in %, after the last round."
+    main = columns_of(plan)
+    if any(column.key in ("uplink", "steps_clients") for column in main):
+        text += " Uplink and client steps are sums over all clients and the whole run"
+        text += ", bytes before codecs." if coded else "."
     if missed and any(row.values for row in rows):
         text += f" On no curve is the mean global {score} ever {missed}."
-    main = columns_of(plan)
     if not asked.columns and runs:
         main = [column for column in main if any(row.known(column.key) for row in rows)]
     order = resolution(rows, [column for column in main if column.ranked])
@@ -179,9 +186,14 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
     make.add(f"{word} and cost", asked.caption or text, main, under, leading=True)
     for reference in references(plan, rows):
         make.made.append(_differences(make, reference))
-    text = f"{over}. {word} in %, after the round of the best validation {score}."
+    text = f"{over}. {word} in %, after the round of the best validation {score}"
+    only = bool(runs) and all((run.curve.rounds > 0).sum() <= 1 for run in runs)
+    text += ", the only point of the curve after training." if only else "."
     make.add("Best round", text, _BEST, [resolution(rows, _BEST)])
-    text = "Spread in points: over modular blocks of other clients, and over the last ten points of the curve."
+    text = (
+        "Spread in points: over modular blocks of other clients, and over the last ten points of the curve (– where "
+        "these begin before training or are fewer than three)."
+    )
     make.add("Swapped blocks and spread", text, _SPREAD)
     if coded:
         text = "Bytes of all clients before and after codecs, headers of messages included; and how many times less."
@@ -226,8 +238,8 @@ def resolution(rows: Sequence[Row], columns: Iterable[Column]) -> str:
         return "One seed tells no difference: no order of entries follows." if len(rows) > 1 else ""
     each = "; ".join(f"{head} {text}" for head, text in told.items())
     return (
-        "Bold: the best of a column and all that these seeds do not tell from it (paired by seed, 95 %). The smallest "
-        f"differences to it that they tell, in points: {each}."
+        f"Bold: the best mean of a column. {UNTOLD}: these seeds do not tell it from the best (paired by seed, 95 %). "
+        f"The smallest differences to it that they tell, in points: {each}."
     )
 
 
@@ -244,7 +256,7 @@ def _differences(make: _Maker, reference: Row) -> Table:
     for row in make.rows:
         if row is not reference:
             found = [paired(row, reference, key) for key in keys.values()] if row.values else []
-            cells = [Cell(points(one) + f" {TIE}" * one.tie) for one in found] or [Cell(UNKNOWN)] * len(keys)
+            cells = [Cell(points(one) + f" {UNTOLD}" * one.untold) for one in found] or [Cell(UNKNOWN)] * len(keys)
             lines.append([make.name(row), *cells])
     text = f"Differences to {reference.name} with the same seed, after the last round, in points"
     if len(make.plan.asked.seeds) == 1:
@@ -252,7 +264,7 @@ def _differences(make: _Maker, reference: Row) -> Table:
     else:
         text += (
             ": mean ± half its 95 % interval (Student's t over seeds), which is the smallest difference that these "
-            f"seeds tell. {TIE} is a tie: the interval has 0 in it."
+            f"seeds tell. {UNTOLD}: not told from 0 by these seeds, as the interval has 0 in it; that is not equal."
         )
     return Table(f"Differences to {reference.name}", text, ("entry", *keys), lines, leading=True)
 

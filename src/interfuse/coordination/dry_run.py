@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
-from interfuse.data import describe
+from interfuse.data import Dataset, describe
 from interfuse.engines.parties.frames import MESSAGE, Envelope, Payload, Reply
 from interfuse.engines.parties.hub import Hub, Joined
 from interfuse.engines.parties.logs import Events
@@ -27,6 +27,7 @@ from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
 from interfuse.messages.encoding import read
 from interfuse.models import resolve
+from interfuse.models.splitting import added_behind
 from interfuse.runs import RunConfig
 from interfuse.wire import Codecs
 
@@ -72,6 +73,8 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
                 while not isinstance(event := _event(hub, part), Joined):
                     pass
                 event.member.client = 0
+                if added := _added(vendor, dataset, config.fusion_width):
+                    show(f"model: {added}")
                 facts, builders = {0: event.member.facts}, {name: partial(resolve, name) for name in config.models}
                 setup = RemoteSetup(contract, known, method, facts, public.labels, builders, public.class_names)
                 engine = Remote(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
@@ -87,6 +90,19 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
             finally:
                 hub.close("the dry run is over", finished=True)
     return files
+
+
+def _added(vendor: Vendor, dataset: Dataset, width: int) -> str:
+    """What a module that was cut got, so that its code has the contract's width; empty where it got no layer."""
+    if vendor.model.split_at is None or not isinstance(dataset.shape, tuple):
+        return ""
+    model = vendor.model.builder(vendor.folder)(dataset.shape, len(dataset.class_names), width)
+    if not (own := added_behind(model)):
+        return ""
+    return (
+        f"the code after {vendor.model.split_at!r} has {own:,} numbers, the contract's fusion width is {width:,}: a "
+        "linear layer with ReLU (to_fusion) was added behind it, a linear layer (from_fusion) before the modular block"
+    )
 
 
 def _event(hub: Hub, part: Future[str]) -> object:

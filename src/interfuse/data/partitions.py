@@ -250,7 +250,10 @@ class Natural:
             raise DataError("Natural: this data set has no natural clients (groups); take another partition")
         names, numbers = np.unique(groups, return_inverse=True)
         if clients > len(names):
-            raise DataError(f"Natural: {clients} clients, but the data has {len(names)} groups; take at most as many")
+            raise DataError(
+                f"Natural: {clients} clients, but the data has {len(names)} groups; take at most as many: "
+                f"--clients {len(names)} (clients={len(names)})"
+            )
         # Two draws: of who has one group more, and of the groups that each has.
         owner = rng.permutation(clients)[rng.permutation(len(names)) % clients][numbers]
         return [np.flatnonzero(owner == client) for client in range(clients)]

@@ -81,6 +81,7 @@ def grid(name: str, sample_shape: tuple[int, ...]) -> Shape:
         raise ModelError(
             f"model {name!r} takes images (channels, height, width) and signals (channels, time) of at least "
             f"{_SMALLEST_SIDE} points a side, not samples of shape {sample_shape}; "
-            f"quantities of any shape fit mlp, mlp-linear, shallow and logistic; {TOKENS}"
+            "quantities of any shape fit mlp, mlp-linear, shallow and logistic: --models mlp,shallow "
+            f'(models=["mlp", "shallow"]); {TOKENS}'
         )
     return sample_shape

@@ -172,6 +172,12 @@ def _fuse(base: fx.GraphModule, modular: fx.GraphModule, width: int, sample_shap
     modular.recompile()
 
 
+def added_behind(model: SplitModel) -> int:
+    """How many numbers the code has before the layer that :func:`split_at` added for a width; 0 where it added none."""
+    weight = model.tensors().get("base.to_fusion.1.weight")
+    return 0 if weight is None else weight.shape[1]
+
+
 def _add(half: fx.GraphModule, name: str, layers: nn.Module) -> None:
     if name in dict(half.named_children()):
         raise ModelError(f"the model has a submodule {name!r} already; rename it to let split_at add its own")

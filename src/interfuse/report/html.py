@@ -51,6 +51,8 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         summary=summary,
         local=(summary.local or NOTHING).composition,
         beside=beside,
+        only_point=summary.best is not None
+        and sum(row.accuracy is not None and row.round > 0 for row in run.rows) == 1,
         figures=_figures(summary),
         sides=sides(summary),
         svgs=svgs,

@@ -526,8 +526,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
     found = []
     for key in sorted({*old, *new}, key=str):
         a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            found += differences(a, b, f"{prefix}{key}.")
+        before, after = ({} if value is None else value for value in (a, b))
+        if isinstance(before, Mapping) and isinstance(after, Mapping) and (before or after):
+            found += differences(before, after, f"{prefix}{key}.")
         elif a != b:
             found.append(f"{prefix}{key}: {a!r} became {b!r}")
     return found

@@ -34,8 +34,8 @@ class Difference:
         return abs(self.mean) > self.half
 
     @property
-    def tie(self) -> bool:
-        """Whether the interval has 0 in it."""
+    def untold(self) -> bool:
+        """Whether these seeds do not tell it from 0: the interval has 0 in it. Equal it is not for that."""
         return abs(self.mean) <= self.half
 
 

@@ -45,6 +45,8 @@ from interfuse.wire import Ledger, Totals
 
 ON_THE_CURVE = 10
 """The last points of the curve, whose spread is the stability."""
+FEWEST_POINTS = 3
+"""Fewer have no spread worth a number."""
 WORK = "local work, all clients"
 """A phase that others contain."""
 
@@ -148,7 +150,7 @@ def summarise(
         **last.model_dump(exclude_unset=True),
         best=best,
         similarity={"before": rows[0].similarity if rows else None, "after": rows[-1].similarity if rows else None},
-        stability=std([mean(row.accuracy.common) for row in rows if row.accuracy][-ON_THE_CURVE:]),
+        stability=stability(rows),
         gradient_steps=Steps(
             clients=sum(row.steps.clients for row in rows), server=sum(row.steps.server for row in rows)
         ),
@@ -171,6 +173,16 @@ def summarise(
         },
         seconds_by_phase={phase: round(seconds, 3) for phase, seconds in phases.items()},
     )
+
+
+def stability(rows: Sequence[Row]) -> float:
+    """The standard deviation of the mean global score over the last points of the curve.
+
+    NaN where these begin with the models before training, whose spread is what was learned, or are too few.
+    """
+    last = [row for row in rows if row.accuracy][-ON_THE_CURVE:]
+    known = [mean(row.accuracy.common) for row in last if row.accuracy]
+    return math.nan if len(known) < FEWEST_POINTS or last[0].round == 0 else std(known)
 
 
 def untrained(rows: Iterable[Row], clients: int) -> tuple[ClientId, ...]:

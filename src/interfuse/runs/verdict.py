@@ -33,6 +33,7 @@ LARGEST_DROP = 0.1  # of the mean score under the best of its curve
 OTHER_STEPS = 0.1  # a share of the gradient steps: some methods take one more here and there
 SMALL_LOSS = 0.01  # one point: less is within what another seed changes
 BYTES_OF_A_PARAMETER = 4
+ERRORS = 2  # standard errors: less is within what other test rows change
 ALL_EVALUATED = 100  # clients: in larger federations some are not evaluated, so that null says nothing
 FEWEST_ROWS = 6
 """With fewer rows between two scores no test tells them apart: if n rows turn from wrong to right and none back, the
@@ -166,13 +167,23 @@ def _no_gain(summary: Summary, one: _Compared) -> bool:
     return one.gain <= 0 or _told_by_no_row(summary, one)
 
 
+def _chance(score: str, rows: int | None, *shares: float) -> float:
+    """What two standard errors of a share of test rows are, or of the difference of two such shares.
+
+    It is 0 for other scores, and where nobody knows how many rows there are.
+    """
+    if not rows or score not in SHARES:
+        return 0.0
+    return ERRORS * math.sqrt(sum(share * (1 - share) for share in shares) / rows)
+
+
 def _points(value: float) -> float:
     return value if math.isnan(value) else round(100 * value, 1)
 
 
 def _bought(gain: float) -> str:
     if gain == 0:
-        return "Collaboration changed nothing"
+        return "Collaboration did not change this mean"
     unit = "point" if abs(gain) == 1 else "points"
     return f"Collaboration {'bought' if gain > 0 else 'cost'} {abs(gain):.1f} {unit}"
 
@@ -330,31 +341,43 @@ def _no_better_than_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | 
 def _below_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
     swapped, local = summary.mean_swapped, summary.local or NOTHING
     together = local.global_accuracy.mean if local.composition is None else mean(np.diagonal(local.composition))
-    if math.isnan(swapped) or math.isnan(together) or swapped >= together - SMALL_LOSS:
+    behind = summary.rows.get("compositions")
+    if math.isnan(swapped) or math.isnan(together):
+        return None
+    if together - swapped <= max(SMALL_LOSS, _chance(summary.score, behind, swapped, together)):
         return None
     text = (
         f"Blocks of two different clients reach {percent(swapped)} on average; a client of Local with its own two "
         f"blocks reaches {percent(together)}."
     )
-    if swapped < local.mean_swapped:
+    alone = local.mean_swapped
+    if alone - swapped > max(SMALL_LOSS, _chance(summary.score, behind, swapped, alone)):
         text += (
-            f" That is even less than the blocks of Local swapped without any collaboration, "
-            f"{percent(local.mean_swapped)}: something is wrong."
+            f" That is even less than the blocks of Local swapped without any collaboration, {percent(alone)}: "
+            "something is wrong."
         )
-    return _warning(
-        "composition below Local",
-        text,
-        "Make sure that every client gets the fusion-layer outputs and labels of all clients, in matching order, in "
-        "every round (the ledger has a line for each), and that the modular blocks train on all of them. Too few "
-        "rounds look the same: see whether the curve still rises.",
+    remedy = (
+        "See whether the curve still rises, and give it more rounds; otherwise change the learning rates, one at a "
+        "time, or exchange more often by taking fewer local steps between two exchanges."
     )
+    if ":" in summary.method:  # a class of the user's own
+        remedy += (
+            " In the method, make sure that every client gets the fusion-layer outputs and labels of all clients, in "
+            "matching order, in every round (the ledger has a line for each), and that modular blocks train on them."
+        )
+    return _warning("composition below Local", text, remedy)
 
 
 def _spread_over_modular_blocks(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
     matrix = summary.composition
     if matrix is None:
         return None
-    wide = {base: spread for base, row in enumerate(matrix) if (spread := std(row)) > LARGEST_SPREAD}
+    behind = summary.rows.get("compositions")
+    wide = {
+        base: spread
+        for base, row in enumerate(matrix)
+        if (spread := std(row)) > max(LARGEST_SPREAD, _chance(summary.score, behind, mean(row)))
+    }
     if not wide:
         return None
     worst = max(wide, key=lambda base: wide[base])

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,6 +269,10 @@ def _joined(arrays: list[np.ndarray], *sample: int) -> np.ndarray:
     return np.concatenate([np.empty((0, *sample)), *arrays])
 
 
+def _users_of(names: Collection[object]) -> str:
+    return f"{len(names)} user{'s' * (len(names) != 1)}"
+
+
 def _numbered(users: list[_User]) -> Int64[np.ndarray, "n"]:
     """Whose each sample is."""
     return np.repeat(np.arange(len(users)), [len(user.y) for user in users])
@@ -278,12 +282,12 @@ def _reading(
     kind: str, train: list[_User], test: list[_User], names: Sequence[str] | None, overlap: str = ""
 ) -> Reading:
     trained, held = ({user.name for user in users} for users in (train, test))
-    common = f"{len(held)} users, {len(held - trained)} of them without training samples"
+    common = f"{_users_of(held)}, {len(held - trained)} of them without training samples"
     facts = {
         "samples": kind,
         "overlap": overlap,
         "classes": "" if names is None else f"{len(names)}: {', '.join(names[:5])} ... {names[-1]}",
-        "groups": f"{len(train)} users, the natural clients; {len(trained - held)} of them without test samples",
+        "groups": f"{_users_of(train)}, the natural clients; {len(trained - held)} of them without test samples",
         "test": common if test else "none in the files",
     }
     return Reading(FORMAT, tuple((subject, text) for subject, text in facts.items() if text))
