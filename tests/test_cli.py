@@ -631,15 +631,15 @@ def test_time_left_counts_from_where_the_run_went_on() -> None:
     failed = Failure(client=2, kind="failed", reason="gone")
     row = Row(
         round=50, uplink=Volume(1_500_000), downlink=Volume(), steps=Steps(clients=1, server=0), failures=(failed,),
-        outstanding=0, virtual_seconds={}, seconds={},
+        outstanding=0, virtual_seconds={}, seconds={"waiting": 3.0},
     )  # fmt: skip
     assert standing.update(row) == ["round 50: client 2 failed: gone"]
     assert str(standing) == "round 50/100, uplink 1.50 MB, 30 s, 2 min 30 s left"
     measured = Point(own=(), validation=(), common=(0.25, 0.75), composition=None)
     assert standing.update(row.model_copy(update={"round": 60, "accuracy": measured})) == []
-    assert str(standing) == "round 60/100, global 50.0 %, uplink 1.50 MB, 30 s, 1 min 00 s left"
+    assert str(standing) == "round 60/100, global 50.0 %, uplink 1.50 MB, 30 s, 2 min 00 s left"
     standing.update(row.model_copy(update={"round": 70}))
-    assert str(standing) == "round 70/100, global 50.0 % (after round 60), uplink 1.50 MB, 30 s, 30 s left"
+    assert str(standing) == "round 70/100, global 50.0 % (after round 60), uplink 1.50 MB, 30 s, 1 min 30 s left"
 
 
 def test_short_names() -> None:

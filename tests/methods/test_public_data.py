@@ -76,7 +76,7 @@ def test_a_run_goes_on_with_the_public_data_that_it_began_with(tmp_path: Path) -
     interfuse.resume(tmp_path / "run", data=PRIVATE, public=PUBLIC, progress=Silent())
     commit = RunFolder(tmp_path / "run").last_commit()
     assert commit is not None
-    assert commit.data == f"{PRIVATE.digest},{PUBLIC.digest}"
+    assert commit.data["values"] == f"{PRIVATE.digest},{PUBLIC.digest}"
 
 
 @pytest.mark.parametrize(
