@@ -19,7 +19,7 @@ import numpy as np
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.readers import images
-from interfuse.data.readers.tables import DEFAULT_LABEL, Table, from_arrow, read_table
+from interfuse.data.readers.tables import DEFAULT_LABEL, Table, from_arrow, read_table, validated
 from interfuse.data.reading import ReadOptions, listed
 from interfuse.errors import DataError
 
@@ -299,8 +299,7 @@ def _arrow(file: Path) -> pa.Table:
                 if begin != b"ARROW1" and end != _END_OF_STREAM:
                     raise DataError(f"{file} does not end as an Arrow file does: it is cut off")
                 table = (ipc.open_file if begin == b"ARROW1" else ipc.open_stream)(source).read_all()
-        table.validate(full=True)  # in a damaged file columns may point to where nothing is
-        table.column_names  # noqa: B018  (decodes them)
+        table = validated(table)
     except (OSError, MemoryError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file}: {error}") from error
     return table

@@ -455,9 +455,7 @@ def read_parquet(path: Path) -> Table:
     except ImportError:
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:
-        table = parquet.ParquetFile(path).read()
-        table.validate(full=True)  # texts that are none, and what else NumPy would trust
-        table.column_names  # noqa: B018  (decodes them)
+        table = validated(parquet.ParquetFile(path).read())
     except (OSError, MemoryError, UnicodeDecodeError, ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {error}") from error
     facts: list[tuple[str, str]] = []
@@ -465,6 +463,17 @@ def read_parquet(path: Path) -> Table:
     if shards and int(shards[1]) > 1:
         facts.append(("warning", f"by its name this is one of {shards[1]} files of one table"))
     return from_arrow(path, "Parquet", table, [f"row {number}" for number in range(1, len(table) + 1)], facts)
+
+
+def validated(table: ArrowTable) -> ArrowTable:
+    """The table, all of it looked at and its names decoded: in a damaged file columns point to where nothing is.
+
+    Raises:
+        ArrowException, UnicodeDecodeError: it is damaged.
+    """
+    table.validate(full=True)
+    _ = table.column_names
+    return table
 
 
 def from_arrow(
