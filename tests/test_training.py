@@ -379,6 +379,51 @@ def test_one_row_is_left_out_and_counted_where_normalisation_trains_and_only_the
     assert fit(smooth(), cross_entropy, one, lr=0.1).steps == 1
 
 
+class _Spoiling(nn.Linear):
+    """A head that works in place on what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(2.0))
+
+
+@pytest.mark.parametrize("train", ["all", "c"])
+def test_outputs_of_a_part_are_those_before_each_step_of_the_batches_that_were_trained_on(train: str) -> None:
+    """Also where the next stage works in place, or a batch got no further than the part itself."""
+
+    def built() -> SplitModel:
+        torch.manual_seed(0)
+        return SplitModel({"a": nn.Linear(5, 4), "b": nn.BatchNorm1d(4), "c": _Spoiling(4, 3)})
+
+    single = Batch(torch.ones(1, 5), torch.tensor([1]))
+    batches = [*draw(2), *([single] if train == "all" else []), *draw(2)]
+    model, plain = built(), built()
+    done = fit(model, cross_entropy, batches, lr=0.1, train=train, outputs_of="base")
+    expected, labels = [], []
+    for batch in batches:
+        if len(batch.y) > 1:
+            with plain.training_parts(train), torch.no_grad():
+                kept = {key: buffer.clone() for key, buffer in plain.named_buffers()}
+                expected.append(plain.base(batch.x).clone())
+                labels.append(batch.y)
+                plain.load(kept)  # the statistics move once, in the step
+        fit(plain, cross_entropy, [batch], lr=0.1, train=train)
+    assert done.outputs is not None
+    assert torch.equal(done.outputs.features, torch.cat(expected))
+    assert torch.equal(done.outputs.y, torch.cat(labels))
+    assert same_bits(state(model), state(plain))
+    assert fit(model, cross_entropy, [], lr=0.1, outputs_of="base").outputs is None
+    assert model.get_submodule("b")._forward_hooks == {}
+
+
+def test_outputs_of_what_the_losses_do_not_run_are_refused() -> None:
+    features = [Batch(torch.ones(2, 4), torch.tensor([0, 1]))]
+    with pytest.raises(ModelError, match=r"outputs_of = 'base', but the losses do not run this part"):
+        fit(net(), modular_cross_entropy, features, lr=0.1, outputs_of="base")
+    empty = net().regrouped({"none": (), "rest": net().stage_names})
+    with pytest.raises(ModelError, match="part 'none' has no stage"):
+        fit(empty, cross_entropy, draw(), lr=0.1, outputs_of="none")
+
+
 @pytest.mark.parametrize(
     ("layer", "trained"),
     [

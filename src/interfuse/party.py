@@ -199,7 +199,8 @@ class Party(Generic[S]):
         Args:
             network: Its name.
             keep_optimizer: A name under which the optimizer's state is kept until the next call with that name.
-            options: ``lr``, ``train``, ``combine``, ``optimizer``, ``clip``; see :class:`.training.FitOptions`.
+            options: ``lr``, ``train``, ``combine``, ``optimizer``, ``clip``, ``outputs_of``; see
+                :class:`.training.FitOptions`.
         """
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
         done = fit(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Annotated, Any, Literal, Protocol, Required, Self, TypedDict, TypeVar, Unpack
@@ -36,7 +36,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from interfuse.data import Batch, Task
-from interfuse.errors import ConfigError, InterfuseError
+from interfuse.errors import ConfigError, InterfuseError, ModelError
 from interfuse.models import SplitModel
 from interfuse.models.trial import REFUSED
 from interfuse.references import IN_MEMORY, is_reference, load_reference, reference_of
@@ -319,6 +319,9 @@ class Fitted:
     """Mean over the steps of the sum of all losses; 0 without a step."""
     left_out: int = 0
     """Rows that were not trained on: each was a batch by itself, and PyTorch refused it; see :func:`unless_refused`."""
+    outputs: Batch | None = None
+    """What the part that ``outputs_of`` names made of the batches, each before its step, with their labels; float32.
+    None where no part was named, or no step taken."""
 
 
 class FitOptions(TypedDict, total=False):
@@ -330,6 +333,8 @@ class FitOptions(TypedDict, total=False):
         combine: From the gradients of several losses to one; by default their sum.
         optimizer: Its name, or an :class:`Optimizer`; ``"sgd"`` by default.
         clip: Largest global norm of the gradient of a step.
+        outputs_of: A part whose outputs are kept, see :class:`Fitted`: the first that the losses let it make of each
+            batch.
     """
 
     lr: Required[float | Schedule]
@@ -337,6 +342,7 @@ class FitOptions(TypedDict, total=False):
     combine: Combine | None
     optimizer: Optimizer | OptimizerName
     clip: float | None
+    outputs_of: str | None
 
 
 def fit(
@@ -364,9 +370,10 @@ def fit(
 
     Raises:
         DivergedError: a loss became NaN or infinite.
+        ModelError: ``outputs_of`` names no part, or one that the losses do not run.
     """
     lr, train, combine = options["lr"], options.get("train", "all"), options.get("combine")
-    optimizer, clip = options.get("optimizer", "sgd"), options.get("clip")
+    optimizer, clip, kept = options.get("optimizer", "sgd"), options.get("clip"), options.get("outputs_of")
     objectives = losses if isinstance(losses, Mapping) else {"loss": losses}
     parts = model.part_names if train == "all" else (train,) if isinstance(train, str) else tuple(train)
     parameters = {key: p for key, p in model.parameters_of(parts).items() if p.requires_grad}
@@ -377,18 +384,23 @@ def fit(
     steps = samples = left_out = 0
     rates = 0.0
     losses_so_far = torch.zeros(())
+    outputs: list[Batch] = []
     _forget_gradients(parameters)
 
     def forward(batch: Batch) -> dict[str, Tensor]:
         with nullcontext() if autocast is None else torch.autocast(device, autocast):
             return {name: objective(model, batch, steps) for name, objective in objectives.items()}
 
-    with model.training_parts(parts):
+    recording: AbstractContextManager[list[Tensor]] = nullcontext([]) if kept is None else model.recording(kept)
+    with model.training_parts(parts), recording as made:
         for batch in batches:
+            made.clear()
             losses_now = unless_refused(model, batch, forward)
             if losses_now is None:
                 left_out += len(batch.y)
                 continue
+            if kept is not None:
+                outputs.append(_first_of(made, batch, kept))
             current = rate(round, steps)
             loss = _differentiate(losses_now, combine, parameters)
             if clip is not None and parameters:
@@ -400,7 +412,18 @@ def fit(
     mean = float(losses_so_far) / steps if steps else 0.0
     if not math.isfinite(mean):
         raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
-    return Fitted(steps, samples, rates, mean, left_out)
+    return Fitted(steps, samples, rates, mean, left_out, _joined(outputs) if outputs else None)
+
+
+def _first_of(made: Sequence[Tensor], batch: Batch, part: str) -> Batch:
+    """The first of the outputs that a part made of a batch, with the batch's labels."""
+    if not made:
+        raise ModelError(f"outputs_of = {part!r}, but the losses do not run this part; name one that they run")
+    return Batch(made[0].float(), batch.y)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    return Batch(torch.cat([batch.features for batch in batches]), torch.cat([batch.y for batch in batches]))
 
 
 def unless_refused(model: SplitModel, batch: Batch, work: Callable[[Batch], T]) -> T | None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from by_hand import HELD, fused, means_by_hand, skewed
+from by_hand import HELD, Row, fused, means_by_hand, skewed
 from torch import Tensor
 from torch.nn import functional
 from worlds import (
@@ -27,7 +27,7 @@ from worlds import (
     wide,
 )
 
-from interfuse.data import Batch
+from interfuse.data import Batch, EpochOrder
 from interfuse.evaluation import evaluate
 from interfuse.families.prototypes import ClassMeans, by_class
 from interfuse.federation import Federation
@@ -70,6 +70,32 @@ def test_without_a_pull_models_are_those_of_local_training(predict_by: Literal["
         assert all(same_bits(weights_of(together, c), weights_of(apart, c)) for c in together.clients)
     measured, local = evaluate(together, full=True), evaluate(apart, full=True)
     assert (measured.common == local.common) == (predict_by == "model")
+
+
+def test_prototypes_taken_during_training_are_of_all_steps_before_each() -> None:
+    """A plain loop, whose features are gathered sample by sample over both epochs, as HtFLlib does."""
+    method = FedProto(prototypes="during", local_epochs=2, batch_size=8, lr=0.1, pull=2.0)
+    f = federation(method, **hetero())
+    known: dict[int, Tensor] = {}
+    models = {c: server_copy(f.setup, f.setup.architectures[c], weights_of(f, c)) for c in f.clients}
+    orders = {client: EpochOrder(f.setup.seed, client, len(f.setup.shares[client].train)) for client in f.clients}
+    data = f.setup.dataset
+    for _ in range(2):
+        f.run_round()
+        gathered: list[Row] = []
+        for client, model in models.items():
+            for positions in orders[client].epochs(2, 8):
+                rows = f.setup.shares[client].train[positions]
+                x, y = data.normalise(data.x_train[rows]), data.y_train[rows]
+                gathered += zip(model.base(x).detach(), y.tolist(), strict=True)
+                gradients = torch.autograd.grad(pulled_loss(model, x, y, known, 2.0), list(model.parameters()))
+                with torch.no_grad():
+                    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                        parameter -= 0.1 * gradient
+        known = {y: mean for mean, y in means_by_hand(gathered)}
+        found = prototypes_of(f)
+        assert found.keys() == known.keys()
+        assert all(torch.allclose(found[y], known[y], rtol=1e-4, atol=1e-5) for y in known)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -23,6 +23,8 @@ from interfuse.method import NonNegative
 from interfuse.models import SplitModel
 from interfuse.server import Server
 
+Taken = Literal["after", "during"]
+
 
 class Global(State):
     """Global prototypes: a row for each class that some client has."""
@@ -53,6 +55,9 @@ class FedProto(OwnTraining):
     A round trains every model on cross entropy and on the squared distance of its features to the global prototypes
     of their classes, takes each client's class means anew, and averages these. Models may differ in all but the width
     of the fusion layer. By default a client answers with the nearest global prototype.
+
+    With ``prototypes = "during"``, as in HtFLlib, class means are of what the model made of its batches before each
+    step, over all steps of all epochs of the round: of many models, and nothing is run again.
     """
 
     origin = "HtFLlib's code"
@@ -60,6 +65,7 @@ class FedProto(OwnTraining):
 
     pull: NonNegative = 10.0  # lambda: weight of the squared distance to the prototypes, a mean over batch and features
     weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform [FedProto's paper]
+    prototypes: Taken = "after"  # take class means after training, or during it, over all its steps [FedProto's paper]
     predict_by: Literal["prototype", "model"] = "prototype"  # answer with the nearest prototype, or the own model
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
@@ -76,8 +82,9 @@ class FedProto(OwnTraining):
     def train(self, client: Client, prototypes: ClassMeans) -> CountedMeans:
         classes = client.dims["classes"]
         table, present = by_class(prototypes, classes)
-        self.fit(client, partial(pulled, table=table, present=present, pull=self.pull))
-        return class_means(fused_share(client), classes)
+        losses = partial(pulled, table=table, present=present, pull=self.pull)
+        fitted = self.fit(client, losses, outputs_of="base" if self.prototypes == "during" else None)
+        return class_means(fused_share(client) if fitted.outputs is None else fitted.outputs, classes)
 
     def deployed(self, server: Server[Global], clients: Clients) -> ClassMeans:
         return server.state.prototypes

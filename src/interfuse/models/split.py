@@ -305,6 +305,27 @@ class SplitModel(nn.Module):
             yield
 
     @contextmanager
+    def recording(self, part: str) -> Iterator[list[Tensor]]:
+        """What a part (or ``"base"``, ``"modular"``) makes inside the block, a copy of each of its outputs, in order.
+
+        Raises:
+            ModelError: the model has no such part, or it has no stage and so makes nothing.
+        """
+        stages = self._expand(part)
+        if not stages:
+            raise ModelError(f"part {part!r} has no stage, so it makes nothing of its own; name another part")
+        outputs: list[Tensor] = []
+
+        def note(stage: nn.Module, x: object, output: Tensor) -> None:
+            outputs.append(output.detach().clone())  # a copy: the next stage may work in place
+
+        hook = self.get_submodule(stages[-1]).register_forward_hook(note)
+        try:
+            yield outputs
+        finally:
+            hook.remove()
+
+    @contextmanager
     def training_parts(self, parts: Parts | None = None) -> Iterator[None]:
         """Train these parts (None: all) inside the block, and leave the others frozen.
 
