@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,11 @@ def timeless(value: Any) -> Any:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
+def snapshot(path: Path) -> dict[str, bytes]:
+    """All files of a folder."""
+    return {str(file.relative_to(path)): file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
 class Killed(BaseException):
     """The process is gone: no handler of errors may catch this."""
 
@@ -103,6 +109,23 @@ class Fuse:
     def engine(self, setup: Setup, workers: int | None) -> Engine:
         """An engine factory for ``execute`` and ``resume``."""
         return Fused(local(setup, workers), self)
+
+
+@dataclass
+class Watched(Fuse):
+    """Ends nothing, but keeps the folder of a run as a kill after each step would leave it, once where it is equal."""
+
+    run: Path = field(kw_only=True)
+    left: list[Path] = field(default_factory=list)
+    last: dict[str, bytes] = field(default_factory=dict)
+
+    def step(self, name: str) -> None:
+        super().step(name)
+        now = snapshot(self.run)
+        if now != self.last:
+            self.last = now
+            self.left.append(self.run.with_name(f"{self.burnt} {name}"))
+            shutil.copytree(self.run, self.left[-1])
 
 
 class Fused:
