@@ -25,7 +25,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Clients, Engine, Request
 from interfuse.engines import InProcess, local
 from interfuse.engines.local import Workers
-from interfuse.engines.placement import Move, Placement
+from interfuse.engines.placement import Move, Placement, Unit
 from interfuse.engines.processes import available_cores
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
@@ -158,9 +158,9 @@ def test_equal_bits_for_any_number_of_workers_and_any_order(method: str) -> None
 class Wandering(Placement):
     """Everybody moves on to the next worker in every round, whatever it costs."""
 
-    def arrange(self, clients: Iterable[ClientId]) -> list[Move]:
+    def arrange(self, units: Iterable[Unit]) -> list[Move]:
         moves = []
-        for client in clients:
+        for (client,) in units:
             if client not in self._of_round:
                 source, target = self.home[client], (self.home[client] + 1) % self._workers
                 self.home[client] = target

@@ -90,7 +90,7 @@ class Workers:
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
         if request.heading == "training":
-            self._move(self._placement.arrange(messages))
+            self._move(self._placement.arrange([client] for client in messages))
         self._down.clear()
         places: dict[int, list[list[Any]]] = {}
         tasks: dict[int, list[_Task]] = {}
