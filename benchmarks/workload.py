@@ -52,6 +52,16 @@ def mlp() -> nn.Sequential:
 MODELS: Mapping[str, Callable[[], nn.Sequential]] = {"cnn": cnn, "htfl_cnn": htfl_cnn, "mlp": mlp}
 
 
+def pool_first(model: nn.Sequential) -> nn.Sequential:
+    """The model with ReLU behind the pooling that it stands before, as interfuse arranges it: equal bits."""
+    for stage in model:
+        if isinstance(stage, nn.Sequential):
+            for place in range(len(stage) - 1):
+                if isinstance(stage[place], nn.ReLU) and isinstance(stage[place + 1], nn.MaxPool2d):
+                    stage[place], stage[place + 1] = stage[place + 1], stage[place]
+    return model
+
+
 def _stages(**stages: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(stages))
 

@@ -105,6 +105,25 @@ def test_kept_slots_make_two_calls_one_long_call(optimizer: Optimizer, build: Bu
         assert not same_bits(state(long), state(forgetful))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_plain_step_has_the_bits_of_the_fused_kernel(dtype: torch.dtype) -> None:
+    noise = torch.Generator().manual_seed(0)
+    shapes = [(), (1,), (7,), (17,), (64,), (10, 33), (8, 3, 3, 3), (32, 1, 5, 5), (5, 7, 1), (0, 3)]
+    for memory in (torch.contiguous_format, torch.channels_last):
+        for lr in (0.0, 1e-8, 3.3e-3, 0.01, 0.1, 1 / 3, 1.0):
+            mine, fused = [], []
+            for shape in shapes:
+                values, gradient = (torch.randn(shape, generator=noise, dtype=dtype) for _ in range(2))
+                if len(shape) == 4:
+                    values, gradient = (t.contiguous(memory_format=memory) for t in (values, gradient))
+                for made in (mine, fused):
+                    made.append(nn.Parameter(values.clone()))
+                    made[-1].grad = gradient * 1e-30 if len(shape) == 3 else gradient
+            Optimizer().stepper({str(place): p for place, p in enumerate(mine)}, {})(lr)
+            torch.optim.SGD(fused, lr=lr, fused=True).step()
+            assert all(torch.equal(a, b) for a, b in zip(mine, fused, strict=True))
+
+
 def test_the_optimizer_is_where_no_compiler_is_imported() -> None:
     """PyTorch's optimizer classes import it when the first of them is made, which takes seconds."""
     program = (

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from driver import Channel, Cohort, Forked, options, serve
-from workload import LAYOUTS, MODELS, Problem, autocast, write_weights
+from workload import LAYOUTS, MODELS, Problem, autocast, pool_first, write_weights
 
 
 def main() -> None:
@@ -19,7 +19,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     problem = Problem.read(Path(given["problem"]), given["layout"])
-    model = MODELS[given["model"]]().to(memory_format=LAYOUTS[given["layout"]])  # type: ignore[call-overload]
+    model = pool_first(MODELS[given["model"]]()).to(memory_format=LAYOUTS[given["layout"]])  # type: ignore[call-overload]
     model.load_state_dict(problem.initial())
     parameters = [parameter.detach() for parameter in model.parameters()]
     weights = [_shared(parameter) for parameter in parameters]

@@ -232,6 +232,8 @@ class Optimizer:
         for key in slots.keys() & parameters.keys():
             own = slots[key]
             slots[key] = {name: _in_place_of(parameters[key], slot) for name, slot in own.items()}
+        if self._plain(parameters.values()):
+            return partial(_plain_sgd, list(parameters.values()))
         # a fused kernel walks through memory, without regard to strides
         fused = all(_dense(parameter) for parameter in parameters.values())
 
@@ -250,6 +252,11 @@ class Optimizer:
             torch.autograd.graph.increment_version([*moved.values(), *(slot for kept in own for slot in kept.values())])
 
         return step
+
+    def _plain(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether a step is one addition: plain SGD where its bits are those of the fused kernel."""
+        exact = all(p.device.type == "cpu" and p.dtype in (torch.float32, torch.float64) for p in parameters)
+        return self.name == "sgd" and not self.momentum and not self.weight_decay and exact
 
     def _apply(
         self, tensors: list[Tensor], gradients: list[Tensor], slots: list[dict[str, Tensor]], lr: float, fused: bool
@@ -293,6 +300,13 @@ class Optimizer:
             return {"momentum_buffer": torch.zeros_like(parameter)} if self.momentum else {}
         averages = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
         return averages | {"step": torch.zeros((), device=parameter.device)}
+
+
+@torch.no_grad()
+def _plain_sgd(parameters: Sequence[torch.nn.Parameter], lr: float) -> None:
+    moved: list[Tensor] = [parameter for parameter in parameters if parameter.grad is not None]
+    if moved:
+        torch._foreach_add_(moved, [p.grad for p in moved if p.grad is not None], alpha=-lr)
 
 
 def _dense(tensor: Tensor) -> bool:

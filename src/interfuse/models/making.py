@@ -8,19 +8,21 @@ import torch
 from torch import Tensor
 
 from interfuse.errors import ModelError
+from interfuse.models.arranging import pool_first
 from interfuse.models.split import SplitModel
 from interfuse.numerics import Numerics
 from interfuse.randomness import Key, seeded
 
 
 def make(build: Callable[[], SplitModel], seed: int, *key: Key, device: str, numerics: Numerics) -> SplitModel:
-    """A new model on a device, in the memory layout of the run."""
+    """A new model on a device, in the memory layout of the run, with :func:`~.arranging.pool_first`."""
     with seeded(seed, *key):
         model: object = build()
     if not isinstance(model, SplitModel):
         kind = type(model).__name__
         raise ModelError(f"a network is a SplitModel, but {kind} was built: return SplitModel({{'name': module}})")
     model.to(device)
+    pool_first(model)
     if numerics.layout == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
     return model

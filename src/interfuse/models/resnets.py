@@ -141,8 +141,8 @@ class _Stem(nn.Module):
         self.pool = _POOLINGS[sides](3, stride=2, padding=1)
 
     def forward(self, x: Float[Tensor, "batch inputs *sides"]) -> Float[Tensor, "batch outputs *smaller"]:
-        pooled: Tensor = self.pool(functional.relu(self.norm(self.conv(x))))
-        return pooled
+        # ReLU and the maximum commute, and behind pooling there is a quarter of the values: see `arranging`
+        return functional.relu(self.pool(self.norm(self.conv(x))))
 
 
 class _Block(nn.Module):
