@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -29,6 +30,7 @@ from interfuse.messages import Message, flatten
 from interfuse.runs import Given, RunConfig
 from interfuse.runs.loop import assemble
 from interfuse.setup import Setup
+from interfuse.wire import open_pack
 
 BRIEF = {"local_steps": 2, "participation": 1.0, "server_steps": 2, "generator_steps": 2}
 """More steps take no more memory."""
@@ -70,8 +72,11 @@ class Measured(InProcess):
 
     def kept(self) -> int:
         """Bytes that the clients own beside their models."""
-        for _, owned in self.changed(lambda client: ()):
-            self._kept = sum(tensor.nbytes for key, tensor in owned.items() if not key.startswith("networks/model/"))
+        with TemporaryDirectory() as folder:
+            for record in self.save(Path(folder), "kept", ()):
+                for part in open_pack(Path(folder) / record.name).values():
+                    beside = [t for key, t in part.tensors().items() if not key.startswith("networks/model/")]
+                    self._kept = sum(tensor.nbytes for tensor in beside)
         return self._kept
 
 

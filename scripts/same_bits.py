@@ -150,20 +150,33 @@ def committed(commits: Path) -> Flat:
     """
     manifests = sorted(commits.rglob("*.json"), key=lambda path: (len(path.name), path.name))
     manifest = json.loads(manifests[-1].read_text(encoding="utf-8"))
-    named = {v for k, v in flat(manifest) if str(v).endswith(".safetensors") and not k.startswith("best")}
+    named = [v for k, v in flat(manifest) if str(v).endswith(".safetensors") and not k.startswith("best")]
     found: dict[str, list[str]] = {}
-    for path in sorted(commits.rglob("*.safetensors")):
-        if path.name in named:
-            number = re.search(r"client\D*(\d+)", path.name)
-            owner = f"client {int(number[1])}" if number else "server"
-            content = path.read_bytes()
-            start = 8 + int.from_bytes(content[:8], "little")  # the format: length of the header, header, data
-            for key, entry in json.loads(content[8:start]).items():
-                if key != "__metadata__":
-                    first, last = (start + offset for offset in entry["data_offsets"])
-                    value = digest(entry["dtype"], entry["shape"], content[first:last])
-                    found.setdefault(canonical(f"{owner} {key}"), []).append(value)
+    newest: dict[str, bytes] = {}
+    for name in named:
+        content = (commits / name).read_bytes()
+        parts = {key: data for key, _, _, data in inside(content)}
+        # a pack has a file in each of its tensors, and the last pack counts; before there were packs, a file was a part
+        newest |= parts if set(parts) and all(map(PART.match, parts)) else {name: content}
+    for name, content in newest.items():
+        number = re.search(r"client\D*(\d+)", name)
+        owner = f"client {int(number[1])}" if number else "server"
+        for key, dtype, shape, data in inside(content):
+            found.setdefault(canonical(f"{owner} {key}"), []).append(digest(dtype, shape, data))
     return {name: " ".join(sorted(values)) for name, values in found.items()}
+
+
+PART = re.compile(r"(client-\d+|server(-.*)?)$")
+"""The name of a part in a pack."""
+
+
+def inside(content: bytes) -> Iterator[tuple[str, str, list[int], bytes]]:
+    """The tensors of a safetensors file: name, type, shape, data. The format: length of the header, header, data."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    for key, entry in json.loads(content[8:start]).items():
+        if key != "__metadata__":
+            first, last = (start + offset for offset in entry["data_offsets"])
+            yield key, entry["dtype"], entry["shape"], content[first:last]
 
 
 OWNED = (

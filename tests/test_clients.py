@@ -31,7 +31,7 @@ from interfuse.client import Client
 from interfuse.clients import Clients, Replies
 from interfuse.errors import ClientError, ConfigError, MessageError
 from interfuse.families.holdings import held, initial_weights
-from interfuse.federation import Federation, Saved
+from interfuse.federation import Federation
 from interfuse.handler import on_client
 from interfuse.messages import ClassCounts, Features, Labels, Logits, Message, Parameters, State, Weights
 from interfuse.method import BUFFERS, NOTHING, Method
@@ -691,12 +691,12 @@ class Scoring(Method):
 @pytest.mark.parametrize("workers", WORKERS)
 def test_a_state_may_hold_infinity_and_what_changed_in_place_is_committed(workers: int, tmp_path: Path) -> None:
     f = federation(Scoring(), workers=workers, rounds=1)
-    first = f.save(tmp_path)
+    f.save(tmp_path)
     f.run_round()
     second = f.save(tmp_path)
     f.engine.close()
     again = federation(Scoring(), workers=workers, rounds=1)
-    again.load(tmp_path, 2, Saved({**first.files, **second.files}, {}))
+    again.load(tmp_path, 2, second)
     assert (again.server.state.score, again.server.state.counts.tolist()) == (-math.inf, [2.0] * 3)
     again.run_round()
     assert everything_owned(again)["client-00001:state/score"].item() == math.inf

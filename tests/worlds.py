@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from interfuse.aggregation import Plan, extract
 from interfuse.client import Client, ClientId
-from interfuse.clients import Answer, Engine, Kept, Request
+from interfuse.clients import Answer, Engine, Request
 from interfuse.clock import UNIFORM, Devices
 from interfuse.data import IID, Classification, Dataset, EpochOrder, Normalisation, Partition, Share, make_shares
 from interfuse.engines import InProcess, local
@@ -33,7 +33,7 @@ from interfuse.methods import find
 from interfuse.methods.local import Local
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.setup import Setup
-from interfuse.wire import Codecs, Entry, load_tensors
+from interfuse.wire import Codecs, Entry, FileRecord, Packs, Part
 
 PLAIN = Normalisation(1.0, (0.0,), (1.0,))
 """Leaves floats as they are."""
@@ -206,11 +206,11 @@ class Recorder:
     def end_round(self) -> None:
         self.inner.end_round()
 
-    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
-        return self.inner.changed(kept)
+    def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
+        return self.inner.save(folder, stem, again)
 
-    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
-        self.inner.restore(owned)
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
+        self.inner.restore(parts)
 
     def close(self) -> None:
         self.inner.close()
@@ -241,12 +241,17 @@ def weights_of(federation: Federation, client: ClientId, part: str | None = None
 def everything_owned(federation: Federation) -> dict[str, Tensor]:
     """All owned tensors of both sides, as a first commit writes them, on any engine."""
     with tempfile.TemporaryDirectory() as folder:
-        saved = federation.save(Path(folder))
-        return {
-            f"{name}:{key}": tensor
-            for name, record in saved.files.items()
-            for key, tensor in load_tensors(Path(folder) / record.name, record.sha256).items()
-        }
+        place = Path(folder)
+        return in_packs(place, [record for record in federation.save(place).packs if (place / record.name).exists()])
+
+
+def in_packs(folder: Path, records: Iterable[FileRecord]) -> dict[str, Tensor]:
+    """The newest version of all tensors in some packs by part and path, read with their SHA-256."""
+    packs = Packs()
+    for record in records:
+        record.check(folder)
+        packs.add(folder, record)
+    return {f"{name}:{key}": t for name, part in packs.parts.items() for key, t in part.tensors().items()}
 
 
 def run_handler(federation: Federation, handler: Handler[Any, Any], *messages: Any, client: ClientId = 0) -> Any:

@@ -25,6 +25,11 @@ from interfuse.training import FitOptions, Fitted, Objective, unless_refused
 ClientId = int
 
 
+def part_of(client: ClientId) -> str:
+    """The name of what a client owns among the parts of a commit."""
+    return f"client-{client:05d}"
+
+
 @dataclass(frozen=True)
 class Profile:
     """The facts of a client that the server knows.

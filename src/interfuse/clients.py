@@ -5,12 +5,12 @@ from __future__ import annotations
 import operator
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, overload
 
 import torch
-from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.clock import Clock, Work
@@ -20,7 +20,7 @@ from interfuse.messages import Dims, Message, kind_of, settled
 from interfuse.messages.delivery import check, narrow
 from interfuse.messages.encoding import rounded, sizes
 from interfuse.randomness import Key, generator
-from interfuse.wire import NO_CODECS, Codecs, Entry, Heading, Ledger
+from interfuse.wire import NO_CODECS, Codecs, Entry, FileRecord, Heading, Ledger, Part
 
 M = TypeVar("M", bound=Message)
 R = TypeVar("R", bound=Message | None)
@@ -83,10 +83,6 @@ class Answer:
     left_out: int = 0
 
 
-Kept = Callable[[ClientId], Iterable[Mapping[str, Tensor]]]
-"""From a client to what commits have of it."""
-
-
 class Engine(Protocol):
     """Where clients live and how a call reaches them. It knows nothing of methods."""
 
@@ -106,15 +102,23 @@ class Engine(Protocol):
     def end_round(self) -> None:
         """Forget all scratch."""
 
-    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
-        """The clients that changed since they were last given, with all that each owns: what a commit writes.
+    def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
+        """Write what clients own that changed since the last save, as parts of packs in a folder.
 
         Args:
-            kept: What earlier commits still have of a client, for an engine whose clients keep files of their own.
+            stem: What the names of the packs begin with.
+            again: Clients to be written though they have not changed, since their packs are mostly stale.
+
+        Raises:
+            RunError: it cannot be written.
         """
 
-    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
-        """Put these clients back to what they owned, all others to their beginning."""
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
+        """Put these clients back to what they owned, all others to their beginning.
+
+        Raises:
+            RunError: what was saved of a client cannot be read, or does not fit this run.
+        """
 
     def close(self) -> None: ...
 

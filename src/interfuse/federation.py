@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from interfuse.client import ClientId
+from interfuse.client import part_of
 from interfuse.clients import Clients, Engine, Exchange, Outstanding
 from interfuse.data import Task
 from interfuse.data.task import UNITS
@@ -25,19 +25,19 @@ from interfuse.party import Held
 from interfuse.randomness import seeded
 from interfuse.server import Server
 from interfuse.setup import Serving, Setup, check_fusion, check_setup
-from interfuse.wire import NO_CODEC, Codecs, FileRecord, Heading, Ledger, load_tensors, save_tensors
+from interfuse.wire import NO_CODEC, Codecs, FileRecord, Heading, Ledger, Packs, Tensors, save_pack
 from interfuse.wire.codecs.rules import DEFAULT
 
 
 @dataclass(frozen=True)
 class Saved:
-    """What a commit has to remember of a federation: files by what they hold, the server's models, and the time.
+    """What a commit has to remember of a federation: its packs in their order, the server's models, and the time.
 
     ``outstanding`` has, by client as text, program, handler, round and arrival of a reply that is on its way;
     ``rounds_read`` says that the method has asked how many rounds there are.
     """
 
-    files: Mapping[str, FileRecord]
+    packs: tuple[FileRecord, ...]
     architectures: Mapping[str, str]
     times: Mapping[str, float] = field(default_factory=dict)
     outstanding: Mapping[str, tuple[str, str, int, float]] = field(default_factory=dict)
@@ -179,6 +179,7 @@ class Federation:
             self.server.networks[name] = Held(network.keeps)
             self.server.networks[name].own(made)
         self._written: dict[str, str] = {}
+        self._packs = Packs()
 
     def _built(self, architecture: str, name: str) -> SplitModel:
         return self.setup.build(architecture, "server", name)
@@ -240,23 +241,27 @@ class Federation:
         self.server.enter(round, heading)
 
     def save(self, folder: Path) -> Saved:
-        """Write what changed since the last save into files named after the round."""
-        suffix = f"{self.round:06d}"
+        """Write what changed since the last save into packs.
 
-        def write(name: str, tensors: Mapping[str, Tensor]) -> FileRecord:
-            return save_tensors(folder / f"{name}-{suffix}.safetensors", tensors)
-
-        def kept(client: ClientId) -> Iterator[Mapping[str, Tensor]]:
-            return map(load_tensors, folder.glob(f"{_file_of(client)}-*.safetensors"))
-
-        files = {_file_of(c): write(_file_of(c), owned) for c, owned in self.engine.changed(kept)}
-        for name, tensors in self._server_parts().items():
-            if self._written.get(name) != (mark := _digest(tensors)):
-                files[name] = write(name, tensors)
-                self._written[name] = mark
+        Raises:
+            RunError: it cannot be written.
+        """
+        stale = set(self._packs.stale())
+        number = 1 + max((int(record.name.split("-")[1].split(".")[0]) for record in self._packs.records), default=0)
+        again = [client for client in self.clients if part_of(client) in stale] if stale else []
+        written = self.engine.save(folder, f"clients-{number:06d}", again)
+        parts = self._server_parts()
+        marks = {name: _digest(tensors) for name, tensors in parts.items()}
+        changed = {name for name, mark in marks.items() if self._written.get(name) != mark or name in stale}
+        if changed:
+            contents = {name: Tensors(parts[name]) for name in sorted(changed)}
+            written.append(save_pack(folder / f"server-{number:06d}.safetensors", contents))
+        for record in written:
+            self._packs.add(folder, record)
+        self._written |= marks
         on_their_way = self.exchange.outstanding
         return Saved(
-            files,
+            self._packs.records,
             dict(self.server.architectures),
             dict(self.exchange.clock.times),
             {str(c): (o.program, o.handler, o.round, o.arrives) for c, o in on_their_way.items()},
@@ -279,22 +284,25 @@ class Federation:
         """Go back to a saved state, on both sides.
 
         Raises:
-            RunError: a file is missing, changed, or does not fit this federation.
+            RunError: a pack is missing or damaged, or does not fit this federation.
         """
         self._forget_server()
         self.server.rounds_read = saved.rounds_read
         self.round = round
         self.exchange.enter(round, "training")
-        self.engine.restore(self._clients_of(folder, saved))
+        for record in saved.packs:
+            record.check(folder)
+            self._packs.add(folder, record)
+        found = self._packs.parts
+        self.engine.restore({client: found[part_of(client)] for client in self.clients if part_of(client) in found})
         for name, architecture in saved.architectures.items():
             self.server.model(name, architecture)
         owned: dict[str, Tensor] = {}
         outstanding: dict[str, Tensor] = {}
-        for name, record in saved.files.items():
+        for name, part in found.items():
             if name.startswith("server"):
-                tensors = load_tensors(folder / record.name, record.sha256)
                 target = outstanding if name == "server-outstanding" else owned
-                target.update({path: tensor.to(self.setup.device) for path, tensor in tensors.items()})
+                target.update({path: tensor.to(self.setup.device) for path, tensor in part.tensors().items()})
         try:
             self.server.restore(owned, self.server.network)
             self.exchange.outstanding = {
@@ -305,25 +313,12 @@ class Federation:
         self.exchange.clock.times = dict(saved.times) or self.exchange.clock.times
         self._written = {name: _digest(tensors) for name, tensors in self._server_parts().items()}
 
-    def _clients_of(self, folder: Path, saved: Saved) -> Iterator[tuple[ClientId, dict[str, Tensor]]]:
-        """What clients owned, read one after the other."""
-        for client in self.clients:
-            if (record := saved.files.get(_file_of(client))) is not None:
-                try:
-                    yield client, load_tensors(folder / record.name, record.sha256)
-                except RunError as error:
-                    raise RunError(f"client {client}: {error}") from error
-
     def _outstanding(
         self, client: str, program: str, handler: str, round: int, arrives: float, tensors: Mapping[str, Tensor]
     ) -> Outstanding:
         kind = handlers(type(self.exchange.programs[program]))[handler].reply_type
         own = {path.removeprefix(f"{client}/"): t for path, t in tensors.items() if path.startswith(f"{client}/")}
         return Outstanding(program, handler, round, arrives, None if kind is None else unflatten(kind, own))
-
-
-def _file_of(client: ClientId) -> str:
-    return f"client-{client:05d}"
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

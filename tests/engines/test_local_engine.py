@@ -29,7 +29,7 @@ from interfuse.engines.placement import Move, Placement, Unit
 from interfuse.engines.processes import available_cores
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
-from interfuse.federation import Federation, Saved
+from interfuse.federation import Federation
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, State
 from interfuse.method import Method
@@ -278,14 +278,13 @@ def test_a_state_saved_by_one_engine_is_loaded_by_another(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_missing_file_names_client_and_file(workers: int, tmp_path: Path) -> None:
+def test_a_missing_pack_is_named(workers: int, tmp_path: Path) -> None:
     made = federation("ifl", workers=workers, rounds=1)
     try:
         saved = made.save(tmp_path)
-        record = saved.files["client-00002"]
-        (tmp_path / record.name).unlink()
-        with pytest.raises(RunError, match=f"client 2: .*{record.name}"):
-            made.load(tmp_path, 1, Saved(saved.files, saved.architectures))
+        (tmp_path / saved.packs[0].name).unlink()
+        with pytest.raises(RunError, match=f"cannot read .*{saved.packs[0].name}"):
+            made.load(tmp_path, 1, saved)
     finally:
         made.engine.close()
 

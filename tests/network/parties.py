@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import tomli_w
 from torch import Tensor
-from worlds import same_bits
+from worlds import in_packs, same_bits
 
 from interfuse.cli import main
 from interfuse.coordination import driver
@@ -29,7 +29,7 @@ from interfuse.result import Result
 from interfuse.runs import RunConfig, execute, parse_config
 from interfuse.runs.config import to_toml
 from interfuse.runs.folder import RunFolder
-from interfuse.wire import load_tensors
+from interfuse.wire import FileRecord
 
 NAMES = ("ant", "bee", "cat", "dog")
 CLASSES = 3
@@ -255,13 +255,12 @@ def states(run: Path, nodes: Mapping[str, Path]) -> dict[str, Tensor]:
     folder = RunFolder(run)
     commit = folder.last_commit()
     assert commit is not None
-    found: dict[str, Tensor] = {}
-    for name, record in commit.saved.files.items():
-        tensors = load_tensors(folder.commits / record.name, record.sha256)
-        if name in nodes:
-            digest = bytes(tensors["sha256"].tolist()).hex()
-            tensors = load_tensors(next(nodes[name].glob(f"*/{digest}.safetensors")), digest)
-        found |= {f"{name}:{key}": tensor for key, tensor in tensors.items()}
+    found = in_packs(folder.commits, commit.saved.packs)
+    for name, state in nodes.items():
+        if (receipt := found.pop(f"{name}:sha256", None)) is not None:
+            digest = bytes(receipt.tolist()).hex()
+            path = next(state.glob(f"*/{digest}.safetensors"))
+            found |= in_packs(path.parent, [FileRecord(path.name, path.stat().st_size, digest)])
     return found
 
 

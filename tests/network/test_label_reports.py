@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from parties import parties, until
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from worlds import Recorder
 
@@ -17,7 +18,6 @@ from interfuse.federation import Federation
 from interfuse.messages import flatten
 from interfuse.runs import RunConfig
 from interfuse.runs.loop import assemble
-from interfuse.wire import load_tensors, save_tensors
 
 TWO = ("ant", "bee")
 # base blocks stay as they began and whole shares are sent, so features name their row in every round
@@ -35,7 +35,7 @@ def copies_to(folder: Path) -> Callable[[], None]:
 
         def encoded(message: object, *rest: object) -> object:
             if isinstance(message, FusionOutputs):
-                save_tensors(folder / f"sent-{len(list(folder.glob('sent-*')))}", flatten(message))
+                save_file(flatten(message), folder / f"sent-{len(list(folder.glob('sent-*')))}")
             return honest(message, *rest)  # type: ignore[arg-type]
 
         node.encoded = encoded  # type: ignore[assignment]
@@ -79,7 +79,7 @@ def test_reports_do_not_follow_from_the_contract_and_outlive_a_restart(tmp_path:
         assert len(files) > before
         reports: Reports = {}
         for file in files:
-            sent = load_tensors(file)
+            sent = load_file(file)
             add(reports, sent["z"], sent["y"])
         assert len(reports) == 48  # of 60 rows
         assert all(len(labels) == 1 for labels in reports.values())

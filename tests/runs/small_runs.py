@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+=======
+from collections.abc import Collection, Iterator, Mapping, Sequence
+>>>>>>> ef20904 (Commits are packs: what changed is one file a worker, written by the workers themselves)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from worlds import same_bits, tiny_dataset
+from worlds import in_packs, same_bits, tiny_dataset
 
 from interfuse.client import ClientId
-from interfuse.clients import Answer, Engine, Kept, Request
+from interfuse.clients import Answer, Engine, Request
 from interfuse.engines import local
 from interfuse.messages import Message
 from interfuse.runs import Execution, Given, RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import Setup
-from interfuse.wire import load_tensors
+from interfuse.wire import FileRecord, Part
 
 GIVEN = Given(dataset=tiny_dataset())
 IMAGES = Given(dataset=tiny_dataset(shape=(1, 4, 4)))
@@ -61,9 +65,8 @@ def committed(path: Path) -> dict[str, Tensor]:
     assert commit is not None
     found = {"round": torch.tensor(commit.round)}
     for part, saved in {"last": commit.saved, "best": commit.best and commit.best.saved}.items():
-        for name, record in (saved.files if saved else {}).items():
-            tensors = load_tensors(folder.commits / record.name, record.sha256)
-            found |= {f"{part}:{name}:{key}": tensor for key, tensor in tensors.items()}
+        tensors = in_packs(folder.commits, saved.packs) if saved else {}
+        found |= {f"{part}:{name}": tensor for name, tensor in tensors.items()}
     return found
 
 
@@ -149,13 +152,13 @@ class Fused:
         self.inner.end_round()
         self.fuse.step("end_round")
 
-    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
-        found = list(self.inner.changed(kept))
+    def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
+        found = self.inner.save(folder, stem, again)
         self.fuse.step(f"save {self.round:06d}")
         return found
 
-    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
-        self.inner.restore(owned)
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
+        self.inner.restore(parts)
         self.fuse.step("load")
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from interfuse.federation import Saved
 from interfuse.runs import RunConfig, execute, resume
 from interfuse.runs.folder import Commit, RunFolder
 from interfuse.runs.summary import Row, without_nan
-from interfuse.wire import Entry, FileRecord, Ledger, load_tensors, save_tensors
+from interfuse.wire import Entry, FileRecord, Ledger, Tensors, open_pack, save_pack
 
 CONFIG = config_of(rounds=6, settings={"optimizer": "adam"})
 
@@ -49,12 +49,14 @@ def manifests(path: Path) -> list[Path]:
     return sorted(path.glob("commits/commit-*.json"))
 
 
-def newest(path: Path, pattern: str = "client-00001-*") -> Path:
-    """A file that the newest commit needs and the one before does not."""
-    manifest = manifests(path)[-1]
-    names = [record["name"] for record in json.loads(manifest.read_text())["saved"]["files"].values()]
-    round = manifest.stem.rpartition("-")[2]
-    return next(path / "commits" / name for name in names if Path(name).match(pattern) and round in name)
+def packs_of(manifest: Path) -> list[str]:
+    """The names of the packs of a commit, in their order."""
+    return [record["name"] for record in json.loads(manifest.read_text())["saved"]["packs"]]
+
+
+def newest(path: Path) -> Path:
+    """A pack that the newest commit needs and the one before does not, where every round changes all clients."""
+    return path / "commits" / packs_of(manifests(path)[-1])[-1]
 
 
 def cut(path: Path, by: int = 3) -> None:
@@ -140,7 +142,7 @@ def cut_file(path: Path) -> None:
 
 
 def missing_file(path: Path) -> None:
-    newest(path, "client-00002-*").unlink()
+    newest(path).unlink()
 
 
 def changed_file(path: Path) -> None:
@@ -208,9 +210,10 @@ def test_without_a_commit_that_is_whole_the_run_stops_and_says_why(
 def test_a_file_that_another_commit_wrote_is_not_taken(broken_off: Path, whole: Outcome) -> None:
     """Right name, right length, right format, and not the state of that round."""
     path = newest(broken_off)
-    tensors = load_tensors(path)
     size = path.stat().st_size
-    save_tensors(path, {key: torch.zeros_like(tensor) for key, tensor in tensors.items()})
+    tensors = {name: part.tensors() for name, part in open_pack(path).items()}
+    zeros = {name: Tensors({key: torch.zeros_like(t) for key, t in part.items()}) for name, part in tensors.items()}
+    save_pack(path, zeros)
     assert path.stat().st_size == size
     resume(broken_off, given=GIVEN)
     assert_same(outcome(broken_off), whole)
@@ -223,7 +226,7 @@ def test_a_damaged_best_state_is_noticed(tmp_path: Path) -> None:
     commit = RunFolder(path).last_commit()
     assert commit is not None
     assert commit.best is not None
-    only_best = {r.name for r in commit.best.saved.files.values()} - {r.name for r in commit.saved.files.values()}
+    only_best = {r.name for r in commit.best.saved.packs} - {r.name for r in commit.saved.packs}
     assert only_best, "choose another seed: the best round is the last"
     (path / "summary.json").unlink()
     flip(path / "commits" / sorted(only_best)[0])
@@ -241,14 +244,12 @@ def test_only_what_the_last_two_commits_and_the_best_need_is_kept(tmp_path: Path
                 most = max(most, len(list((tmp_path / "run/commits").glob("*"))))
 
     execute(config_of(rounds=12), tmp_path / "run", given=GIVEN, engine=Counting().engine)
-    # 2 manifests; 3 clients, server, its optimizers; twice, and once for the best round
-    assert most <= 2 + 3 * (3 + 2)
+    # 2 manifests; clients and server; twice, and once for the best round
+    assert most <= 2 + 3 * 2
     folder = RunFolder(tmp_path / "run")
     assert len(manifests(tmp_path / "run")) == 2
-    needed = {r["name"] for m in manifests(folder.path) for r in json.loads(m.read_text())["saved"]["files"].values()}
-    best = {
-        r["name"] for m in manifests(folder.path) for r in json.loads(m.read_text())["best"]["saved"]["files"].values()
-    }
+    needed = {name for m in manifests(folder.path) for name in packs_of(m)}
+    best = {r["name"] for m in manifests(folder.path) for r in json.loads(m.read_text())["best"]["saved"]["packs"]}
     assert {file.name for file in folder.commits.glob("*.safetensors")} == needed | best
 
 
@@ -264,8 +265,8 @@ def test_only_what_changed_is_written(tmp_path: Path) -> None:
     commit = RunFolder(tmp_path / "run").last_commit()
     assert commit is not None
     last = {client: r for r, clients in enumerate(drawn, 1) for client in clients}
-    written = {name: record.name for name, record in commit.saved.files.items() if name.startswith("client")}
-    assert written == {f"client-{c:05d}": f"client-{c:05d}-{r:06d}.safetensors" for c, r in last.items()}
+    packs = [open_pack(tmp_path / "run/commits" / r.name) for r in commit.saved.packs if r.name.startswith("clients")]
+    assert [set(parts) for parts in packs] == [{f"client-{c:05d}"} for c in sorted(last, key=last.__getitem__)]
 
 
 # --------------------------------------------------------------------------------------------------- configuration
@@ -370,7 +371,7 @@ def hold(path: Path, ready: Any) -> None:
         signal.pause()
 
 
-@pytest.mark.parametrize("damage", [empty_manifest, damaged_manifest, lambda path: flip(newest(path, "client-*"))])
+@pytest.mark.parametrize("damage", [empty_manifest, damaged_manifest, lambda path: flip(newest(path))])
 def test_a_run_that_went_back_behind_a_damaged_commit_commits_again_and_again(
     damage: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -432,12 +433,12 @@ ROW = Row.model_validate({
 def test_a_commit_comes_back_as_it_was(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create("rounds = 1\n")
-    record = save_tensors(folder.commits / "a-000001.safetensors", {"x": torch.arange(3)})
+    record = save_pack(folder.commits / "a-000001.safetensors", {"a": Tensors({"x": torch.arange(3)})})
     with folder.locked():
         ledger = folder.open_at({})
         assert ledger.totals().uplink.raw == 0
         folder.append(ROW, [entry(1)])
-        saved, data = Saved({"a": record}, {"m": "mlp"}), {"values": "digest"}
+        saved, data = Saved((record,), {"m": "mlp"}), {"values": "digest"}
         commit = Commit(1, saved, folder.offsets(), {"settings": {"lr": 0.1}}, data)
         folder.write_commit(commit)
     assert folder.last_commit() == commit
@@ -457,9 +458,10 @@ def test_files_of_no_commit_go_with_the_next_one(tmp_path: Path) -> None:
     with folder.locked():
         folder.open_at({})
         for round in range(4):
-            records.append(save_tensors(folder.commits / f"a-{round:06d}.safetensors", {"x": torch.tensor(round)}))
-            save_tensors(folder.commits / f"never-committed-{round:06d}.safetensors", {})
-            folder.write_commit(Commit(round, Saved({"a": records[-1]}, {}), folder.offsets(), {}, {"values": "a"}))
+            part = {"a": Tensors({"x": torch.tensor(round)})}
+            records.append(save_pack(folder.commits / f"a-{round:06d}.safetensors", part))
+            save_pack(folder.commits / f"never-committed-{round:06d}.safetensors", part)
+            folder.write_commit(Commit(round, Saved((records[-1],), {}), folder.offsets(), {}, {"values": "a"}))
     assert sorted(f.name for f in folder.commits.glob("*.safetensors")) == [
         "a-000002.safetensors",
         "a-000003.safetensors",

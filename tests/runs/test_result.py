@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from small_runs import GIVEN, Fuse, Killed, config_of, lines, outcome
-from worlds import dataset_of, same_bits
+from worlds import dataset_of, in_packs, same_bits
 
 from interfuse.data import make_shares
 from interfuse.errors import RunError
@@ -19,7 +19,6 @@ from interfuse.party import under
 from interfuse.result import Result
 from interfuse.runs import Given, Row, Summary, execute
 from interfuse.runs.folder import RunFolder
-from interfuse.wire import load_tensors
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +101,10 @@ def test_after_the_best_was_evaluated_the_last_commit_is_still_the_last(path: Pa
     result = Result(path, GIVEN)
     x = torch.rand(4, 5)
     model = result.model(0)
-    owned = load_tensors(path / "commits" / commit.saved.files["client-00000"].name)
+    owned = in_packs(path / "commits", commit.saved.packs)
     assert same_bits(
         dict(model.state_dict()),
-        under("networks/model/", owned),
+        under("client-00000:networks/model/", owned),
     )
     assert torch.isfinite(model(x)).all()
 

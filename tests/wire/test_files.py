@@ -1,7 +1,8 @@
+"""Files of commits and the packs in them: whole or not there, the newest version of each part, no more than needed."""
+
 from __future__ import annotations
 
 import hashlib
-import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,14 +13,21 @@ import safetensors.torch
 import torch
 
 from interfuse.errors import RunError
-from interfuse.wire import FileRecord, load_tensors, save_tensors, sync_folder
+from interfuse.wire import FileRecord, Packs, Tensors, open_pack, save_pack, sync_folder
+from interfuse.wire.packs import MOST
 
 TENSORS = {
     "weight": torch.arange(6.0).reshape(2, 3).T,
     "mask": torch.tensor([-float("inf"), float("nan")]),
     "step": torch.tensor(7),
     "empty": torch.zeros(0, 512),
+    "half": torch.ones(3, dtype=torch.bfloat16),
 }
+NOTHING = Tensors({})
+
+
+def numbers(*values: float) -> Tensors:
+    return Tensors({"x": torch.tensor(values)})
 
 
 @contextmanager
@@ -33,74 +41,90 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_file_comes_back_with_bits_types_and_record(tmp_path: Path) -> None:
-    path = tmp_path / "state.safetensors"
-    record = save_tensors(path, TENSORS, {"round": "3", "attempt": "0"})
+def test_parts_come_back_with_bits_types_and_record_and_others_can_read_them(tmp_path: Path) -> None:
+    path = tmp_path / "pack"
+    record = save_pack(path, {"b": Tensors(TENSORS), "a": NOTHING})
     data = path.read_bytes()
-    assert record == FileRecord("state.safetensors", len(data), hashlib.sha256(data).hexdigest())
-    assert [item.name for item in tmp_path.iterdir()] == ["state.safetensors"]
+    assert record == FileRecord("pack", len(data), hashlib.sha256(data).hexdigest())
+    record.check(tmp_path)
     sync_folder(tmp_path)
-    for found in (load_tensors(path, record.sha256), load_tensors(path), safetensors.torch.load_file(path)):
+    parts = open_pack(path)
+    assert parts.keys() == {"a", "b"}
+    save_pack(tmp_path / "copy", parts)  # from file to file
+    assert (tmp_path / "copy").read_bytes() == data
+    library = safetensors.torch.load(safetensors.torch.load_file(path)["b"].numpy().tobytes())
+    path.unlink()  # a part that is held can be read all the same
+    for found in (parts["b"].tensors(), library):
         assert found.keys() == TENSORS.keys()
         for name, tensor in TENSORS.items():
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, equal_nan=True)
-
-
-def test_metadata_is_in_the_header_in_one_order(tmp_path: Path) -> None:
-    one = save_tensors(tmp_path / "a", TENSORS, {"round": "3", "by": 'é"\n'})
-    two = save_tensors(tmp_path / "b", dict(reversed(TENSORS.items())), {"by": 'é"\n', "round": "3"})
-    assert one.sha256 == two.sha256
-    data = (tmp_path / "a").read_bytes()
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    assert header["__metadata__"] == {"round": "3", "by": 'é"\n'}
-    with safetensors.safe_open(tmp_path / "a", "pt") as file:
-        assert file.metadata() == {"round": "3", "by": 'é"\n'}
-
-
-def test_files_of_safetensors_can_be_loaded(tmp_path: Path) -> None:
-    tensors = {"x": torch.ones(3, dtype=torch.bfloat16), "y": torch.tensor([True, False])}
-    safetensors.torch.save_file(tensors, tmp_path / "f", {"made": "elsewhere", "": "\\"})
-    found = load_tensors(tmp_path / "f")
-    assert found.keys() == tensors.keys()
-    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert parts["a"].tensors() == {}
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    record = save_tensors(path, TENSORS)
-    with largest_file(100_000), pytest.raises(RunError, match=r"state.*File too large"):
-        save_tensors(path, {"x": torch.zeros(100_000)})
-    assert [item.name for item in tmp_path.iterdir()] == ["state"]
-    assert load_tensors(path, record.sha256).keys() == TENSORS.keys()
-
-
-def test_a_left_over_temporary_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / ".state.tmp").write_bytes(b"x" * 10_000)
-    save_tensors(tmp_path / "state", TENSORS)
-    assert load_tensors(tmp_path / "state").keys() == TENSORS.keys()
-    assert [item.name for item in tmp_path.iterdir()] == ["state"]
-
-
-def test_what_cannot_be_written_or_found_is_a_run_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"gone.*No such file"):
-        save_tensors(tmp_path / "gone" / "state", TENSORS)
-    with pytest.raises(RunError, match=r"state.*complex64"):
-        save_tensors(tmp_path / "state", {"x": torch.zeros(1, dtype=torch.complex64)})
-    with pytest.raises(RunError, match=r"state.*No such file"):
-        load_tensors(tmp_path / "state")
+    path = tmp_path / "pack"
+    (tmp_path / ".pack.tmp").write_bytes(b"x" * 10_000)  # of a process that was killed
+    record = save_pack(path, {"a": Tensors(TENSORS)})
+    with largest_file(100_000), pytest.raises(RunError, match=r"pack.*File too large"):
+        save_pack(path, {"a": Tensors({"x": torch.zeros(100_000)})})
+    with pytest.raises(RunError, match=r"pack.*complex64"):
+        save_pack(path, {"a": Tensors({"x": torch.zeros(1, dtype=torch.complex64)})})
+    assert [item.name for item in tmp_path.iterdir()] == ["pack"]
+    record.check(tmp_path)
+    for action in (lambda: save_pack(tmp_path / "gone" / "pack", {}), lambda: open_pack(tmp_path / "gone")):
+        with pytest.raises(RunError, match=r"gone.*No such file"):
+            action()
     with pytest.raises(RunError, match=r"gone.*No such file"):
         sync_folder(tmp_path / "gone")
 
 
 def test_damage_is_found_and_the_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "state"
-    record = save_tensors(path, TENSORS)
+    path = tmp_path / "pack"
+    record = save_pack(path, {"a": numbers(1, 2), "b": numbers(3)})
     data = path.read_bytes()
-    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    load_tensors(path)
-    with pytest.raises(RunError, match=r"state is damaged.*SHA-256"):
-        load_tensors(path, record.sha256)
-    for broken in (data[:-1], data + b"\x00", b"", data[:20]):
+    for broken in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], data + b"\x00", b"", data[:20]):
         path.write_bytes(broken)
-        with pytest.raises(RunError, match="state is damaged"):
-            load_tensors(path)
+        with pytest.raises(RunError, match="pack is damaged"):
+            record.check(tmp_path)
+        if len(broken) != len(data):
+            with pytest.raises(RunError, match="pack is damaged"):
+                open_pack(path)
+    path.write_bytes(data)
+    part = open_pack(path)["b"]
+    path.write_bytes(data[:-3])
+    with pytest.raises(RunError, match="pack is damaged"):
+        part.tensors()
+
+
+def test_of_a_part_the_last_pack_counts_and_packs_with_nothing_new_go(tmp_path: Path) -> None:
+    packs = Packs()
+    for number, names in enumerate(["abcd", "ab", "c", "abc"]):
+        contents = {name: numbers(number) for name in names}
+        packs.add(tmp_path, save_pack(tmp_path / str(number), contents))
+    assert [record.name for record in packs.records] == ["0", "3"]
+    found = {name: part.tensors()["x"].item() for name, part in packs.parts.items()}
+    assert found == {"a": 3, "b": 3, "c": 3, "d": 0}
+    assert packs.stale() == ["d"]  # a quarter of the first pack
+    packs.add(tmp_path, save_pack(tmp_path / "4", {name: packs.parts[name] for name in packs.stale()}))
+    assert [record.name for record in packs.records] == ["3", "4"]
+    assert packs.stale() == []
+
+
+@pytest.mark.parametrize("drawn", [1, 30])
+def test_disk_and_files_stay_within_bounds_however_few_change(drawn: int, tmp_path: Path) -> None:
+    """150 commits of 100 parts, of which some are drawn each time: at most twice the state, and few packs."""
+    names, draws = [f"part{n}" for n in range(100)], torch.Generator().manual_seed(0)
+    packs, wanted = Packs(), dict.fromkeys(names, 0.0)
+    packs.add(tmp_path, save_pack(tmp_path / "first", dict.fromkeys(names, numbers(0.0))))
+    state, written, copied = packs.records[0].bytes, 0, 0
+    for number in range(1, 151):
+        chosen = [names[i] for i in torch.randperm(100, generator=draws)[:drawn]]
+        wanted |= dict.fromkeys(chosen, float(number))
+        stale = packs.stale()
+        contents = {name: packs.parts[name] for name in stale} | dict.fromkeys(chosen, numbers(number))
+        packs.add(tmp_path, save_pack(tmp_path / str(number), contents))
+        written, copied = written + drawn, copied + len(stale)
+        assert len(packs.records) <= MOST + 2
+        assert sum(record.bytes for record in packs.records) <= 2.5 * state
+    assert {name: part.tensors()["x"].item() for name, part in packs.parts.items()} == wanted
+    assert copied <= 4 * written

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from interfuse.client import Client, ClientId
+from interfuse.client import Client, ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import EpochOrder
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
@@ -29,6 +29,7 @@ from interfuse.party import BUFFERS, Held
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
 from interfuse.training import DivergedError
+from interfuse.wire import FileRecord, Part, Tensors, save_pack
 
 Kind = tuple[str, str, frozenset[str]]
 """Networks that one module can be at work for: architecture of the client, name of the network, what lasts of it."""
@@ -39,7 +40,7 @@ class Resident:
     """A client of a host, with the programs that run on it.
 
     Attributes:
-        changed: What it owns was not handed over since it changed.
+        changed: What it owns was not written since it changed.
         entered: It has scratch of this round.
         answers: What put in place what it answers with in this evaluation: handlers of its method, and their messages.
         deployed: The module at work has that in place.
@@ -329,7 +330,7 @@ class Host:
                 self._free.setdefault(kind, []).append(module)
 
     def adopt(self, client: ClientId, owned: Mapping[str, Tensor]) -> None:
-        """Take a client over from the host, or the commit, that has it.
+        """Take a client over from the host that has it.
 
         Raises:
             RunError: what it owns does not fit this run.
@@ -359,19 +360,35 @@ class Host:
         resident.client.restore(moved, like)
         self._rest(resident)
 
-    def changed(self) -> Iterator[tuple[ClientId, dict[str, Tensor]]]:
-        """The clients that changed since they were last given here, with all that they own."""
-        for client, resident in sorted(self._residents.items()):
-            if resident.changed:
-                resident.changed = False
-                yield client, resident.client.owned()
+    def save(self, path: Path, again: Collection[ClientId] = ()) -> FileRecord | None:
+        """Write the clients that changed since they were last written, and those of ``again`` that live here, into a
+        pack; None, where there are none.
 
-    def reset(self) -> None:
-        """Put all clients back to their beginning."""
+        Raises:
+            RunError: it cannot be written.
+        """
+        changed = {client for client, resident in self._residents.items() if resident.changed}
+        wanted = sorted(changed | (self._residents.keys() & set(again)))
+        if not wanted:
+            return None
+        owned = {part_of(client): Tensors(self._residents[client].client.owned()) for client in wanted}
+        record = save_pack(path, owned)
+        for client in wanted:
+            self._residents[client].changed = False
+        return record
+
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
+        """Put these clients back to what they owned, all others to their beginning.
+
+        Raises:
+            RunError: what was saved of one cannot be read, or does not fit this run.
+        """
         self._residents.clear()
         self._idle.clear()
         self._in_round.clear()
         self._before.clear()
+        for client, part in parts.items():
+            self.adopt(client, part.tensors())
 
 
 def _snapshot(resident: Resident) -> dict[str, Tensor]:

@@ -7,16 +7,15 @@ import multiprocessing
 import multiprocessing.process
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import wait
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from interfuse.client import ClientId, Profile
-from interfuse.clients import Answer, Engine, Failure, Kept, Request
+from interfuse.clients import Answer, Engine, Failure, Request
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.arena import Arena, to_json
 from interfuse.engines.host import Host
@@ -27,11 +26,10 @@ from interfuse.handler import handlers
 from interfuse.messages import Message, flatten, unflatten
 from interfuse.models import SplitModel
 from interfuse.setup import Setup
+from interfuse.wire import FileRecord, Part, Source
 
 AHEAD = 2
 """Where answers are wanted in order, a worker may be so many clients ahead, for each worker there is."""
-COMMITTED_AT_ONCE = 1 << 26
-"""Bytes of clients' tensors that a worker hands over at a time for a commit."""
 
 
 class InProcess:
@@ -61,13 +59,12 @@ class InProcess:
     def end_round(self) -> None:
         self._host.end_round()
 
-    def changed(self, kept: Kept) -> Iterable[tuple[ClientId, Mapping[str, Tensor]]]:
-        return self._host.changed()
+    def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
+        record = self._host.save(_pack(folder, stem, 0), again)
+        return [] if record is None else [record]
 
-    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
-        self._host.reset()
-        for client, tensors in owned:
-            self._host.adopt(client, tensors)
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
+        self._host.restore(parts)
 
     def close(self) -> None:
         pass
@@ -204,24 +201,22 @@ class Workers:
         self._placement.end_round()
         self._everybody({"do": "end_round"})
 
-    def changed(self, kept: Kept) -> Iterator[tuple[ClientId, Mapping[str, Tensor]]]:
-        awaited = list(self._workers)
-        while awaited:
-            worker = awaited[-1]
-            worker.send({"do": "changed"})
-            found = _checked(worker.receive())
-            for client, places in found:
-                yield client, worker.up.read(places)
-            if not found:
-                awaited.pop()
+    def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
+        for worker in self._workers:
+            path = _pack(folder, stem, worker.number)
+            own = [client for client in again if self._placement.home[client] == worker.number]
+            worker.send({"do": "save", "path": str(path), "again": own})
+        written = {worker.number: record for worker, record in self._collect(range(len(self._workers)))}
+        return [FileRecord(**written[number]) for number in sorted(written) if written[number] is not None]
 
-    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
-        self._everybody({"do": "reset"})
-        for client, tensors in owned:
-            self._down.clear()
-            home = self._placement.home[client]
-            self._workers[home].send({"do": "adopt", "clients": [[client, None, self._down.write(tensors)]]})
-            _checked(self._workers[home].receive())
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
+        places: dict[int, list[list[Any]]] = {worker.number: [] for worker in self._workers}
+        for client, part in parts.items():
+            places[self._placement.home[client]].append([client, part.source.name, part.offset, part.size])
+        for worker in self._workers:
+            worker.send({"do": "restore", "parts": places[worker.number]})
+        for _ in self._collect(places):
+            pass
 
     def close(self) -> None:
         for worker in self._workers:
@@ -359,22 +354,21 @@ def _obey(
         for client, source, places in order["clients"]:
             host.adopt(client, (down if source is None else workers[source].up).read(places))
         return None
-    if order["do"] == "changed":
-        return _changed(host, worker)
-    return host.reset()
+    if order["do"] == "save":
+        record = host.save(Path(order["path"]), order["again"])
+        return None if record is None else asdict(record)
+    return host.restore(_parts(order["parts"]))
 
 
-def _changed(host: Host, worker: _Worker) -> list[list[Any]]:
-    """Some of the clients that changed, as many as fit; none, where all were given."""
-    worker.up.clear()
-    found: list[list[Any]] = []
-    left = COMMITTED_AT_ONCE
-    for client, owned in host.changed():
-        found.append([client, worker.up.write(owned)])
-        left -= sum(tensor.nbytes for tensor in owned.values())
-        if left <= 0:
-            break
-    return found
+def _parts(places: Sequence[Sequence[Any]]) -> dict[ClientId, Part]:
+    """What was said of parts, as parts: each file is opened once."""
+    sources = {name: Source.of(Path(name)) for name in {name for _, name, _, _ in places}}
+    return {client: Part(sources[name], offset, size) for client, name, offset, size in places}
+
+
+def _pack(folder: Path, stem: str, number: int) -> Path:
+    """The pack of a worker."""
+    return folder / f"{stem}-{number}.safetensors"
 
 
 def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping[str, Any]) -> list[list[Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -252,10 +251,15 @@ class RunFolder:
             if commit.round == commit.settings.get("rounds") and commit.round < rounds:
                 problems.append(f"{manifest.name}: of the last round of a shorter run")
                 continue
-            damaged = [r.name for r in _records(commit) if not _is_whole(self.commits / r.name, r)]
-            if not damaged:
+            damage = []
+            for record in dict.fromkeys(_records(commit)):
+                try:
+                    record.check(self.commits)
+                except RunError as error:
+                    damage.append(str(error))
+            if not damage:
                 return commit
-            problems.append(f"{manifest.name}: {', '.join(damaged)} missing or damaged")
+            problems.append(f"{manifest.name}: {', '.join(damage)}")
         if problems:
             raise RunError(f"no commit of {self.path} can be used: " + "; ".join(problems))
         return None
@@ -320,15 +324,7 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _records(commit: Commit) -> list[FileRecord]:
-    best = [] if commit.best is None else list(commit.best.saved.files.values())
-    return [*commit.saved.files.values(), *best]
-
-
-def _is_whole(path: Path, record: FileRecord) -> bool:
-    if not path.is_file() or path.stat().st_size != record.bytes:
-        return False
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == record.sha256
+    return [*commit.saved.packs, *([] if commit.best is None else commit.best.saved.packs)]
 
 
 _COMMIT = TypeAdapter(Commit)

@@ -380,7 +380,6 @@ class _Run:
     engine: Engine
     callbacks: Sequence[Callback] = ()
     points: list[Row] = field(default_factory=list)
-    files: Saved = field(default_factory=lambda: Saved({}, {}))
     best: Best | None = None
     committed: float = 0.0
     committed_round: int = -1
@@ -423,7 +422,7 @@ class _Run:
 
     def _go_back(self, commit: Commit) -> None:
         self.federation.load(self.folder.commits, commit.round, commit.saved)
-        self.files, self.best = commit.saved, commit.best
+        self.best = commit.best
         self._take(*self.folder.metrics())
         self.committed, self.committed_round = time.monotonic(), commit.round
 
@@ -462,7 +461,7 @@ class _Run:
         written = time.perf_counter()
         if improved:
             assert self.best is not None
-            self.best = replace(self.best, saved=self._save())
+            self.best = replace(self.best, saved=self.federation.save(self.folder.commits))
         seconds |= {"evaluation": written - evaluated, "commit": time.perf_counter() - written}
         line = Row.model_validate(row | {"seconds": {name: round(value, 6) for name, value in seconds.items()}})
         self.folder.append(line, exchange.ledger.drain())
@@ -493,14 +492,9 @@ class _Run:
         known = [value for value in point.validation if value == value]
         mean = sum(known) / len(known) if known else 0.0
         if known and (self.best is None or mean > self.best.validation_accuracy):
-            self.best = Best(self.federation.round, mean, Saved({}, {}))
+            self.best = Best(self.federation.round, mean, Saved((), {}))
             return True
         return False
-
-    def _save(self) -> Saved:
-        written = self.federation.save(self.folder.commits)
-        self.files = replace(written, files=dict(self.files.files) | dict(written.files))
-        return self.files
 
     def _commit_is_due(self) -> bool:
         execution = self.config.execution
@@ -510,8 +504,8 @@ class _Run:
 
     def _commit(self) -> None:
         commit = Commit(
-            self.federation.round, self._save(), self.folder.offsets(), self.config.identity(),
-            self.setup.digests, self.best,
+            self.federation.round, self.federation.save(self.folder.commits), self.folder.offsets(),
+            self.config.identity(), self.setup.digests, self.best,
         )  # fmt: skip
         self.folder.write_commit(commit)
         self.committed, self.committed_round = time.monotonic(), self.federation.round

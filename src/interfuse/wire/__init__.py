@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from interfuse.wire.body import Limits, TensorSpec
 from interfuse.wire.codecs import NO_CODEC, NO_CODECS, Codec, Codecs
-from interfuse.wire.files import FileRecord, load_tensors, save_tensors, sync_folder
+from interfuse.wire.files import FileRecord, sync_folder
 from interfuse.wire.frame import decode, encode, encoded, encoded_size, raw_size
 from interfuse.wire.ledger import Casting, Direction, Entry, Heading, Ledger, Totals, Volume, from_json, to_json
 from interfuse.wire.memory import copied
+from interfuse.wire.packs import Packs, Part, Source, Tensors, open_pack, save_pack
 from interfuse.wire.pieces import Pieces
 
 __all__ = [
@@ -22,8 +23,12 @@ __all__ = [
     "Heading",
     "Ledger",
     "Limits",
+    "Packs",
+    "Part",
     "Pieces",
+    "Source",
     "TensorSpec",
+    "Tensors",
     "Totals",
     "Volume",
     "copied",
@@ -32,9 +37,9 @@ __all__ = [
     "encoded",
     "encoded_size",
     "from_json",
-    "load_tensors",
+    "open_pack",
     "raw_size",
-    "save_tensors",
+    "save_pack",
     "sync_folder",
     "to_json",
 ]

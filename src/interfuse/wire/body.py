@@ -106,8 +106,7 @@ def signature(tensors: Mapping[str, Tensor]) -> Signature:
     return tuple((name, tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items())
 
 
-@lru_cache(maxsize=256)
-def layout(message: str, fields: Signature, metadata: Metadata = ()) -> Layout:
+def laid_out(message: str, fields: Signature, metadata: Metadata = ()) -> Layout:
     """The layout of a file of these tensors; ``message`` names it in errors.
 
     Raises MessageError for a type, name or rank that cannot be written.
@@ -125,6 +124,10 @@ def layout(message: str, fields: Signature, metadata: Metadata = ()) -> Layout:
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return Layout(len(text).to_bytes(8, "little") + text, tuple(names), 8 + len(text) + position)
+
+
+layout = lru_cache(maxsize=256)(laid_out)
+"""The same for what is laid out again and again."""
 
 
 def _check_writable(message: str, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
@@ -215,14 +218,26 @@ def read(
     Raises MessageError, which names ``message``, for everything that is wrong with the file.
     """
     header, data = _split(message, body, limits)
-    fields = sorted(_fields(message, header, limits, metadata), key=lambda field: (field.begin, field.end))
-    _check_cover(message, fields, len(data))
+    found = _placed(message, header, len(data), limits, metadata)
     if spec is not None:
-        _check_spec(message, fields, spec)
+        _check_spec(message, found, spec)
     return {
         field.name: _tensor(message, field, data, finite if spec is None else spec[field.name].finite)
-        for field in fields
+        for field in found
     }
+
+
+def places(message: str, header: bytes, available: int, limits: Limits) -> list[tuple[str, int, int]]:
+    """The names in a header without metadata, with where the data of each begins and ends, which are ``available``
+    bytes in all. Raises MessageError as :func:`read` does."""
+    found = _placed(message, _text(message, header), available, limits, metadata=False)
+    return [(field.name, field.begin, field.end) for field in found]
+
+
+def _placed(message: str, header: str, available: int, limits: Limits, metadata: bool) -> list[_Field]:
+    found = sorted(_fields(message, header, limits, metadata), key=lambda field: (field.begin, field.end))
+    _check_cover(message, found, available)
+    return found
 
 
 def _split(message: str, body: Pieces, limits: Limits) -> tuple[str, Pieces]:
@@ -233,8 +248,12 @@ def _split(message: str, body: Pieces, limits: Limits) -> tuple[str, Pieces]:
         raise fault(message, "header", f"at most {limits.max_header_bytes} bytes", f"{length} bytes")
     if length > len(body) - 8:
         raise fault(message, "header", f"{length} bytes", f"{len(body) - 8} bytes (truncated)")
+    return _text(message, bytes(body[8 : 8 + length])), body[8 + length :]
+
+
+def _text(message: str, header: bytes) -> str:
     try:
-        return str(bytes(body[8 : 8 + length]), "utf-8"), body[8 + length :]
+        return str(header, "utf-8")
     except UnicodeDecodeError as error:
         raise fault(message, "header", "text in UTF-8", f"{error.reason} at byte {error.start}") from None
 

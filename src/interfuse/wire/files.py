@@ -1,21 +1,14 @@
-"""Commit files: named tensors in a safetensors file that is either whole or not there."""
+"""Files of commits: each is whole or not there, and is known again by its length and its SHA-256."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
 from interfuse.errors import MessageError, RunError
-from interfuse.wire.body import Limits, chunks, layout, read, signature
-from interfuse.wire.pieces import Pieces
-
-# A run trusts its own files: the bounds only keep shapes inside what 64-bit strides can express.
-_OWN = Limits(max_bytes=2**62, max_tensors=2**31, max_header_bytes=2**31, max_name=2**16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,48 +19,42 @@ class FileRecord:
     bytes: int
     sha256: str
 
+    def check(self, folder: Path) -> None:
+        """Check that the file is in a folder as it was written.
 
-def save_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> FileRecord:
-    """Write a safetensors file under a temporary name, sync it, and rename it to ``path``.
+        Raises:
+            RunError: it is missing or damaged; names it.
+        """
+        path = folder / self.name
+        try:
+            with path.open("rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != self.bytes:
+                    raise RunError(f"{path} is damaged: it has {found} bytes, not {self.bytes}")
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error}") from error
+        if sha256 != self.sha256:
+            raise RunError(f"{path} is damaged: its SHA-256 is {sha256}, not {self.sha256}")
+
+
+def write_file(path: Path, pieces: Iterable[bytes | memoryview], size: int) -> FileRecord:
+    """Write a file of so many bytes under a temporary name, sync it, and rename it to ``path``.
 
     An older file of that name stays until the new one is complete. The name is durable after `sync_folder` on the
     folder, which the caller does once for all files of a commit. Raises RunError, with the path and the cause, when
     the file cannot be written; nothing of it is left then.
     """
-    path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        plan = layout(path.name, signature(tensors), tuple((metadata or {}).items()))
         try:
-            sha256 = _write(temporary, chunks(path.name, tensors, plan), plan.size)
+            sha256 = _write(temporary, pieces, size)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
     except (OSError, MessageError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
-    return FileRecord(path.name, plan.size, sha256)
-
-
-def load_tensors(path: str | Path, sha256: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, NaN and infinities included; its metadata is skipped.
-
-    Raises RunError, naming the file, when it cannot be read, is not a whole safetensors file, or does not have the
-    given SHA-256 (hexadecimal).
-    """
-    path = Path(path)
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error}") from error
-    found = hashlib.sha256(data).hexdigest() if sha256 is not None else None
-    if found != sha256:
-        raise RunError(f"{path} is damaged: its SHA-256 is {found}, not {sha256}; go back to an older commit")
-    try:
-        return read(path.name, Pieces([data]), None, _OWN, finite=False, metadata=True)
-    except MessageError as error:
-        raise RunError(f"{path} is damaged: {error}; go back to an older commit") from error
+    return FileRecord(path.name, size, sha256)
 
 
 def sync_folder(path: str | Path) -> None:

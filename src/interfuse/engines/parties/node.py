@@ -14,6 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
+from interfuse.client import ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
 from interfuse.data.inputs import shape_text
@@ -59,7 +60,7 @@ from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
 from interfuse.method import Method
 from interfuse.setup import check_device
-from interfuse.wire import Codecs, FileRecord, Limits, load_tensors, save_tensors, sync_folder
+from interfuse.wire import Codecs, FileRecord, Limits, Part, open_pack, sync_folder
 
 
 class Outgoing(NamedTuple):
@@ -459,26 +460,28 @@ class Session:
 
     def _save(self, order: Order) -> FileRecord | None:
         """Write the owned state under its digest, if it changed; forget those that nobody can ask for again."""
-        written = [save_tensors(self._folder / "saving.safetensors", owned) for _, owned in self._host.changed()]
+        record = self._host.save(self._folder / "saving.safetensors")
         self._audit.sync()
-        for record in written:
+        if record is not None:
             (self._folder / record.name).replace(self._folder / f"{record.sha256}.safetensors")
             self._saved = record.sha256
         sync_folder(self._folder)
         for file in self._folder.glob("*.safetensors"):
             if file.stem not in order.keep and file.stem != self._saved:
                 file.unlink()
-        return next(iter(written), None)
+        return record
 
     def _load(self, order: Order) -> None:
         self._saved = order.digest
         self._end_round()
-        self._host.reset()
+        parts: dict[ClientId, Part] = {}
         if order.digest is not None:
             path = self._folder / f"{order.digest}.safetensors"
             if not path.is_file():
                 raise RunError(f"there is no saved state {order.digest[:16]}")
-            self._host.adopt(self.client, load_tensors(path, order.digest))
+            FileRecord(path.name, path.stat().st_size, order.digest).check(self._folder)
+            parts[self.client] = open_pack(path)[part_of(self.client)]
+        self._host.restore(parts)
         self._events.add("goes back", digest=order.digest or "beginning")
 
 

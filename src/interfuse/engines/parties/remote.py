@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 import queue
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from interfuse.client import ClientId, Profile
-from interfuse.clients import Answer, Failure, Kept, Request
+from interfuse.client import ClientId, Profile, part_of
+from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.parties.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
 from interfuse.engines.parties.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
 from interfuse.engines.parties.setups import RemoteSetup
@@ -21,7 +22,7 @@ from interfuse.errors import MessageError, RunError
 from interfuse.handler import handlers
 from interfuse.messages import Message, flatten
 from interfuse.messages.encoding import decode, encoded
-from interfuse.wire import Limits, Pieces, raw_size
+from interfuse.wire import FileRecord, Limits, Part, Pieces, Tensors, open_pack, raw_size, save_pack
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,7 @@ class Remote:
         self._numbers = dict.fromkeys(members, 0)
         self._ended = 0
         self._cancelled: dict[ClientId, int] = {}
+        self._receipts: dict[ClientId, str] = {}
         self._busy: set[ClientId] = set()  # still at the call that was cancelled: nothing is sent to them meanwhile
 
     def begin(self) -> None:
@@ -384,21 +386,34 @@ class Remote:
         """Nodes hear of it with what they are asked next: nobody waits for those that are slow."""
         self._ended += 1
 
-    def changed(self, kept: Kept) -> Iterator[tuple[ClientId, Mapping[str, Tensor]]]:
-        """Have nodes save on their own disks; what is given here are receipts, with the digests of their files."""
-        orders = {client: self._order("save", keep=map(_digest_in, kept(client))) for client in self._members}
-        for client, answer in self._everybody(orders).items():
-            if answer.digest is not None:
-                yield client, {"sha256": torch.tensor(list(bytes.fromhex(answer.digest)), dtype=torch.uint8)}
+    def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
+        """Have nodes save on their own disks; what is written here are receipts, with the digests of their files."""
+        kept: dict[ClientId, set[str]] = {client: set() for client in self._members}
+        for pack in folder.glob("*.safetensors"):
+            parts = open_pack(pack)
+            for client, digests in kept.items():
+                if (part := parts.get(part_of(client))) is not None:
+                    digests.add(_digest_in(part))
+        orders = {client: self._order("save", keep=sorted(digests)) for client, digests in kept.items()}
+        found = {client: done.digest for client, done in self._everybody(orders).items() if done.digest is not None}
+        self._receipts |= found
+        if not (wanted := sorted({*found, *again})):
+            return []
+        receipts = {part_of(client): Tensors(_receipt(self._receipts[client])) for client in wanted}
+        return [save_pack(folder / f"{stem}.safetensors", receipts)]
 
-    def restore(self, owned: Iterable[tuple[ClientId, Mapping[str, Tensor]]]) -> None:
+    def restore(self, parts: Mapping[ClientId, Part]) -> None:
         """Have nodes go back to what they saved."""
-        digests = {client: _digest_in(receipt) for client, receipt in owned}
-        self._everybody({client: self._order("load", digests.get(client)) for client in self._members})
+        self._receipts = {client: _digest_in(part) for client, part in parts.items()}
+        self._everybody({client: self._order("load", self._receipts.get(client)) for client in self._members})
 
     def close(self) -> None:
         """Nothing: streams belong to the hub, and outlive an attempt."""
 
 
-def _digest_in(receipt: Mapping[str, Tensor]) -> str:
-    return bytes(receipt["sha256"].tolist()).hex()
+def _receipt(digest: str) -> dict[str, Tensor]:
+    return {"sha256": torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8)}
+
+
+def _digest_in(receipt: Part) -> str:
+    return bytes(receipt.tensors()["sha256"].tolist()).hex()
