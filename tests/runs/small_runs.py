@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-=======
 from collections.abc import Collection, Iterator, Mapping, Sequence
->>>>>>> ef20904 (Commits are packs: what changed is one file a worker, written by the workers themselves)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
