@@ -39,6 +39,7 @@ from interfuse.federation import Federation
 from interfuse.messages.encoding import encode
 from interfuse.methods.ifl import IFL
 from interfuse.methods.ifl_ablations import IFLAblations
+from interfuse.methods.ifl_fixed_steps import IFLFixedSteps
 from interfuse.methods.ifl_partial import IFLPartial
 from interfuse.methods.ifl_private_labels import IFLPrivateLabels
 from interfuse.methods.local import Local
@@ -48,6 +49,8 @@ MIXED = ("logistic", wide, linear_head)
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "base_lr": 0.1, "modular_lr": 0.1}
 make = partial(IFL, **FAST)
 control = partial(IFLAblations, **FAST)
+joint = partial(IFLFixedSteps, **FAST, modular_steps=1)
+UPDATES = {"sequential": make, "joint": joint, "mixed": partial(IFLFixedSteps, **FAST, modular_steps=4)}
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
@@ -140,10 +143,10 @@ def test_what_arrives_is_detached_from_the_base_block() -> None:  # IFL-4
         assert reached == set(model.tensors("modular"))
 
 
-@pytest.mark.parametrize("update", ["joint", "sequential"])
+@pytest.mark.parametrize("update", UPDATES)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_equal_modular_blocks_stay_equal(update: Any, optimizer: Any) -> None:  # IFL-5
-    f = federation(control(modular_update=update, optimizer=optimizer), models=MIXED)
+    f = federation(UPDATES[update](optimizer=optimizer), models=MIXED)
     live_model(f, 2).load(weights_of(f, 0, "modular"))
     for _ in range(3):
         f.run_round()
@@ -158,7 +161,7 @@ def test_equal_modular_blocks_stay_equal(update: Any, optimizer: Any) -> None:  
 def ordered(order: tuple[int, ...], update: str, rounds: int = 3) -> dict[int, dict[str, Tensor]]:
     """The models of three parties that join as clients in this order, by party. Batches are whole shares."""
     data, parts = tiny_dataset(rows=30), [range(0, 8), range(8, 18), range(18, 30)]
-    method = control(modular_update=update, batch_size=30, modular_lr=0.5)
+    method = UPDATES[update](batch_size=30, modular_lr=0.5)
     f = federation(method, dataset=data, shares=shares_of(*(parts[p] for p in order)), models=[MIXED[p] for p in order])
     for client, party in enumerate(order):
         first = federation(method, dataset=data, shares=shares_of(*parts), models=MIXED)
@@ -180,15 +183,15 @@ def test_only_the_joint_update_does_not_depend_on_the_order_of_clients(order: tu
 
 def test_one_client_is_local_alternating_training() -> None:  # IFL-6
     settings: dict[str, Any] = {"models": [wide], "clients": 1, "rounds": 4}
-    joint, sequential = (federation(control(modular_update=u), **settings) for u in ("joint", "sequential"))
+    at_once, sequential = federation(joint(), **settings), federation(make(), **settings)
     local = federation(Local(local_steps=3, modular_steps=1, batch_size=8, lr=0.1, modular_lr=0.1), **settings)
-    assert same_bits(weights_of(joint, 0), weights_of(sequential, 0))
-    assert same_bits(weights_of(joint, 0), weights_of(local, 0))
+    assert same_bits(weights_of(at_once, 0), weights_of(sequential, 0))
+    assert same_bits(weights_of(at_once, 0), weights_of(local, 0))
 
 
-@pytest.mark.parametrize(("update", "turns"), [("sequential", 3), ("joint", 1)])
+@pytest.mark.parametrize(("update", "turns"), [("sequential", 3), ("joint", 1), ("mixed", 4)])
 def test_what_a_client_would_do_alone_takes_as_many_steps(update: Any, turns: int) -> None:
-    method = control(modular_update=update)
+    method = UPDATES[update]()
     together, local = federation(method, rounds=2), federation(alone(method), rounds=2)
     for client in together.clients:
         assert samples_drawn(together, client) == 2 * 8 * (3 + 1)  # the fourth batch of a round is the upload
@@ -239,9 +242,9 @@ def softmax_regression_step(weights: Mapping[str, Tensor], z: Tensor, y: Tensor,
     return {"classifier.weight": w - lr * error.T @ z.double(), "classifier.bias": b - lr * error.sum(0)}
 
 
-@pytest.mark.parametrize("update", ["joint", "sequential"])
+@pytest.mark.parametrize("update", ["sequential", "joint"])
 def test_a_linear_modular_block_takes_the_closed_form_step(update: Any) -> None:  # IFL-9
-    f = federation(control(modular_update=update), models=["logistic", linear_head], wrap=Recorder)
+    f = federation(UPDATES[update](), models=["logistic", linear_head], wrap=Recorder)
     before = {client: weights_of(f, client, "modular") for client in f.clients}
     f.run_round()
     recorder = f.engine
@@ -349,7 +352,7 @@ def test_the_control_with_shuffled_pairs_keeps_all_but_who_belongs_to_whom() -> 
 
 
 def test_those_who_are_drawn_share_and_learn_and_the_others_rest() -> None:
-    method = IFLPartial(**FAST, participation=0.5)
+    method = make(participation=0.5)
     f = federation(method, clients=6, wrap=Recorder)
     recorder = f.engine
     assert isinstance(recorder, Recorder)

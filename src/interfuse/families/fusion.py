@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId, Profile
 from interfuse.data import Batch
+from interfuse.errors import Notice
+from interfuse.families.holdings import one_a_round
 from interfuse.handler import on_client
 from interfuse.messages import Features, Message, State, Targets
-from interfuse.method import Count, Method, Steps
+from interfuse.method import Count, Fraction, Method, Steps
 from interfuse.training import LearningRate, Objective, OptimizerName
 
 
@@ -81,6 +83,19 @@ class SharingFusionOutputs(Method):
 
     def alone(self) -> dict[str, Any]:
         return {"lr": self.base_lr, "modular_steps": "clients"}
+
+
+@dataclass(frozen=True)
+class SharingInRounds(SharingFusionOutputs):
+    """Sharing in rounds in which a fraction of the clients takes part: only these train, send pairs, and learn of them.
+
+    The others do nothing and keep their blocks as they are. Steps of a modular block follow the clients of a round.
+    """
+
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round [interfuse]
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return one_a_round(profiles, self.participation, "its modular block learns from its own pair alone")
 
 
 def batches_of(fused: FusionPairs) -> list[Batch]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from interfuse.data import Batch
-from interfuse.families.fusion import FusionPairs
+from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.messages import Disclosure, Features, Message
 from interfuse.models import SplitModel
 
@@ -37,6 +37,13 @@ def rows_of(fused: FusionPairs) -> Batch:
 def sampled(rows: Batch, count: int, generator: torch.Generator) -> Batch:
     """At most ``count`` rows, drawn without repetition."""
     return _taken(rows, torch.randperm(len(rows.y), generator=generator)[:count])
+
+
+def divided(rows: Batch, parts: int, count: int, generator: torch.Generator) -> FusionPairs:
+    """At most ``count`` rows, drawn without repetition, in so many parts of equal size, each in the order of rows."""
+    drawn = torch.randperm(len(rows.y), generator=generator)[:count]
+    batches = (_taken(rows, places.sort().values) for places in drawn.tensor_split(min(parts, len(drawn))))
+    return FusionPairs(tuple(FusionOutputs(batch.features, batch.y) for batch in batches))
 
 
 def balanced(rows: Batch, count: int, generator: torch.Generator) -> Batch:

@@ -5,20 +5,20 @@ Beside it, what blocks of different clients must have in common before features 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from interfuse.client import Profile
+from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.errors import ModelError
-from interfuse.families.holdings import ONE_HEAD, one_of_each_architecture
+from interfuse.errors import ModelError, Notice
+from interfuse.families.holdings import ONE_HEAD, one_a_round, one_of_each_architecture
 from interfuse.families.own_training import OwnTraining
 from interfuse.messages import Weights
-from interfuse.method import Count, Steps
+from interfuse.method import Count, Fraction, Steps
 from interfuse.server import Server
 from interfuse.training import LearningRate, Objective, modular_cross_entropy
 
@@ -29,9 +29,11 @@ _HEAD = "head"
 class GlobalHead(OwnTraining):
     """The part that methods with a global head have in common: clients keep their base blocks, the server the head.
 
-    Clients are evaluated with the newest head, as they will begin the next round.
+    Who is not drawn for a round keeps its base block; the head learns from those who are, as in HtFLlib. All clients
+    are evaluated with the newest head, as they will begin their next round.
     """
 
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round [interfuse]
     server_lr: LearningRate = 0.01  # learning rate of the global head
     server_epochs: Steps = 1  # epochs of the global head in a round
     server_batch_size: Count = 32  # rows of a step of the global head
@@ -54,6 +56,9 @@ class GlobalHead(OwnTraining):
 
     def deployed(self, server: Server[Any], clients: Clients) -> Weights:
         return self.head(server)
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return one_a_round(profiles, self.participation, "the global head learns from one client at a time")
 
 
 def check_common_head(server: Server[Any], clients: Clients) -> None:

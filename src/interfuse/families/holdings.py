@@ -91,13 +91,14 @@ def nothing_in_common(profiles: Mapping[ClientId, Profile], *, apart: bool = Fal
     )
 
 
-def one_a_round(profiles: Mapping[ClientId, Profile], participation: float) -> Notice | None:
-    """What to say where a fraction of several clients is one of them."""
+def one_a_round(
+    profiles: Mapping[ClientId, Profile], participation: float, so: str = "every mean is over one client"
+) -> Notice | None:
+    """What to say where a fraction of several clients is one of them, and what comes of that."""
     if len(profiles) < 2 or round(participation * len(profiles)) > 1:
         return None
     return Notice(
-        f"participation = {participation:g}: of {len(profiles)} clients one takes part in a round, so every mean is "
-        "over one client.",
+        f"participation = {participation:g}: of {len(profiles)} clients one takes part in a round, so {so}.",
         f"Let more take part, for instance with --set participation={min(1.0, 2 / len(profiles)):.2g}.",
     )
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from interfuse.client import ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError
-from interfuse.families.fusion import FusionPairs, SharingFusionOutputs
+from interfuse.families.fusion import FusionPairs, SharingInRounds
 from interfuse.method import Count
 
 
 @dataclass(frozen=True)
-class LateJoining(SharingFusionOutputs):
-    """Who comes late, and when. From then on nobody else trains, so what a newcomer reaches is its way's own merit."""
+class LateJoining(SharingInRounds):
+    """Who comes late, and when. From then on nobody else trains, so what a newcomer reaches is its way's own merit.
+
+    ``participation`` is of the incumbents in their rounds; newcomers take part in all of theirs.
+    """
 
     newcomers: Count = 1  # the last so many clients come late; the others are the incumbents
     joins_at: Count = 100  # round in which they come; they train from then on, and nobody else does
@@ -40,10 +43,12 @@ class LateJoining(SharingFusionOutputs):
         self._check_clients(clients.ids)
         return clients.only(clients.ids[: -self.newcomers]), clients.only(clients.ids[-self.newcomers :])
 
-    def exchange(self, clients: Clients) -> None:
-        """A round of IFL among these clients."""
-        outputs = clients.call(self.train_base)
-        clients.call(self.train_modular, FusionPairs(tuple(outputs.values())))
+    def exchange(self, incumbents: Clients) -> FusionPairs:
+        """A round of IFL among those of the incumbents who are drawn; returns their pairs."""
+        chosen = incumbents.sample(self.participation)
+        pairs = FusionPairs(tuple(chosen.call(self.train_base).values()))
+        chosen.call(self.train_modular, pairs)
+        return pairs
 
     def _check_clients(self, clients: Sequence[ClientId]) -> None:
         if self.newcomers >= len(clients):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from interfuse.client import Client
 from interfuse.errors import ConfigError
-from interfuse.method import ALTERNATIVES, Count, Method, NonNegative, Steps, usual_amount
+from interfuse.method import ALTERNATIVES, Count, Fraction, Method, NonNegative, Steps, usual_amount
 from interfuse.training import Fitted, LearningRate, Objective, Optimizer, OptimizerName
 
 
@@ -62,6 +62,7 @@ class TrainingInTurns(OwnTraining):
 
     usual = {"local_steps": 10}
 
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round, as the method beside it draws them
     modular_steps: Steps | Literal["clients"] = 0  # steps a round on the modular block; or as many as clients take part
     modular_most: Steps = 0  # with modular_steps = "clients": at most so many; 0: no bound
     modular_lr: LearningRate = 0.01  # learning rate of the modular block where the blocks take turns
@@ -71,5 +72,6 @@ class TrainingInTurns(OwnTraining):
         return {"base": rows["base"]} if self.modular_steps else rows
 
     def turns(self, clients: int) -> int:
-        """Steps a round on the modular block where so many clients take part."""
-        return min(clients, self.modular_most or clients) if self.modular_steps == "clients" else self.modular_steps
+        """Steps a round on the modular block in a run of so many clients."""
+        drawn = max(1, round(self.participation * clients))
+        return min(drawn, self.modular_most or drawn) if self.modular_steps == "clients" else self.modular_steps

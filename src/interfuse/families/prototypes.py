@@ -52,6 +52,13 @@ def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | No
     return CountedMeans((membership.T @ rows.features)[present] / count[present, None], present, count[present])
 
 
+def renewed(old: ClassMeans, new: ClassMeans, classes: int) -> ClassMeans:
+    """The new means, and the old ones of classes that have no new one, in the order of classes."""
+    (table, known), (latest, present) = by_class(old, classes), by_class(new, classes)
+    y = (known | present).nonzero().flatten()
+    return ClassMeans(torch.where(present[:, None], latest, table.to(latest))[y], y)
+
+
 def by_class(means: ClassMeans, classes: int) -> tuple[Float32[Tensor, "classes d"], Bool[Tensor, "classes"]]:
     """A row for every class (0 for those absent), and which classes are present."""
     y = means.y.long()

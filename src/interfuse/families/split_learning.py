@@ -21,12 +21,13 @@ from interfuse.families.holdings import (
     held,
     initial_weights,
     nothing_in_common,
+    one_a_round,
     part_of,
 )
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import FeatureGradients, Features, Labels, Message, NamedTensors, State, Weights
-from interfuse.method import NOTHING
+from interfuse.method import NOTHING, Fraction
 from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import modular_cross_entropy, pull_back
@@ -66,8 +67,12 @@ class Tail:
 
 @dataclass(frozen=True)
 class SplitLearning(OwnTraining):
-    """Base blocks are the clients' (fronts), modular blocks the server's (tails): the cut is the fusion layer."""
+    """Base blocks are the clients' (fronts), modular blocks the server's (tails): the cut is the fusion layer.
 
+    Means are over the clients that are drawn for a round; of one who is not nothing changes.
+    """
+
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round [interfuse]
     weights: WeightRule = "samples"  # clients count by their samples, or uniform [SplitFed's paper]
     average_clients: bool = True  # False: client parts stay with their clients and never travel [SplitFed's paper]
 
@@ -126,7 +131,7 @@ class SplitLearning(OwnTraining):
         return held(server.state.fronts | server.state.tails, clients)
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
-        return nothing_in_common(profiles)
+        return nothing_in_common(profiles) or one_a_round(profiles, self.participation)
 
 
 @dataclass(frozen=True)

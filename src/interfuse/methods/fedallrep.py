@@ -43,7 +43,7 @@ class FedAllRep(GlobalHead):
     }
 
     def round(self, server: Server, clients: Clients) -> None:
-        sent = clients.call(self.train, self.head(server)).values()
+        sent = clients.sample(self.participation).call(self.train, self.head(server)).values()
         self.train_head(server, Batch(torch.cat([own.z for own in sent]), torch.cat([own.y.long() for own in sent])))
 
     @on_client

@@ -20,7 +20,7 @@ from interfuse.server import Server
 class FedGH(GlobalHead):
     """Generalized global header (Yi et al., ACM MM 2023, arXiv:2303.13137), with the defaults of HtFLlib.
 
-    A round sends the global head to all clients, which put it in place of their modular blocks, train their whole
+    A round sends the global head to clients, which put it in place of their modular blocks, train their whole
     models, and send the mean feature of each of their classes; on these the server trains the head. Every mean is one
     sample to it, however many samples it stands for. All modular blocks must be alike.
     """
@@ -37,7 +37,7 @@ class FedGH(GlobalHead):
     }
 
     def round(self, server: Server, clients: Clients) -> None:
-        sent = clients.call(self.train, self.head(server)).values()
+        sent = clients.sample(self.participation).call(self.train, self.head(server)).values()
         means = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
         self.train_head(server, means)
 

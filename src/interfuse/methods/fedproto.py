@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -11,15 +12,16 @@ from jaxtyping import Bool, Float32
 from torch import Tensor
 from torch.nn import functional
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
-from interfuse.families.holdings import WeightRule
+from interfuse.errors import Notice
+from interfuse.families.holdings import WeightRule, one_a_round
 from interfuse.families.own_training import OwnTraining
-from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share
+from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share, renewed
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, State
-from interfuse.method import NonNegative
+from interfuse.method import Fraction, NonNegative
 from interfuse.models import SplitModel
 from interfuse.server import Server
 
@@ -58,11 +60,15 @@ class FedProto(OwnTraining):
 
     With ``prototypes = "during"``, as in HtFLlib, class means are of what the model made of its batches before each
     step, over all steps of all epochs of the round: of many models, and nothing is run again.
+
+    A class that no client of a round has keeps its prototype, so all classes can be answered with. HtFLlib forgets it:
+    there nobody is drawn to it in the next round, nor answers with it. With everybody in each round it is the same.
     """
 
     origin = "HtFLlib's code"
     usual = {"local_epochs": 1, "batch_size": 10, "optimizer": "sgd", "lr": 0.01}
 
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round [interfuse]
     pull: NonNegative = 10.0  # lambda: weight of the squared distance to the prototypes, a mean over batch and features
     weights: WeightRule = "samples"  # clients count by their samples of the class, or uniform [FedProto's paper]
     prototypes: Taken = "after"  # take class means after training, or during it, over all its steps [FedProto's paper]
@@ -72,11 +78,12 @@ class FedProto(OwnTraining):
         return Global(ClassMeans(torch.zeros(0, server.dims["d"]), torch.zeros(0, dtype=torch.int64)))
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        sent = clients.call(self.train, server.state.prototypes).values()
+        old, classes = server.state.prototypes, server.dims["classes"]
+        sent = clients.sample(self.participation).call(self.train, old).values()
         rows = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
         counts = torch.cat([means.count for means in sent])
-        merged = class_means(rows, server.dims["classes"], counts if self.weights == "samples" else None)
-        server.state = Global(ClassMeans(merged.mean, merged.y))
+        merged = class_means(rows, classes, counts if self.weights == "samples" else None)
+        server.state = Global(renewed(old, merged, classes))
 
     @on_client
     def train(self, client: Client, prototypes: ClassMeans) -> CountedMeans:
@@ -85,6 +92,9 @@ class FedProto(OwnTraining):
         losses = partial(pulled, table=table, present=present, pull=self.pull)
         fitted = self.fit(client, losses, outputs_of="base" if self.prototypes == "during" else None)
         return class_means(fused_share(client) if fitted.outputs is None else fitted.outputs, classes)
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return one_a_round(profiles, self.participation, "every prototype is the mean of one client")
 
     def deployed(self, server: Server[Global], clients: Clients) -> ClassMeans:
         return server.state.prototypes

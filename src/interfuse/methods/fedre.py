@@ -49,7 +49,7 @@ class FedRE(GlobalHead):
     }
 
     def round(self, server: Server, clients: Clients) -> None:
-        sent = clients.call(self.train, self.head(server)).values()
+        sent = clients.sample(self.participation).call(self.train, self.head(server)).values()
         labels = torch.stack([mixture.y for mixture in sent])
         rows = Batch(torch.stack([mixture.z for mixture in sent]), torch.arange(len(sent)))
         self.train_head(server, rows, partial(entangled_cross_entropy, labels=labels))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interfuse.clients import Clients
-from interfuse.families.fusion import FusionPairs, SharingFusionOutputs
+from interfuse.families.fusion import FusionPairs, SharingInRounds
 from interfuse.server import Server
 
 
 @dataclass(frozen=True)
-class IFL(SharingFusionOutputs):
+class IFL(SharingInRounds):
     """Interoperable federated learning (Krouka and Bennis, arXiv:2509.22823).
 
     Every client owns a base block and a modular block; they agree on the width of the fusion layer between them. A
@@ -19,5 +19,6 @@ class IFL(SharingFusionOutputs):
     """
 
     def round(self, server: Server, clients: Clients) -> None:
-        outputs = clients.call(self.train_base)
-        clients.call(self.train_modular, FusionPairs(tuple(outputs.values())))
+        chosen = clients.sample(self.participation)
+        outputs = chosen.call(self.train_base)
+        chosen.call(self.train_modular, FusionPairs(tuple(outputs.values())))

@@ -12,7 +12,7 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ConfigError
-from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingFusionOutputs
+from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingInRounds
 from interfuse.families.fusion_rows import Mixtures, balanced, mixed, mixed_likelihood, rows_of, sampled
 from interfuse.handler import on_client
 from interfuse.method import Count
@@ -22,7 +22,7 @@ Downlink = Literal["pairs", "rows", "balanced", "mixed"]
 
 
 @dataclass(frozen=True)
-class IFLCapped(SharingFusionOutputs):
+class IFLCapped(SharingInRounds):
     """IFL of whose pairs at most so many rows go down, the same to everybody. Not from the paper."""
 
     downlink: Downlink = "rows"  # what goes down: some pairs, rows, rows of all classes alike, or mixtures
@@ -38,13 +38,14 @@ class IFLCapped(SharingFusionOutputs):
             )
 
     def round(self, server: Server, clients: Clients) -> None:
-        given = FusionPairs(tuple(clients.call(self.train_base).values()))
+        chosen = clients.sample(self.participation)
+        given = FusionPairs(tuple(chosen.call(self.train_base).values()))
         if self.downlink == "mixed":
             classes, rows = server.dims["classes"], rows_of(given)
             z, y = mixed(rows, classes, self.downlink_rows, self.mixed_rows, server.generator)
-            clients.call(self.train_on_mixtures, Mixtures(z, y))
+            chosen.call(self.train_on_mixtures, Mixtures(z, y))
         else:
-            clients.call(self.train_modular, self.part(given, server.generator))
+            chosen.call(self.train_modular, self.part(given, server.generator))
 
     def part(self, fused: FusionPairs, generator: torch.Generator) -> FusionPairs:
         """What goes down of the pairs. Rows that are drawn one by one are divided into pairs of ``batch_size`` anew."""

@@ -6,16 +6,22 @@ from dataclasses import dataclass
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.families.fusion import FusionPairs, Late
+from interfuse.families.fusion import FusionPairs
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
-from interfuse.messages import Message
+from interfuse.messages import Message, State
 from interfuse.method import Count
 from interfuse.server import Server
 
 
 class Replay(Message):
     """Pairs of the incumbents that the server kept, by round, the oldest first."""
+
+    rounds: tuple[FusionPairs, ...]
+
+
+class Kept(State):
+    """The same at the server."""
 
     rounds: tuple[FusionPairs, ...]
 
@@ -31,22 +37,18 @@ class IFLLateReplay(LateJoining):
     retention: Count = 10  # R: rounds whose pairs the server keeps
     passes: Count = 10  # times that a newcomer goes through them
 
-    def start(self, server: Server[Late], clients: Clients) -> Late:
-        return Late(FusionPairs(()))
+    def start(self, server: Server[Kept], clients: Clients) -> Kept:
+        return Kept(())
 
-    def round(self, server: Server[Late], clients: Clients) -> None:
+    def round(self, server: Server[Kept], clients: Clients) -> None:
         incumbents, newcomers = self.parted(clients)
-        kept = server.state.pairs.pairs
+        kept = server.state.rounds
         if server.round < self.joins_at:
-            pairs = tuple(incumbents.call(self.train_base).values())
-            incumbents.call(self.train_modular, FusionPairs(pairs))
-            server.state = Late(FusionPairs((*kept, *pairs)[-self.retention * len(incumbents) :]))
+            server.state = Kept((*kept, self.exchange(incumbents))[-self.retention :])
             return
         if server.round == self.joins_at:
-            size = len(incumbents)  # each of them sent a pair in every round
-            rounds = (FusionPairs(kept[begin : begin + size]) for begin in range(0, len(kept), size))
-            newcomers.call(self.rehearse, Replay(tuple(rounds)))
-            server.state = Late(FusionPairs(()))  # nobody needs them any more
+            newcomers.call(self.rehearse, Replay(kept))
+            server.state = Kept(())  # nobody needs them any more
         newcomers.call(self.catch_up)
 
     @on_client

@@ -1,20 +1,19 @@
-"""IFL in which not everybody takes part in every round."""
+"""IFL in which a round does not wait for everybody."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from interfuse.clients import Clients
-from interfuse.families.fusion import FusionPairs, SharingFusionOutputs
-from interfuse.method import Fraction, NonNegative
+from interfuse.families.fusion import FusionPairs, SharingInRounds
+from interfuse.method import NonNegative
 from interfuse.server import Server
 
 
 @dataclass(frozen=True)
-class IFLPartial(SharingFusionOutputs):
-    """IFL with some of the clients in each round, drawn, or those that are in time. Not from the paper."""
+class IFLPartial(SharingInRounds):
+    """IFL with those of a round's clients that are in time. Not from the paper."""
 
-    participation: Fraction = 1.0  # fraction of the clients drawn for a round
     deadline: NonNegative = 0.0  # seconds, virtual in a simulation, that each half of a round waits; 0: for all
 
     def round(self, server: Server, clients: Clients) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingFusionOutputs, batches_of
+from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingInRounds, batches_of
 from interfuse.handler import on_client
 from interfuse.models import SplitModel
 from interfuse.privacy import log_reported, randomised_response
@@ -32,7 +32,7 @@ def likelihood(model: SplitModel, batch: Batch, step: int, *, epsilon: float) ->
 
 
 @dataclass(frozen=True)
-class IFLPrivateLabels(SharingFusionOutputs):
+class IFLPrivateLabels(SharingInRounds):
     """IFL whose clients report labels by randomised response. Not from the paper.
 
     A sample always has the same noise, so its reports tell no more than the first. Who learns from a pair corrects for
@@ -47,8 +47,9 @@ class IFLPrivateLabels(SharingFusionOutputs):
         _ = server.dims["classes"]  # what labels are reported as
 
     def round(self, server: Server, clients: Clients) -> None:
-        outputs = clients.call(self.train_base)
-        clients.call(self.train_modular, FusionPairs(tuple(outputs.values())))
+        chosen = clients.sample(self.participation)
+        outputs = chosen.call(self.train_base)
+        chosen.call(self.train_modular, FusionPairs(tuple(outputs.values())))
 
     @on_client
     def train_base(self, client: Client) -> FusionOutputs:

@@ -8,7 +8,6 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.families.own_training import TrainingInTurns
 from interfuse.handler import on_client
-from interfuse.method import Fraction
 from interfuse.server import Server
 
 
@@ -20,14 +19,12 @@ class Local(TrainingInTurns):
     block on the client's own samples. Otherwise all steps train the whole model.
     """
 
-    participation: Fraction = 1.0  # fraction of the clients drawn for a round, as the method beside it draws them
-
     def round(self, server: Server, clients: Clients) -> None:
         clients.sample(self.participation).call(self.train)
 
     @on_client
     def train(self, client: Client) -> None:
-        turns = self.turns(max(1, round(self.participation * client.dims["clients"])))
+        turns = self.turns(client.dims["clients"])
         self.fit(client, client.loss, train="base" if turns else "all", **self.how("base"))
         if turns:
             how = self.how("modular") | {"lr": self.modular_lr, "batch_size": self.batch_size}

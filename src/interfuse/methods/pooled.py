@@ -40,7 +40,8 @@ class Pool(State):
 class Pooled(TrainingInTurns):
     """One model of each architecture, trained on the union of all shares with as many steps as a client takes.
 
-    Its uplink is what handing over the raw data costs, once. An epoch is that of an average client.
+    Its uplink is what handing over the raw data costs, once. An epoch is that of an average client. Steps are those of
+    a client that takes part: all models train in each round, however few clients the method beside it draws.
     """
 
     def rows_of_a_step(self, samples: int) -> Mapping[str, int]:

@@ -46,19 +46,20 @@ class SplitFedLocal(SplitLearning):
         return super().start(server, clients)
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        self.hand_out_fronts(server, clients)
-        sent = clients.call(self.train)
+        chosen = clients.sample(self.participation)
+        self.hand_out_fronts(server, chosen)
+        sent = chosen.call(self.train)
         if self.server_copies == "each":
-            copies = self.tail_of_each(server, clients)
+            copies = self.tail_of_each(server, chosen)
             for client, outputs in sent.items():
                 self.serve(server, copies[client], outputs)
-            tails = self.averaged_tails(server, clients, copies)
+            tails = self.averaged_tails(server, chosen, copies)
         else:
             one = self.one_tail(server, clients)
-            for client in self.turns(server, clients):
+            for client in self.turns(server, chosen):
                 self.serve(server, one, sent[client])
             tails = one.weights()
-        server.state = Global(self.averaged_fronts(server, clients), tails)
+        server.state = Global(self.averaged_fronts(server, chosen), tails)
 
     @on_client.continuing
     def train(self, client: Client) -> Smashed:

@@ -18,11 +18,12 @@ class SplitFedV1(EndToEnd):
     """
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        self.hand_out_fronts(server, clients)
-        tails = self.tail_of_each(server, clients)
-        steps = {client: self.steps_of(profile) for client, profile in clients.profiles.items()}
+        chosen = clients.sample(self.participation)
+        self.hand_out_fronts(server, chosen)
+        tails = self.tail_of_each(server, chosen)
+        steps = {client: self.steps_of(profile) for client, profile in chosen.profiles.items()}
         for step in range(max(steps.values())):
-            self.step(server, clients.only(client for client in clients if step < steps[client]), tails)
+            self.step(server, chosen.only(client for client in chosen if step < steps[client]), tails)
         server.optimizers.clear()
-        fronts = self.averaged_fronts(server, clients)
-        server.state = Global(fronts, self.averaged_tails(server, clients, tails))
+        fronts = self.averaged_fronts(server, chosen)
+        server.state = Global(fronts, self.averaged_tails(server, chosen, tails))

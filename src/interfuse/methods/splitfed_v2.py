@@ -23,9 +23,9 @@ class SplitFedV2(EndToEnd):
         return super().start(server, clients)
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        self.hand_out_fronts(server, clients)
-        tail, profiles = self.one_tail(server, clients), clients.profiles
-        for client in self.turns(server, clients):
-            for _ in range(self.steps_of(profiles[client])):
-                self.step(server, clients.only([client]), {client: tail})
-        server.state = Global(self.averaged_fronts(server, clients), tail.weights())
+        chosen, tail = clients.sample(self.participation), self.one_tail(server, clients)
+        self.hand_out_fronts(server, chosen)
+        for client in self.turns(server, chosen):
+            for _ in range(self.steps_of(chosen.profiles[client])):
+                self.step(server, chosen.only([client]), {client: tail})
+        server.state = Global(self.averaged_fronts(server, chosen), tail.weights())
