@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -132,9 +132,11 @@ MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)))
 
 @pytest.mark.parametrize("method", sorted(built_in()))
 def test_with_numbers_of_two_figures_a_kill_changes_nothing(method: str, quick_path: Path) -> None:
-    """In a file, clients are in the order of their names: 0, 1, 10, 11, 2."""
+    """In a file, clients are in the order of their names: 0, 1, 10, 11, 2. Half of them take part, where a method can."""
     settings = {"devices": {}, **STATEFUL.get(method, {}), "clients": 12, "rounds": 2, "eval_every": 2}
     settings["commit_rounds"] = 1
+    if "participation" in {f.name for f in fields(built_in()[method])}:
+        settings["settings"] = settings.get("settings", {}) | {"participation": 0.5}
     whole = Watched(run=quick_path / "whole")
     execute(config_of(method, **settings), whole.run, given=MANY, engine=whole.engine)
     second = (path for path in whole.left if " training 2 " in path.name)
