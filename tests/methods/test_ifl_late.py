@@ -121,7 +121,7 @@ def test_the_replay_is_the_pairs_of_the_last_rounds_once() -> None:
     for pair, other in zip(pairs, sent, strict=True):
         assert torch.equal(pair.z, other.z)  # type: ignore[attr-defined]
         assert torch.equal(pair.y, other.y)  # type: ignore[attr-defined]
-    assert not f.server.state.pairs.pairs  # the server forgets them
+    assert not f.server.state.rounds  # the server forgets them
     # by hand: two passes of plain steps on them
     model = f.setup.build(f.setup.architectures[2], 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

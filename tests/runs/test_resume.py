@@ -132,7 +132,7 @@ MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)))
 
 @pytest.mark.parametrize("method", sorted(built_in()))
 def test_with_numbers_of_two_figures_a_kill_changes_nothing(method: str, quick_path: Path) -> None:
-    """In a file, clients are in the order of their names: 0, 1, 10, 11, 2. Half of them take part, where a method can."""
+    """In a file, clients are in the order of their names: 0, 1, 10, 11, 2. Half of them take part if they can."""
     settings = {"devices": {}, **STATEFUL.get(method, {}), "clients": 12, "rounds": 2, "eval_every": 2}
     settings["commit_rounds"] = 1
     if "participation" in {f.name for f in fields(built_in()[method])}:
