@@ -18,6 +18,12 @@ hypothesis.settings.load_profile("steady")
 
 
 @pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs write no page and draw no plots, which takes ten times as long as a run of a test."""
+    monkeypatch.setattr("interfuse.report.write", lambda folder: (folder / "report.html").touch())
+
+
+@pytest.fixture
 def quick_path() -> Iterator[Path]:
     """A folder in memory where there is one: syncing thousands of files to a disk takes its time."""
     memory = Path("/dev/shm")

@@ -40,6 +40,8 @@ from interfuse.result import Result
 from interfuse.runs import RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 DATA = tiny_dataset(rows=120, test_rows=50)
 METHOD = built_in()["ifl"].configure({"optimizer": "adam", "base_lr": 0.01, "modular_lr": 0.01})
 FEW: dict[str, Any] = {
@@ -55,12 +57,6 @@ def narrow(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitMode
 def blocks(width: int, classes: int) -> tuple[nn.Module, nn.Module]:
     """A builder without the shape of a sample, and a pair in place of a model."""
     return nn.Sequential(nn.Linear(5, width), nn.ReLU()), nn.Linear(width, classes)
-
-
-@pytest.fixture(autouse=True)
-def quick_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no plots but those of ``result``, which is made before this."""
-    monkeypatch.setattr("interfuse.report.write", lambda folder: (folder / "report.html").touch())
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ def test_one_text_is_the_default_and_every_codec_has_one_spelling(tmp_path: Path
         parse_config({"codecs": "int5"})
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_run_with_codecs_from_python(tmp_path: Path) -> None:
     plain, coded = (
         interfuse.run(

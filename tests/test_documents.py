@@ -17,6 +17,8 @@ from interfuse.methods import find
 
 ROOT = Path(__file__).parent.parent
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 def code(document: str) -> str:
     """The Python of a document."""
@@ -47,8 +49,7 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def quick_pages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pages without plots."""
-    monkeypatch.setattr("interfuse.report.write", lambda folder: (folder / "report.html").touch())
+    """Pages of comparisons without plots."""
     monkeypatch.setattr("interfuse.comparison.plots.figures", lambda rows: {})
 
 

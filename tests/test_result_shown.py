@@ -16,16 +16,12 @@ from interfuse import EarlyStopping, Result, SeedResults
 from interfuse.errors import ConfigError, RunError
 from interfuse.report.text import percent
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 FEW: dict[str, Any] = {
     "data": tiny_dataset(rows=120), "clients": 2, "models": ["logistic"], "fusion_width": 8, "rounds": 2, "workers": 1,
     "progress": interfuse.Silent(), "commit_rounds": 1,
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no plots."""
-    monkeypatch.setattr("interfuse.report.write", lambda folder: (folder / "report.html").touch())
 
 
 @pytest.fixture(scope="module")

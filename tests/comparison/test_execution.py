@@ -56,7 +56,7 @@ class Flaky(Method):
 
 
 @pytest.fixture(autouse=True)
-def _without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+def _without_plots(no_report: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the runs here, and have a test file of their own."""
     monkeypatch.setattr(comparison_plots, "figures", lambda rows: {})
 

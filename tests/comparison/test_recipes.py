@@ -55,7 +55,7 @@ def test_the_small_size_can_be_planned(name: str) -> None:
 
 
 # one each of: several methods, clients that come late, virtual time, many sub-models
-WHOLE = ("compare-demo", "ifl-late-joiner", "ifl-stragglers", "fedin-figure6")
+WHOLE = ("compare-demo", "ifl-late-joiner", "ifl-stragglers", "fedin-table3")
 
 
 def skip_without(recipe: Recipe) -> None:

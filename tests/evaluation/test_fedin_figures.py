@@ -14,6 +14,8 @@ import interfuse
 from interfuse.data import load
 from interfuse.references import load_file
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 DEPTHS = ["resnet10-narrow@0.25", "resnet14-narrow@0.25", "resnet18-narrow@0.25"]
 

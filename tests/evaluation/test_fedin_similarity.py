@@ -10,6 +10,8 @@ import pytest
 import interfuse
 from interfuse.references import load_file
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fedin_similarity.py"
 
 

@@ -12,6 +12,8 @@ import interfuse
 from interfuse.data import load
 from interfuse.references import load_file
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "fedin_statistics.py"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -421,10 +421,10 @@ GREY = tiny_dataset(rows=100, classes=10, shape=(1, 32, 32))
 NOTHING: dict[str, Any] = {"local_steps": 0, "buffers": "local"}
 
 
-def uplinks(method: Method, rounds: int) -> list[int]:
-    """Scalars that each client sends in the last round, from the ledger; statistics of normalisation do not travel."""
-    f = federation(method, models=RESNETS, clients=5, dataset=GREY, width=512, rounds=rounds)
-    return [e.raw // 4 for e in entries(f) if e.direction == "up" and e.round == rounds]
+def uplinks(method: Method, models: Sequence[str]) -> list[int]:
+    """Scalars that each client sends in a round, from the ledger; statistics of normalisation do not travel."""
+    f = federation(method, models=models, clients=len(models), dataset=GREY, width=512, rounds=1)
+    return [e.raw // 4 for e in entries(f) if e.direction == "up" and e.round == 1]
 
 
 def test_parameters_of_table_2_from_the_ledger() -> None:  # FedIN-7, U6, U20
@@ -432,11 +432,13 @@ def test_parameters_of_table_2_from_the_ledger() -> None:  # FedIN-7, U6, U20
 
     This is for one channel of 32 by 32; with three SCAFFOLD's would be 24.57.
     """
-    avg, scaffold, inn = (uplinks(kind(**NOTHING), 1) for kind in (FedAvg, SCAFFOLD, FedIN))
-    assert avg == PARAMETERS
-    assert scaffold == [2 * p for p in PARAMETERS]
-    assert inn == [p + 16 * (64 * 8 * 8 + 512) for p in PARAMETERS]
+    narrow = [f"{model}-narrow@0.25" for model in RESNETS]
+    small, double = (uplinks(kind(**NOTHING), narrow) for kind in (FedAvg, SCAFFOLD))
+    assert double == [2 * p for p in small]
     assert 16 * (64 * 8 * 8 + 512) == 73_728
+    inn = uplinks(FedIN(**NOTHING), RESNETS)
+    assert inn == [p + 73_728 for p in PARAMETERS]
+    avg, scaffold = PARAMETERS, [2 * p for p in PARAMETERS]
     assert [f"{sum(sent) // 50_000 / 100:.2f}" for sent in (avg, scaffold, inn)] == ["12.28", "24.56", "12.35"]
 
 

@@ -17,6 +17,8 @@ from interfuse.method import disclosures
 from interfuse.methods import find
 from interfuse.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 FEDMD = str(Path(__file__).parents[1] / "outside" / "fedmd.py")
 PRIVATE = tiny_dataset(rows=60, test_rows=60)
 PUBLIC = tiny_dataset(rows=90, seed=0)

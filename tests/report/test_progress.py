@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 import interfuse
 from interfuse.report.progress import Bars, Lines, Standing
 from interfuse.runs import Progress, Row, RunConfig
+
+pytestmark = pytest.mark.usefixtures("no_report")
 
 STAGE = "evaluating the last and the best round on everything"
 

@@ -156,6 +156,7 @@ def test_what_cannot_be_mixed_is_said_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_report")
 def test_the_ways_to_name_several(tmp_path: Path) -> None:
     assert configure("ifl", {"data": ["digits", "rows.npz"]}).data == ("digits", f"{Path.cwd()}/rows.npz")
     written = to_toml(parse_config({"data": ["digits", "usps"]}))
@@ -212,6 +213,7 @@ def test_a_recipe_names_classes_that_have_numbers_only() -> None:
         set_up_with(None, ("a", "b", "c"), classes=["a", "b", "d"])
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_notice_of_the_data_is_a_warning_and_stands_in_the_headline(tmp_path: Path) -> None:
     result = interfuse.run(
         "fedavg", data=[of_names("one", ("a", "b", "c")), of_names("two", None)], models=["logistic"], clients=2,

@@ -49,6 +49,7 @@ def heads(result: interfuse.Result) -> list[dict[str, torch.Tensor]]:
     return [dict(result.model(c).tensors("modular")) for c in range(2)]
 
 
+@pytest.mark.usefixtures("no_report")
 def test_what_finishes_a_run_happens_once_and_survives_a_cut(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "models": ["mlp"], "clients": 2, "fusion_width": 8, "rounds": 3, "beside": (), "commit_rounds": 1,

@@ -56,12 +56,6 @@ FEW: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw no plots."""
-    monkeypatch.setattr("interfuse.report.write", lambda folder: (folder / "report.html").touch())
-
-
 def fixed(round: int, step: int) -> float:
     return 0.1
 

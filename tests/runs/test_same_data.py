@@ -31,6 +31,7 @@ def trained(data: Path, out: Path, partition: str | Divide = "iid") -> interfuse
     )
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(
     ("head", "change"), [("b,a,label", str), ("a,b,label", lambda row: row.replace("yes", "aye").replace("no", "zno"))]
 )
@@ -57,6 +58,7 @@ def elsewhere(labels: np.ndarray, clients: int, rng: np.random.Generator) -> lis
     return np.array_split(np.random.default_rng().permutation(len(labels)), clients)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_division_is_the_same_or_refused(tmp_path: Path) -> None:
     source = tmp_path / "rows.csv"
     source.write_text("\n".join(["a,b,label", *ROWS]))

@@ -242,9 +242,10 @@ def _by_size(values: Mapping[str, Any], size: str, source: str) -> str:
     shared = {key: value for key, value in values.items() if key not in ("settings", "client", "unset", CODECS)}
     config = parse_config(shared | {"method": "local", "device": "cpu", "beside": []}, source)
     setup = assemble(config)
+    built = {name: setup.build(name, "measure").parameters() for name in dict.fromkeys(setup.architectures)}
+    parameters = {name: sum(p.numel() for p in of_model) for name, of_model in built.items()}
     sizes: dict[str, int] = {}
     for client, architecture in enumerate(setup.architectures):
         name = config.models[client % len(config.models)]
-        model = setup.build(architecture, "measure")
-        sizes[name] = max(sizes.get(name, 0), sum(p.numel() for p in model.parameters()))
+        sizes[name] = max(sizes.get(name, 0), parameters[architecture])
     return (min if size == "smallest" else max)(sizes, key=lambda name: sizes[name])
