@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -137,6 +137,15 @@ ExtraPrograms = Callable[[Sequence[Dataset]], Callable[[Method], Mapping[str, Pr
 """From the data sets of the clients to programs by path, for a method with these hyperparameters."""
 
 
+class _Shown(NamedTuple):
+    """What a new model of an architecture shows; ``profile`` is what a client's has of it behind its samples."""
+
+    keys: dict[str, tuple[int, ...]]
+    profile: tuple[int | None, Mapping[str, tuple[int, ...]], tuple[str, ...], frozenset[str], Shape]
+    trial: Trial
+    sizes: dict[str, int]
+
+
 @dataclass(frozen=True, eq=False)
 class Setup:
     """A federation ready to be hosted by an engine. It can be pickled where method and builders can.
@@ -187,48 +196,46 @@ class Setup:
         return self._given.built(architecture, build, *key)
 
     @cached_property
-    def profiles(self) -> dict[ClientId, Profile]:
-        """Profiles of all clients.
-
-        Raises:
-            ModelError: a model does not fit the data, or two fusion layers differ in width; names the clients.
-        """
-        facts = {}
+    def _shown(self) -> dict[str, _Shown]:
+        """What one new model of each architecture shows: it is built once, for profiles, trials and sizes."""
+        found: dict[str, _Shown] = {}
         for client, architecture in enumerate(self.architectures):
-            if architecture in facts:
+            if architecture in found:
                 continue
             dataset = self.datasets[client]
             try:
                 model = self.build(architecture, "measure")
-                measured = measure(model, dataset.example)
-                check_output(dataset, measured.output_shape)
+                facts = measure(model, dataset.example)
+                check_output(dataset, facts.output_shape)
+                with self.numerics.applied():
+                    tried = trial(model, dataset.example)
             except ModelError as error:
                 raise ModelError(f"client {client} ({architecture}): {error}") from error
             keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
             buffers = frozenset(keys.keys() - model.tensors(buffers=False).keys())
-            cuts, stages = measured.cut_shapes, model.stage_names
-            facts[architecture] = (keys, measured.fusion_width, cuts, stages, buffers, dataset.shape)
+            cuts, stages = facts.cut_shapes, model.stage_names
+            profile = (facts.fusion_width, cuts, stages, buffers, dataset.shape)
+            found[architecture] = _Shown(keys, profile, tried, block_sizes(model))
+        return found
+
+    @cached_property
+    def profiles(self) -> dict[ClientId, Profile]:
+        """Profiles of all clients.
+
+        Raises:
+            ModelError: a model does not fit the data or cannot be trained on it, or its results could not be repeated;
+                names the client.
+        """
+        shown = [self._shown[name] for name in self.architectures]
         return {
-            client: Profile(client, name, facts[name][0], len(self.shares[client].train), *facts[name][1:])
-            for client, name in enumerate(self.architectures)
+            client: Profile(client, name, one.keys, len(share.train), *one.profile)
+            for client, (name, one, share) in enumerate(zip(self.architectures, shown, self.shares, strict=True))
         }
 
     @cached_property
     def trials(self) -> dict[str, Trial]:
-        """What a batch in training mode shows of each architecture.
-
-        Raises:
-            ModelError: none can be trained on, or results could not be repeated; names the client.
-        """
-        found: dict[str, Trial] = {}
-        for client, architecture in enumerate(self.architectures):
-            if architecture not in found:
-                try:
-                    with self.numerics.applied():
-                        found[architecture] = trial(self.build(architecture, "measure"), self.datasets[client].example)
-                except ModelError as error:
-                    raise ModelError(f"client {client} ({architecture}): {error}") from error
-        return found
+        """What a batch in training mode shows of each architecture; raises as :attr:`profiles` does."""
+        return {name: one.trial for name, one in self._shown.items()}
 
     @property
     def model_notices(self) -> tuple[Notice, ...]:
@@ -355,7 +362,7 @@ class Setup:
 
     def parameters_of(self, architecture: str) -> dict[str, int]:
         """Parameters of base and modular block."""
-        return block_sizes(self.build(architecture, "measure"))
+        return self._shown[architecture].sizes
 
     def data_name(self, client: ClientId) -> str:
         """The name of a client's data set."""
