@@ -86,7 +86,7 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def wait(self, seconds: float = 60) -> int:
-        """Its exit code."""
+        """Its exit code; how long it takes says nothing on a machine that does other things too."""
         self.process.join(seconds)
         assert self.process.exitcode is not None, f"still running after {seconds} seconds\n{self.text()}"
         return self.process.exitcode

@@ -42,7 +42,7 @@ def test_coded_messages_give_the_bits_of_the_local_engine(method: str, codecs: d
         coordinator = two.coordinate()
         nodes = two.all_nodes()
         assert coordinator.wait() == 0, two.everything()
-        assert [node.wait(10) for node in nodes] == [0, 0], two.everything()
+        assert [node.wait() for node in nodes] == [0, 0], two.everything()
         assert_equal_to_local(two, config)
         said, left = counted(two)
         assert said == left
@@ -58,7 +58,7 @@ def test_a_vendor_demands_a_codec_and_adds_noise(tmp_path: Path) -> None:
         coordinator = two.coordinate()
         nodes = two.all_nodes()
         assert coordinator.wait() == 0, two.everything()
-        assert [node.wait(10) for node in nodes] == [0, 0], two.everything()
+        assert [node.wait() for node in nodes] == [0, 0], two.everything()
         said, left = counted(two)
         assert said == left
 
@@ -78,7 +78,7 @@ def test_another_codec_than_the_vendors_is_refused_by_name_in_both_logs(tmp_path
             "plain": "codec of FusionOutputs.z (features): expected none, found int8+zstd",
         }
         for name, text in expected.items():
-            assert nodes[name].wait(20) == 2, some.everything()
+            assert nodes[name].wait() == 2, some.everything()
             assert text in nodes[name].text()
             assert text in coordinator.text()
         coordinator.says("joined node=exact")
@@ -88,7 +88,7 @@ def test_a_vendors_file_with_an_unknown_codec_says_so(tmp_path: Path) -> None:
     with parties(tmp_path, ("ant",), secure=False) as one:
         one.prepare({}, ["logistic"], limits={"codec": {"features": "int3"}})
         node = one.node("ant")
-        assert node.wait(20) == 2
+        assert node.wait() == 2
         assert "limits.codec" in node.text()
         assert "'int3' is unknown" in node.text()
 

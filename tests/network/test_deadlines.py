@@ -50,7 +50,7 @@ def test_who_is_late_is_undone_and_takes_part_in_the_next_call_that_it_can_take(
         coordinator = three.coordinate("--classes", "3", "--commit-every", "100")
         nodes = [three.node(name, lie=sluggish if name == "cat" else None) for name in THREE]
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        assert [process.wait() for process in nodes] == [0, 0, 0], three.everything()
         rows = rows_of(three)
         late = [{f["client"] for f in row["failures"] if f["kind"] == "late"} for row in rows]
         assert late[1] == {2}  # it sleeps for two calls and a half
@@ -72,7 +72,7 @@ def test_a_deadline_that_everybody_meets_changes_no_bit(tmp_path: Path) -> None:
         coordinator = three.coordinate()
         nodes = three.all_nodes()
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        assert [process.wait() for process in nodes] == [0, 0, 0], three.everything()
         assert_equal_to_local(three, config)
 
 
@@ -80,7 +80,7 @@ def test_a_recipe_with_virtual_devices_is_refused(tmp_path: Path) -> None:
     with parties(tmp_path, ("ant",), secure=False) as one:
         one.prepare({"devices": {"slow": 0.5}}, ["logistic"])
         coordinator = one.coordinate()
-        assert coordinator.wait(30) == 2
+        assert coordinator.wait() == 2
         assert "between parties time is real" in coordinator.text()
 
 
@@ -92,7 +92,7 @@ def test_a_stream_between_parties_waits_for_everybody_and_goes_on(method: str, t
         coordinator = three.coordinate()
         nodes = three.all_nodes()
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        assert [process.wait() for process in nodes] == [0, 0, 0], three.everything()
         assert [row["round"] for row in rows_of(three)] == [0, 1, 2, 3]
 
 

@@ -178,7 +178,7 @@ def test_a_model_that_nobody_has_seen_joins_by_configuration_alone(tmp_path: Pat
         coordinator = two.coordinate("--classes", str(CLASSES))
         nodes = [two.node("ant"), two.node("zoo")]
         assert coordinator.wait() == 0, two.everything()
-        assert [node.wait(10) for node in nodes] == [0, 0]
+        assert [node.wait() for node in nodes] == [0, 0]
         summary = json.loads((two.run / "summary.json").read_text())
         assert None not in summary["own_accuracy"]["per_client"]
         assert summary["composition_matrix"] is None
@@ -202,7 +202,7 @@ def test_without_evaluation_nothing_is_measured(tmp_path: Path) -> None:
         coordinator = two.coordinate("--classes", str(CLASSES))
         nodes = [two.node("ant"), two.node("bee")]
         assert coordinator.wait() == 0, two.everything()
-        assert [node.wait(10) for node in nodes] == [0, 0]
+        assert [node.wait() for node in nodes] == [0, 0]
         ledger = [json.loads(line) for line in (two.run / "ledger.jsonl").read_text().splitlines()]
         assert {line["heading"] for line in ledger} == {"training"}
         assert {line["kind"] for line in ledger if line["direction"] == "up"} == {"FusionOutputs"}

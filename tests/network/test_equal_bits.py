@@ -26,7 +26,7 @@ def test_a_network_gives_the_bits_of_the_local_engine(method: str, tmp_path: Pat
         nodes = four.all_nodes()
         coordinator = four.coordinate()
         assert coordinator.wait() == 0, four.everything()
-        assert [node.wait(20) for node in nodes] == [0] * 4, four.everything()
+        assert [node.wait() for node in nodes] == [0] * 4, four.everything()
         assert_equal_to_local(four, config)
 
 
@@ -36,6 +36,6 @@ def test_early_stopping_is_the_same_between_parties(tmp_path: Path) -> None:
         config = two.prepare({"method": "fedavg", "rounds": 9, "eval_every": 1, "stop": stop}, ["mlp"])
         nodes = two.all_nodes()
         assert two.coordinate().wait() == 0, two.everything()
-        assert [node.wait(20) for node in nodes] == [0] * 2, two.everything()
+        assert [node.wait() for node in nodes] == [0] * 2, two.everything()
         assert two.rounds_done() == 1 + 3
         assert_equal_to_local(two, config)

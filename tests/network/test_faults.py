@@ -111,7 +111,7 @@ def test_a_run_goes_on_without_a_node_that_lies(name: str, tmp_path: Path) -> No
         honest = [three.node(vendor) for vendor in ("ant", "bee")]
         three.node("cat", lie=lie)
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in honest] == [0, 0], three.everything()
+        assert [process.wait() for process in honest] == [0, 0], three.everything()
         gone = next(e for e in three.events() if e["event"] == "goes on without")
         assert gone["node"] == "cat"
         assert reason in gone["reason"], gone
@@ -135,7 +135,7 @@ def test_a_run_stops_below_its_minimum_and_goes_on_once_the_node_is_mended(tmp_p
         nodes.append(three.node("cat"))
         again = three.coordinate()
         assert again.wait() == 0, three.everything()
-        assert [process.wait(15) for process in nodes] == [0, 0, 0], three.everything()
+        assert [process.wait() for process in nodes] == [0, 0, 0], three.everything()
         assert_equal_to_local(three, config)
 
 
@@ -148,7 +148,7 @@ def test_a_node_that_is_killed_and_started_again_changes_nothing(tmp_path: Path)
         nodes[1].kill()
         nodes[1] = three.node("bee")
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in nodes] == [0, 0, 0], three.everything()
+        assert [process.wait() for process in nodes] == [0, 0, 0], three.everything()
         assert_equal_to_local(three, config)
 
 
@@ -161,7 +161,7 @@ def test_a_coordinator_that_is_killed_goes_on_with_the_same_command(tmp_path: Pa
         coordinator.kill()
         again = three.coordinate("--commit-every", "4")
         assert again.wait() == 0, three.everything()
-        assert [process.wait(15) for process in nodes] == [0, 0, 0], three.everything()
+        assert [process.wait() for process in nodes] == [0, 0, 0], three.everything()
         assert_equal_to_local(three, config)
 
 
@@ -188,7 +188,7 @@ def test_who_may_not_join(tmp_path: Path) -> None:
         refused = {name: many.node(name, "--patience", "1") for name in ("unknown", "revoked", "liar", "alien")}
         refused["bare"] = many.node("bare", "--insecure", "--patience", "1")
         refused["twin"] = many.node("twin", "--patience", "1")
-        assert {name: process.wait(20) for name, process in refused.items()} == dict.fromkeys(refused, 2)
+        assert {name: process.wait() for name, process in refused.items()} == dict.fromkeys(refused, 2)
         assert "unknown key" in refused["unknown"].text()
         assert "unknown key" in coordinator.text()
         assert "revoked key" in refused["revoked"].text()
@@ -200,7 +200,7 @@ def test_who_may_not_join(tmp_path: Path) -> None:
         assert "who is here" in coordinator.text()
         others = [many.node("ant"), many.node("cat")]
         assert coordinator.wait() == 0, many.everything()
-        assert [process.wait(10) for process in (bee, *others)] == [0, 0, 0]
+        assert [process.wait() for process in (bee, *others)] == [0, 0, 0]
         assert config.clients == len(names)
 
 
@@ -226,7 +226,7 @@ def test_contracts_that_do_not_fit_are_refused_by_name_in_both_logs(tmp_path: Pa
             "test": "labels of the public test set: expected",
         }  # fmt: skip
         nodes = {name: many.node(name, lie=of_another_version if name == "version" else None) for name in names}
-        assert {name: process.wait(30) for name, process in nodes.items()} == dict.fromkeys(names, 2)
+        assert {name: process.wait() for name, process in nodes.items()} == dict.fromkeys(names, 2)
         for name, text in expected.items():
             assert text in nodes[name].text(), nodes[name].text()
             assert text in coordinator.text(), coordinator.text()
@@ -239,7 +239,7 @@ def test_a_node_sends_no_more_than_its_vendor_allows(tmp_path: Path) -> None:
         coordinator = three.coordinate("--minimum", "2")
         nodes = [three.node(vendor) for vendor in THREE]
         assert coordinator.wait() == 0, three.everything()
-        assert nodes[2].wait(10) == 2
+        assert nodes[2].wait() == 2
         assert "limit-bytes" in coordinator.text()
         assert "of 1500 bytes are sent already" in nodes[2].text()
         sent = [json.loads(line) for line in (tmp_path / "cat" / "state" / "audit.jsonl").read_text().splitlines()]
@@ -263,7 +263,7 @@ def test_a_full_disk_at_a_node(tmp_path: Path) -> None:
         honest = [three.node(vendor) for vendor in ("ant", "bee")]
         full = three.node("cat", largest_file=6000)
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in honest] == [0, 0]
+        assert [process.wait() for process in honest] == [0, 0]
         assert any(e["event"] == "goes on without" and e["node"] == "cat" for e in three.events()), three.everything()
         assert "File too large" in full.text() or "disk" in full.text(), full.text()
 
@@ -277,7 +277,7 @@ def test_a_full_disk_at_the_coordinator(tmp_path: Path) -> None:
         assert "cannot write" in coordinator.text()
         again = three.coordinate()
         assert again.wait() == 0, three.everything()
-        assert [process.wait(15) for process in nodes] == [0, 0, 0]
+        assert [process.wait() for process in nodes] == [0, 0, 0]
         assert_equal_to_local(three, config)
 
 
@@ -289,6 +289,6 @@ def test_200_idle_connections_keep_nobody_out(tmp_path: Path) -> None:
         idle = [socket.create_connection(("127.0.0.1", three.port)) for _ in range(200)]
         nodes = [three.node(vendor) for vendor in THREE]
         assert coordinator.wait() == 0, three.everything()
-        assert [process.wait(10) for process in nodes] == [0, 0, 0]
+        assert [process.wait() for process in nodes] == [0, 0, 0]
         for connection in idle:
             connection.close()

@@ -74,7 +74,7 @@ def test_reports_do_not_follow_from_the_contract_and_outlive_a_restart(tmp_path:
         before = len(list(tmp_path.glob("sent-*")))
         bee = two.node("bee", lie=copies_to(tmp_path))
         assert coordinator.wait() == 0, two.everything()
-        assert [process.wait(10) for process in (ant, bee)] == [0, 0], two.everything()
+        assert [process.wait() for process in (ant, bee)] == [0, 0], two.everything()
         files = sorted(tmp_path.glob("sent-*"))
         assert len(files) > before
         reports: Reports = {}

@@ -29,7 +29,7 @@ def test_nodes_behind_an_http_proxy_and_a_slow_line_change_nothing(tmp_path: Pat
         coordinator = two.coordinate()
         nodes = [two.node(name) for name in ("ant", "bee")]
         assert coordinator.wait() == 0, two.everything()
-        assert [node.wait(15) for node in nodes] == [0, 0], two.everything()
+        assert [node.wait() for node in nodes] == [0, 0], two.everything()
         for line in lines:
             line.kill()
         assert (tmp_path / "used-ant").exists()

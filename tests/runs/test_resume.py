@@ -245,7 +245,7 @@ def test_kill_9_at_random_moments(workers: int, tmp_path: Path) -> None:
     )  # fmt: skip
     execute(config, tmp_path / "whole", given=GIVEN)
     path, drawn, seen = tmp_path / "killed", random.Random(workers), list[int]()
-    for target in (1, 3, 5, 7, 9, 12):  # 7 lines are the run's, 7 those of the run beside it
+    for target in (1, 3, 5, 7, 9, 10):  # 7 lines are the run's, 7 those of the run beside it
         target = max(target, lines_so_far(path) + 1)
         pid = in_a_process(lambda: carry_on(config, path, Fuse()))
         try:
@@ -296,7 +296,7 @@ def named_shared_memory(pid: int) -> list[str]:
     return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm" in line]
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:
     """Wait for something that happens by itself."""
     end = time.monotonic() + seconds
     while not true():
@@ -332,7 +332,7 @@ def test_workers_end_with_their_parent_and_leave_the_run_to_others(tmp_path: Pat
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
     assert len(helpers) == 2
-    wait_until(lambda: not any(is_running(helper) for helper in helpers), seconds=3)
+    wait_until(lambda: not any(is_running(helper) for helper in helpers), seconds=15)  # not the handler's 30
     marker.touch()
     assert resume(path, given=given).rounds == 3
 
