@@ -32,6 +32,7 @@ from interfuse.method import Method
 from interfuse.methods import find
 from interfuse.methods.local import Local
 from interfuse.models import Builder, SplitModel, pair, resolve
+from interfuse.numerics import DEFAULT, Numerics
 from interfuse.setup import Setup
 from interfuse.wire import Codecs, Entry, FileRecord, Packs, Part
 
@@ -89,6 +90,7 @@ def setup_of(
     codecs: Mapping[str, str] | None = None,
     devices: Devices = UNIFORM,
     public: Dataset | None = None,
+    numerics: Numerics = DEFAULT,
 ) -> Setup:
     """A checked setup; models are dealt in turn, ``shares`` replace the partition."""
     method = find(method)() if isinstance(method, str) else method
@@ -100,7 +102,7 @@ def setup_of(
         [resolve(m) for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
         width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation,
-        codecs=Codecs.parse(codecs or {}), public_set=public,
+        codecs=Codecs.parse(codecs or {}), public_set=public, numerics=numerics,
     )  # fmt: skip
     check(setup)
     return setup

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 Layout = Literal["contiguous", "channels_last"]
@@ -25,12 +26,19 @@ class Numerics:
         denormals: ``flush`` takes numbers below 1.2e-38 for zero, ``keep`` does not. Averages of Adam decay into
             denormals, and processors compute with those many times more slowly.
         threads: Of every handler, and of the server's work.
+        together: How many clients of one architecture work side by side in one process, so that what they train is
+            computed in one step for all of them: other rounding, and faster for small layers, or on a GPU. 1: one after
+            the other.
+        layers_together: What is computed so: ``linear`` layers and those that work on each element, or ``all``,
+            convolutions too. What has other layers is computed one after the other, to the same bits.
     """
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     layout: Layout = "channels_last"
     denormals: Literal["flush", "keep"] = "flush"
     threads: Literal[1] = 1
+    together: Annotated[int, Ge(1)] = 1
+    layers_together: Literal["linear", "all"] = "linear"
 
     @property
     def memory_format(self) -> torch.memory_format:

@@ -16,7 +16,16 @@ from interfuse.data import Batch, PublicData, Task
 from interfuse.errors import ConfigError, ModelError, nearest
 from interfuse.messages import Dims, State, flatten, unflatten
 from interfuse.models import SplitModel
-from interfuse.training import FitOptions, Fitted, Objective, OptimizerState, fit, supervised, supervised_modular
+from interfuse.training import (
+    FitOptions,
+    Fitted,
+    Objective,
+    OptimizerState,
+    Trainer,
+    fit,
+    supervised,
+    supervised_modular,
+)
 
 S = TypeVar("S", bound=State | None, default=None)
 
@@ -125,6 +134,7 @@ class Party(Generic[S]):
         dims: Sizes bound for the run: ``classes``, ``clients`` and, where all agree, ``d``.
         task: What targets and outputs are.
         lend: How a module comes to one of its networks that has none.
+        trainer: What carries out :meth:`fit`.
         steps: Gradient steps since the handler, or the round, began.
         left_out: Rows that it had to leave out of its training since then; see :class:`.training.Fitted`.
         begun: It has its first state.
@@ -147,6 +157,7 @@ class Party(Generic[S]):
         self.optimizers: dict[str, OptimizerState] = {}
         self.scratch: dict[str, Any] = {}
         self.lend: Callable[[str], None] | None = None
+        self.trainer: Trainer = fit
         self.begun = True
         self.steps = self.left_out = self.round = 0
 
@@ -203,7 +214,7 @@ class Party(Generic[S]):
                 :class:`.training.FitOptions`.
         """
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
-        done = fit(
+        done = self.trainer(
             self.network(network), losses, batches,
             slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options,
         )  # fmt: skip

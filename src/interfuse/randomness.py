@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import operator
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 
@@ -78,6 +78,21 @@ def seeded(seed: int, *keys: Key) -> Iterator[None]:
 def reseed(seed: int, *keys: Key) -> None:
     """Seed the same generators inside a block of :func:`seeded`, which puts them back."""
     _seed_all(derive(seed, *keys))
+
+
+def standing() -> Callable[[], None]:
+    """Where the same generators stand; calling what it returns puts them there again."""
+    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+
+    def put_back() -> None:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_cuda:
+            torch.cuda.set_rng_state_all(of_cuda)
+
+    return put_back
 
 
 def _seed_all(seed: int) -> None:

@@ -105,7 +105,7 @@ def proximal(model: SplitModel, batch: Batch, step: int, *, anchor: Mapping[str,
 
 def total(*objectives: Objective) -> Objective:
     """The sum of objectives: how penalties compose."""
-    functions, keywords = zip(*map(_parts_of, objectives), strict=True)
+    functions, keywords = zip(*map(parts_of, objectives), strict=True)
     return partial(summed, functions=functions, keywords=keywords)
 
 
@@ -122,7 +122,8 @@ def summed(
     return torch.stack([function(model, batch, step, **own) for function, own in bound]).sum()
 
 
-def _parts_of(objective: Objective) -> tuple[Callable[..., Tensor], Mapping[str, Any]]:
+def parts_of(objective: Objective) -> tuple[Callable[..., Tensor], Mapping[str, Any]]:
+    """The function that clients share, and what is bound for each of them."""
     return (objective.func, objective.keywords) if isinstance(objective, partial) else (objective, {})
 
 
@@ -359,6 +360,22 @@ class FitOptions(TypedDict, total=False):
     outputs_of: str | None
 
 
+class Trainer(Protocol):
+    """What trains as :func:`fit` does."""
+
+    def __call__(
+        self,
+        model: SplitModel,
+        losses: Objective | Mapping[str, Objective],
+        batches: Iterable[Batch],
+        *,
+        slots: OptimizerState | None = None,
+        round: int = 0,
+        autocast: torch.dtype | None = None,
+        **options: Unpack[FitOptions],
+    ) -> Fitted: ...
+
+
 def fit(
     model: SplitModel,
     losses: Objective | Mapping[str, Objective],
@@ -425,8 +442,13 @@ def fit(
             steps, samples, rates = steps + 1, samples + len(batch.y), rates + current
     mean = float(losses_so_far) / steps if steps else 0.0
     if not math.isfinite(mean):
-        raise DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
+        raise diverged(steps, mean)
     return Fitted(steps, samples, rates, mean, left_out, _joined(outputs) if outputs else None)
+
+
+def diverged(steps: int, mean: float) -> DivergedError:
+    """What is wrong with this mean loss, and what to do."""
+    return DivergedError(f"training diverged: the mean loss of {steps} steps is {mean}; try a lower learning rate")
 
 
 def _first_of(made: Sequence[Tensor], batch: Batch, part: str) -> Batch:

@@ -1,6 +1,6 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
-from interfuse.data.batches import Batch, ClientData, EpochOrder, PublicData, SampleOrder
+from interfuse.data.batches import Batch, ClientData, Drawn, EpochOrder, PublicData, SampleOrder
 from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
 from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
@@ -49,6 +49,7 @@ __all__ = [
     "Dirichlet",
     "Divide",
     "Divided",
+    "Drawn",
     "EpochOrder",
     "Inputs",
     "LanguageModelling",

@@ -164,21 +164,12 @@ class ClientData:
     def _rows(self, rows: Tensor) -> Batch:
         return Batch(self._inputs(each(lambda x: x[rows], self.dataset.x_train)), self.dataset.y_train[rows])
 
-    def batches(self, positions: Iterable[np.ndarray]) -> Iterator[Batch]:
-        """A batch for each array of positions. Some are taken at once: one by one, taking costs as much as a layer."""
-        at_once = BYTES_AT_ONCE // (
-            4 * max(1, sum(math.prod(x.shape[1:]) for x in named(self.dataset.x_train).values()))
-        )
-        waiting: list[np.ndarray] = []
-        for wanted in positions:
-            if waiting and sum(map(len, waiting)) + len(wanted) > at_once:
-                yield from self._split(waiting)
-                waiting = []
-            waiting.append(wanted)
-        if waiting:
-            yield from self._split(waiting)
+    def batches(self, positions: Iterable[np.ndarray]) -> Drawn:
+        """A batch for each array of positions."""
+        return Drawn(self, positions)
 
-    def _split(self, positions: Sequence[np.ndarray]) -> Iterator[Batch]:
+    def split(self, positions: Sequence[np.ndarray]) -> Iterator[Batch]:
+        """The batches of several arrays of positions, taken at once."""
         together, sizes = self.train(np.concatenate(positions)), [len(wanted) for wanted in positions]
         # a batch has the same bits whether or not it was taken with others
         pieces = (each(aligned, piece) for piece in split(together.x, sizes))
@@ -215,3 +206,24 @@ class ClientData:
     def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
         for start in range(0, len(rows), chunk):
             yield self._rows(torch.from_numpy(np.asarray(rows[start : start + chunk], dtype=np.int64)))
+
+
+@dataclass
+class Drawn:
+    """Batches of a share, by arrays of positions: nothing else decides what they are, nor when they may be taken."""
+
+    data: ClientData
+    positions: Iterable[np.ndarray]
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Some are taken at once: one by one, taking costs as much as a layer."""
+        inputs = named(self.data.dataset.x_train).values()
+        at_once = BYTES_AT_ONCE // (4 * max(1, sum(math.prod(x.shape[1:]) for x in inputs)))
+        waiting: list[np.ndarray] = []
+        for wanted in self.positions:
+            if waiting and sum(map(len, waiting)) + len(wanted) > at_once:
+                yield from self.data.split(waiting)
+                waiting = []
+            waiting.append(wanted)
+        if waiting:
+            yield from self.data.split(waiting)

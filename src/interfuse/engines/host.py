@@ -28,7 +28,7 @@ from interfuse.models import SplitModel, make
 from interfuse.party import BUFFERS, Held
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
-from interfuse.training import DivergedError
+from interfuse.training import DivergedError, Trainer, fit
 from interfuse.wire import FileRecord, Part, Tensors, save_pack
 
 Kind = tuple[str, str, frozenset[str]]
@@ -99,8 +99,12 @@ class Host:
         with self._setup.numerics.applied(), seeded(self._setup.seed, "host"):
             yield
 
-    def run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
-        """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`."""
+    def run(self, request: Request, client: ClientId, message: Message | None, trainer: Trainer = fit) -> Answer:
+        """Run a handler on one client, inside :meth:`working`. Whatever goes wrong in it becomes a :class:`Failure`.
+
+        Args:
+            trainer: What carries out ``client.fit``.
+        """
         began, before, hint = time.perf_counter(), None, ""
         place = request.place(client)
         given, untouched = None, unmodified(None)
@@ -126,6 +130,7 @@ class Host:
                 hint = _NOT_CONTINUING
             self._enter(resident, request, continues=handler.declaration.continues)
             resident.client.begin(self._setup.seed, "client", *place)
+            resident.client.trainer = trainer
             before = _snapshot(resident) if request.recoverable else None
             reseed(self._setup.seed, "handler", *place)
             reply, size = self._reply(resident, handler, request, given)
@@ -231,6 +236,7 @@ class Host:
 
     def _deploy(self, resident: Resident) -> None:
         """Put in place what the client answers with in this evaluation."""
+        resident.client.trainer = fit
         self._lend(resident)
         for held in resident.client.networks.values():
             if held.module is not None:

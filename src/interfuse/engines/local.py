@@ -18,6 +18,7 @@ from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Engine, Failure, Request
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.arena import Arena, to_json
+from interfuse.engines.groups import Groups, Task, run_group
 from interfuse.engines.host import Host
 from interfuse.engines.placement import Move, Placement
 from interfuse.engines.processes import available_cores, can_fork, fork
@@ -37,17 +38,21 @@ class InProcess:
 
     def __init__(self, setup: Setup) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
+        self._numerics = setup.numerics
         self._host = Host(setup, tuple(setup.profiles))
+        self._groups = Groups(setup.profiles, setup.numerics.together)
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterable[Answer]:
+        groups = self._groups.of(request, messages)
+        tasks = ([(client, messages[client]) for client in group] for group in groups)
         if request.ordered:
-            return (self._run(request, client, message) for client, message in messages.items())
+            return (answer for group in tasks for answer in self._run(request, group))
         with self._host.working():
-            return [self._host.run(request, client, message) for client, message in messages.items()]
+            return [answer for group in tasks for answer in run_group(self._host, self._numerics, request, group)]
 
-    def _run(self, request: Request, client: ClientId, message: Message | None) -> Answer:
+    def _run(self, request: Request, group: Sequence[Task]) -> list[Answer]:
         with self._host.working():
-            return self._host.run(request, client, message)
+            return run_group(self._host, self._numerics, request, group)
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model as it is now. Scratch lasts until the end of the round."""
@@ -57,6 +62,7 @@ class InProcess:
         self._host.undo(clients)
 
     def end_round(self) -> None:
+        self._groups.end_round()
         self._host.end_round()
 
     def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
@@ -77,6 +83,7 @@ class Workers:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._setup = setup
         self._placement = Placement(setup.profiles, count)
+        self._groups = Groups(setup.profiles, setup.numerics.together)
         self._down = Arena()
         self._workers = [_Worker(number, self._placement) for number in range(count)]
         for worker in self._workers:
@@ -86,22 +93,26 @@ class Workers:
             worker.theirs.close()
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        groups = self._groups.of(request, messages)
         if request.heading == "training":
-            self._move(self._placement.arrange([client] for client in messages))
+            self._move(self._placement.arrange(groups))
         self._down.clear()
         places: dict[int, list[list[Any]]] = {}
-        tasks: dict[int, list[_Task]] = {}
-        for client, message in messages.items():
-            if message is not None and id(message) not in places:
-                places[id(message)] = self._down.write(flatten(message))
-            number = None if message is None else id(message)
-            tasks.setdefault(self._placement.home[client], []).append((client, number))
+        tasks: dict[int, list[list[_Task]]] = {}
+        for group in groups:
+            own: list[_Task] = []
+            for client in group:
+                message = messages[client]
+                if message is not None and id(message) not in places:
+                    places[id(message)] = self._down.write(flatten(message))
+                own.append((client, None if message is None else id(message)))
+            tasks.setdefault(self._placement.home[group[0]], []).append(own)
         reply_type = handlers(type(self._programs(request)))[request.handler].reply_type
         if request.ordered:
             yield from self._one_by_one(request, tasks, places, list(messages), reply_type)
             return
-        for home, own in tasks.items():
-            self._workers[home].send(_calling(request, own, places))
+        for home, mine in tasks.items():
+            self._workers[home].send(_calling(request, mine, places))
         # all answers before the first is looked at: nothing may be left in the pipes when one is refused
         for worker, answers in list(self._collect(tasks)):
             for answer in answers:
@@ -110,7 +121,7 @@ class Workers:
     def _one_by_one(
         self,
         request: Request,
-        tasks: Mapping[int, list[_Task]],
+        tasks: Mapping[int, list[list[_Task]]],
         places: _Places,
         clients: Sequence[ClientId],
         reply_type: type[Message] | None,
@@ -123,7 +134,7 @@ class Workers:
         first = 0  # rank of the first client whose answer is awaited
 
         def give(number: int) -> None:
-            if left[number] and rank[left[number][0][0]] < first + AHEAD * len(self._workers):
+            if left[number] and rank[left[number][0][0][0]] < first + AHEAD * len(self._workers):
                 self._workers[number].send(_calling(request, [left[number].popleft()], places))
                 busy.add(number)
 
@@ -133,13 +144,12 @@ class Workers:
                     give(number)
                 worker = next(worker for worker in self._workers if worker.ours in wait(self._connections(busy)))
                 busy.remove(worker.number)
-                (answer,) = _checked(worker.receive())
-                ready = self._answer(request, worker, reply_type, *answer)
-                done.add(rank[ready.client])
+                ready = [self._answer(request, worker, reply_type, *answer) for answer in _checked(worker.receive())]
+                done.update(rank[answer.client] for answer in ready)
                 while first in done:
                     first += 1
                 give(worker.number)
-                yield ready
+                yield from ready
         finally:
             for number in busy:
                 self._workers[number].receive()
@@ -198,6 +208,7 @@ class Workers:
             pass
 
     def end_round(self) -> None:
+        self._groups.end_round()
         self._placement.end_round()
         self._everybody({"do": "end_round"})
 
@@ -269,9 +280,9 @@ _Places = Mapping[int, list[list[Any]]]
 """Where messages lie in shared memory, by number."""
 
 
-def _calling(request: Request, tasks: Sequence[_Task], places: _Places) -> dict[str, Any]:
-    messages = {number: places[number] for _, number in tasks if number is not None}
-    return {"do": "call", "request": asdict(request), "tasks": tasks, "messages": messages}
+def _calling(request: Request, groups: Sequence[Sequence[_Task]], places: _Places) -> dict[str, Any]:
+    messages = {number: places[number] for group in groups for _, number in group if number is not None}
+    return {"do": "call", "request": asdict(request), "groups": groups, "messages": messages}
 
 
 class _Worker:
@@ -373,22 +384,25 @@ def _pack(folder: Path, stem: str, number: int) -> Path:
 
 def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping[str, Any]) -> list[list[Any]]:
     worker.up.clear()
-    request, tasks, places = Request(**order["request"]), order["tasks"], order["messages"]
-    program = setup.programs_of(tasks[0][0])[request.program]
+    request, groups, places = Request(**order["request"]), order["groups"], order["messages"]
+    program = setup.programs_of(groups[0][0][0])[request.program]
     expected = handlers(type(program))[request.handler].message_type
     answers: list[list[Any]] = []
     received: dict[int, Message] = {}  # clients with one message have the very same
-    last = {number: place for place, (_, number) in enumerate(tasks)}
-    for place, (client, number) in enumerate(tasks):
-        if number is not None and number not in received and expected is not None:
-            received[number] = unflatten(expected, down.read(places[str(number)]))
-        answer = host.run(request, client, received.get(number))
-        if last[number] == place:
-            received.pop(number, None)
-        failed = answer.reply if isinstance(answer.reply, Failure) else None
-        sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
-        reason = None if failed is None else failed.reason
-        answers.append([client, sent, reason, answer.seconds, answer.steps, answer.size, answer.left_out])
+    last = {number: place for place, group in enumerate(groups) for _, number in group}
+    for place, group in enumerate(groups):
+        for _, number in group:
+            if number is not None and number not in received and expected is not None:
+                received[number] = unflatten(expected, down.read(places[str(number)]))
+        tasks = [(client, received.get(number)) for client, number in group]
+        for answer in run_group(host, setup.numerics, request, tasks):
+            failed = answer.reply if isinstance(answer.reply, Failure) else None
+            sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
+            reason = None if failed is None else failed.reason
+            answers.append([answer.client, sent, reason, answer.seconds, answer.steps, answer.size, answer.left_out])
+        for _, number in group:
+            if last[number] == place:
+                received.pop(number, None)
     return answers
 
 
