@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from interfuse.data import Batch, Drawn
 from interfuse.data.inputs import named, together
@@ -146,10 +148,21 @@ def fit_together(calls: Sequence[FitCall], layers: Collection[type[nn.Module]]) 
     """Carry out calls of equal :meth:`FitCall.form`. A client whose loss diverges is alone with it.
 
     In each step the clients whose batches have one shape are computed together; those that have no batch left are done.
+    What is not trained is first taken for unused, since copies of it for each client may be large.
 
     Raises:
         NotTogetherError: the objective cannot be computed so, as its first step showed. No batch is lost.
     """
+    try:
+        return _fit(calls, calls[0].trained.keys(), layers)
+    except NotTogetherError:
+        return _fit(calls, _opened(calls[0].model, layers), layers)
+
+
+def _fit(
+    calls: Sequence[FitCall], opened: Collection[str], layers: Collection[type[nn.Module]]
+) -> list[Fitted | DivergedError]:
+    """:func:`fit_together` with the tensors of these keys alone."""
     first = calls[0]
     lr = first.options["lr"]
     rate = (lambda round, step: lr) if isinstance(lr, int | float) else lr
@@ -157,7 +170,7 @@ def fit_together(calls: Sequence[FitCall], layers: Collection[type[nn.Module]]) 
     losses = torch.zeros(len(calls), device=next(iter(first.trained.values())).device)
     steps, samples, rates = [0] * len(calls), [0] * len(calls), [0.0] * len(calls)
     stacks: dict[tuple[int, ...], _Stack] = {}
-    with first.model.training_parts(first.parts), _closed(first.model, layers) as closed:
+    with first.model.training_parts(first.parts), _closed(first.model, set(opened), layers) as closed:
         for number in count():
             now = {who: batch for who, batches in enumerate(coming) if (batch := next(batches, None)) is not None}
             shapes: dict[Any, list[int]] = defaultdict(list)
@@ -222,7 +235,8 @@ class _Stack:
 
         x, y = _stacked([dict(named(batch.x)) for batch in batches]), _stacked([batch.y for batch in batches])
         values, dims = zip(self._frozen, x, y, self._keywords, strict=True)
-        losses = vmap(loss, in_dims=(0, *dims))(self._trained, *values)
+        with _Products():
+            losses = vmap(loss, in_dims=(0, *dims))(self._trained, *values)
         gradients = torch.autograd.grad(losses.sum(), list(self._trained.values()), allow_unused=True)
         for parameter, gradient in zip(self._trained.values(), gradients, strict=True):
             parameter.grad = gradient
@@ -252,19 +266,37 @@ class _Loss(nn.Module):
             return self._objective(self.model, batch, step, **keywords)
 
 
+class _Products(TorchFunctionMode):
+    """Linear layers with the weights in front: so their gradients come as the weights lie in memory, and rows that all
+    clients share are one matrix product for all. With the weights behind, a copy costs more than the product."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is functional.linear and not kwargs and len(args) == 3 and args[0].dim() == 2:
+            x, weight, bias = args
+            product = (weight @ x.mT).mT
+            return product if bias is None else product + bias
+        return func(*args, **(kwargs or {}))
+
+
 @contextmanager
-def _closed(model: SplitModel, layers: Collection[type[nn.Module]]) -> Iterator[dict[str, Tensor]]:
-    """Tensors without values for what an objective must not touch inside the block: layers that are of another kind.
-    They refuse to run."""
+def _closed(
+    model: SplitModel, opened: Collection[str], layers: Collection[type[nn.Module]]
+) -> Iterator[dict[str, Tensor]]:
+    """Tensors without values for what an objective must not touch inside the block, by key; layers that have some, or
+    are of another kind, refuse to run."""
 
     def refuse(module: nn.Module, x: object) -> None:
         raise NotTogetherError(type(module).__name__)
 
-    hooks = [m.register_forward_pre_hook(refuse) for m in model.modules() if type(m) not in layers]
-    opened = set(_opened(model, layers))
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    closed = {key: torch.empty_like(t.detach(), device="meta") for key, t in tensors.items() if key not in opened}
+    owners = {key.rpartition(".")[0] for key in closed}
+    refusing = [module for name, module in model.named_modules() if name in owners or type(module) not in layers]
+    hooks = [module.register_forward_pre_hook(refuse) for module in refusing]
     try:
-        yield {key: torch.empty_like(t.detach(), device="meta") for key, t in tensors.items() if key not in opened}
+        yield closed
     finally:
         for hook in hooks:
             hook.remove()
