@@ -124,6 +124,7 @@ _BESIDE = f"References to run on the same data: local, pooled (default {','.join
 _LAYOUT = f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout})."
 _DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype})."
 _DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
+_TOGETHER = f"Clients of one model that are trained in one computation (default {DEFAULT.numerics.together})."
 _PATIENCE = "Stop once the validation score has not risen for N points of the curve (default: never)."
 _MORE = "Rounds of the whole run, more than it was begun with: as if it had had so many from its beginning."
 _TRACKED = "Write scores, bytes and steps as TensorBoard reads them, while the run goes on."
@@ -157,6 +158,7 @@ def run(
     layout: Annotated[str | None, option(HOW, "NAME", _LAYOUT)] = None,
     dtype: Annotated[str | None, option(HOW, "NAME", _DTYPE)] = None,
     denormals: Annotated[str | None, option(HOW, "NAME", _DENORMALS)] = None,
+    together: Annotated[int | None, option(HOW, "N", _TOGETHER)] = None,
     workers: Processes = None,
     commit_every: CommitEvery = None,
     eval_every: EvalEvery = None,
@@ -181,7 +183,7 @@ def run(
             "models": listed(models), "fusion_width": width, "device": device,
             "eval_every": eval_every, "codecs": codecs(codec), "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
-            "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
+            "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals, "together": together},
             "execution": {"workers": workers, "commit_rounds": commit_every},
         },
         partition={

@@ -80,6 +80,8 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
         raise ConfigError("metrics beyond accuracy need statistics of the parties' own data: use metrics = []")
     if config.devices != UNIFORM:
         raise ConfigError("devices: between parties time is real; virtual devices are for simulations, leave them out")
+    if config.numerics.together > 1:
+        raise ConfigError(f"numerics.together = {config.numerics.together}: each party trains by itself, use 1")
     if config.client and max(config.client) >= nodes:
         raise ConfigError(f"settings for client {max(config.client)}, but clients are 0 to {nodes - 1}")
     rows = config.test_rows or TEST_ROWS

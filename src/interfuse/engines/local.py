@@ -22,6 +22,7 @@ from interfuse.engines.groups import Groups, Task, run_group
 from interfuse.engines.host import Host
 from interfuse.engines.placement import Move, Placement
 from interfuse.engines.processes import available_cores, can_fork, fork
+from interfuse.engines.stacked import prepare
 from interfuse.errors import ConfigError, RunError
 from interfuse.handler import handlers
 from interfuse.messages import Message, flatten, unflatten
@@ -421,4 +422,6 @@ def local(setup: Setup, workers: int | None = None) -> Engine:
     if workers > 1 and not forks:
         raise ConfigError(f"workers = {workers}: several workers need a CPU device and a system that can fork; use 1")
     keep_freed_memory()  # forked workers inherit it
+    if setup.numerics.together > 1:
+        prepare()
     return InProcess(setup) if workers == 1 else Workers(setup, min(workers, len(setup.profiles)))

@@ -131,6 +131,11 @@ class FitCall:
         return {key: p for key, p in self.model.parameters_of(self.parts).items() if p.requires_grad}
 
 
+def prepare() -> None:
+    """Have PyTorch import what it needs, before a process forks: each of its children would take a second for it."""
+    vmap(functional.cross_entropy)(torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64))
+
+
 def alike(calls: Mapping[T, FitCall], layers: Collection[type[nn.Module]]) -> list[list[T]]:
     """Who can be computed together, two or more each."""
     found: list[tuple[Form, list[T]]] = []
@@ -280,23 +285,27 @@ class _Products(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Closed(Tensor):
+    """Stands for a tensor that an objective must not touch."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise NotTogetherError("the objective uses a tensor of a layer that is not stacked")
+
+
 @contextmanager
 def _closed(
     model: SplitModel, opened: Collection[str], layers: Collection[type[nn.Module]]
 ) -> Iterator[dict[str, Tensor]]:
-    """Tensors without values for what an objective must not touch inside the block, by key; layers that have some, or
-    are of another kind, refuse to run."""
+    """What stands for all other tensors inside the block, by key. Layers of another kind refuse to run in it."""
 
     def refuse(module: nn.Module, x: object) -> None:
-        raise NotTogetherError(type(module).__name__)
+        raise NotTogetherError(f"the objective runs a {type(module).__name__}")
 
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    closed = {key: torch.empty_like(t.detach(), device="meta") for key, t in tensors.items() if key not in opened}
-    owners = {key.rpartition(".")[0] for key in closed}
-    refusing = [module for name, module in model.named_modules() if name in owners or type(module) not in layers]
-    hooks = [module.register_forward_pre_hook(refuse) for module in refusing]
+    keys = [*dict(model.named_parameters()), *dict(model.named_buffers())]
+    hooks = [m.register_forward_pre_hook(refuse) for m in model.modules() if type(m) not in layers]
     try:
-        yield closed
+        yield {key: torch.empty(0).as_subclass(_Closed) for key in keys if key not in opened}
     finally:
         for hook in hooks:
             hook.remove()

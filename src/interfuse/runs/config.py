@@ -99,7 +99,7 @@ class RunSettings(TypedDict, total=False):
         client: Hyperparameters that differ for a client, by its number.
         codecs: What is done to the method's messages on their way: ``"int8+zstd"`` for all, or by field or kind of
             message, such as ``{"FusionOutputs.z": "int4:row+zstd"}``; see docs/codecs.md.
-        numerics: How numbers are computed: dtype, memory layout, denormals.
+        numerics: How numbers are computed: dtype, memory layout, denormals, clients together.
         devices: What the virtual clock goes by: ``uniform``, ``stragglers``, or :class:`interfuse.Devices`.
         workers: Processes on this machine; None: one a core. Results do not depend on it.
         commit_seconds, commit_rounds: Commit after so many seconds (30), or every so many rounds instead.
