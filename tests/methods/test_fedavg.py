@@ -1,4 +1,4 @@
-"""FedAvg: U1, one centralised step, nested depths (U8, U24), participation, the four buffer policies."""
+"""FedAvg: U1, one centralised step, nested depths (U8, U24), the four buffer policies."""
 
 from __future__ import annotations
 
@@ -173,14 +173,6 @@ def test_models_that_disagree_on_a_shape_are_refused() -> None:
 
     with pytest.raises(ModelError, match="clients 0 .* and 1 .* differ in the shape of stem"):
         federation(FedAvg(), models=[depth1, narrow_stem])
-
-
-def test_participation_draws_the_fraction_and_no_more() -> None:
-    f = federation(FedAvg(participation=0.5, local_steps=1), clients=4, rounds=12, wrap=Recorder)
-    drawn = [tuple(sent_up(f, round)) for round in range(1, 13)]
-    assert {len(clients) for clients in drawn} == {2}
-    assert len(set(drawn)) > 2
-    assert {client for clients in drawn for client in clients} == {0, 1, 2, 3}
 
 
 # --- buffers --------------------------------------------------------------------------------------
