@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import torch
 
-from driver import Cohort
+from driver import Cohort, end_with_parent
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -129,8 +129,8 @@ def _start(contender: Contender, log: IO[str]) -> tuple[int, IO[str], IO[str]]:
     """A new interpreter: its number, where requests go, where answers come from."""
     process = subprocess.Popen(
         [str(contender.python), str(HERE / contender.script), json.dumps(dict(contender.options))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True,
-        env=undecided() | {"PYTHONPATH": str(HERE)} | dict(contender.environment),
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, preexec_fn=end_with_parent,
+        env=undecided() | {"PYTHONPATH": search_path(ROOT)} | dict(contender.environment),
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
@@ -144,6 +144,7 @@ def _fork(contender: Contender, log: IO[str]) -> tuple[int, IO[str], IO[str]]:
     pid = os.fork()
     if pid == 0:
         try:
+            end_with_parent()
             torch.set_num_threads(1)  # the pool of threads was inherited, but not the threads
             for ours, standard in ((requests, 0), (answers, 1), (log.fileno(), 2)):
                 os.dup2(ours, standard)
@@ -157,6 +158,11 @@ def _fork(contender: Contender, log: IO[str]) -> tuple[int, IO[str], IO[str]]:
     os.close(requests)
     os.close(answers)
     return pid, os.fdopen(send, "w"), os.fdopen(receive)
+
+
+def search_path(checkout: Path) -> str:
+    """Where Python finds the benchmarks and the package of a checkout, whichever is installed."""
+    return os.pathsep.join(str(checkout / name) for name in ("benchmarks", "src"))
 
 
 def undecided() -> dict[str, str]:
@@ -278,6 +284,36 @@ def ratio(own: Sequence[float], reference: Sequence[float]) -> float:
     return median(a / b for a, b in zip(own, reference, strict=False))
 
 
+@dataclass(frozen=True)
+class Target:
+    """What a figure should come to.
+
+    Attributes:
+        measured: None where it was not measured.
+        at_most: The figure should stay below what is wanted, not above.
+    """
+
+    what: str
+    wanted: float
+    measured: float | None
+    at_most: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """``met``, ``missed`` or ``not measured``."""
+        if self.measured is None:
+            return "not measured"
+        met = self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
+        return "met" if met else "missed"
+
+
+def versus(courses: Sequence[Course], slower: str, faster: str) -> float | None:
+    """How many times as long the one contender takes as the other; None where one of them is missing."""
+    seconds = {course.contender.name: course.seconds for course in courses if not course.failure}
+    a, b = seconds.get(slower), seconds.get(faster)
+    return ratio(a, b) if a and b else None
+
+
 def rows_of(courses: Sequence[Course]) -> list[dict[str, Any]]:
     """What was measured, one row a contender; ratios are to the first contender."""
     ours = courses[0].seconds
@@ -331,10 +367,19 @@ def peer_python(name: str, wanted: bool) -> Path | str:
             [sys.executable, "-m", "venv", str(folder)],
             [str(python), "-m", "pip", "install", "--quiet", "-r", str(pins)],
         ):
-            if subprocess.run(command, stdout=log, stderr=log, check=False).returncode:
+            if subprocess.run(command, stdout=log, stderr=log, check=False, preexec_fn=end_with_parent).returncode:
                 return f"{name} is skipped: it could not be installed, see {log.name}"
     stamp.write_text(pins.read_text())
     return python
+
+
+def checkout(variable: str) -> Path | str:
+    """The checkout that a variable of the environment names; or why there is none."""
+    named = os.environ.get(variable, "")
+    if not named:
+        return f"{variable} is not set to the path of a checkout"
+    path = Path(named).resolve()
+    return path if path.is_dir() else f"{variable} names no folder: {path}"
 
 
 def arguments(description: str, argv: Sequence[str] | None = None, **own: Any) -> argparse.Namespace:
@@ -411,9 +456,21 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def verdicts(targets: Iterable[Target]) -> str:
+    """Targets beside what was measured, as a Markdown table."""
+    rows = [
+        {
+            "what": target.what, "wanted": f"{'≤' if target.at_most else '≥'} {target.wanted:g}",
+            "measured": target.measured, "verdict": target.verdict,
+        }
+        for target in targets
+    ]  # fmt: skip
+    return table(rows, {"what": "target", "wanted": "wanted", "measured": "measured", "verdict": ""})
+
+
 def publish(
     name: str, out: Path, parameters: Mapping[str, Any], tables: Mapping[str, str], results: Mapping[str, Any],
-    notes: Sequence[str] = (),
+    notes: Sequence[str] = (), targets: Sequence[Target] = (),
 ) -> None:  # fmt: skip
     """Print the tables, and write them beside all that was measured.
 
@@ -421,7 +478,9 @@ def publish(
         tables: Title -> Markdown.
         results: What goes into the JSON file beside parameters and environment.
         notes: Lines below the tables: who was left out, and what failed a check.
+        targets: Go into a table of their own, and into the JSON file.
     """
+    tables = dict(tables) | ({"Targets": verdicts(targets)} if targets else {})
     out.mkdir(parents=True, exist_ok=True)
     facts = environment()
     text = "\n\n".join(f"**{title}**\n\n{markdown}" for title, markdown in tables.items())
@@ -434,4 +493,5 @@ def publish(
     print(document)
     (out / f"{name}.md").write_text(document, encoding="utf-8")
     values = {"benchmark": name, "environment": facts, "parameters": dict(parameters), **results, "notes": list(notes)}
+    values["targets"] = [vars(target) | {"verdict": target.verdict} for target in targets]
     (out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -16,6 +16,7 @@ from statistics import median
 from typing import Any
 
 import common
+from driver import end_with_parent
 
 CODE = """
 import json, sys, time
@@ -65,15 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _import_torch() -> dict[str, float]:
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True, env=common.undecided())
+    subprocess.run(
+        [sys.executable, "-c", "import torch"], check=True, env=common.undecided(), preexec_fn=end_with_parent
+    )
     return {"python -c 'import torch', for comparison": time.perf_counter() - began}
 
 
 def _in_python() -> dict[str, float]:
     began = time.perf_counter()
     ran = subprocess.run(
-        [sys.executable, "-c", CODE], check=True, env=common.undecided(), stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", CODE],
+        check=True, env=common.undecided(), stdout=subprocess.PIPE, text=True, preexec_fn=end_with_parent,
+    )  # fmt: skip
     parts: dict[str, float] = json.loads(ran.stdout)
     return parts | {"process, in Python": time.perf_counter() - began}
 
@@ -87,7 +91,9 @@ def _from_the_shell() -> dict[str, float]:
             "--beside", "none", "--out", str(folder),
         ]  # fmt: skip
         began = time.perf_counter()
-        process = subprocess.Popen(command, env=common.undecided(), stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, env=common.undecided(), stdout=subprocess.DEVNULL, preexec_fn=end_with_parent
+        )
         metrics, first = folder / "metrics.jsonl", 0.0
         while process.poll() is None:
             if not first and metrics.exists() and metrics.read_bytes().count(b"\n") >= 2:

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -40,7 +41,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("results")
     command = [sys.executable, str(FOLDER / "everything.py"), "--smoke", "--no-peers", "--out", str(out)]
     # made-up images: no data set is looked for
-    environment = os.environ | {"INTERFUSE_DATA": str(out), "XDG_CACHE_HOME": str(out)}
+    environment = {name: value for name, value in os.environ.items() if name not in ("BEFORE", "HTFLLIB", "PFLLIB")}
+    environment |= {"INTERFUSE_DATA": str(out), "XDG_CACHE_HOME": str(out)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")} | {
@@ -81,7 +83,75 @@ def test_rates_follow_from_seconds_and_operations(results: dict[str, Any]) -> No
 
 
 def test_peers_left_out_are_named(results: dict[str, Any]) -> None:
-    assert [note.split()[0] for note in results["fedavg"]["notes"]] == ["flower", "pfl"]
+    assert [note.split()[0] for note in results["fedavg"]["notes"]] == ["an", "flower", "pfl", "PFLlib"]
+
+
+def test_fedproto_with_htfllibs_choices_ends_where_its_loop_does(results: dict[str, Any]) -> None:
+    paper, choices, theirs = results["fedproto"]["rows"]
+    assert choices["accuracy"] == pytest.approx(theirs["accuracy"], abs=0.01)
+    assert paper["name"] == "interfuse, as the paper"
+
+
+def test_targets_are_beside_what_was_measured(results: dict[str, Any]) -> None:
+    for name in ("fedavg", "fedproto"):
+        for target in results[name]["targets"]:
+            assert f"| {target['what']} | ≥ {target['wanted']:g} |" in results[f"{name}.md"]
+            assert f"| {target['what']} |" in results["targets.md"]
+    by_name = {target["what"]: target for target in results["fedavg"]["targets"]}
+    assert by_name["float32: pfl, defaults / ours"]["verdict"] == "not measured"
+    peak = by_name["float32: share of the convolution peak"]
+    assert peak["measured"] == results["fedavg"]["dtypes"]["float32"]["rows"][0]["share_of_peak"]
+    assert peak["verdict"] == ("met" if peak["measured"] >= 0.52 else "missed")
+
+
+SLEEPER = """
+import time
+from driver import Channel, Forked
+channel = Channel()
+helpers = Forked([lambda seconds: time.sleep(seconds)] * 2)
+channel.ready()
+channel.next_round(lambda path: {})
+helpers.run(60)
+"""
+KILLED = """
+import sys
+from pathlib import Path
+import common
+child = common.Child(common.Contender("sleeper", sys.argv[1], {}), sys.stderr)
+print('{"do": "round", "clients": []}', file=child._requests, flush=True)
+while len(found := common.descendants(child.pid)) < 2:
+    pass
+print(child.pid, *found, flush=True)
+child._answer()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")
+def test_contenders_and_their_own_processes_end_when_the_driver_is_killed(tmp_path: Path) -> None:
+    """In the middle of a round, when nobody looks at what there is to read."""
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "sleeper.py")],
+        env=os.environ | {"PYTHONPATH": str(FOLDER)}, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert driver.stdout is not None
+    with driver.stdout:
+        pids = driver.stdout.readline().split()
+        driver.kill()
+        driver.wait()
+    assert len(pids) == 3
+    until = time.monotonic() + 10
+    while any(_lives(pid) for pid in pids) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not any(_lives(pid) for pid in pids)
+
+
+def _lives(pid: str) -> bool:
+    """Whether a process is there and has not ended; who adopted it may be slow to ask how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 @pytest.mark.parametrize("name", ["cnn", "htfl_cnn", "mlp"])

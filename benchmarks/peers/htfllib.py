@@ -1,133 +1,50 @@
-"""FedProto in the way of HtFLlib: a re-statement of its loop from its description, not its code.
+"""FedProto by HtFLlib's own code, from the checkout that ``HTFLLIB`` names; see :mod:`checkouts`.
 
-What it restates: every object goes through ``torch.save`` and ``torch.load`` whenever it is used; each client's
-``.npz`` is read again each time; targets and features by class are gathered sample by sample; test accuracy and
-training loss of all clients are taken every round. HtFLlib itself pins PyTorch 2.0.1, whose modules later versions do
-not load. Unlike it, batches follow the order of the benchmark, so that all contenders see the same ones.
+PyTorch loads its saved modules where PyTorch's own switch asks for that. Models begin with the benchmark's weights by
+way of HtFLlib's folder of pre-trained models.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.utils.data import DataLoader
 
-from driver import Channel, Cohort, options, serve
-from workload import MODELS, Problem
-
-Prototypes = dict[int, Tensor]
+import checkouts
+from driver import Channel, options
+from workload import Problem
 
 
 def main() -> None:
     channel, given = Channel(), options()
     if given["threads"]:
         torch.set_num_threads(given["threads"])
-    library = Library(Problem.read(Path(given["problem"])), given, Path(given["scratch"]))
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
+    problem = Problem.read(Path(given["problem"]))
+    checkouts.enter(Path(given["checkout"]), Path(given["scratch"]))
+    checkouts.write_shares(problem)
+    from flcore.clients.clientbase import save_item
+    from flcore.servers.serverproto import FedProto
+    from flcore.trainmodel.models import BaseHeadSplit
 
-    def run_round(cohort: Cohort) -> None:
-        if given["evaluate"]:
-            library.evaluate()
-        for client, epoch in cohort:
-            library.train(client, epoch)
-        library.aggregate([client for client, _ in cohort])
+    args = checkouts.arguments(
+        given, problem, algorithm="FedProto", lamda=given["pull"], feature_dim=512, models_folder_name="initial",
+        models=["CNN(in_features=1, num_classes=10, height=28, num_cov=2, feature_dim=512, hidden_dims=[])"],
+    )  # fmt: skip
+    for client in range(len(problem.rows)):
+        model = BaseHeadSplit(args, client)
+        weights = dict(zip(model.state_dict(), problem.initial(client).values(), strict=True))
+        model.load_state_dict(weights)
+        save_item(model, f"Client_{client}", "model", args.models_folder_name)
+    server = FedProto(args, 0)
 
-    serve(run_round, lambda path: {"accuracy": library.evaluate()[0]}, channel)
+    def result(path: Path) -> dict[str, Any]:
+        server.evaluate()
+        return {"accuracy": float(server.rs_test_acc[-1])}
 
-
-class Library:
-    """Server and clients, whose every object lies in a folder between two uses."""
-
-    def __init__(self, problem: Problem, given: dict[str, Any], folder: Path) -> None:
-        self.given, self.folder, self.clients, self.order = given, folder, len(problem.rows), problem.order
-        for client in range(self.clients):
-            model = MODELS[given["model"]]()
-            model.load_state_dict(problem.initial(client))
-            torch.save(model, folder / f"model-{client}.pt")
-            for part, rows in (("train", problem.rows[client]), ("test", problem.test_rows[client])):
-                np.savez(folder / f"{part}-{client}.npz", x=problem.x[rows].numpy(), y=problem.y[rows].numpy())
-
-    def data(self, part: str, client: int, order: Tensor | None = None) -> DataLoader[Any]:
-        """The client's samples, read from its file and listed one by one."""
-        with np.load(self.folder / f"{part}-{client}.npz", allow_pickle=False) as file:
-            x, y = torch.from_numpy(file["x"]), torch.from_numpy(file["y"])
-        samples = list(zip(x, y, strict=True))
-        if order is not None:
-            samples = [samples[position] for position in order.tolist()]
-        return DataLoader(samples, self.given["batch_size"], drop_last=part == "train")  # type: ignore[arg-type]
-
-    def load(self, name: str) -> Any:
-        path = self.folder / f"{name}.pt"
-        return torch.load(path, weights_only=False) if path.exists() else None
-
-    def save(self, value: object, name: str) -> None:
-        torch.save(value, self.folder / f"{name}.pt")
-
-    def loss(self, model: nn.Sequential, x: Tensor, y: Tensor, prototypes: Prototypes | None) -> tuple[Tensor, Tensor]:
-        """Cross entropy and the distance to the prototypes, gathered sample by sample; and the features."""
-        z = model[:-1](x)
-        loss = functional.cross_entropy(model[-1](z), y)
-        if prototypes is not None:
-            targets = z.detach().clone()
-            for position, label in enumerate(y):
-                if label.item() in prototypes:
-                    targets[position] = prototypes[int(label.item())]
-            loss = loss + functional.mse_loss(targets, z) * self.given["pull"]
-        return loss, z
-
-    def train(self, client: int, epoch: int) -> None:
-        loader = self.data("train", client, self.order[client, epoch])
-        model, prototypes = self.load(f"model-{client}"), self.load("global")
-        optimizer = torch.optim.SGD(model.parameters(), lr=self.given["lr"])
-        model.train()
-        features: dict[int, list[Tensor]] = defaultdict(list)
-        for x, y in loader:
-            loss, z = self.loss(model, x, y, prototypes)
-            for position, label in enumerate(y):
-                features[int(label.item())].append(z[position].detach())
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-        self.save({label: torch.stack(rows).mean(0) for label, rows in features.items()}, f"prototypes-{client}")
-        self.save(model, f"model-{client}")
-
-    def aggregate(self, clients: list[int]) -> None:
-        gathered: dict[int, list[Tensor]] = defaultdict(list)
-        for client in clients:
-            for label, prototype in self.load(f"prototypes-{client}").items():
-                gathered[label].append(prototype)
-        self.save({label: torch.stack(rows).mean(0) for label, rows in gathered.items()}, "global")
-
-    def evaluate(self) -> tuple[float, float]:
-        """Mean test accuracy of the clients by the nearest global prototype, and their mean training loss."""
-        right, losses = [], []
-        for client in range(self.clients):
-            model, prototypes = self.load(f"model-{client}"), self.load("global")
-            model.eval()
-            hits, total = 0, 0
-            with torch.no_grad():
-                for x, y in self.data("test", client):
-                    hits, total = hits + self.nearest(model[:-1](x), y, prototypes), total + len(y)
-            right.append(hits / total)
-            with torch.no_grad():
-                for x, y in self.data("train", client):
-                    losses.append(float(self.loss(model, x, y, prototypes)[0]))
-        return sum(right) / len(right), sum(losses) / len(losses)
-
-    def nearest(self, z: Tensor, y: Tensor, prototypes: Prototypes | None) -> int:
-        """How many answers of the nearest prototype are right, pair by pair of a sample and a prototype."""
-        if prototypes is None:
-            return 0
-        distances = torch.full((len(y), 10), torch.inf)
-        for position, row in enumerate(z):
-            for label, prototype in prototypes.items():
-                distances[position, label] = functional.mse_loss(row, prototype)
-        return int((distances.argmin(1) == y).sum())
+    checkouts.drive(server, problem, channel, result)
 
 
 if __name__ == "__main__":

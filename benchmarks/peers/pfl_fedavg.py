@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from driver import Channel, Cohort, options
+from driver import Channel, Cohort, end_with_parent, options
 from workload import LAYOUTS, MODELS, Problem, write_weights
 
 
@@ -128,6 +128,7 @@ def spread(processes: int) -> list[subprocess.Popen[str]]:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 text=True,
+                preexec_fn=end_with_parent,
             )
         )
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0"}

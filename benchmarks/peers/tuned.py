@@ -1,4 +1,7 @@
-"""The best loop by hand: two forked processes of one thread, weights in shared memory, no framework at all."""
+"""The best loop by hand: two forked processes of one thread, weights in shared memory, no framework at all.
+
+Its model is arranged as interfuse arranges it, for less traffic of memory; with ``as_given`` it is as everybody has it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     problem = Problem.read(Path(given["problem"]), given["layout"])
-    model = pool_first(MODELS[given["model"]]()).to(memory_format=LAYOUTS[given["layout"]])  # type: ignore[call-overload]
+    model = MODELS[given["model"]]()
+    if not given.get("as_given"):
+        pool_first(model)
+    model.to(memory_format=LAYOUTS[given["layout"]])  # type: ignore[call-overload]
     model.load_state_dict(problem.initial())
     parameters = [parameter.detach() for parameter in model.parameters()]
     weights = [_shared(parameter) for parameter in parameters]
