@@ -26,7 +26,7 @@ check: venv ## lint, format, types, and the direction of imports
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports --no-logo
 
-bench: venv ## measure the speed beside other frameworks, in under 20 minutes (ARGS="--smoke --no-peers" for a look)
+bench: venv ## measure the speed beside other frameworks, in under 25 minutes (ARGS="--smoke --no-peers" for a look)
 	.venv/bin/python benchmarks/everything.py $(ARGS)
 
 venv: ## make or heal the environment (the other targets do so by themselves)

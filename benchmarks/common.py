@@ -24,7 +24,7 @@ from typing import IO, Any
 
 import torch
 
-from driver import Cohort, end_with_parent
+from driver import Cohort, descendants, end_with_parent
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -71,7 +71,8 @@ class Child:
     def __init__(self, contender: Contender, log: IO[str], *, forked: bool = False) -> None:
         self.contender = contender
         began = time.perf_counter()
-        begin = _fork if forked and contender.python == Path(sys.executable) else _start
+        same_code = contender.python == Path(sys.executable) and "PYTHONPATH" not in contender.environment
+        begin = _fork if forked and same_code else _start
         self.pid, self._requests, self._answers = begin(contender, log)
         self._answer()
         self.start_seconds = time.perf_counter() - began
@@ -168,21 +169,6 @@ def search_path(checkout: Path) -> str:
 def undecided() -> dict[str, str]:
     """The caller's environment without what would decide on threads or memory."""
     return {name: value for name, value in os.environ.items() if name not in _DECIDED}
-
-
-def descendants(pid: int) -> list[int]:
-    """All processes that a process started, and those that these started."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:  # it ended meanwhile
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found = list(children.get(pid, []))
-    for own in found:
-        found += children.get(own, [])
-    return found
 
 
 def memory_of(pid: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ round; ``{"do": "result", "path": ...}``, answered when the weights are in that 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import multiprocessing
@@ -24,7 +25,7 @@ Cohort = list[tuple[int, int]]
 
 
 _LIBC = ctypes.CDLL(None)
-_PDEATHSIG = 1  # PR_SET_PDEATHSIG of prctl
+_PDEATHSIG, _SUBREAPER = 1, 36  # PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER of prctl
 
 
 def end_with_parent() -> None:
@@ -34,6 +35,50 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         _LIBC.prctl(_PDEATHSIG, signal.SIGKILL)
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that a process started, and those that these started."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it ended meanwhile
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found = list(children.get(pid, []))
+    for own in found:
+        found += children.get(own, [])
+    return found
+
+
+def keep() -> None:
+    """Go on in a child process, for a contender whose own processes outlive it.
+
+    This one waits, and ends all that the contender started: when that ends, or when the driver does. Linux only.
+    """
+    if sys.platform != "linux":
+        return
+    _LIBC.prctl(_SUBREAPER, 1)  # who loses a parent becomes a child of this process, so that none is lost
+    contender = os.fork()
+    if contender == 0:
+        end_with_parent()
+        return
+
+    def end(*_: object) -> None:
+        while others := descendants(os.getpid()):
+            for pid in others:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(-1, 0)
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    _LIBC.prctl(_PDEATHSIG, signal.SIGTERM)
+    while os.wait()[0] != contender:
+        pass
+    end()
 
 
 class Channel:

@@ -105,29 +105,36 @@ def test_targets_are_beside_what_was_measured(results: dict[str, Any]) -> None:
 
 
 SLEEPER = """
-import time
-from driver import Channel, Forked
+import subprocess, time
+from driver import Channel, Forked, keep, options
+if options()["kept"]:
+    keep()
 channel = Channel()
-helpers = Forked([lambda seconds: time.sleep(seconds)] * 2)
+if options()["kept"]:
+    subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"])
+else:
+    helpers = Forked([lambda seconds: time.sleep(seconds)] * 2)
 channel.ready()
 channel.next_round(lambda path: {})
-helpers.run(60)
+time.sleep(60)
 """
 KILLED = """
 import sys
-from pathlib import Path
 import common
-child = common.Child(common.Contender("sleeper", sys.argv[1], {}), sys.stderr)
-print('{"do": "round", "clients": []}', file=child._requests, flush=True)
-while len(found := common.descendants(child.pid)) < 2:
-    pass
-print(child.pid, *found, flush=True)
-child._answer()
+asked = common.Contender("sleeper", sys.argv[1], {"kept": False}), common.Contender("kept", sys.argv[1], {"kept": True})
+children = [common.Child(contender, sys.stderr) for contender in asked]
+for child in children:
+    print('{"do": "round", "clients": []}', file=child._requests, flush=True)
+found = []
+while len(found) < 1 + 2 + 2 + 3:
+    found = [pid for child in children for pid in (child.pid, *common.descendants(child.pid))]
+print(*found, flush=True)
+children[0]._answer()
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel of Linux ends them")
-def test_contenders_and_their_own_processes_end_when_the_driver_is_killed(tmp_path: Path) -> None:
+def test_contenders_and_all_that_they_started_end_when_the_driver_is_killed(tmp_path: Path) -> None:
     """In the middle of a round, when nobody looks at what there is to read."""
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     driver = subprocess.Popen(
@@ -139,11 +146,11 @@ def test_contenders_and_their_own_processes_end_when_the_driver_is_killed(tmp_pa
         pids = driver.stdout.readline().split()
         driver.kill()
         driver.wait()
-    assert len(pids) == 3
+    assert len(pids) == 8
     until = time.monotonic() + 10
     while any(_lives(pid) for pid in pids) and time.monotonic() < until:
         time.sleep(0.02)
-    assert not any(_lives(pid) for pid in pids)
+    assert not [pid for pid in pids if _lives(pid)]
 
 
 def _lives(pid: str) -> bool:

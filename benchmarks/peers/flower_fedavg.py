@@ -12,9 +12,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
+from driver import Channel, keep, options
 
-from driver import Channel, options
+if __name__ == "__main__":
+    keep()  # before threads start; Ray's actors notice only after a while that nobody is there
+
+import torch
 
 os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "RAY_USAGE_STATS_ENABLED": "0"}
 
