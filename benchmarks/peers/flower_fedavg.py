@@ -27,7 +27,8 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
-from workload import LAYOUTS, MODELS, read_once, train_epoch, write_weights
+import workload  # as a whole: it reaches Ray's actors by its name
+from workload import read_once, train_epoch, write_weights
 
 MANY = 10**6
 
@@ -41,9 +42,9 @@ def client_app(given: dict[str, Any]) -> ClientApp:
             torch.set_num_threads(1)
             torch.set_flush_denormal(True)
         problem = read_once(given["problem"], given["layout"])
-        model = MODELS[given["model"]]()
+        model = workload.MODELS[given["model"]]()
         model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        model.to(memory_format=LAYOUTS[given["layout"]])  # type: ignore[call-overload]
+        model.to(memory_format=workload.LAYOUTS[given["layout"]])  # type: ignore[call-overload]
         client, epoch = (int(message.content["config"][key]) for key in ("client", "epoch"))
         train_epoch(model, problem.batches(client, epoch, given["batch_size"]), given["lr"], given["dtype"])
         metrics = MetricRecord({"num-examples": len(problem.rows[client])})
