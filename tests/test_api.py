@@ -303,6 +303,7 @@ def test_a_model_in_a_file_of_one_s_own(method: str, tmp_path: Path, monkeypatch
 def test_every_setting_of_a_recipe_can_be_given(tmp_path: Path) -> None:
     given: dict[str, Any] = FEW | {
         "evaluation": "own", "test_rows": 20, "commit_seconds": 5.0, "commit_rounds": 1, "device": "cpu",
+        "client_memory": 0,
         "client": {1: {"base_lr": 0.5}}, "devices": "stragglers", "numerics": Numerics(layout="contiguous"),
     }  # fmt: skip
     config = interfuse.run("ifl", **given, out=tmp_path / "run").config

@@ -22,7 +22,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Answer, Engine, Request
 from interfuse.clock import UNIFORM, Devices
 from interfuse.data import IID, Classification, Dataset, EpochOrder, Normalisation, Partition, Share, make_shares
-from interfuse.engines import InProcess, local
+from interfuse.engines import InProcess, Room, local
 from interfuse.evaluation import evaluation
 from interfuse.families.intermediate import PARTS, IntermediateLearning
 from interfuse.federation import Federation, check
@@ -168,6 +168,8 @@ def federation(
     method: Method | str,
     *,
     workers: int = 1,
+    memory: int | None = None,
+    folder: Path | None = None,
     rounds: int = 0,
     start: bool = True,
     wrap: Callable[[Engine], Engine] = lambda engine: engine,
@@ -175,10 +177,10 @@ def federation(
 ) -> Federation:
     """A federation after its start and some rounds. ``settings`` are those of :func:`setup_of`.
 
-    Close ``federation.engine`` where there are several workers.
+    ``memory`` and ``folder`` are for clients at rest. Close ``federation.engine`` where there are several workers.
     """
     setup = setup_of(method, **settings)
-    made = Federation(setup, wrap(local(setup, workers)))
+    made = Federation(setup, wrap(local(setup, workers, Room(memory, folder))))
     if start:
         made.start()
         for _ in range(rounds):

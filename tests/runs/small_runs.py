@@ -15,7 +15,7 @@ from worlds import in_packs, same_bits, tiny_dataset
 
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Engine, Request
-from interfuse.engines import local
+from interfuse.engines import Room, local
 from interfuse.messages import Message
 from interfuse.runs import Execution, Given, RunConfig, parse_config
 from interfuse.runs.folder import RunFolder
@@ -27,13 +27,18 @@ IMAGES = Given(dataset=tiny_dataset(shape=(1, 4, 4)))
 
 
 def config_of(
-    method: str = "ifl", *, commit_rounds: int | None = 1, workers: int | None = 1, **values: Any
+    method: str = "ifl",
+    *,
+    commit_rounds: int | None = 1,
+    workers: int | None = 1,
+    memory: int | None = None,
+    **values: Any,
 ) -> RunConfig:
     """A run of three clients and three rounds on data that is given in memory."""
     defaults: dict[str, Any] = {
         "method": method, "data": "in-memory:tiny", "clients": 3, "models": ["logistic"], "fusion_width": 8,
         "rounds": 3, "eval_every": 1, "beside": [],
-        "execution": Execution(workers=workers, commit_rounds=commit_rounds).model_dump(),
+        "execution": Execution(workers=workers, commit_rounds=commit_rounds, client_memory=memory).model_dump(),
     }  # fmt: skip
     return parse_config(defaults | values)
 
@@ -105,9 +110,9 @@ class Fuse:
         if self.burnt == self.limit or name == self.at:
             raise Killed(name)
 
-    def engine(self, setup: Setup, workers: int | None) -> Engine:
+    def engine(self, setup: Setup, workers: int | None, room: Room) -> Engine:
         """An engine factory for ``execute`` and ``resume``."""
-        return Fused(local(setup, workers), self)
+        return Fused(local(setup, workers, room), self)
 
 
 @dataclass

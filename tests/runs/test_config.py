@@ -27,7 +27,7 @@ FULL: dict[str, Any] = {
     "fusion_width": 16, "rounds": 3, "seed": 5, "eval_every": 2, "device": "cpu", "beside": ["local", "pooled"],
     "validation": 0.2, "test": 0.0, "partition": {"name": "dirichlet", "alpha": 0.5}, "settings": {"lr": 0.5},
     "client": {2: {"lr": 0.25}}, "numerics": {"layout": "channels_last", "together": 4},
-    "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2},
+    "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2, "client_memory": 9},
     "environment": {"torch": "x"}, "sources": {"mine.py": "ab"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500,
     "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],

@@ -239,11 +239,12 @@ def in_a_process(work: Callable[[], object]) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_9_at_random_moments(workers: int, tmp_path: Path) -> None:
-    config = config_of(
-        rounds=6, workers=workers, beside=["local"], models=["logistic", "mlp"],
-        settings={"optimizer": "adam", "local_steps": 20},
-    )  # fmt: skip
-    execute(config, tmp_path / "whole", given=GIVEN)
+    settings: dict[str, Any] = {
+        "rounds": 6, "workers": workers, "beside": ["local"], "models": ["logistic", "mlp"],
+        "settings": {"optimizer": "adam", "local_steps": 20},
+    }  # fmt: skip
+    execute(config_of(**settings), tmp_path / "whole", given=GIVEN)
+    config = config_of(memory=0, **settings)  # clients at rest lie in a file
     path, drawn, seen = tmp_path / "killed", random.Random(workers), list[int]()
     for target in (1, 3, 5, 7, 9, 10):  # 7 lines are the run's, 7 those of the run beside it
         target = max(target, lines_so_far(path) + 1)
@@ -268,6 +269,7 @@ def test_kill_9_at_random_moments(workers: int, tmp_path: Path) -> None:
     )
     assert_same(outcome(path), outcome(tmp_path / "whole"))
     assert_same(outcome(path / "beside/local"), outcome(tmp_path / "whole/beside/local"))
+    assert {file.name for file in path.iterdir()} == {file.name for file in (tmp_path / "whole").iterdir()}
 
 
 def children(pid: int) -> list[int]:

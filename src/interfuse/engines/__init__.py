@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from interfuse.engines.local import InProcess, local
+from interfuse.engines.resting import Room
 
-__all__ = ["InProcess", "local"]
+__all__ = ["InProcess", "Room", "local"]

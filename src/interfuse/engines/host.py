@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,9 +18,10 @@ from torch import Tensor
 from interfuse.client import Client, ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import EpochOrder
+from interfuse.engines.resting import RestingFile, Room
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler, Program, handlers
-from interfuse.messages import Message, kind_of, settled
+from interfuse.messages import Message, flatten, kind_of, settled
 from interfuse.messages.delivery import check, narrow, private, unmodified
 from interfuse.messages.encoding import rounded, sizes
 from interfuse.method import Method, check_state, state_type
@@ -29,10 +30,14 @@ from interfuse.party import BUFFERS, Held
 from interfuse.randomness import generator, reseed, seeded
 from interfuse.setup import Hosting
 from interfuse.training import DivergedError, Trainer, fit
-from interfuse.wire import FileRecord, Part, Tensors, save_pack
+from interfuse.wire import FileRecord, Part, Tensors, open_pack, save_pack
 
 Kind = tuple[str, str, frozenset[str]]
 """Networks that one module can be at work for: architecture of the client, name of the network, what lasts of it."""
+
+
+OBJECTS = 1 << 14
+"""Bytes that a client takes beside its tensors: what Python makes of it, about."""
 
 
 @dataclass(eq=False)
@@ -40,18 +45,12 @@ class Resident:
     """A client of a host, with the programs that run on it.
 
     Attributes:
-        changed: What it owns was not written since it changed.
-        entered: It has scratch of this round.
-        answers: What put in place what it answers with in this evaluation: handlers of its method, and their messages.
         deployed: The module at work has that in place.
     """
 
     client: Client[Any]
     method: Method
     programs: Mapping[str, Program]
-    changed: bool = False
-    entered: bool = False
-    answers: list[tuple[Handler[Any, Any], Message | None]] = field(default_factory=list)
     deployed: bool = False
 
     @cached_property
@@ -59,6 +58,19 @@ class Resident:
         """Its networks, and what tells whose modules fit them."""
         architecture = self.client.profile.architecture
         return [(name, held, (architecture, name, held.keeps)) for name, held in self.client.networks.items()]
+
+    @property
+    def weight(self) -> int:
+        """Bytes of memory that it takes while it is at rest, about."""
+        client = self.client
+        state: Any = client.state
+        owned = [*client.feedback.values(), *([] if state is None else flatten(state).values())]
+        for held in client.networks.values():
+            owned += held.kept().values()
+        for slots in client.optimizers.values():
+            for kept in slots.values():
+                owned += kept.values()
+        return OBJECTS + sum(tensor.nbytes for tensor in owned)
 
     @cached_property
     def continuing(self) -> bool:
@@ -77,20 +89,34 @@ class Host:
     """Some clients of a federation in this process: their tensors, and modules that are lent to those at work.
 
     Modules go from client to client, so there is one for each architecture; where a client needs its scratch again,
-    it keeps its module until the round ends.
+    it keeps its module until the round ends. Clients at rest are in memory while there is room. Of the others, those who
+    rested longest, the host only knows where they lie: in a pack of the last commit, if they have not changed since, or
+    in a file of its own. One that never worked is nowhere.
 
     Args:
+        room: Memory for clients at rest, and where the others go; None: all stay in memory.
         lends: A message belongs to the one client that gets it, and a reply may share memory with what its client owns,
             until the client is called again. Otherwise both are copied where it matters.
     """
 
-    def __init__(self, setup: Hosting, clients: Sequence[ClientId], *, lends: bool = False) -> None:
+    def __init__(
+        self, setup: Hosting, clients: Sequence[ClientId], *, lends: bool = False, room: Room | None = None
+    ) -> None:
         self._setup, self._clients, self._lends = setup, set(clients), lends
         self._residents: dict[ClientId, Resident] = {}
         self._free: dict[Kind, list[SplitModel]] = {}
         self._idle: dict[Kind, dict[Held, None]] = {}
         self._in_round: set[ClientId] = set()
         self._before: dict[ClientId, dict[str, Tensor]] = {}
+        self._entered: set[ClientId] = set()  # they have scratch of this round
+        # what put in place what clients answer with in this evaluation: handlers of the method, and their messages
+        self._answers: dict[ClientId, list[tuple[Handler[Any, Any], Message | None]]] = {}
+        self._changed: set[ClientId] = set()  # what they own was not written since it changed
+        self._parts: dict[ClientId, Part] = {}  # where the newest version of a client lies that is not in memory alone
+        self._resting: dict[ClientId, int] = {}  # bytes of clients at rest in memory, those who rested longest first
+        self._taken = 0
+        self._memory = None if room is None else room.memory
+        self._file = RestingFile(None if room is None else room.folder)
         self._round = 0
 
     @contextmanager
@@ -121,12 +147,13 @@ class Host:
                 and isinstance(handler.program, Method)
                 and handler.declaration.reply_type is None
             ):
-                others = [kept for kept in resident.answers if kept[0].name != handler.name]
-                resident.answers = [*others, (handler, given)]
+                others = [kept for kept in self._answers.get(client, ()) if kept[0].name != handler.name]
+                self._answers[client] = [*others, (handler, given)]
                 resident.deployed = False
                 self._in_round.add(client)
+                self._rest(resident)
                 return Answer(client, None, time.perf_counter() - began)
-            if resident.entered and not handler.declaration.continues:
+            if client in self._entered and not handler.declaration.continues:
                 hint = _NOT_CONTINUING
             self._enter(resident, request, continues=handler.declaration.continues)
             resident.client.begin(self._setup.seed, "client", *place)
@@ -157,7 +184,7 @@ class Host:
             with _unchanged(resident):
                 reply = handler(client, message)
         else:
-            resident.changed = True
+            self._change(client.id)
             reply = handler(client, message)
         expected = handler.declaration.reply_type
         if type(reply) is not (expected or type(None)):
@@ -184,14 +211,26 @@ class Host:
 
     def _roll_back(self, client: ClientId, before: Mapping[str, Tensor]) -> None:
         """Put a client back to where it was before a call. Its scratch of this round is gone."""
-        resident = self._residents[client]
+        resident = self._resident(client)
+        self._change(client)
         self._restore(resident, before)
         resident.client.scratch.clear()
-        resident.entered = resident.deployed = False
+        self._entered.discard(client)
+        resident.deployed = False
         self._rest(resident)
 
+    def _change(self, client: ClientId) -> None:
+        """What the client owns is not what lies in a file any more."""
+        self._changed.add(client)
+        if (part := self._parts.pop(client, None)) is not None:
+            self._file.give_up(part)
+
     def _resident(self, client: ClientId) -> Resident:
-        """The client as it lives here; made when it is first asked for."""
+        """The client as it lives here; made when it is first asked for, and read where it lies in a file.
+
+        Raises:
+            RunError: what lies there is damaged, or does not fit this run.
+        """
         if client in self._residents:
             return self._residents[client]
         setup = self._setup
@@ -205,6 +244,8 @@ class Host:
         made.state = None
         resident = self._residents[client] = Resident(made, method, setup.programs_of(client))
         made.lend = partial(self._lend, resident)
+        if (part := self._parts.get(client)) is not None:
+            self._fill(resident, part.tensors())
         return resident
 
     def _enter(self, resident: Resident, request: Request, *, continues: bool) -> None:
@@ -226,13 +267,14 @@ class Host:
             client.begun = True
         if request.heading == "evaluation":
             self._deploy(resident)
-        elif not (continues and resident.entered):
+        elif not (continues and client.id in self._entered):
             client.scratch.clear()
             for held in client.networks.values():
                 if held.module is not None:
                     held.module.reset()
                 held.blank()
-            resident.entered, resident.deployed = True, False
+            self._entered.add(client.id)
+            resident.deployed = False
 
     def _deploy(self, resident: Resident) -> None:
         """Put in place what the client answers with in this evaluation."""
@@ -245,7 +287,7 @@ class Host:
             return
         for held in resident.client.networks.values():
             held.blank()
-        for handler, message in resident.answers:
+        for handler, message in self._answers.get(resident.client.id, ()):
             place = (handler.name, resident.client.id, self._round)
             resident.client.begin(self._setup.seed, "deploy", *place)
             reseed(self._setup.seed, "deploy", *place)
@@ -256,6 +298,7 @@ class Host:
     def _call_up(self, resident: Resident) -> None:
         """The client keeps the modules that it still has, and has tensors of its own."""
         self._in_round.add(resident.client.id)
+        self._taken -= self._resting.pop(resident.client.id, 0)
         for name, held, kind in resident.lendings:
             if held.module is not None:
                 self._idle.get(kind, {}).pop(held, None)
@@ -288,10 +331,29 @@ class Host:
         return make(build, setup.seed, "network", name, key, device=setup.device, numerics=setup.numerics)
 
     def _rest(self, resident: Resident) -> None:
-        """The client is done for now: its modules may go to others."""
+        """The client is done for now: its modules may go to others, and its tensors into a file.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
         for _, held, kind in resident.lendings:
             if held.module is not None:
                 self._idle.setdefault(kind, {})[held] = None
+        if self._memory is None:
+            return
+        client = resident.client.id
+        self._taken -= self._resting.pop(client, 0)
+        self._resting[client] = resident.weight
+        self._taken += self._resting[client]
+        while self._taken > self._memory:
+            self._put_away(next(iter(self._resting)))
+
+    def _put_away(self, client: ClientId) -> None:
+        """Of a client at rest only remember where it lies."""
+        known = client in self._parts
+        resident = self._drop(client)
+        if resident.client.begun and not known:
+            self._parts[client] = self._file.put(Tensors(resident.client.owned()))
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model, as it answers in an evaluation inside one."""
@@ -302,38 +364,48 @@ class Host:
         resident = self._resident(client)
         self._call_up(resident)
         self._lend(resident)
-        if resident.answers:
+        if client in self._answers:
             self._deploy(resident)
         return resident.client
 
     def end_round(self) -> None:
         """Forget scratch; all modules may go to others."""
         for client in self._in_round & self._residents.keys():
-            resident = self._residents[client]
-            resident.client.scratch.clear()
-            resident.answers.clear()
-            resident.entered = resident.deployed = False
-            self._rest(resident)
-        self._in_round.clear()
-        self._before.clear()
+            if (resident := self._residents.get(client)) is not None:  # one that rests may make others go into a file
+                resident.client.scratch.clear()
+                resident.deployed = False
+                self._rest(resident)
+        self._forget_round()
+
+    def _forget_round(self) -> None:
+        for kept in (self._in_round, self._entered, self._answers, self._before):
+            kept.clear()
 
     def release(self, client: ClientId) -> dict[str, Tensor]:
         """Give a client away: all that another host needs to carry it on. Nothing, where it was never called."""
         self._clients.remove(client)
         self._before.pop(client, None)
-        resident = self._residents.get(client)
-        if resident is None:
-            return {}
-        owned = resident.client.owned() | {"changed": torch.tensor(resident.changed)}
-        self._drop(client)
-        return owned
+        owned: dict[str, Tensor] = {}
+        part = self._parts.pop(client, None)
+        if client in self._residents:
+            owned = self._drop(client).client.owned()
+        elif part is not None:
+            owned = part.tensors()
+        if part is not None:
+            self._file.give_up(part)
+        changed = {"changed": torch.tensor(client in self._changed)} if owned else {}
+        self._changed.discard(client)
+        return owned | changed
 
-    def _drop(self, client: ClientId) -> None:
-        """Forget a client; its modules are free."""
-        for _, held, kind in self._residents.pop(client).lendings:
+    def _drop(self, client: ClientId) -> Resident:
+        """Have a client no longer in memory; its modules are free."""
+        self._taken -= self._resting.pop(client, 0)
+        resident = self._residents.pop(client)
+        for _, held, kind in resident.lendings:
             self._idle.get(kind, {}).pop(held, None)
             if (module := held.detach()) is not None:
                 self._free.setdefault(kind, []).append(module)
+        return resident
 
     def adopt(self, client: ClientId, owned: Mapping[str, Tensor]) -> None:
         """Take a client over from the host that has it.
@@ -345,11 +417,18 @@ class Host:
         if not owned:
             return
         resident = self._resident(client)
+        self._fill(resident, owned)
+        if owned.get("changed", False):
+            self._change(client)
+        self._rest(resident)
+
+    def _fill(self, resident: Resident, owned: Mapping[str, Tensor]) -> None:
+        """Give a client what it owned elsewhere."""
         try:
             self._restore(resident, owned)
         except (InterfuseError, KeyError, ValueError) as error:
+            client = resident.client.id
             raise RunError(f"client {client}: what was saved of it does not fit this run: {error}") from error
-        resident.changed = bool(owned.get("changed", False))
 
     def _restore(self, resident: Resident, owned: Mapping[str, Tensor]) -> None:
         moved = {name: tensor.to(self._setup.device) for name, tensor in owned.items()}
@@ -364,7 +443,6 @@ class Host:
             return free[-1]
 
         resident.client.restore(moved, like)
-        self._rest(resident)
 
     def save(self, path: Path, again: Collection[ClientId] = ()) -> FileRecord | None:
         """Write the clients that changed since they were last written, and those of ``again`` that live here, into a
@@ -373,28 +451,31 @@ class Host:
         Raises:
             RunError: it cannot be written.
         """
-        changed = {client for client, resident in self._residents.items() if resident.changed}
-        wanted = sorted(changed | (self._residents.keys() & set(again)))
+        here = self._residents.keys() | self._parts.keys() if again else set()
+        wanted = sorted(self._changed | (here & set(again)))
         if not wanted:
             return None
-        owned = {part_of(client): Tensors(self._residents[client].client.owned()) for client in wanted}
-        record = save_pack(path, owned)
+        in_memory = {client: self._residents[client].client.owned() for client in wanted if client in self._residents}
+        record = save_pack(
+            path,
+            {part_of(c): Tensors(in_memory[c]) if c in in_memory else self._parts[c] for c in wanted},
+        )
+        placed = open_pack(path)
         for client in wanted:
-            self._residents[client].changed = False
+            if (part := self._parts.get(client)) is not None:
+                self._file.give_up(part)
+            self._parts[client] = placed[part_of(client)]
+        self._changed.clear()
         return record
 
     def restore(self, parts: Mapping[ClientId, Part]) -> None:
-        """Put these clients back to what they owned, all others to their beginning.
-
-        Raises:
-            RunError: what was saved of one cannot be read, or does not fit this run.
-        """
-        self._residents.clear()
-        self._idle.clear()
-        self._in_round.clear()
-        self._before.clear()
-        for client, part in parts.items():
-            self.adopt(client, part.tensors())
+        """Put these clients back to what they owned, all others to their beginning. Each is read when it is called."""
+        for forgotten in (self._residents, self._idle, self._changed, self._resting):
+            forgotten.clear()
+        self._forget_round()
+        self._taken = 0
+        self._file.clear()
+        self._parts = dict(parts)
 
 
 def _snapshot(resident: Resident) -> dict[str, Tensor]:

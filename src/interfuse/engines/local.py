@@ -22,6 +22,7 @@ from interfuse.engines.groups import Groups, Task, run_group
 from interfuse.engines.host import Host
 from interfuse.engines.placement import Move, Placement
 from interfuse.engines.processes import available_cores, can_fork, fork
+from interfuse.engines.resting import ROOM, Room
 from interfuse.engines.stacked import prepare
 from interfuse.errors import ConfigError, RunError
 from interfuse.handler import handlers
@@ -37,10 +38,10 @@ AHEAD = 2
 class InProcess:
     """All clients in this process, one after the other."""
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, room: Room = ROOM) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._numerics = setup.numerics
-        self._host = Host(setup, tuple(setup.profiles))
+        self._host = Host(setup, tuple(setup.profiles), room=room.of_each(1))
         self._groups = Groups(setup.profiles, setup.numerics.together)
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterable[Answer]:
@@ -80,7 +81,7 @@ class InProcess:
 class Workers:
     """Clients in forked processes of one thread each. Tensors move through shared memory."""
 
-    def __init__(self, setup: Setup, count: int) -> None:
+    def __init__(self, setup: Setup, count: int, room: Room = ROOM) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._setup = setup
         self._placement = Placement(setup.profiles, count)
@@ -89,7 +90,7 @@ class Workers:
         self._workers = [_Worker(number, self._placement) for number in range(count)]
         for worker in self._workers:
             name = f"interfuse-{worker.number}"
-            worker.process = fork(_serve, setup, worker, self._workers, self._down, name=name)
+            worker.process = fork(_serve, setup, worker, self._workers, self._down, room.of_each(count), name=name)
         for worker in self._workers:
             worker.theirs.close()
 
@@ -327,13 +328,13 @@ class _Worker:
         )
 
 
-def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena) -> None:
+def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Arena, room: Room) -> None:
     """A worker's life: it ends when the other end of its connection is closed, however that came about."""
     for other in workers:
         other.ours.close()
         if other is not worker:
             other.theirs.close()
-    host = Host(setup, worker.clients())
+    host = Host(setup, worker.clients(), room=room)
     try:
         with host.working():  # all the while: a process of its own has no settings of others to put back
             while True:
@@ -407,7 +408,7 @@ def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping
     return answers
 
 
-def local(setup: Setup, workers: int | None = None) -> Engine:
+def local(setup: Setup, workers: int | None = None, room: Room = ROOM) -> Engine:
     """The local engine with a number of worker processes; 1 is this process, None as many as fit.
 
     Raises:
@@ -424,4 +425,4 @@ def local(setup: Setup, workers: int | None = None) -> Engine:
     keep_freed_memory()  # forked workers inherit it
     if setup.numerics.together > 1:
         prepare()
-    return InProcess(setup) if workers == 1 else Workers(setup, min(workers, len(setup.profiles)))
+    return InProcess(setup, room) if workers == 1 else Workers(setup, min(workers, len(setup.profiles)), room)

@@ -59,6 +59,7 @@ class Execution(BaseModel):
     workers: Annotated[int, Ge(1)] | None = None
     commit_seconds: Annotated[float, Ge(0)] = 30.0
     commit_rounds: Annotated[int, Ge(1)] | None = None
+    client_memory: Annotated[int, Ge(0)] | None = None
 
 
 DataSets = str | Dataset | Sequence[str | Dataset]
@@ -103,6 +104,8 @@ class RunSettings(TypedDict, total=False):
         devices: What the virtual clock goes by: ``uniform``, ``stragglers``, or :class:`interfuse.Devices`.
         workers: Processes on this machine; None: one a core. Results do not depend on it.
         commit_seconds, commit_rounds: Commit after so many seconds (30), or every so many rounds instead.
+        client_memory: Bytes of memory for what clients at rest own, over all workers; beyond it they lie in a file
+            without a name in the run's folder. None: an eighth of the memory that is there.
     """
 
     data: DataSets
@@ -132,6 +135,7 @@ class RunSettings(TypedDict, total=False):
     workers: int | None
     commit_seconds: float
     commit_rounds: int | None
+    client_memory: int | None
 
 
 class RunConfig(BaseModel):

@@ -14,7 +14,7 @@ from interfuse.client import ClientId
 from interfuse.clients import Engine
 from interfuse.data import Dataset, Partition, deal, is_path
 from interfuse.data.inputs import shape_text
-from interfuse.engines import local
+from interfuse.engines import Room, local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
 from interfuse.evaluation import OwnMetric, evaluate, evaluation, measure, similarity, try_metrics
 from interfuse.federation import Federation, Saved, check
@@ -87,7 +87,7 @@ class Given:
 REFERENCES = ("local", "pooled")
 """What can run beside a method."""
 
-EngineFactory = Callable[[Setup, int | None], Engine]
+EngineFactory = Callable[[Setup, int | None, Room], Engine]
 
 
 def assemble(config: RunConfig, given: Given = Given()) -> Setup:
@@ -282,7 +282,7 @@ def _finish(
     config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress, engine: EngineFactory
 ) -> Summary:
     with folder.locked():
-        hosted = engine(setup, config.execution.workers)
+        hosted = engine(setup, config.execution.workers, Room(config.execution.client_memory, folder.path))
         try:
             summary = _Run(config, setup, folder, progress, hosted, given.callbacks).carry_out()
         finally:

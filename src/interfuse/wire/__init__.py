@@ -8,7 +8,7 @@ from interfuse.wire.files import FileRecord, sync_folder
 from interfuse.wire.frame import decode, encode, encoded, encoded_size, raw_size
 from interfuse.wire.ledger import Casting, Direction, Entry, Heading, Ledger, Totals, Volume, from_json, to_json
 from interfuse.wire.memory import copied
-from interfuse.wire.packs import Packs, Part, Source, Tensors, open_pack, save_pack
+from interfuse.wire.packs import Content, Packs, Part, Source, Tensors, open_pack, save_pack
 from interfuse.wire.pieces import Pieces
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Casting",
     "Codec",
     "Codecs",
+    "Content",
     "Direction",
     "Entry",
     "FileRecord",
