@@ -89,9 +89,9 @@ class Host:
     """Some clients of a federation in this process: their tensors, and modules that are lent to those at work.
 
     Modules go from client to client, so there is one for each architecture; where a client needs its scratch again,
-    it keeps its module until the round ends. Clients at rest are in memory while there is room. Of the others, those who
-    rested longest, the host only knows where they lie: in a pack of the last commit, if they have not changed since, or
-    in a file of its own. One that never worked is nowhere.
+    it keeps its module until the round ends. Clients at rest are in memory while there is room. Of the others, those
+    who rested longest, the host only knows where they lie: in a pack of the last commit, if they have not changed
+    since, or in a file of its own. One that never worked is nowhere.
 
     Args:
         room: Memory for clients at rest, and where the others go; None: all stay in memory.
