@@ -546,7 +546,7 @@ def test_a_limit_to_the_size_of_files_is_explained_and_can_be_lifted(tmp_path: P
     if pid == 0:
         code = 1
         try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (8000, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
             execute(FULL, path, given=GIVEN)
         except RunError as error:
             code = 0 if "File too large" in str(error) and str(path) in str(error) else 2
