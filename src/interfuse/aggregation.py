@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from itertools import chain
@@ -37,12 +37,15 @@ def keys_plan(keys: Iterable[str]) -> Plan:
 
 @torch.no_grad()
 def extract(server: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The slices of the server's tensors that a plan names, as new tensors.
+    """The slices of the server's tensors that a plan names, as new tensors; whole ones are the server's own.
 
     Raises:
         ModelError: the plan does not fit the server's tensors.
     """
-    return {key: _of(server, key)[_grid(key, server[key], index)].clone() for key, index in plan.items()}
+    return {
+        key: _of(server, key) if index is None else _of(server, key)[_grid(key, server[key], index)].clone()
+        for key, index in plan.items()
+    }
 
 
 class Mean:
@@ -71,24 +74,35 @@ class Mean:
             raise ConfigError(f"the weight of a client must be positive and finite, not {weight}")
         plan = keys_plan(values) if plan is None else plan
         _check(self.server, plan, values)
+        whole: dict[float, list[str]] = {}
         for key, index in plan.items():
-            if self.server[key].is_floating_point():
-                self._add(key, index, values[key], weight)
+            if not self.server[key].is_floating_point():
+                continue
+            before = self._totals[key]
+            if index is None and isinstance(before, float):
+                whole.setdefault(before, []).append(key)
+            else:
+                self._add(key, index, values[key], weight, before)
+        for before, keys in whole.items():
+            self._add_whole(keys, values, weight, before)
 
-    def _add(self, key: str, index: Index | None, value: Tensor, weight: float) -> None:
-        old, before = self.server[key], self._totals[key]
+    def _add_whole(self, keys: Sequence[str], values: Mapping[str, Tensor], weight: float, before: float) -> None:
+        """Add whole tensors of which every element has this weight so far."""
+        self._totals |= dict.fromkeys(keys, before + weight)
+        sent = [values[key].to(self.server[key]) for key in keys]
+        # Not a sum divided at the end: a running mean returns equal values unchanged, and cannot overflow.
+        if before == 0:
+            firsts = (value.clone(memory_format=torch.contiguous_format) for value in sent)
+            self._means |= zip(keys, firsts, strict=True)
+        else:
+            torch._foreach_lerp_([self._means[key] for key in keys], sent, weight / (before + weight))
+
+    def _add(self, key: str, index: Index | None, value: Tensor, weight: float, before: float | Tensor) -> None:
+        old = self.server[key]
         if key not in self._means:
             self._means[key] = old.clone(memory_format=torch.contiguous_format)
         mean = self._means[key]
         value = value.to(mean)
-        # Not a sum divided at the end: a running mean returns equal values unchanged, and cannot overflow.
-        if index is None and isinstance(before, float):
-            self._totals[key] = before + weight
-            if before == 0:
-                mean.copy_(value)
-            else:
-                mean.lerp_(value, weight / (before + weight))
-            return
         totals = torch.full_like(mean, before, dtype=torch.float64) if isinstance(before, float) else before
         grid = _grid(key, old, index)
         known = totals[grid]

@@ -170,7 +170,7 @@ class Client(Party[S]):
         self, parts: Collection[str] | None = None, buffers: BufferPolicy = BufferPolicy.AGGREGATE
     ) -> dict[str, Tensor]:
         """The tensors of the model that travel under a buffer policy, by key."""
-        trainable = {key for key, _ in self.model.named_parameters()}
+        trainable = self.model.parameters_of()
         found = self.model.tensors(parts)
         return {key: t for key, t in found.items() if travels(buffers, key not in trainable, t.dtype)}
 

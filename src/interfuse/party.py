@@ -97,6 +97,20 @@ class Held:
             self._kept |= module.live(key for key in module.keys_of(BUFFERS) if key in self._kept)
         return module
 
+    def scratch(self) -> dict[int, str]:
+        """By address in memory, the key of every tensor of the module at work that does not last."""
+        if self.module is None or self.keeps == ALL:
+            return {}
+        of_others = {tensor.data_ptr() for tensor in self.kept().values()}
+        own = self.module.live(key for key in self.module.keys_of() if key not in self.module.given_keys)
+        return {t.data_ptr(): key for key, t in own.items() if t.numel() and t.data_ptr() not in of_others}
+
+    def give_up(self, keys: Iterable[str]) -> None:
+        """Have new memory, of any values, in the place of these tensors of the module at work."""
+        if self.module is not None:
+            live = self.module.live(keys)
+            self.module.hold({key: torch.empty_like(tensor) for key, tensor in live.items()})
+
     def kept(self) -> dict[str, Tensor]:
         """What lasts: live tensors by key."""
         kept = self._kept or {}

@@ -95,14 +95,21 @@ class Host:
 
     Args:
         room: Memory for clients at rest, and where the others go; None: all stay in memory.
-        lends: A message belongs to the one client that gets it, and a reply may share memory with what its client owns,
-            until the client is called again. Otherwise both are copied where it matters.
+        owns: A message belongs to the one client that gets it. Otherwise it is copied where it is kept.
+        lends: A reply may share memory with its client's networks until the next client is called. Otherwise it takes
+            along the memory of what its client does not keep, and is a copy of what it keeps.
     """
 
     def __init__(
-        self, setup: Hosting, clients: Sequence[ClientId], *, lends: bool = False, room: Room | None = None
+        self,
+        setup: Hosting,
+        clients: Sequence[ClientId],
+        *,
+        owns: bool = False,
+        lends: bool = False,
+        room: Room | None = None,
     ) -> None:
-        self._setup, self._clients, self._lends = setup, set(clients), lends
+        self._setup, self._clients, self._owns, self._lends = setup, set(clients), owns, lends
         self._residents: dict[ClientId, Resident] = {}
         self._free: dict[Kind, list[SplitModel]] = {}
         self._idle: dict[Kind, dict[Held, None]] = {}
@@ -139,7 +146,7 @@ class Host:
             resident = self._resident(client)
             if message is not None:  # what is kept for a later handler of the round must be nobody else's
                 kept = request.recoverable or resident.continuing
-                given = private(message, copy=kept and not self._lends)
+                given = private(message, copy=kept and not self._owns)
                 untouched = unmodified(given)
             handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
             if (
@@ -195,13 +202,26 @@ class Host:
             client.state = settled(client.state)
         if reply is None:
             return None, (0, 0)
-        sent = check(narrow(reply, setup.dims, copy=not self._lends), setup.dims, client.profile.keys)
+        sent = check(self._narrowed(resident, reply, request), setup.dims, client.profile.keys)
         if codecs := request.codecs(setup.codecs):
             noise = generator(setup.seed, "codec", "up", *request.place(client.id))
             program = handler.program
             returns = request.heading != "evaluation" and isinstance(program, Method) and program.lasting
             sent = rounded(sent, codecs, noise, client.feedback if returns else None)
         return sent, sizes(sent, codecs)
+
+    def _narrowed(self, resident: Resident, reply: Message, request: Request) -> Message:
+        """A reply as it travels: nothing that happens later to its client's networks can reach it."""
+        if self._lends or request.heading == "evaluation" or resident.continuing:
+            return narrow(reply, self._setup.dims, copy=not self._lends)
+        scratch = {name: held.scratch() for name, held in resident.client.networks.items()}
+        sent = narrow(reply, self._setup.dims, given_up={address for own in scratch.values() for address in own})
+        addresses = {tensor.data_ptr() for tensor in flatten(sent).values()}
+        for name, held, kind in resident.lendings:
+            if taken := addresses & scratch[name].keys():
+                held.give_up(scratch[name][address] for address in taken)
+                self._take_back(held, kind)  # its values are gone
+        return sent
 
     def undo(self, clients: Sequence[ClientId]) -> None:
         """Put clients back to where they were before their last call. See :class:`interfuse.clients.Engine`."""
@@ -402,10 +422,14 @@ class Host:
         self._taken -= self._resting.pop(client, 0)
         resident = self._residents.pop(client)
         for _, held, kind in resident.lendings:
-            self._idle.get(kind, {}).pop(held, None)
-            if (module := held.detach()) is not None:
-                self._free.setdefault(kind, []).append(module)
+            self._take_back(held, kind)
         return resident
+
+    def _take_back(self, held: Held, kind: Kind) -> None:
+        """Have the module of a network free for others."""
+        self._idle.get(kind, {}).pop(held, None)
+        if (module := held.detach()) is not None:
+            self._free.setdefault(kind, []).append(module)
 
     def adopt(self, client: ClientId, owned: Mapping[str, Tensor]) -> None:
         """Take a client over from the host that has it.

@@ -69,6 +69,7 @@ class SplitModel(nn.Module):
         for name, stage in stages.items():
             _nest(self, name, stage)
         self._places = _places(self)
+        self._walked = _Walked(self)
         self._aliases = _aliases(self._places)
         self._first_modes: tuple[list[bool], list[bool]] | None = None
         self._outside: Outside | None = None
@@ -83,11 +84,11 @@ class SplitModel(nn.Module):
         self._give(self.keys_of(given))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_places"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_places", "_walked")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._places = _places(self)  # a copy has other modules inside
+        self._places, self._walked = _places(self), _Walked(self)  # a copy has other modules inside
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -190,10 +191,10 @@ class SplitModel(nn.Module):
 
     def parameters_of(self, parts: Parts | None = None) -> dict[str, nn.Parameter]:
         """The parameters of the parts (None: all) by key, a shared one only once."""
-        keys = set(self.keys_of(parts))
         found: dict[int, tuple[str, nn.Parameter]] = {}
-        for key, parameter in self.named_parameters(remove_duplicate=False):
-            if key in keys:
+        for key in self.keys_of(parts):
+            module, name = self._places[key]
+            if (parameter := module._parameters.get(name)) is not None:
                 found.setdefault(id(parameter), (key, parameter))
         return dict(found.values())
 
@@ -220,14 +221,14 @@ class SplitModel(nn.Module):
         """Put back what is no tensor of its own, as it was when this was first called: no gradients, the mode of
         modules, which parameters are frozen, attributes of modules and buffers that are not persistent."""
         self.outside.put_back()
-        modules, parameters = list(self.modules()), list(self.parameters())
+        modules, parameters = self._walked.modules, list(self.parameters_of().values())
         if self._first_modes is None:
             self._first_modes = [m.training for m in modules], [p.requires_grad for p in parameters]
-        for module, training in zip(modules, self._first_modes[0], strict=True):
-            module.training = training
+        _set_modes(modules, self._first_modes[0])
         for parameter, asks in zip(parameters, self._first_modes[1], strict=True):
             parameter.grad = None
-            parameter.requires_grad_(asks)
+            if parameter.requires_grad != asks:
+                parameter.requires_grad_(asks)
 
     @property
     def outside(self) -> Outside:
@@ -268,7 +269,7 @@ class SplitModel(nn.Module):
     def blank(self, owned: Collection[str] = ()) -> None:
         """Make scratch of all tensors but ``owned`` and those given: parameters become NaN, buffers what they were in
         the beginning."""
-        for key, parameter in self.named_parameters():
+        for key, parameter in self.parameters_of().items():
             if key not in owned and key not in self._given:
                 parameter.fill_(torch.nan)
         untouched = {*owned, *self._given}
@@ -282,14 +283,14 @@ class SplitModel(nn.Module):
         Raises:
             ModelError: a key is unknown, or a shape differs.
         """
-        own = self.live(key for key in tensors if key in self._places)
+        own = self.live([key for key in tensors if key in self._places])
         for key, tensor in tensors.items():
             if key not in own:
                 raise ModelError(f"the model has no tensor {key!r}: {nearest(key, self._places)}")
             if own[key].shape != tensor.shape:
                 raise ModelError(f"tensor {key!r}: expected shape {tuple(own[key].shape)}, found {tuple(tensor.shape)}")
-        for key, tensor in tensors.items():
-            own[key].copy_(tensor)
+        if own:
+            torch._foreach_copy_([own[key] for key in tensors], list(tensors.values()))
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -301,7 +302,10 @@ class SplitModel(nn.Module):
     def in_evaluation_mode(self) -> Iterator[None]:
         """Evaluation mode inside the block, with gradients; every module's mode is put back after it."""
         with self._modes_kept():
-            self.eval()
+            if self._walked.alike:
+                _set_modes(self._walked.modules, [False] * len(self._walked.modules))
+            else:
+                self.eval()
             yield
 
     @contextmanager
@@ -332,16 +336,10 @@ class SplitModel(nn.Module):
         Frozen parts are in evaluation mode, so their batch normalisation keeps its statistics, and their parameters
         ask for no gradient. A parameter the model itself has frozen stays so. Everything is put back after the block.
         """
-        stages = self._stages_of(parts)
         trained = {id(parameter) for parameter in self.parameters_of(parts).values()}
-        frozen = [p for p in self.parameters() if p.requires_grad and id(p) not in trained]
+        frozen = [p for p in self.parameters_of().values() if p.requires_grad and id(p) not in trained]
         with self._modes_kept():
-            self.train()
-            for stage in self._stages:
-                if stage not in stages:
-                    self.get_submodule(stage).eval()
-            for module, _ in self._given_places():
-                module.eval()
+            self._train(parts)
             for parameter in frozen:
                 parameter.requires_grad_(False)
             try:
@@ -350,14 +348,29 @@ class SplitModel(nn.Module):
                 for parameter in frozen:
                     parameter.requires_grad_(True)
 
+    def _train(self, parts: Parts | None) -> None:
+        """Training mode, and evaluation mode for what has nothing of these parts, or is given."""
+        walked, name = self._walked, parts if parts is None or isinstance(parts, str) else tuple(parts)
+        if name in walked.modes:
+            return _set_modes(walked.modules, walked.modes[name])
+        stages = self._stages_of(parts)
+        self.train()
+        for stage in self._stages:
+            if stage not in stages:
+                self.get_submodule(stage).eval()
+        for module, _ in self._given_places():
+            module.eval()
+        if walked.alike:
+            walked.modes[name] = [module.training for module in walked.modules]
+
     @contextmanager
     def _modes_kept(self) -> Iterator[None]:
-        modes = [(module, module.training) for module in self.modules()]
+        modules = self._walked.modules
+        modes = [module.training for module in modules]
         try:
             yield
         finally:
-            for module, training in modes:
-                module.training = training
+            _set_modes(modules, modes)
 
     def _through(self, stages: Sequence[str], x: Inputs) -> Tensor:
         for stage in stages:
@@ -488,6 +501,23 @@ def _type(tensor: Tensor) -> str:
 
 _EVERYWHERE = ("all", "buffers")
 """Groups that every model has."""
+
+
+class _Walked:
+    """What walks through all modules of a model find, which takes as long as a small layer: its modules, and the modes
+    that it has had, by the parts that were trained."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = list(model.modules())
+        self.alike = all(type(m).train is nn.Module.train and type(m).eval is nn.Module.eval for m in self.modules)
+        """No module has ideas of its own about modes, which had to be asked each time."""
+        self.modes: dict[str | tuple[str, ...] | None, list[bool]] = {}
+
+
+def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
+    for module, training in zip(modules, modes, strict=True):
+        if module.training is not training:  # for to set an attribute of a module is slow
+            module.training = training
 
 
 def _places(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
