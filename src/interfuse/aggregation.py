@@ -37,15 +37,12 @@ def keys_plan(keys: Iterable[str]) -> Plan:
 
 @torch.no_grad()
 def extract(server: Mapping[str, Tensor], plan: Plan) -> dict[str, Tensor]:
-    """The slices of the server's tensors that a plan names, as new tensors; whole ones are the server's own.
+    """The slices of the server's tensors that a plan names, as new tensors.
 
     Raises:
         ModelError: the plan does not fit the server's tensors.
     """
-    return {
-        key: _of(server, key) if index is None else _of(server, key)[_grid(key, server[key], index)].clone()
-        for key, index in plan.items()
-    }
+    return {key: _of(server, key)[_grid(key, server[key], index)].clone() for key, index in plan.items()}
 
 
 class Mean:

@@ -138,6 +138,39 @@ def test_each_hands_replies_over_in_the_order_of_clients(workers: int) -> None:
     assert all(same_bits(tensors, together[client].tensors) for client, tensors in seen)
 
 
+@dataclass(frozen=True)
+class Sending(Method):
+    """Answers with live tensors of the model, of which it keeps a part or nothing."""
+
+    kept: frozenset[str] = NOTHING
+
+    def keeps(self) -> frozenset[str]:
+        return self.kept
+
+    def round(self, server: Server[Any], clients: Clients) -> None: ...
+
+    @on_client
+    def send(self, client: Client) -> Weights:
+        for parameter in client.model.parameters_of().values():
+            parameter.data.fill_(float(client.id))
+        client.scratch["live"] = client.model.live(client.model.keys_of())
+        return Weights(client.tensors())
+
+
+@pytest.mark.parametrize("kept", [NOTHING, frozenset({"modular"})])
+def test_a_reply_takes_along_the_memory_of_what_is_not_kept_and_copies_the_rest(kept: frozenset[str]) -> None:
+    f = federation(Sending(kept), models=[wide], clients=5, dataset=tiny_dataset(rows=30))
+    f._enter(1, "training")
+    replies = f.clients.call(cast(Any, f.method).send)
+    for client, reply in replies.items():
+        live = resident(f, client).scratch["live"]
+        keeps = {key for key in live if kept and key.startswith("modular")}
+        assert {key for key, t in reply.tensors.items() if t.data_ptr() != live[key].data_ptr()} == keeps
+        assert all(bool((tensor == client).all()) for tensor in reply.tensors.values())
+    f.clients.call(cast(Any, f.method).send)
+    assert all(bool((t == client).all()) for client, reply in replies.items() for t in reply.tensors.values())
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_a_fold_raises_ends_the_round_and_leaves_the_engine_in_order(workers: int) -> None:
     f = federation("fedavg", clients=7, workers=workers, dataset=tiny_dataset(rows=90))

@@ -233,3 +233,27 @@ def test_measure() -> None:
 def test_measure_names_the_stage_that_does_not_fit(base: nn.Module, modular: nn.Module, complaint: str) -> None:
     with pytest.raises(ModelError, match=complaint):
         measure(pair(base, modular), torch.zeros(2, 4))
+
+
+class Frozen(nn.Linear):
+    """It stays in evaluation mode, whoever asks."""
+
+    def train(self, mode: bool = True) -> Frozen:
+        super().train(False)
+        return self
+
+
+@pytest.mark.parametrize("own", [nn.Linear, Frozen])
+def test_modes_are_those_of_a_walk_through_all_modules_each_time(own: type[nn.Linear]) -> None:
+    made = SplitModel({"a": nn.Sequential(own(2, 2), nn.Dropout()), "b": nn.Sequential(nn.Linear(2, 2), nn.Dropout())})
+    made.get_submodule("b").eval()
+    before = [module.training for module in made.modules()]
+    for _ in range(2):
+        for parts, trained in ((None, "ab"), ("a", "a"), (["b"], "b"), ((), "")):
+            with made.training_parts(parts):
+                for name in "ab":
+                    wanted = [name in trained and not isinstance(m, Frozen) for m in made.get_submodule(name).modules()]
+                    assert [module.training for module in made.get_submodule(name).modules()] == wanted
+            assert [module.training for module in made.modules()] == before
+        with made.evaluating():
+            assert not any(module.training for module in made.modules() if module is not made or own is nn.Linear)
