@@ -35,6 +35,10 @@ def mlp(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
     return SplitModel(dict(workload.mlp().named_children()))
 
 
+def large_mlp(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    return SplitModel(dict(workload.large_mlp().named_children()))
+
+
 def setup_of(values: Mapping[str, Any]) -> Setup:
     """The federation of a configuration.
 

@@ -49,7 +49,18 @@ def mlp() -> nn.Sequential:
     )
 
 
-MODELS: Mapping[str, Callable[[], nn.Sequential]] = {"cnn": cnn, "htfl_cnn": htfl_cnn, "mlp": mlp}
+def large_mlp() -> nn.Sequential:
+    """784-6000-880-10: 40 MB of parameters."""
+    return _stages(
+        fc1=nn.Sequential(nn.Flatten(), nn.Linear(28 * 28, 6000), nn.ReLU()),
+        fc2=nn.Sequential(nn.Linear(6000, 880), nn.ReLU()),
+        fc3=nn.Linear(880, 10),
+    )
+
+
+MODELS: Mapping[str, Callable[[], nn.Sequential]] = {
+    "cnn": cnn, "htfl_cnn": htfl_cnn, "mlp": mlp, "large_mlp": large_mlp
+}  # fmt: skip
 
 
 def pool_first(model: nn.Sequential) -> nn.Sequential:
