@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 import common
@@ -45,7 +46,7 @@ def rounds(folder: Path, name: str, steps: int) -> dict[str, Callable[[], None]]
     problem = workload.Problem.read(folder, "channels_last")
     model = workload.pool_first(workload.MODELS[name]())
     model.load_state_dict(problem.initial())
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     for parameter in parameters:
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
