@@ -15,6 +15,7 @@ from torch import Tensor
 from interfuse.aggregation import BufferPolicy, recalibrate, travels
 from interfuse.data import Batch, ClientData, SampleOrder
 from interfuse.data.inputs import Shape
+from interfuse.equals import Equals
 from interfuse.errors import ConfigError
 from interfuse.messages import Change, Dims, State
 from interfuse.models import SplitModel
@@ -70,6 +71,7 @@ class Client(Party[S]):
         data: Its share.
         order: The order in which it visits its training samples.
         feedback: What rounding has lost of what it sent, by message and path.
+        equals: What an evaluation has found for equal models, shared by the clients of a host.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class Client(Party[S]):
         super().__init__(dims, data.task, data.public, autocast, state_type)
         self.id, self.profile, self.data, self.order, self._secret = profile.id, profile, data, order, secret
         self.feedback: dict[str, Tensor] = {}
+        self.equals = Equals()
         self._generator: torch.Generator | None = None
         self.begun = False
         self.begin(0)

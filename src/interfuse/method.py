@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
@@ -19,6 +19,7 @@ from interfuse.data import Inputs
 from interfuse.errors import ConfigError, Notice, nearest
 from interfuse.handler import Program, handlers, on_client, programs
 from interfuse.messages import Dims, Disclosure, Message, State, Weights, disclosed, leaves
+from interfuse.models import SplitModel
 from interfuse.party import ALL as ALL
 from interfuse.party import BUFFERS as BUFFERS
 from interfuse.party import NOTHING as NOTHING
@@ -26,6 +27,8 @@ from interfuse.party import Network as Network
 from interfuse.server import Server
 from interfuse.training import OwnSchedule
 
+Predictor = Callable[[SplitModel, Inputs], Tensor]
+"""From a model in evaluation mode and inputs to outputs, such as logits ``[batch, classes]``: of nothing else."""
 Count = Annotated[int, Ge(1)]
 Steps = Annotated[int, Ge(0)]
 Fraction = Annotated[float, Gt(0), Le(1)]
@@ -37,6 +40,12 @@ ALTERNATIVES = ("local_epochs", "local_steps")
 """Settings of which a method has one: how much a client trains."""
 RETAINABLE = (Disclosure.DATA, Disclosure.FEATURES, Disclosure.LABELS)
 """What speaks of single samples: parties agree whether it may be kept beyond its round."""
+
+
+def whole(model: SplitModel, x: Inputs) -> Tensor:
+    """What the model's two blocks make of inputs."""
+    found: Tensor = model(x)
+    return found
 
 
 def _load(method: Method, client: Client[Any], message: Weights) -> None:
@@ -127,10 +136,15 @@ class Method(Program):
         held = () if state is None else leaves(state)
         return frozenset(leaf.disclosure for leaf in held if leaf.disclosure in RETAINABLE)
 
+    def predictor(self) -> Predictor:
+        """How a client's model answers, where that depends on nothing of the client but the model: clients with equal
+        models then have equal answers, and evaluation asks for them once. A method that wants more defines
+        :meth:`predict`, and is asked for every client."""
+        return whole
+
     def predict(self, client: Client[Any], x: Inputs) -> Tensor:
         """What a score means for this method: inputs to outputs, such as logits ``[batch, classes]``."""
-        scores: Tensor = client.model(x)
-        return scores
+        return self.predictor()(client.model, x)
 
     def alone(self) -> dict[str, Any]:
         """Settings of the Local run beside this method that it does not take from the method's of equal names."""

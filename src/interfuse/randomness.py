@@ -75,6 +75,13 @@ def seeded(seed: int, *keys: Key) -> Iterator[None]:
             np.random.set_state(of_numpy)
 
 
+def generators() -> tuple[object, ...]:
+    """Where the same generators stand: equal before and after work that has drawn nothing from them."""
+    of_torch = [torch.default_generator.get_state(), *(torch.cuda.get_rng_state_all() if _cuda_in_use() else ())]
+    of_numpy = (np.asarray(part).tobytes() for part in np.random.get_state())
+    return random.getstate(), *of_numpy, *(state.numpy().tobytes() for state in of_torch)
+
+
 def reseed(seed: int, *keys: Key) -> None:
     """Seed the same generators inside a block of :func:`seeded`, which puts them back."""
     _seed_all(derive(seed, *keys))

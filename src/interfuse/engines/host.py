@@ -19,6 +19,7 @@ from interfuse.client import Client, ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.data import EpochOrder
 from interfuse.engines.resting import RestingFile, Room
+from interfuse.equals import Equals
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
 from interfuse.handler import Handler, Program, handlers
 from interfuse.messages import Message, flatten, kind_of, settled
@@ -27,7 +28,7 @@ from interfuse.messages.encoding import rounded, sizes
 from interfuse.method import Method, check_state, state_type
 from interfuse.models import SplitModel, make
 from interfuse.party import BUFFERS, Held
-from interfuse.randomness import generator, reseed, seeded
+from interfuse.randomness import Key, generator, reseed, seeded
 from interfuse.setup import Hosting
 from interfuse.training import DivergedError, Trainer, fit
 from interfuse.wire import FileRecord, Part, Tensors, open_pack, save_pack
@@ -46,12 +47,14 @@ class Resident:
 
     Attributes:
         deployed: The module at work has that in place.
+        evaluation: The place of the evaluation's call that it is at work for; None: it trains.
     """
 
     client: Client[Any]
     method: Method
     programs: Mapping[str, Program]
     deployed: bool = False
+    evaluation: tuple[Key, ...] | None = None
 
     @cached_property
     def lendings(self) -> list[tuple[str, Held, Kind]]:
@@ -125,6 +128,7 @@ class Host:
         self._memory = None if room is None else room.memory
         self._file = RestingFile(None if room is None else room.folder)
         self._round = 0
+        self._equals = Equals()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -144,19 +148,18 @@ class Host:
         self._before.pop(client, None)
         try:
             resident = self._resident(client)
-            if message is not None:  # what is kept for a later handler of the round must be nobody else's
-                kept = request.recoverable or resident.continuing
-                given = private(message, copy=kept and not self._owns)
-                untouched = unmodified(given)
             handler = cast(Handler[Any, Any], getattr(resident.programs[request.program], request.handler))
-            if (
-                request.heading == "evaluation"
-                and isinstance(handler.program, Method)
-                and handler.declaration.reply_type is None
-            ):
+            evaluates = request.heading == "evaluation"
+            deploys = evaluates and isinstance(handler.program, Method) and handler.declaration.reply_type is None
+            if message is not None:  # what is kept for a later handler of the round must be nobody else's
+                measures, kept = evaluates and not deploys, request.recoverable or resident.continuing
+                given = message if measures else private(message, copy=kept and not self._owns)
+                untouched = unmodified(given)
+            if deploys:
                 others = [kept for kept in self._answers.get(client, ()) if kept[0].name != handler.name]
                 self._answers[client] = [*others, (handler, given)]
                 resident.deployed = False
+                self._equals.forget(client)
                 self._in_round.add(client)
                 self._rest(resident)
                 return Answer(client, None, time.perf_counter() - began)
@@ -263,7 +266,8 @@ class Host:
         made.networks = {"model": Held(method.keeps())} | {name: Held(net.keeps) for name, net in beside.items()}
         made.state = None
         resident = self._residents[client] = Resident(made, method, setup.programs_of(client))
-        made.lend = partial(self._lend, resident)
+        made.lend = partial(self._asked, resident)
+        made.equals = self._equals
         if (part := self._parts.get(client)) is not None:
             self._fill(resident, part.tensors())
         return resident
@@ -285,8 +289,11 @@ class Host:
                 raise
             client.state = None if state is None else settled(state)
             client.begun = True
-        if request.heading == "evaluation":
-            self._deploy(resident)
+        resident.evaluation = request.place(client.id) if request.heading == "evaluation" else None
+        if resident.evaluation is not None:
+            # a client that keeps nothing, so that work cannot change it, may be done before it needs a module
+            if any(held.module is not None or held.keeps for held in client.networks.values()):
+                self._deploy(resident)
         elif not (continues and client.id in self._entered):
             client.scratch.clear()
             for held in client.networks.values():
@@ -299,13 +306,14 @@ class Host:
     def _deploy(self, resident: Resident) -> None:
         """Put in place what the client answers with in this evaluation."""
         resident.client.trainer = fit
-        self._lend(resident)
+        at_work = [held for held in resident.client.networks.values() if held.module is not None]
         for held in resident.client.networks.values():
             if held.module is not None:
                 held.module.reset()
+        self._lend(resident)  # what comes anew is blank
         if resident.deployed:
             return
-        for held in resident.client.networks.values():
+        for held in at_work:
             held.blank()
         for handler, message in self._answers.get(resident.client.id, ()):
             place = (handler.name, resident.client.id, self._round)
@@ -324,6 +332,15 @@ class Host:
                 self._idle.get(kind, {}).pop(held, None)
             elif not held.made and not held.keeps <= {BUFFERS}:
                 held.begin(self._built(resident, name, resident.client.id))
+
+    def _asked(self, resident: Resident, wanted: str) -> None:
+        """The client needs a network that has no module yet."""
+        if resident.evaluation is None:
+            self._lend(resident, wanted)
+            return
+        with seeded(self._setup.seed, "deploy"):  # the handler goes on with its own draws
+            self._deploy(resident)
+        resident.client.begin(self._setup.seed, "client", *resident.evaluation)
 
     def _lend(self, resident: Resident, wanted: str | None = None) -> None:
         """Have a module at work for a network of the client, or for all of them, with its tensors in place."""
@@ -393,13 +410,14 @@ class Host:
         for client in self._in_round & self._residents.keys():
             if (resident := self._residents.get(client)) is not None:  # one that rests may make others go into a file
                 resident.client.scratch.clear()
-                resident.deployed = False
+                resident.deployed, resident.evaluation = False, None
                 self._rest(resident)
         self._forget_round()
 
     def _forget_round(self) -> None:
         for kept in (self._in_round, self._entered, self._answers, self._before):
             kept.clear()
+        self._equals.clear()
 
     def release(self, client: ClientId) -> dict[str, Tensor]:
         """Give a client away: all that another host needs to carry it on. Nothing, where it was never called."""

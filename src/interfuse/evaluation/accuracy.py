@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from jaxtyping import Float32, Float64, Int64, Shaped
@@ -17,13 +17,16 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
 from interfuse.data.inputs import named, together
+from interfuse.equals import same_bits
 from interfuse.errors import ClientError, DataError
 from interfuse.evaluation.metrics import OwnMetric, Statistics, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
 from interfuse.messages import Data, Disclosure, Features, Message
-from interfuse.method import Method
+from interfuse.method import Method, whole
 from interfuse.randomness import numpy_generator
+
+T = TypeVar("T")
 
 Mode = Literal["shared", "own", "none"]
 """What is measured: everything, on a test set that all clients have; clients' own counts alone; nothing."""
@@ -48,17 +51,22 @@ LARGEST_COMPOSITION = 1 << 29
 
 
 class Scope(Message):
-    """How much to evaluate on: everything or the fixed rows of the curve; with the common test set or without."""
+    """How much to evaluate on: everything or the fixed rows of the curve; with the common test set or without; whether
+    compositions are measured on the same rows of it."""
 
     full: bool
     common: bool
+    composed: bool = False
 
 
 Sums = Annotated[Float64[Tensor, "sums"], Disclosure.STATISTICS]
 
 
 class Counted(Message):
-    """The task's sums over the client's test share, its validation share, and the common test set."""
+    """The task's sums over the client's test share, its validation share, and the common test set.
+
+    The last are zeros where compositions tell them: the client answers with its own.
+    """
 
     own: Sums
     validation: Sums
@@ -72,14 +80,14 @@ class FusedTest(Message):
 
 
 class FusedTests(Message):
-    """The outputs of all base blocks, by client."""
+    """The outputs of all base blocks that differ, by the first client that has them."""
 
     outputs: dict[int, FusedTest]
     full: bool
 
 
 class Composition(Message):
-    """The task's sums of one modular block behind every base block, in the order of clients."""
+    """The task's sums of one modular block behind the base blocks that differ, in the order of clients."""
 
     by_base: Annotated[Float64[Tensor, "bases sums"], Disclosure.STATISTICS]
 
@@ -129,14 +137,45 @@ class Evaluation(Program):
     mode: Mode
     own_metrics: Mapping[str, OwnMetric]
 
+    @property
+    def _of_the_model(self) -> bool:
+        """Whether answers depend on nothing of a client but its model."""
+        return type(self.method).predict is Method.predict
+
+    @property
+    def composes(self) -> bool:
+        """Whether a client answers with the composition of its own two blocks."""
+        return self._of_the_model and self.method.predictor() is whole
+
     @on_client
     def count(self, client: Client, scope: Scope) -> Counted:
         """The sums of what the method predicts."""
         limit = None if scope.full else CURVE_OWN_ROWS
-        rows = None if scope.full else self.tests[client.id].curve_rows
-        common = client.data.common_test(rows) if scope.common else ()
-        sides = (client.data.test(limit), client.data.validation(limit), common)
-        return Counted(*(self._sums(client, batches) for batches in sides))
+        wanted = scope.common and not (scope.composed and self.composes)
+        return Counted(
+            self._sums(client, client.data.test(limit)),
+            self._sums(client, client.data.validation(limit)),
+            self._of_common("count", client, self._sums, full=scope.full) if wanted else self._sums(client, ()),
+        )
+
+    def _of_common(self, name: str, client: Client, work: Callable[[Client, Iterable[Batch]], T], *, full: bool) -> T:
+        """What ``work`` makes of a client's answers on the common test set."""
+
+        def asked() -> T:
+            return work(client, self._common(client, full=full))
+
+        if not self._of_the_model:
+            return asked()
+        return self._once(name, client, ("base", "modular"), (full, self.method.predictor()), asked)
+
+    def _once(self, name: str, client: Client, blocks: Sequence[str], on: Sequence[object], work: Callable[[], T]) -> T:
+        """Work on blocks of a client, and on test rows, that has the same result for every client with such blocks."""
+        seen = (client.data.dataset, self.tests[client.id], *on)
+        kind = client.profile.architecture
+        return client.equals.once(name, client.id, kind, lambda: client.model, blocks, seen, work)
+
+    def _common(self, client: Client, *, full: bool) -> Iterable[Batch]:
+        return client.data.common_test(None if full else self.tests[client.id].curve_rows)
 
     def _sums(self, client: Client, batches: Iterable[Batch]) -> Tensor:
         with client.model.evaluating():
@@ -147,7 +186,8 @@ class Evaluation(Program):
     def measurements(self, client: Client) -> Measurements:
         """Statistics of the method's scores on everything; the scores themselves stay here."""
         return Measurements(
-            self._statistics(client, client.data.test()), self._statistics(client, client.data.common_test())
+            self._statistics(client, client.data.test()),
+            self._of_common("measurements", client, self._statistics, full=True),
         )
 
     def _statistics(self, client: Client, batches: Iterable[Batch]) -> Statistics:
@@ -161,19 +201,27 @@ class Evaluation(Program):
     @on_client
     def fused(self, client: Client, scope: Scope) -> FusedTest:
         """The base block's outputs on the common test set."""
-        rows = None if scope.full else self.tests[client.id].curve_rows
-        with client.model.evaluating():
-            return FusedTest(torch.cat([client.model.base(batch.x) for batch in client.data.common_test(rows)]))
+
+        def outputs() -> FusedTest:
+            batches = self._common(client, full=scope.full)
+            with client.model.evaluating():
+                return FusedTest(torch.cat([client.model.base(batch.x) for batch in batches]))
+
+        return self._once("fused", client, ["base"], [scope.full], outputs)
 
     @on_client
     def composed(self, client: Client, tests: FusedTests) -> Composition:
         """The sums of the modular block behind every base block."""
-        with client.model.evaluating():
-            found = [
-                client.task.sums(client.model.modular(test.z), self.tests[base].labels(full=tests.full))
-                for base, test in sorted(tests.outputs.items())
-            ]
-        return Composition(torch.stack(found))
+
+        def sums() -> Composition:
+            with client.model.evaluating():
+                found = [
+                    client.task.sums(client.model.modular(test.z), self.tests[base].labels(full=tests.full))
+                    for base, test in sorted(tests.outputs.items())
+                ]
+            return Composition(torch.stack(found))
+
+        return self._once("composed", client, ["modular"], [tests], sums)
 
     @on_client
     def base(self, client: Client, request: PredictionRequest) -> Prediction:
@@ -236,19 +284,18 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     if program.mode == "none":
         return Accuracies(_of_all(federation, {}), _of_all(federation, {}), _of_all(federation, {}), None)
     composed = _composable(federation, program, full=full)
-    # the diagonal is every client's own composition: where the method predicts with it, there is nothing to add
-    apart = composed is not Composed.AS_ASKED or type(federation.method).predict is not Method.predict
+    shared, as_asked = program.mode == "shared", composed is Composed.AS_ASKED
     with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
-        counted = clients.call(program.count, Scope(full, apart and program.mode == "shared"))
+        counted = clients.call(program.count, Scope(full, shared, as_asked))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
-            matrix = _composition(federation, program, clients, full and composed is Composed.AS_ASKED)
+            matrix = _composition(federation, program, clients, full and as_asked)
     for client, sums in counted.items():
         _check_counted(federation, program, client, sums, full=full)
     score = federation.setup.task.score
     common = {client: score(sums.common) for client, sums in counted.items()}
-    if matrix is not None and not apart:
-        common = {client: matrix[client][client] for client in counted}
+    if matrix is not None and as_asked:
+        common |= {client: matrix[client][client] for client, sums in counted.items() if not sums.common.any()}
     return Accuracies(
         own=_of_all(federation, {client: score(sums.own) for client, sums in counted.items()}),
         validation=_of_all(federation, {client: score(sums.validation) for client, sums in counted.items()}),
@@ -325,18 +372,32 @@ def _composition(
 ) -> dict[ClientId, dict[ClientId, float]]:
     """Score by base block and modular block."""
     task, outputs = federation.setup.task, fused_outputs(federation, program, clients, full=full)
-    columns = clients.call(program.composed, FusedTests(outputs, full))
+    alike = _alike(program, outputs)
+    differing = {base: outputs[base] for base in alike.values()}
+    columns = clients.call(program.composed, FusedTests(differing, full))
+    found: dict[ClientId, dict[ClientId, float]] = {base: {} for base in differing}
     for client, column in columns.items():
-        if len(column.by_base) != len(outputs):
-            problem = f"by_base: expected {len(outputs)} rows, found {len(column.by_base)}"
+        if len(column.by_base) != len(differing):
+            problem = f"by_base: expected {len(differing)} rows, found {len(column.by_base)}"
             raise _impossible(federation, client, program.composed.name, problem)
-        for base, sums in zip(outputs, column.by_base, strict=True):
+        for base, sums in zip(differing, column.by_base, strict=True):
             labels = program.tests[base].labels(full=full)
             _check_sums(federation, client, program.composed.name, f"by_base, base {base}", sums, labels)
-    return {
-        base: {modular: task.score(column.by_base[row]) for modular, column in columns.items()}
-        for row, base in enumerate(outputs)
-    }
+            found[base][client] = task.score(sums)
+    return {base: found[first] for base, first in alike.items()}
+
+
+def _alike(program: Evaluation, outputs: Mapping[ClientId, FusedTest]) -> dict[ClientId, ClientId]:
+    """For each client the first one whose base block has the very same outputs on the very same test set."""
+    found: dict[ClientId, ClientId] = {}
+    for client, test in outputs.items():
+        known = (
+            first
+            for first in dict.fromkeys(found.values())
+            if program.tests[first] is program.tests[client] and same_bits({"z": outputs[first].z}, {"z": test.z})
+        )
+        found[client] = next(known, client)
+    return found
 
 
 def fused_outputs(

@@ -29,7 +29,8 @@ from interfuse.families.holdings import (
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
-from interfuse.method import BUFFERS, NOTHING, Fraction
+from interfuse.method import BUFFERS, NOTHING, Fraction, Predictor, whole
+from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Objective
 
@@ -55,6 +56,13 @@ class GroupMeans:
     def result(self) -> NamedTensors:
         """The server's model; what nobody sent stays as it was."""
         return self.weights | merged({prefix: mean.result() for prefix, mean in self.means.items()})
+
+
+def by_batch_statistics(model: SplitModel, x: Inputs) -> Tensor:
+    """What a model answers that normalises by the batch it is given."""
+    with use_batch_statistics(model):
+        together: Tensor = model(each(at_least_two, x))
+        return together[: rows_of(x)]
 
 
 @dataclass(frozen=True)
@@ -133,12 +141,8 @@ class Averaging(OwnTraining):
         if self.buffers is BufferPolicy.RECALIBRATE:
             client.recalibrate(self.batch_size)
 
-    def predict(self, client: Client[Any], x: Inputs) -> Tensor:
-        if self.buffers is not BufferPolicy.BATCH_STATISTICS:
-            return super().predict(client, x)
-        with use_batch_statistics(client.model):
-            together: Tensor = client.model(each(at_least_two, x))
-            return together[: rows_of(x)]
+    def predictor(self) -> Predictor:
+        return by_batch_statistics if self.buffers is BufferPolicy.BATCH_STATISTICS else whole
 
     def check_buffers(self, clients: Clients, *allowed: BufferPolicy) -> None:
         """Check that models in evaluation mode have statistics, which some policies neither send nor keep.

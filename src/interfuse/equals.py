@@ -1,0 +1,92 @@
+"""What was worked out for one client, for others of its host whose models are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from interfuse.models import SplitModel
+from interfuse.randomness import generators
+
+T = TypeVar("T")
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By the size of an element, a type in which tensors are equal only where all their bits are: -0 is not 0."""
+
+
+class Equals:
+    """Work on models that is done once for clients with equal ones, for as long as nothing is cleared.
+
+    Equal means: of one architecture, with the same bits in all tensors of the blocks that the work is on. Nothing is
+    taken on trust, neither who sent the tensors nor a digest of them. Of each architecture the latest tensors are kept
+    to compare to: clients that all differ cost one copy, and equal ones in turns with others are not found.
+    """
+
+    def __init__(self) -> None:
+        self._latest: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self._of_clients: dict[int, dict[str, object]] = {}
+        self._found: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
+
+    def once(
+        self, name: str, client: int, architecture: str, model: Callable[[], SplitModel], blocks: Sequence[str],
+        on: Sequence[object], work: Callable[[], T],
+    ) -> T:  # fmt: skip
+        """What ``work`` gives: as it was found for an equal model, where one came before.
+
+        What has drawn random numbers holds for one client alone, and so does what a model with other attributes than
+        its architecture's gives: no tensors tell of them.
+
+        Args:
+            name: Of the work.
+            client: Whose model it is; it stays the same until :meth:`forget`.
+            model: Asked for where nobody has seen it yet, as by ``work``.
+            blocks: Those of the model that it is on: ``base``, ``modular``.
+            on: The very objects that it depends on beside the model.
+        """
+        seen = self._of_clients.setdefault(client, {})
+        if not all(block in seen for block in blocks):
+            seen |= self._tensors(architecture, model(), blocks)
+        kind = (name, architecture, *map(id, on))
+        depends = (*on, *(seen[block] for block in blocks))
+        before, found = self._found.get(kind, ((), None))
+        if len(before) == len(depends) and all(a is b for a, b in zip(before, depends, strict=True)):
+            known: T = found
+            return known
+        drawn = generators()
+        result = work()
+        if generators() == drawn:
+            self._found[kind] = depends, result
+        return result
+
+    def _tensors(self, architecture: str, model: SplitModel, blocks: Sequence[str]) -> dict[str, object]:
+        """What stands for the tensors of blocks: the very same object for the same bits."""
+        if model.outside.changed():
+            return {block: object() for block in blocks}
+        for block in blocks:
+            now = model.live(model.keys_of(block))
+            if (latest := self._latest.get((architecture, block))) is None or not same_bits(latest, now):
+                self._latest[architecture, block] = {key: tensor.clone() for key, tensor in now.items()}
+        return {block: self._latest[architecture, block] for block in blocks}
+
+    def forget(self, client: int) -> None:
+        """A client has another model from now on."""
+        self._of_clients.pop(client, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._latest.clear()
+        self._of_clients.clear()
+        self._found.clear()
+
+
+def same_bits(some: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> bool:
+    """Whether tensors of the same names are equal to the bit."""
+    return some.keys() == others.keys() and all(_same(tensor, others[key]) for key, tensor in some.items())
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    bits = _BITS.get(a.element_size())
+    return bits is not None and a.dtype == b.dtype and torch.equal(a.view(bits), b.view(bits))
