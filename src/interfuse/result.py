@@ -27,7 +27,7 @@ from interfuse.runs import Callback, Given, Progress, resume
 from interfuse.runs.config import changed_sources
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import assemble
-from interfuse.runs.summary import Scores, Side, Spread, Summary
+from interfuse.runs.summary import Rows, Scores, Side, Spread, Summary
 from interfuse.setup import Setup
 
 if TYPE_CHECKING:
@@ -136,12 +136,34 @@ class Result:
         return self._summary
 
     def curve(self, name: str) -> tuple[Int64[np.ndarray, "points"], Float[np.ndarray, "points ..."]]:
-        """Rounds and values of ``own``, ``validation``, ``global`` (by client) or ``composition`` (base, modular)."""
+        """Rounds and values of ``own``, ``validation``, ``global`` (by client) or ``composition`` (base, modular).
+
+        NaN is unknown, as of clients that are not evaluated; ``summary.evaluated`` names those that are.
+        """
         if name not in ("own", "validation", "common", "global", "composition"):
             raise ConfigError(f"no curve {name!r}: own, validation, global or composition")
         points = {row.round: row.accuracy for row in self.metrics if row.accuracy}
-        values = [getattr(point, "common" if name == "global" else name) for point in points.values()]
-        return np.array(list(points), dtype=np.int64), np.array(values, dtype=float)
+        rounds = np.array(list(points), dtype=np.int64)
+        if name == "composition":
+            return rounds, np.array([point.composition for point in points.values()], dtype=float)
+        values = [
+            self._by_client(getattr(point, "common" if name == "global" else name), point.evaluated)
+            for point in points.values()
+        ]
+        return rounds, np.array(values, dtype=float)
+
+    def _by_client(
+        self, values: Sequence[float] | Rows, evaluated: Sequence[ClientId]
+    ) -> Float[np.ndarray, "clients ..."]:
+        """Values of the evaluated clients at the places of these among all; NaN for the others."""
+        found = np.array(values, dtype=float)
+        if not len(found):
+            return np.full(self.config.clients, np.nan)
+        if not evaluated:
+            return found
+        everybody = np.full((self.config.clients, *found.shape[1:]), np.nan)
+        everybody[list(evaluated)] = found
+        return everybody
 
     def metric(self, name: str, on: Side = "own", *, best: bool = False) -> Float[np.ndarray, "clients ..."]:
         """A metric of the recipe by client, recall by client and class; NaN is unknown.
@@ -153,11 +175,11 @@ class Result:
         Raises:
             ConfigError: the metric was not measured; says which were.
         """
-        found = self._final(on, best).metrics
-        if name not in found:
-            raise ConfigError(f"metric {name!r} was not measured: {nearest(name, found)}")
-        values = found[name][on]
-        return np.array(values.per_client if isinstance(values, Spread) else values, dtype=float)
+        scores = self._final(on, best)
+        if name not in scores.metrics:
+            raise ConfigError(f"metric {name!r} was not measured: {nearest(name, scores.metrics)}")
+        values = scores.metrics[name][on]
+        return self._by_client(values.per_client if isinstance(values, Spread) else values, scores.evaluated)
 
     def confusion(self, on: Side = "own", *, best: bool = False) -> Int64[np.ndarray, "classes answers"]:
         """Samples of all clients by class and answer; the last column is of samples without an answer (NaN scores).

@@ -16,7 +16,7 @@ from interfuse.evaluation.accuracy import (
     evaluation_on,
     measure,
 )
-from interfuse.evaluation.metrics import METRICS, OwnMetric, Statistics, metric_values, no_statistics, try_metrics
+from interfuse.evaluation.metrics import METRICS, OwnMetric, Statistics, metric_values, try_metrics
 from interfuse.evaluation.similarity import (
     features_by_group,
     groups_of_stages,
@@ -45,7 +45,6 @@ __all__ = [
     "linear_cka",
     "measure",
     "metric_values",
-    "no_statistics",
     "similarity",
     "similarity_by_group",
     "try_metrics",

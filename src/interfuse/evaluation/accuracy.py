@@ -262,8 +262,9 @@ def common_test(task: Task, labels: Shaped[Tensor, "n *target"], name: str) -> C
 
 @dataclass(frozen=True)
 class Accuracies:
-    """The task's scores by client, such as accuracies between 0 and 1; NaN where nothing can be said.
+    """The task's scores of the evaluated clients, such as accuracies between 0 and 1; NaN where nothing can be said.
 
+    ``evaluated`` says who they are, in the order of the lists; empty: all clients of the federation.
     ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
     on the common test set (that of the base block's client); None where the fusion layers of the clients differ, and in
     large federations. ``rows`` has how many rows (places, for tokens) are behind the figures, each counted once, as far
@@ -274,6 +275,7 @@ class Accuracies:
     validation: list[float]
     common: list[float]
     composition: list[list[float]] | None
+    evaluated: list[ClientId] = field(default_factory=list)
     rows: dict[Evidence, int] = field(default_factory=dict)
 
 
@@ -282,7 +284,7 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     program = federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
     if program.mode == "none":
-        return Accuracies(_of_all(federation, {}), _of_all(federation, {}), _of_all(federation, {}), None)
+        return Accuracies([], [], [], None)
     composed = _composable(federation, program, full=full)
     shared, as_asked = program.mode == "shared", composed is Composed.AS_ASKED
     with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
@@ -297,10 +299,11 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     if matrix is not None and as_asked:
         common |= {client: matrix[client][client] for client, sums in counted.items() if not sums.common.any()}
     return Accuracies(
-        own=_of_all(federation, {client: score(sums.own) for client, sums in counted.items()}),
-        validation=_of_all(federation, {client: score(sums.validation) for client, sums in counted.items()}),
-        common=_of_all(federation, common),
+        own=[score(sums.own) for sums in counted.values()],
+        validation=[score(sums.validation) for sums in counted.values()],
+        common=[*common.values()],
         composition=None if matrix is None else [_of_all(federation, row) for row in _rows_of_all(federation, matrix)],
+        evaluated=some_of(federation, counted),
         rows=_rows(federation, program, counted, full=full, composed=None if matrix is None else composed),
     )
 
@@ -331,6 +334,12 @@ def _rows(
         if composed is not None:
             found["compositions"] = common(full=full and composed is Composed.AS_ASKED)
     return found
+
+
+def some_of(federation: Federation, evaluated: Iterable[ClientId]) -> list[ClientId]:
+    """The clients that were evaluated; none named where they are all."""
+    found = [*evaluated]
+    return [] if len(found) == len(federation.setup.profiles) else found
 
 
 def measure(federation: Federation) -> Mapping[ClientId, Measurements]:

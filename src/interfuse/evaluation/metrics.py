@@ -88,11 +88,6 @@ def statistics(
     )
 
 
-def no_statistics(classes: int) -> Statistics:
-    """What there is to tell of no samples."""
-    return statistics(torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64))
-
-
 def metric_values(found: Statistics) -> dict[str, Any]:
     """Every built-in metric by name, between 0 and 1, and those of the user of which something can be said.
 

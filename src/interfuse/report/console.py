@@ -19,6 +19,7 @@ from interfuse.report.text import (
     capital,
     measured,
     number,
+    over_clients,
     percent,
     sides,
     size,
@@ -84,7 +85,7 @@ def _matrix(matrix: Matrix, title: str) -> Table:
 
 def _scores(summary: Summary) -> Table:
     table = Table(box=None, padding=(0, 2), title_justify="left")
-    table.add_column(f"{summary.score}, % (± over clients)")
+    table.add_column(f"{summary.score}, % (± over {over_clients(summary)})")
     shown = sides(summary)
     for name in shown:
         table.add_column(name, justify="right")

@@ -23,6 +23,7 @@ from interfuse.report.text import (
     capital,
     measured,
     number,
+    over_clients,
     percent,
     sides,
     size,
@@ -42,7 +43,8 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
     """
     summary, beside = run.summary, by_name(run.summary)
     recalls = {name: (values.recalls("own"), values.recalls("global")) for name, values in beside.items()}
-    scores = (summary.own_accuracy.per_client, summary.global_accuracy.per_client)
+    scores = zip_longest(summary.own_accuracy.per_client, summary.global_accuracy.per_client, fillvalue=math.nan)
+    by_client = dict(zip(summary.evaluated_clients, scores, strict=False))
     return render(
         "run.html",
         title=title(summary),
@@ -57,10 +59,11 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         sides=sides(summary),
         svgs=svgs,
         measured=measured(summary),
+        over_clients=over_clients(summary),
         percentages=METRICS,
         recalls={name: sides for name, sides in recalls.items() if all(sides)},
         architectures={client.id: architecture(client, summary) for client in summary.clients},
-        clients=list(zip_longest(summary.clients, *scores, fillvalue=math.nan)),
+        clients=[(client, *by_client.get(client.id, (math.nan, math.nan))) for client in summary.clients],
         commands=_commands(run),
         facts=_facts(run),
         most_numbers=MOST_NUMBERS,
@@ -113,9 +116,9 @@ def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     found["composition"] = ("mean over all compositions", percent(summary.mean_composition), lines)
     lines = [f"{n}: {percent(s.own_accuracy.mean)}" for n, s in beside]
     own, common = summary.own_accuracy, summary.global_accuracy
-    found["own"] = (f"own {summary.score}", percent(own.mean), [_over_clients(own), *lines])
+    found["own"] = (f"own {summary.score}", percent(own.mean), [_over_clients(own, summary), *lines])
     lines = [f"{n}: {percent(s.global_accuracy.mean)}" for n, s in beside]
-    found["global"] = (f"global {summary.score}", percent(common.mean), [_over_clients(common), *lines])
+    found["global"] = (f"global {summary.score}", percent(common.mean), [_over_clients(common, summary), *lines])
     sent = summary.uplink_bytes.raw
     return [
         *(figure for side, figure in found.items() if side in sides(summary)),
@@ -124,8 +127,10 @@ def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     ]
 
 
-def _over_clients(spread: Spread) -> str:
-    return "" if math.isnan(spread.std) or len(spread.per_client) < 2 else f"± {bare_percent(spread.std)} over clients"
+def _over_clients(spread: Spread, summary: Summary) -> str:
+    if math.isnan(spread.std) or len(spread.per_client) < 2:
+        return ""
+    return f"± {bare_percent(spread.std)} over {over_clients(summary)}"
 
 
 def _commands(run: Run) -> list[str]:

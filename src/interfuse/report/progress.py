@@ -76,6 +76,7 @@ class Standing:
     def __init__(self, config: RunConfig, done: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.name, self.rounds, self.round = short_name(config.method), config.rounds, done
         self._clock, self._began, self._every = clock, clock(), config.eval_every
+        self._clients = config.clients
         self._trained: deque[float] = deque(maxlen=JUDGED)
         self._evaluated: deque[float] = deque(maxlen=JUDGED)
         self._accuracy = self._uplink = ""
@@ -98,6 +99,8 @@ class Standing:
             known = [f"{side} {percent(value)}" for side, value in sides.items() if not math.isnan(value)][:1]
             if row.accuracy.composition is not None:
                 known.append(f"composition {percent(scores_of(row.accuracy).mean_composition)}")
+            if known and (some := row.accuracy.evaluated):
+                known.append(f"of {len(some):,} of {self._clients:,} clients")
             self._accuracy = ", ".join(known)
         new = {failure.client: failure.reason for failure in row.failures}
         lines = [f"round {self.round}: client {c} failed: {new[c]}" for c in sorted(new.keys() - self._failed)]

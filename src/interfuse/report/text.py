@@ -20,6 +20,7 @@ __all__ = [
     "capital",
     "measured",
     "number",
+    "over_clients",
     "percent",
     "scores",
     "sides",
@@ -56,10 +57,18 @@ def scores(summary: Summary) -> list[tuple[str, str, dict[str, str]]]:
         known = [value for value in values(first) if not math.isnan(value)]
         if known:
             what = counted(len(known), "pair" if kind == "compositions" else "client")
+            if first.evaluated:
+                what = f"{len(known):,} of {counted(len(first.clients), 'client')}"
             rows = f", {counted(first.rows[kind], 'test row')}" if kind in first.rows else ""
             text = f"{percent(mean(known))} ± {bare_percent(std(known))} ({what}{rows})"
             found.append((name, text, {other: percent(mean(values(of))) for other, of in beside}))
     return found
+
+
+def over_clients(summary: Summary) -> str:
+    """Whom means are over: of a large federation not all clients are evaluated."""
+    some = f"{len(summary.evaluated):,} of {len(summary.clients):,} " if summary.evaluated else ""
+    return f"{some}clients"
 
 
 def _of_pairs(found: Scores) -> Sequence[float]:

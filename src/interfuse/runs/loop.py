@@ -515,7 +515,7 @@ class _Run:
         scores = scores_of(evaluate(self.federation, full=True))
         if not self.config.metrics:
             return scores
-        return with_metrics(scores, self.config, self.setup, measure(self.federation))
+        return with_metrics(scores, self.config, measure(self.federation))
 
     def _measure_best(self, last: Scores) -> BestRound | None:
         """Evaluate the best state on everything."""

@@ -136,12 +136,17 @@ class LeftOut(Record):
 
 
 class Point(Record):
-    """A point of the curve: scores by client, and of all pairs of blocks; NaN is unknown."""
+    """A point of the curve: scores of the evaluated clients, and of all pairs of blocks; NaN is unknown.
+
+    Attributes:
+        evaluated: Whose scores they are, in this order; empty: of all clients.
+    """
 
     own: Numbers
     validation: Numbers
     common: Numbers
     composition: Rows | None
+    evaluated: tuple[int, ...] = ()
     rows: dict[Evidence, int] = {}
 
 
@@ -167,7 +172,7 @@ class Row(Record):
 
 
 class Spread(Record):
-    """A measure over clients; NaN is unknown."""
+    """A measure over the evaluated clients; NaN is unknown."""
 
     mean: Number
     std: Number
@@ -190,6 +195,7 @@ class Scores(Record):
         global_accuracy: The task's score on the common test set.
         own_accuracy: The task's score on the clients' own test shares.
         composition_matrix: A row for each base, a column for each modular block.
+        evaluated: The clients that have figures, in the order of these; empty: all.
         metrics: By name and side; recall has a row for each client and a number for each class.
         confusion: Samples of all clients by class and answer; the last column is of those without an answer.
         rows: How many test rows are behind a figure, each counted once; what is not there is unknown.
@@ -198,6 +204,7 @@ class Scores(Record):
     global_accuracy: Spread
     own_accuracy: Spread
     composition_matrix: Rows | None
+    evaluated: tuple[int, ...] = ()
     metrics: dict[str, dict[Side, Spread | Rows]] = {}
     confusion: dict[Side, Counts] = {}
     rows: dict[Evidence, int] = {}
@@ -404,6 +411,11 @@ class Summary(Scores, What):
     headline: Headline
     warnings: tuple[Diagnosis, ...]
     beside: dict[str, Summary] = {}
+
+    @property
+    def evaluated_clients(self) -> tuple[int, ...]:
+        """The clients that have figures, in the order of these."""
+        return self.evaluated or tuple(client.id for client in self.clients)
 
     @property
     def local(self) -> Summary | None:

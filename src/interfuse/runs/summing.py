@@ -13,7 +13,7 @@ import torch
 
 from interfuse.client import ClientId
 from interfuse.errors import Notice
-from interfuse.evaluation import Accuracies, Measurements, Statistics, metric_values, no_statistics
+from interfuse.evaluation import Accuracies, Measurements, Statistics, metric_values
 from interfuse.method import disclosures
 from interfuse.references import short_name
 from interfuse.runs.config import RunConfig
@@ -211,19 +211,16 @@ def scores_of(point: Point | Accuracies | None) -> Scores:
         global_accuracy=Spread.of(point.common),
         own_accuracy=Spread.of(point.own),
         composition_matrix=None if point.composition is None else tuple(map(tuple, point.composition)),
+        evaluated=tuple(point.evaluated),
         rows=point.rows,
     )
 
 
-def with_metrics(
-    scores: Scores, config: RunConfig, setup: Serving, measured: Mapping[ClientId, Measurements]
-) -> Scores:
+def with_metrics(scores: Scores, config: RunConfig, measured: Mapping[ClientId, Measurements]) -> Scores:
     """The same with the metrics that were asked for, and the confusion matrices behind them."""
-    nobody = no_statistics(setup.dims["classes"])
-    everybody = [measured.get(client, Measurements(nobody, nobody)) for client in setup.profiles]
     sides: dict[Side, list[Statistics]] = {
-        "own": [found.own for found in everybody],
-        "global": [found.common for found in everybody],
+        "own": [found.own for found in measured.values()],
+        "global": [found.common for found in measured.values()],
     }
     values = {side: [metric_values(found) for found in by_client] for side, by_client in sides.items()}
     found = {
