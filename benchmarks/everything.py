@@ -14,13 +14,14 @@ import common
 import exchange
 import fedavg
 import fedproto
+import fixed
 import small
 import start
 from common import Target
 
 SECTIONS: dict[str, Callable[[Sequence[str]], int]] = {
-    "fedavg": fedavg.main, "fedproto": fedproto.main, "small": small.main, "exchange": exchange.main,
-    "start": start.main,
+    "fedavg": fedavg.main, "fedproto": fedproto.main, "small": small.main, "fixed": fixed.main,
+    "exchange": exchange.main, "start": start.main,
 }  # fmt: skip
 
 

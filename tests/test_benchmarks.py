@@ -51,7 +51,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def test_every_benchmark_says_what_it_measured_and_where(results: dict[str, Any]) -> None:
-    for name in ("fedavg", "fedproto", "small", "exchange", "start"):
+    for name in ("fedavg", "fedproto", "small", "fixed", "exchange", "start"):
         assert {"benchmark", "environment", "parameters", "notes"} <= results[name].keys()
         facts = results[name]["environment"]
         assert {"processor", "cores", "torch", "interfuse", "load_before", "time"} <= facts.keys()
