@@ -13,6 +13,7 @@ from interfuse.randomness import generators
 
 T = TypeVar("T")
 
+BLOCKS = ("base", "modular")
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By the size of an element, a type in which tensors are equal only where all their bits are: -0 is not 0."""
 
@@ -27,7 +28,7 @@ class Equals:
 
     def __init__(self) -> None:
         self._latest: dict[tuple[str, str], dict[str, Tensor]] = {}
-        self._of_clients: dict[int, dict[str, object]] = {}
+        self._of_clients: dict[int, Mapping[str, object]] = {}
         self._found: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
 
     def once(
@@ -41,14 +42,14 @@ class Equals:
 
         Args:
             name: Of the work.
-            client: Whose model it is; it stays the same until :meth:`forget`.
-            model: Asked for where nobody has seen it yet, as by ``work``.
-            blocks: Those of the model that it is on: ``base``, ``modular``.
+            client: Whose model it is.
+            model: Asked for where it was not noted yet, as by ``work``.
+            blocks: Those of the model that it is on.
             on: The very objects that it depends on beside the model.
         """
-        seen = self._of_clients.setdefault(client, {})
-        if not all(block in seen for block in blocks):
-            seen |= self._tensors(architecture, model(), blocks)
+        if client not in self._of_clients:
+            self.note(client, architecture, model())
+        seen = self._of_clients[client]
         kind = (name, architecture, *map(id, on))
         depends = (*on, *(seen[block] for block in blocks))
         before, found = self._found.get(kind, ((), None))
@@ -61,15 +62,16 @@ class Equals:
             self._found[kind] = depends, result
         return result
 
-    def _tensors(self, architecture: str, model: SplitModel, blocks: Sequence[str]) -> dict[str, object]:
-        """What stands for the tensors of blocks: the very same object for the same bits."""
+    def note(self, client: int, architecture: str, model: SplitModel) -> None:
+        """What a client's model is, until :meth:`forget`: for each block the very same object for the same bits."""
         if model.outside.changed():
-            return {block: object() for block in blocks}
-        for block in blocks:
+            self._of_clients[client] = {block: object() for block in BLOCKS}
+            return
+        for block in BLOCKS:
             now = model.live(model.keys_of(block))
             if (latest := self._latest.get((architecture, block))) is None or not same_bits(latest, now):
                 self._latest[architecture, block] = {key: tensor.clone() for key, tensor in now.items()}
-        return {block: self._latest[architecture, block] for block in blocks}
+        self._of_clients[client] = {block: self._latest[architecture, block] for block in BLOCKS}
 
     def forget(self, client: int) -> None:
         """A client has another model from now on."""

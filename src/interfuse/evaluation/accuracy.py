@@ -17,7 +17,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
 from interfuse.data.inputs import named, together
-from interfuse.equals import same_bits
+from interfuse.equals import BLOCKS, same_bits
 from interfuse.errors import ClientError, DataError
 from interfuse.evaluation.metrics import OwnMetric, Statistics, statistics
 from interfuse.federation import Federation
@@ -152,6 +152,8 @@ class Evaluation(Program):
         """The sums of what the method predicts."""
         limit = None if scope.full else CURVE_OWN_ROWS
         wanted = scope.common and not (scope.composed and self.composes)
+        if scope.composed:  # the model is in place now, and may not be again
+            client.equals.note(client.id, client.profile.architecture, client.model)
         return Counted(
             self._sums(client, client.data.test(limit)),
             self._sums(client, client.data.validation(limit)),
@@ -166,7 +168,7 @@ class Evaluation(Program):
 
         if not self._of_the_model:
             return asked()
-        return self._once(name, client, ("base", "modular"), (full, self.method.predictor()), asked)
+        return self._once(name, client, BLOCKS, (full, self.method.predictor()), asked)
 
     def _once(self, name: str, client: Client, blocks: Sequence[str], on: Sequence[object], work: Callable[[], T]) -> T:
         """Work on blocks of a client, and on test rows, that has the same result for every client with such blocks."""
