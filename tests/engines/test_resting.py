@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import resource
@@ -19,6 +20,7 @@ from torch import Tensor
 from worlds import everything_owned, federation, in_packs, in_process, same_bits, tiny_dataset
 
 from interfuse.clock import NAMED
+from interfuse.engines.host import Resident
 from interfuse.engines.resting import RestingFile
 from interfuse.errors import ClientError, RunError
 from interfuse.evaluation import evaluate
@@ -86,6 +88,18 @@ def test_memory_for_clients_bounds_what_is_in_memory_and_the_file_gives_room_bac
     assert os.fstat(descriptor).st_size == 0
     assert len(host._residents) < 12
     assert {part.source.name for part in host._parts.values()}
+
+
+def test_of_clients_in_the_file_nothing_is_in_memory() -> None:
+    """Not even until garbage is collected."""
+    gc.collect()
+    gc.disable()
+    try:
+        f = world("ifl", memory=NONE, rounds=1)
+        assert not [found for found in gc.get_objects() if type(found) is Resident]
+        assert len(in_process(f)._host._parts) == 12
+    finally:
+        gc.enable()
 
 
 def test_places_in_the_file_are_used_again() -> None:

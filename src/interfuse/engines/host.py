@@ -441,6 +441,7 @@ class Host:
         resident = self._residents.pop(client)
         for _, held, kind in resident.lendings:
             self._take_back(held, kind)
+        resident.client.lend = None  # a cycle would hold its tensors until garbage is collected
         return resident
 
     def _take_back(self, held: Held, kind: Kind) -> None:
