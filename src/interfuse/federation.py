@@ -180,6 +180,7 @@ class Federation:
             self.server.networks[name].own(made)
         self._written: dict[str, str] = {}
         self._packs = Packs()
+        self._in_packs = True
 
     def _built(self, architecture: str, name: str) -> SplitModel:
         return self.setup.build(architecture, "server", name)
@@ -241,7 +242,7 @@ class Federation:
         self.server.enter(round, heading)
 
     def save(self, folder: Path) -> Saved:
-        """Write what changed since the last save into packs.
+        """Write what changed since the last save into packs; everything, where that did not come through.
 
         Raises:
             RunError: it cannot be written.
@@ -249,6 +250,9 @@ class Federation:
         stale = set(self._packs.stale())
         number = 1 + max((int(record.name.split("-")[1].split(".")[0]) for record in self._packs.records), default=0)
         again = [client for client in self.clients if part_of(client) in stale] if stale else []
+        if not self._in_packs:
+            again = list(self.clients)
+        self._in_packs = False
         written = self.engine.save(folder, f"clients-{number:06d}", again)
         parts = self._server_parts()
         marks = {name: _digest(tensors) for name, tensors in parts.items()}
@@ -259,6 +263,7 @@ class Federation:
         for record in written:
             self._packs.add(folder, record)
         self._written |= marks
+        self._in_packs = True
         on_their_way = self.exchange.outstanding
         return Saved(
             self._packs.records,

@@ -123,8 +123,10 @@ def summed(
 
 
 def parts_of(objective: Objective) -> tuple[Callable[..., Tensor], Mapping[str, Any]]:
-    """The function that clients share, and what is bound for each of them."""
-    return (objective.func, objective.keywords) if isinstance(objective, partial) else (objective, {})
+    """The function that clients share, and what is bound for each of them by keyword."""
+    if isinstance(objective, partial) and not objective.args:
+        return objective.func, objective.keywords
+    return objective, {}
 
 
 class Schedule(Protocol):

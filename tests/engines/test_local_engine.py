@@ -364,7 +364,7 @@ def test_the_text_of_an_error_crosses_the_process(probe: Federation) -> None:
 
 @pytest.mark.parametrize(("handler", "code"), [("die", -signal.SIGKILL), ("leave", 7)])
 def test_a_worker_that_ends_is_named_with_its_clients(handler: str, code: int, probe: Federation) -> None:
-    with pytest.raises(RunError, match=rf"worker 1 \(clients 1, 3\) ended with exit code {code}; .* resumed"):
+    with pytest.raises(RunError, match=rf"worker 1 \(clients 1 and 3\) ended with exit code {code}; .* resumed"):
         probe.clients.call(getattr(probe.method, handler))
     assert alive(probe) == [True, False]
     with pytest.raises(RunError, match="worker 1"):
@@ -377,7 +377,7 @@ def test_a_worker_killed_from_outside_between_calls(probe: Federation) -> None:
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    with pytest.raises(RunError, match=r"worker 0 \(clients 0, 2\) ended with exit code -9"):
+    with pytest.raises(RunError, match=r"worker 0 \(clients 0 and 2\) ended with exit code -9"):
         probe.clients.call(cast(Probe, probe.method).where)
 
 
@@ -409,7 +409,7 @@ def test_a_run_whose_worker_was_killed_can_be_resumed(tmp_path: Path) -> None:
         given = Given(dataset=tiny_dataset(), method=method)
         if marker.exists():
             return execute(parse_config(values), path, given=given)
-        with pytest.raises(RunError, match=r"worker \d \(clients [\d, ]+\) ended with exit code -9"):
+        with pytest.raises(RunError, match=r"worker \d \(clients? [\d, and]+\) ended with exit code -9"):
             execute(parse_config(values), path, given=given)
         return resume(path, given=Given(dataset=given.dataset))
 

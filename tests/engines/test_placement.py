@@ -45,6 +45,7 @@ def test_the_default_models_end_in_the_best_division() -> None:
     )
     assert longest(made, seconds) == best == pytest.approx(7.4)
     assert made.arrange([client] for client in range(4)) == []
+    assert made.arrange([]) == []
 
 
 def test_a_sample_of_equal_clients_is_divided_equally() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -10,23 +11,30 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from worlds import everything_owned, federation, in_packs, in_process, same_bits, tiny_dataset
+from worlds import everything_owned, federation, in_packs, in_process, same_bits, tiny_dataset, weights_of
 
+from interfuse.client import Client
+from interfuse.clients import Clients
 from interfuse.clock import NAMED
 from interfuse.engines.host import Resident
 from interfuse.engines.resting import RestingFile
-from interfuse.errors import ClientError, RunError
+from interfuse.errors import RunError
 from interfuse.evaluation import evaluate
+from interfuse.families.averaging import Global
 from interfuse.federation import Federation
+from interfuse.handler import on_client
+from interfuse.method import Method
 from interfuse.methods import built_in
-from interfuse.wire import Part, Tensors
+from interfuse.party import ALL
+from interfuse.server import Server
+from interfuse.wire import Packs, Part, Tensors
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "scaffold": ("scaffold", {"participation": 0.5, "local_steps": 2}, {"models": ["logistic"]}),
@@ -123,7 +131,7 @@ def test_a_full_disk_is_said_with_what_to_do_and_a_damaged_pack_is_named(tmp_pat
         again = world("ifl")
         again.load(tmp_path, 1, saved)
         file.truncate(3000)
-        with pytest.raises(ClientError, match=f"client [0-9]+ failed .*{saved.packs[0].name} is damaged"):
+        with pytest.raises(RunError, match=f"{saved.packs[0].name} is damaged"):
             again.run_round()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
@@ -132,6 +140,90 @@ def test_a_full_disk_is_said_with_what_to_do_and_a_damaged_pack_is_named(tmp_pat
             made = federation("local", clients=3, rounds=1, memory=NONE, folder=tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@dataclass(frozen=True)
+class Remembers(Method):
+    """Clients remember where the model was, and one of them that fails would not matter."""
+
+    def keeps(self) -> frozenset[str]:
+        return ALL
+
+    def new_client(self, client: Client) -> Global:
+        return Global(client.tensors())
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train, minimum=1)
+
+    @on_client
+    def train(self, client: Client[Global]) -> None:
+        client.fit(client.loss, steps=1, lr=0.1)
+        if client.round == 1:
+            client.state = Global(client.tensors())
+
+
+def remembering(rounds: int, **settings: Any) -> Federation:
+    return federation(Remembers(), rounds=rounds, **settings)
+
+
+def test_a_state_is_no_part_of_the_model_that_it_was_taken_from() -> None:
+    in_memory, at_rest = (everything_owned(remembering(3, memory=memory)) for memory in (None, NONE))
+    assert same_bits(in_memory, at_rest)
+    assert any(
+        not torch.equal(t, in_memory[f"client-00000:networks/model/{k.rpartition('/')[2]}"])
+        for k, t in in_memory.items()
+        if k.startswith("client-00000:state/")
+    )
+
+
+def test_a_client_that_cannot_be_read_is_the_run_s_failure_and_does_not_begin_anew(tmp_path: Path) -> None:
+    made, again = remembering(1), remembering(0)
+    saved = made.save(tmp_path)
+    again.load(tmp_path, 1, saved)
+    pack = tmp_path / saved.packs[0].name
+    whole = pack.read_bytes()
+    with open(pack, "r+b") as file:
+        file.truncate(len(whole) - 100)
+        with pytest.raises(RunError, match="is damaged"):
+            again.run_round()
+        file.write(whole)
+    assert same_bits(weights_of(again, 2), weights_of(made, 2))
+
+
+def test_a_client_for_whom_there_is_no_room_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, again = remembering(2), remembering(1, memory=NONE, folder=tmp_path)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(os, "pwrite", full)
+        with pytest.raises(RunError, match="No space left"):
+            again.run_round()
+    assert same_bits(weights_of(again, 0), weights_of(made, 0))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_after_a_save_that_failed_the_next_one_has_everything(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = remembering(1, workers=workers)
+
+    def broken(*_: object) -> None:
+        raise RunError("cannot read it")
+
+    try:
+        first = in_packs(tmp_path, made.save(tmp_path).packs)
+        made.run_round()
+        with monkeypatch.context() as disk:
+            disk.setattr(Packs, "add", broken)
+            with pytest.raises(RunError, match="cannot read it"):
+                made.save(tmp_path)
+        second = in_packs(tmp_path, made.save(tmp_path).packs)
+    finally:
+        made.engine.close()
+    assert same_bits(second, everything_owned(remembering(2)))
+    assert not same_bits(first, second)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")

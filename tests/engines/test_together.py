@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +21,15 @@ import interfuse.engines.groups
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients, Request
 from interfuse.data import Batch
-from interfuse.engines.groups import Groups
+from interfuse.engines.groups import Groups, _Handling
 from interfuse.engines.stacked import PERCEPTRON, FitCall, NotTogetherError, alike, fit_together
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
 from interfuse.handler import on_client
+from interfuse.messages import Weights
 from interfuse.method import Method
 from interfuse.methods import built_in
+from interfuse.methods.fedavg import FedAvg
 from interfuse.models import SplitModel, pair
 from interfuse.numerics import Numerics
 from interfuse.party import ALL
@@ -69,6 +73,11 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
     "tensors by client": ("fedprox", {"lr": 0.1, "batch_size": 4}, {"shares": RAGGED}),
     "prototypes": ("fedproto", {"batch_size": 4}, {}),
     "momentum that is kept": ("local", {"batch_size": 4, "local_epochs": 1, "optimizer": "adamw"}, {}),
+    "momentum that is not": (
+        "fedavg",
+        {"batch_size": 4, "local_epochs": 2, "optimizer": "adam"},
+        {"shares": RAGGED},
+    ),
     "two architectures": ("fedproto", {"batch_size": 4}, {"models": ["mlp", "logistic"]}),
     "convolutions": (
         "fedavg",
@@ -110,6 +119,10 @@ def base_loss(model: SplitModel, batch: Batch, step: int, *, centre: Tensor) -> 
     return (model.base(batch.x) - centre).square().mean() / (1 + step)
 
 
+def bound_in_front(centre: Tensor, model: SplitModel, batch: Batch, step: int) -> Tensor:
+    return base_loss(model, batch, step, centre=centre)
+
+
 def batches(count: int, seed: int, rows: int = 4) -> list[Batch]:
     noise = torch.Generator().manual_seed(seed)
     return [Batch(torch.randn(rows, 5, generator=noise), torch.arange(rows) % 3) for _ in range(count)]
@@ -134,6 +147,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adam": {"optimizer": "adam", "counts": (4, 4, 0)},
     "a schedule": {"lr": Cosine(0.3, 4)},
     "one part": {"train": "modular"},
+    "what is bound without a name": {"losses": partial(bound_in_front, torch.ones(6))},
     "a part that the loss does not reach": {"losses": base_loss, "optimizer": Optimizer("sgd", 0.9, 0.1)},
 }
 
@@ -191,6 +205,8 @@ def with_graph(count: int, seed: int) -> list[Batch]:
         {"build": dropping},
         {"losses": {"a": cross_entropy}},
         {"clip": 1.0},
+        {"clip": 0.0},
+        {"losses": partial(base_loss, centre=torch.zeros(6, requires_grad=True))},
         {"outputs_of": "base"},
         {"of": with_graph},
         {"of": lambda count, seed: iter(batches(count, seed))},
@@ -290,6 +306,54 @@ def test_bits_depend_neither_on_workers_nor_on_a_resume(name: str, tmp_path: Pat
         finally:
             made.engine.close()
     assert all(same_bits(found[0][0], other[0]) and found[0][1] == other[1] for other in found[1:])
+
+
+@dataclass(frozen=True)
+class Numbered(FedAvg):
+    """Everybody sends its number in each place of the model; some train before."""
+
+    def round(self, server: Server, clients: Clients) -> None:
+        sent = clients.call(self.number, self.models(server.state.weights, clients))
+        for client, numbers in sent.items():
+            assert all(bool((tensor == client).all()) for tensor in numbers.tensors.values()), client
+
+    @on_client
+    def number(self, client: Client, received: Weights) -> Weights:
+        client.model.load(received.tensors)
+        if client.id % 2:
+            client.fit(client.loss, steps=1, lr=0.1)
+        client.model.load({key: torch.full_like(t, client.id) for key, t in received.tensors.items()})
+        return Weights(client.tensors())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_reply_is_not_in_memory_that_the_next_client_of_the_group_works_in(workers: int) -> None:
+    world(Numbered(), 4, workers=workers, rounds=1).engine.close()
+
+
+@dataclass(frozen=True)
+class Ends(Scaled):
+    """The last client ends the process when it is called."""
+
+    @on_client
+    def train(self, client: Client) -> None:
+        if client.id == 5:
+            raise SystemExit(3)
+        client.fit(client.loss, steps=1, lr=self.lr)
+
+
+def test_nothing_is_left_of_a_group_s_threads_and_messages() -> None:
+    def handlings() -> int:
+        gc.collect()
+        return sum(type(found) is _Handling for found in gc.get_objects())
+
+    before = threading.active_count(), handlings()
+    made = world("fedproto", 4, rounds=1)
+    assert (threading.active_count(), handlings()) == before
+    made = world(Ends(), 6, rounds=0)
+    with pytest.raises(SystemExit):
+        made.run_round()
+    assert threading.active_count() == before[0]
 
 
 def test_groups_depend_on_the_call_alone() -> None:

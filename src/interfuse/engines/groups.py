@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from queue import SimpleQueue
@@ -12,6 +12,7 @@ from threading import Thread
 from typing import Unpack
 
 import torch
+from torch import nn
 
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Request
@@ -25,6 +26,9 @@ from interfuse.randomness import standing
 from interfuse.training import FitOptions, Fitted, Objective, OptimizerState, fit
 
 Task = tuple[ClientId, Message | None]
+
+A_MOMENT = 1.0
+"""Seconds that a handler which nobody waits for any more is given to end, before its thread is left to itself."""
 
 
 class Groups:
@@ -82,23 +86,34 @@ def run_group(host: Host, numerics: Numerics, request: Request, tasks: Sequence[
         else:
             answers[place] = reached
 
-    for place in range(len(tasks)):
-        go_on(place, None)
-    while waiting:
-        calls = dict(waiting)
-        waiting.clear()
-        results: dict[int, Fitted | Exception | None] = dict.fromkeys(calls)
-        for members in alike(calls, layers):
-            try:
-                results.update(zip(members, fit_together([calls[place] for place in members], layers), strict=True))
-            except NotTogetherError:
-                continue
-            except Exception as error:  # an objective is foreign code: its clients fail with what it raises
-                results.update(dict.fromkeys(members, error))
-        for place, result in results.items():
-            go_on(place, result)
+    try:
+        for place in range(len(tasks)):
+            go_on(place, None)
+        while waiting:
+            calls = dict(waiting)
+            waiting.clear()
+            for place, result in _carried_out(calls, layers).items():
+                go_on(place, result)
+    finally:
+        for handling in handlings:
+            handling.leave()
     seconds = (time.perf_counter() - began) / len(tasks)
     return [replace(answers[place], seconds=seconds) for place in range(len(tasks))]
+
+
+def _carried_out(
+    calls: Mapping[int, FitCall], layers: Collection[type[nn.Module]]
+) -> dict[int, Fitted | Exception | None]:
+    """What becomes of calls, together where that can be; None: a handler has to carry it out itself."""
+    results: dict[int, Fitted | Exception | None] = dict.fromkeys(calls)
+    for members in alike(calls, layers):
+        try:
+            results.update(zip(members, fit_together([calls[place] for place in members], layers), strict=True))
+        except NotTogetherError:
+            continue
+        except Exception as error:  # an objective is foreign code: its clients fail with what it raises
+            results.update(dict.fromkeys(members, error))
+    return results
 
 
 def _run(
@@ -108,12 +123,16 @@ def _run(
         return host.run(request, client, message, handling.fit)
 
 
+class _LeftError(BaseException):
+    """Nobody waits for this handler any more, since another one, or the user, has ended the process."""
+
+
 class _Handling:
     """A handler's work in a thread of its own, which only goes on while :meth:`go_on` waits for it."""
 
     def __init__(self, work: Callable[[_Handling], Answer]) -> None:
         self._work = work
-        self._results: SimpleQueue[Fitted | Exception | None] = SimpleQueue()
+        self._results: SimpleQueue[Fitted | Exception | _LeftError | None] = SimpleQueue()
         self._reached: SimpleQueue[FitCall | Answer | BaseException] = SimpleQueue()
         self._thread = Thread(target=self._live, daemon=True)
 
@@ -128,6 +147,12 @@ class _Handling:
         if isinstance(reached, BaseException):
             raise reached
         return reached
+
+    def leave(self) -> None:
+        """Have it end where it waits, so that it gives back what it holds; nothing, where it is done."""
+        if self._thread.is_alive():
+            self._results.put(_LeftError())
+            self._thread.join(A_MOMENT)
 
     def _live(self) -> None:
         try:
@@ -147,10 +172,12 @@ class _Handling:
         **options: Unpack[FitOptions],
     ) -> Fitted:
         """:func:`interfuse.training.fit`, with others where that can be."""
-        call = FitCall(model, losses, batches, slots, round, autocast, options)
+        call = FitCall(model, losses, batches, {} if slots is None else slots, round, autocast, options)
         put_back = standing()
         self._reached.put(call)
         result = self._results.get()
+        if isinstance(result, _LeftError):
+            raise result
         put_back()
         if isinstance(result, Exception):
             raise result

@@ -75,6 +75,12 @@ class Resident:
                 owned += kept.values()
         return OBJECTS + sum(tensor.nbytes for tensor in owned)
 
+    def at_work(self) -> Iterator[Tensor]:
+        """The tensors of its modules: what they hold is another client's next, or changes with training."""
+        for held in self.client.networks.values():
+            if held.module is not None:
+                yield from held.module.live(held.module.keys_of()).values()
+
     @cached_property
     def continuing(self) -> bool:
         """Whether a handler of the method goes on with what an earlier one of the round left: then it must stay."""
@@ -167,12 +173,17 @@ class Host:
                 hint = _NOT_CONTINUING
             self._enter(resident, request, continues=handler.declaration.continues)
             resident.client.begin(self._setup.seed, "client", *place)
-            resident.client.trainer = trainer
             before = _snapshot(resident) if request.recoverable else None
             reseed(self._setup.seed, "handler", *place)
-            reply, size = self._reply(resident, handler, request, given)
+            resident.client.trainer = trainer
+            try:
+                reply, size = self._reply(resident, handler, request, given)
+            finally:
+                resident.client.trainer = fit  # the other one may know of this call's message
             if (name := untouched()) is not None:
                 raise ClientError(f"the handler changed the message's tensor {name} in place; copy it first")
+        except RunError:  # where clients at rest lie: whatever is wrong there is the run's failure
+            raise
         except Exception as error:  # a handler is foreign code: whatever it raises is its client's failure
             if before is not None:
                 self._roll_back(client, before)
@@ -202,7 +213,8 @@ class Host:
             raise MessageError(request.handler, "reply", wanted, type(reply).__name__)
         if client.state is not state:
             check_state(client.state, resident.method.new_client)
-            client.state = settled(client.state)
+            given = {} if message is None else flatten(message)
+            client.state = settled(client.state, [*resident.at_work(), *given.values()])
         if reply is None:
             return None, (0, 0)
         sent = check(self._narrowed(resident, reply, request), setup.dims, client.profile.keys)
@@ -265,11 +277,12 @@ class Host:
         beside = method.networks(profile, setup.dims)
         made.networks = {"model": Held(method.keeps())} | {name: Held(net.keeps) for name, net in beside.items()}
         made.state = None
-        resident = self._residents[client] = Resident(made, method, setup.programs_of(client))
+        resident = Resident(made, method, setup.programs_of(client))
         made.lend = partial(self._asked, resident)
         made.equals = self._equals
         if (part := self._parts.get(client)) is not None:
             self._fill(resident, part.tensors())
+        self._residents[client] = resident
         return resident
 
     def _enter(self, resident: Resident, request: Request, *, continues: bool) -> None:
@@ -287,7 +300,7 @@ class Host:
             except Exception:
                 self._drop(client.id)  # it is made anew when it is called again
                 raise
-            client.state = None if state is None else settled(state)
+            client.state = None if state is None else settled(state, resident.at_work())
             client.begun = True
         resident.evaluation = request.place(client.id) if request.heading == "evaluation" else None
         if resident.evaluation is not None:
@@ -305,7 +318,6 @@ class Host:
 
     def _deploy(self, resident: Resident) -> None:
         """Put in place what the client answers with in this evaluation."""
-        resident.client.trainer = fit
         at_work = [held for held in resident.client.networks.values() if held.module is not None]
         for held in resident.client.networks.values():
             if held.module is not None:
@@ -387,10 +399,10 @@ class Host:
 
     def _put_away(self, client: ClientId) -> None:
         """Of a client at rest only remember where it lies."""
-        known = client in self._parts
-        resident = self._drop(client)
-        if resident.client.begun and not known:
+        resident = self._residents[client]
+        if resident.client.begun and client not in self._parts:
             self._parts[client] = self._file.put(Tensors(resident.client.owned()))
+        self._drop(client)
 
     def model(self, client: ClientId) -> SplitModel:
         """A copy of a client's model, as it answers in an evaluation inside one."""
@@ -426,7 +438,8 @@ class Host:
         owned: dict[str, Tensor] = {}
         part = self._parts.pop(client, None)
         if client in self._residents:
-            owned = self._drop(client).client.owned()
+            resident = self._drop(client)
+            owned = resident.client.owned() if resident.client.begun else {}
         elif part is not None:
             owned = part.tensors()
         if part is not None:
@@ -494,7 +507,7 @@ class Host:
         Raises:
             RunError: it cannot be written.
         """
-        here = self._residents.keys() | self._parts.keys() if again else set()
+        here = self._parts.keys() | {client for client, found in self._residents.items() if found.client.begun}
         wanted = sorted(self._changed | (here & set(again)))
         if not wanted:
             return None

@@ -24,7 +24,7 @@ from interfuse.engines.placement import Move, Placement
 from interfuse.engines.processes import available_cores, can_fork, fork
 from interfuse.engines.resting import ROOM, Room
 from interfuse.engines.stacked import prepare
-from interfuse.errors import ConfigError, RunError
+from interfuse.errors import ConfigError, RunError, numbers
 from interfuse.handler import handlers
 from interfuse.messages import Message, flatten, unflatten
 from interfuse.models import SplitModel
@@ -326,8 +326,9 @@ class _Worker:
         if self.process is not None:
             self.process.join(timeout=1)
         code = None if self.process is None else self.process.exitcode
+        carried = numbers(self.clients()) if self.clients() else "no clients"
         return RunError(
-            f"worker {self.number} (clients {', '.join(map(str, self.clients()))}) ended with exit code {code}; "
+            f"worker {self.number} ({carried}) ended with exit code {code}; "
             "is there enough memory? The run can be resumed"
         )
 
@@ -338,8 +339,8 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
         other.ours.close()
         if other is not worker:
             other.theirs.close()
-    # a reply is copied into shared memory at once
-    host = Host(setup, worker.clients(), lends=True, room=room)
+    # a reply is copied into shared memory at once, where no other client works before that
+    host = Host(setup, worker.clients(), lends=setup.numerics.together == 1, room=room)
     try:
         with host.working():  # all the while: a process of its own has no settings of others to put back
             while True:

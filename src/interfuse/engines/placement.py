@@ -80,6 +80,8 @@ class Placement:
         """Moves, already entered in :attr:`home`, before a call of these clients."""
         called = list(units)
         before = {client: self.home[client] for unit in called for client in unit}
+        if not before.keys() - self._of_round.keys():
+            return []
         if self._seconds or self._of_round:
             self._rearrange(called)
         else:  # nobody has anything to carry yet

@@ -95,7 +95,7 @@ class FitCall:
     model: SplitModel
     losses: Objective | Mapping[str, Objective]
     batches: Iterable[Batch]
-    slots: OptimizerState | None
+    slots: OptimizerState
     round: int
     autocast: torch.dtype | None
     options: FitOptions
@@ -103,19 +103,22 @@ class FitCall:
     def form(self, layers: Collection[type[nn.Module]]) -> Form | None:
         """What calls must have in common to be computed together; None where this one cannot be at all."""
         options, losses, model = self.options, self.losses, self.model
-        if isinstance(losses, Mapping) or not {"lr", "train", "optimizer"} >= {k for k, v in options.items() if v}:
+        given = {name for name, value in options.items() if value is not None}
+        if isinstance(losses, Mapping) or not {"lr", "train", "optimizer"} >= given:
             return None
         if not isinstance(self.batches, Drawn) and not (
-            isinstance(self.batches, Sequence) and not any(_has_graph(batch) for batch in self.batches)
+            isinstance(self.batches, Sequence) and not _has_graph([named(batch.x) for batch in self.batches])
         ):  # batches that come from elsewhere may be made with the model as it is by then
             return None
         opened = set(_opened(model, layers))
         if type(model) is not SplitModel or not self.trained or not opened.issuperset(self.trained) or _hooked(model):
             return None
         function, keywords = parts_of(losses)
+        if _has_graph(keywords):  # their gradients are wanted too
+            return None
         slots = {
             key: {name: float(slot) if name == STEP else slot.shape for name, slot in own.items()}
-            for key, own in (self.slots or {}).items()
+            for key, own in self.slots.items()
         }
         modules = [(type(module), module.training) for module in model.modules()]
         parameters = [(key, p.shape, p.dtype, p.requires_grad) for key, p in model.named_parameters()]
@@ -180,7 +183,8 @@ def _fit(
             now = {who: batch for who, batches in enumerate(coming) if (batch := next(batches, None)) is not None}
             shapes: dict[Any, list[int]] = defaultdict(list)
             for who, batch in now.items():
-                shapes[tuple((name, x.shape) for name, x in named(batch.x).items()), batch.y.shape].append(who)
+                of_inputs = tuple((name, x.shape, x.dtype) for name, x in named(batch.x).items())
+                shapes[of_inputs, batch.y.shape, batch.y.dtype].append(who)
             groups = [tuple(members) for members in shapes.values()]
             if stacks.keys() != set(groups):
                 for stack in stacks.values():
@@ -224,7 +228,7 @@ class _Stack:
         self._keywords = _stacked([parts_of(cast(Objective, call.losses))[1] for call in calls])
         self._slots: OptimizerState = {
             key: {name: slot.clone() if name == STEP else _all_of(calls, key, name) for name, slot in own.items()}
-            for key, own in (first.slots or {}).items()
+            for key, own in first.slots.items()
         }
         chosen = first.options.get("optimizer", "sgd")
         optimizer = Optimizer(chosen) if isinstance(chosen, str) else chosen
@@ -253,9 +257,8 @@ class _Stack:
         for place, call in enumerate(self._calls):
             for key, parameter in call.trained.items():
                 parameter.copy_(self._trained[key][place])
-            if call.slots is not None:
-                for key, own in self._slots.items():
-                    call.slots[key] = {name: _own(call.trained.get(key), slot, place) for name, slot in own.items()}
+            for key, own in self._slots.items():
+                call.slots[key] = {name: _own(call.trained.get(key), slot, place) for name, slot in own.items()}
 
 
 class _Loss(nn.Module):
@@ -324,8 +327,13 @@ def _hooked(model: SplitModel) -> bool:
     ) or any(parameter._backward_hooks for parameter in model.parameters())
 
 
-def _has_graph(batch: Batch) -> bool:
-    return any(x.requires_grad for x in named(batch.x).values())
+def _has_graph(value: Any) -> bool:
+    """Whether a gradient of a tensor in it is wanted."""
+    if isinstance(value, Tensor):
+        return value.requires_grad
+    if isinstance(value, Mapping):
+        return any(map(_has_graph, value.values()))
+    return isinstance(value, tuple | list) and any(map(_has_graph, value))
 
 
 def _form(value: Any) -> Any:
@@ -366,7 +374,7 @@ def _place(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def _all_of(calls: Sequence[FitCall], key: str, name: str) -> Tensor:
-    slots = [call.slots[key][name] for call in calls if call.slots is not None]
+    slots = [call.slots[key][name] for call in calls]
     return torch.stack([slot.to(next(iter(calls[0].trained.values())).device) for slot in slots])
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cache
@@ -372,14 +372,23 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
     return _unflatten_record(record, tree, record.__name__, "")
 
 
-def settled(state: R) -> R:
+def settled(state: R, others: Iterable[Tensor] = ()) -> R:
     """The state as it would come back from a commit: every tensor contiguous and at the beginning of its memory, every
     mapping in the order of its keys.
 
     Sums over a tensor depend on its layout and place, draws from a mapping on its order, so a state must not have
     another one before a commit than after it.
+
+    Args:
+        others: Tensors whose memory is somebody else's, who may change it: what shares it becomes a copy.
     """
-    return unflatten(type(state), {path: aligned(tensor.contiguous()) for path, tensor in flatten(state).items()})
+    foreign = {tensor.untyped_storage().data_ptr() for tensor in others}
+
+    def own(tensor: Tensor) -> Tensor:
+        found = tensor.contiguous()
+        return found.clone() if found.untyped_storage().data_ptr() in foreign else aligned(found)
+
+    return unflatten(type(state), {path: own(tensor) for path, tensor in flatten(state).items()})
 
 
 def _unflatten_record(record: type[R], tree: Mapping[str, Any], message: str, path: str) -> R:

@@ -397,7 +397,7 @@ class Remote:
         orders = {client: self._order("save", keep=sorted(digests)) for client, digests in kept.items()}
         found = {client: done.digest for client, done in self._everybody(orders).items() if done.digest is not None}
         self._receipts |= found
-        if not (wanted := sorted({*found, *again})):
+        if not (wanted := sorted(found.keys() | self._receipts.keys() & set(again))):
             return []
         receipts = {part_of(client): Tensors(_receipt(self._receipts[client])) for client in wanted}
         return [save_pack(folder / f"{stem}.safetensors", receipts)]
