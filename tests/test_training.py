@@ -443,6 +443,13 @@ def test_outputs_of_what_the_losses_do_not_run_are_refused() -> None:
         fit(empty, cross_entropy, draw(), lr=0.1, outputs_of="none")
 
 
+def test_outputs_of_a_module_with_several_uses_are_refused() -> None:
+    relu = nn.ReLU()
+    again = SplitModel({"a": nn.Linear(5, 5), "b": relu, "c": nn.Linear(5, 4), "d": relu, "e": nn.Linear(4, 3)})
+    with pytest.raises(ModelError, match="part 'base' ends with one module that is used as b and d: .* of its own"):
+        fit(again, cross_entropy, draw(), lr=0.1, outputs_of="base")
+
+
 @pytest.mark.parametrize(
     ("layer", "trained"),
     [

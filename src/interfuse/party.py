@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Generic, Unpack
 from urllib.parse import quote
 
@@ -98,12 +100,17 @@ class Held:
         return module
 
     def scratch(self) -> dict[int, str]:
-        """By address in memory, the key of every tensor of the module at work that does not last."""
+        """By address in memory, the key of every tensor of the module at work that does not last, and whose memory no
+        other tensor of the module has a part in."""
         if self.module is None or self.keeps == ALL:
             return {}
-        of_others = {tensor.data_ptr() for tensor in self.kept().values()}
-        own = self.module.live(key for key in self.module.keys_of() if key not in self.module.given_keys)
-        return {t.data_ptr(): key for key, t in own.items() if t.numel() and t.data_ptr() not in of_others}
+        live, given = self.module.live(self.module.keys_of()), self.module.given_keys
+        uses = Counter(_memory(tensor) for tensor in chain(live.values(), self.kept().values()))
+        return {
+            tensor.data_ptr(): key
+            for key, tensor in live.items()
+            if key not in given and tensor.numel() and uses[_memory(tensor)] == 1
+        }
 
     def give_up(self, keys: Iterable[str]) -> None:
         """Have new memory, of any values, in the place of these tensors of the module at work."""
@@ -281,3 +288,8 @@ def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def place(network: str) -> str:
     """Where the tensors of a network stand among what a party owns."""
     return f"networks/{quote(network, safe='')}/"
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the memory begins that a tensor has, or is a part of."""
+    return tensor.untyped_storage().data_ptr()

@@ -182,7 +182,7 @@ class Result:
         return self._by_client(values.per_client if isinstance(values, Spread) else values, scores.evaluated)
 
     def confusion(self, on: Side = "own", *, best: bool = False) -> Int64[np.ndarray, "classes answers"]:
-        """Samples of all clients by class and answer; the last column is of samples without an answer (NaN scores).
+        """Samples of evaluated clients by class and answer; the last column is of those without an answer (NaN scores).
 
         For the arguments and errors see :meth:`metric`; any metric brings the confusion matrix.
         """

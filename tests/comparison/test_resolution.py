@@ -210,6 +210,16 @@ def test_the_clients_behind_a_mean_are_counted_beside_it(tmp_path: Path) -> None
     }  # fmt: skip
 
 
+def test_of_a_large_federation_it_is_said_that_not_all_were_evaluated(tmp_path: Path) -> None:
+    spread = {"mean": 0.5, "std": 0.1, "per_client": [0.4, 0.6]}
+    figures = {"own_accuracy": spread, "global_accuracy": spread, "evaluated": [0, 2]}
+    _, _, beside = noted(tmp_path, ifl=figures)
+    assert [note.text for note in beside if note.keys] == [
+        "own: mean over the 2 of 4 clients that were evaluated and have a test share of their own",
+        "global: mean over the 2 of 4 clients that were evaluated",
+    ]
+
+
 def test_missing_replies_are_counted_by_kind(tmp_path: Path) -> None:
     _, _, beside = noted(tmp_path)
     (note,) = (note for note in beside if "without replies" in note.text)

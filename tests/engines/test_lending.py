@@ -20,7 +20,7 @@ from interfuse.data import Batch
 from interfuse.errors import ClientError, ConfigError, ModelError
 from interfuse.federation import Federation
 from interfuse.handler import on_client
-from interfuse.messages import Dims, Message, State, Weights
+from interfuse.messages import Dims, Message, Parameters, State, Weights
 from interfuse.method import NOTHING, Method, Network
 from interfuse.methods import built_in
 from interfuse.models import SplitModel
@@ -513,3 +513,52 @@ def test_a_network_that_is_no_split_model_is_refused_with_what_to_write() -> Non
     f = federation(WithModule(), models=[wide])
     with pytest.raises(ClientError, match=r"a network is a SplitModel, but Linear was built: return SplitModel\("):
         f.run_round()
+
+
+class Twice(Message):
+    """The same tensors in two fields."""
+
+    one: Parameters
+    two: Parameters
+
+
+@dataclass(frozen=True)
+class Aliasing(Method):
+    """Whose clients name one piece of memory more than once."""
+
+    def round(self, server: Server[Any], clients: Clients) -> None: ...
+
+    def keeps(self) -> frozenset[str]:
+        return NOTHING
+
+    @on_client
+    def send(self, client: Client) -> Twice:
+        self.fill(client)
+        return Twice(client.tensors(), client.tensors())
+
+    def fill(self, client: Client) -> None:
+        for parameter in client.model.parameters_of().values():
+            parameter.data.fill_(1.0 + client.id)
+
+
+def test_memory_that_is_named_twice_is_in_a_reply_once() -> None:
+    f = federation(Aliasing(), models=[wide], clients=2, dataset=tiny_dataset(rows=30))
+    f._enter(1, "training")
+    reply = f.clients.call(cast(Any, f.method).send)[0]
+    for tensor in reply.one.values():
+        tensor.zero_()
+    assert all(bool((tensor == 1).all()) for tensor in reply.two.values())
+
+
+def with_a_view(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Two parameters are one piece of memory."""
+    front, tail = nn.Linear(5, width), nn.Sequential(nn.Linear(width, width), nn.Linear(width, classes))
+    front.bias = nn.Parameter(cast(nn.Linear, tail[0]).bias.data)
+    return SplitModel({"base": nn.Sequential(nn.Flatten(), front), "modular": tail})
+
+
+def test_memory_that_two_tensors_of_a_model_share_is_not_given_away() -> None:
+    f = federation(Aliasing(), models=[with_a_view], clients=2, dataset=tiny_dataset(rows=30))
+    f._enter(1, "training")
+    for client, reply in f.clients.call(cast(Any, f.method).send).items():
+        assert all(bool((tensor == 1 + client).all()) for tensor in (*reply.one.values(), *reply.two.values()))

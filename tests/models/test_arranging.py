@@ -19,7 +19,6 @@ POOLINGS: list[Mapping[str, Any]] = [
     {"kernel_size": 3, "stride": 2, "padding": 1},
     {"kernel_size": 3, "stride": 1},
     {"kernel_size": 2, "ceil_mode": True},
-    {"kernel_size": 2, "dilation": 2},
 ]
 
 
@@ -100,6 +99,7 @@ def kinds(stage: nn.Module) -> list[str]:
         {"a": block(nn.ReLU6())},
         {"a": block(pooling=nn.AvgPool2d(2))},
         {"a": block(pooling=nn.MaxPool2d(2, return_indices=True))},
+        {"a": block(pooling=nn.MaxPool2d(2, padding=1, dilation=2))},
         {"a": nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Identity(), nn.MaxPool2d(2))},
         {"a": nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), "b": nn.MaxPool2d(2)},
         {"a": nn.Sequential(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU()), nn.MaxPool2d(2))},

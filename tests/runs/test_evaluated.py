@@ -64,6 +64,8 @@ def test_it_is_said_wherever_a_mean_goes(result: Result) -> None:
     assert SOME in repr(result)
     page = (result.path / "report.html").read_text(encoding="utf-8")
     assert page.count(f"over {SOME}") >= 4  # two figures, the captions of scores and of metrics
+    assert f"over rounds, mean over {SOME}" in page
+    assert f"have sent, raw, mean over {SOME}" in page
     console = Console(width=200)
     with console.capture() as caught:
         console.print(console_summary(summary))

@@ -114,16 +114,24 @@ def _missing_replies(rows: Sequence[Row]) -> Iterator[Footnote]:
 
 def _clients_behind(rows: Sequence[Row]) -> Iterator[Footnote]:
     """Scores that are means over some of the clients alone."""
-    for side, of in (("own", "with a test share of their own"), ("global", "that were evaluated")):
+    for side in ("own", "global"):
         by_text: dict[str, list[str]] = {}
         for row in rows:
             behind = sorted({clients_behind(run, side) for run in row.runs})
             most = row.runs[0].clients
             if behind[0] < most:
                 some = " to ".join(map(str, dict.fromkeys((behind[0], behind[-1]))))
-                by_text.setdefault(f"mean over the {some} of {most} clients {of}", []).append(row.name)
+                text = f"mean over the {some} of {most} clients {_which(row, side)}"
+                by_text.setdefault(text, []).append(row.name)
         for text, names in by_text.items():
             yield Footnote("", f"{side}: {text}", names, (f"{side}_last", f"{side}_best"))
+
+
+def _which(row: Row, side: str) -> str:
+    if side == "global":
+        return "that were evaluated"
+    some = any(run.summary.evaluated for run in row.runs)
+    return "that were evaluated and have a test share of their own" if some else "with a test share of their own"
 
 
 def clients_behind(run: SeedRun, side: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import typing
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -47,23 +47,25 @@ def _declared(leaf: Leaf, dtype: torch.dtype, dims: Dims) -> torch.dtype:
     return typing.cast(torch.dtype, getattr(torch, leaf.dtypes[0]))
 
 
-def narrow(message: M, dims: Dims, *, copy: bool = True, given_up: Container[int] = ()) -> M:
+def narrow(message: M, dims: Dims, *, copy: bool = True, given_up: Iterable[int] = ()) -> M:
     """Detach, narrow to the declared dtypes and copy, so that nothing the sender does later can reach the receiver.
 
     Args:
         copy: False: what is contiguous and of its dtype already may go on sharing memory with the given tensor.
-        given_up: Addresses of tensors which the sender gives up: of these too there need not be a copy.
+        given_up: Addresses of tensors which the sender gives up: of each of these one need not be a copy.
 
     Raises:
         MessageError: a value cannot be narrowed without changing its kind or losing an integer.
     """
-    name = type(message).__name__
+    name, free = type(message).__name__, set(given_up)
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
         tensor, wanted = tensor.detach(), _declared(leaf, tensor.dtype, dims)
         if tensor.dtype == wanted:
-            shares = not copy or tensor.data_ptr() in given_up
-            return aligned(tensor.contiguous()) if shares else wire.copied(tensor)
+            if copy and tensor.data_ptr() not in free:
+                return wire.copied(tensor)
+            free.discard(tensor.data_ptr())  # whoever gets the message may change one of two fields
+            return aligned(tensor.contiguous())
         if tensor.dtype.is_floating_point != wanted.is_floating_point or torch.bool in (tensor.dtype, wanted):
             raise MessageError(name, path, str(wanted), str(tensor.dtype))
         if not wanted.is_floating_point and tensor.numel():

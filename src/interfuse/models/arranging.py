@@ -44,7 +44,10 @@ def _is_relu(module: nn.Module) -> bool:
 
 
 def _is_max_pooling(module: nn.Module) -> bool:
-    return type(module) in (nn.MaxPool1d, nn.MaxPool2d) and not module.return_indices
+    if not isinstance(module, nn.MaxPool1d | nn.MaxPool2d) or type(module) not in (nn.MaxPool1d, nn.MaxPool2d):
+        return False
+    dense = module.dilation in (1, (1,), (1, 1))  # otherwise a window may be of padding alone, whose maximum is -inf
+    return dense and not module.return_indices
 
 
 def _hooked(module: nn.Module) -> bool:

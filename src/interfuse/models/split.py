@@ -313,7 +313,8 @@ class SplitModel(nn.Module):
         """What a part (or ``"base"``, ``"modular"``) makes inside the block, a copy of each of its outputs, in order.
 
         Raises:
-            ModelError: the model has no such part, or it has no stage and so makes nothing.
+            ModelError: the model has no such part, it has no stage and so makes nothing, or its last module is used
+                elsewhere too.
         """
         stages = self._expand(part)
         if not stages:
@@ -323,7 +324,14 @@ class SplitModel(nn.Module):
         def note(stage: nn.Module, x: object, output: Tensor) -> None:
             outputs.append(output.detach().clone())  # a copy: the next stage may work in place
 
-        hook = self.get_submodule(stages[-1]).register_forward_hook(note)
+        last = self.get_submodule(stages[-1])
+        uses = [name for name, module in self.named_modules(remove_duplicate=False) if module is last]
+        if len(uses) > 1:
+            raise ModelError(
+                f"part {part!r} ends with one module that is used as {' and '.join(uses)}: its outputs cannot be told "
+                "apart; end the part with a module of its own"
+            )
+        hook = last.register_forward_hook(note)
         try:
             yield outputs
         finally:

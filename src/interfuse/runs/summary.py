@@ -197,7 +197,7 @@ class Scores(Record):
         composition_matrix: A row for each base, a column for each modular block.
         evaluated: The clients that have figures, in the order of these; empty: all.
         metrics: By name and side; recall has a row for each client and a number for each class.
-        confusion: Samples of all clients by class and answer; the last column is of those without an answer.
+        confusion: Samples of all evaluated clients by class and answer; the last column is of those without an answer.
         rows: How many test rows are behind a figure, each counted once; what is not there is unknown.
     """
 
