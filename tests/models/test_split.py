@@ -257,3 +257,17 @@ def test_modes_are_those_of_a_walk_through_all_modules_each_time(own: type[nn.Li
             assert [module.training for module in made.modules()] == before
         with made.evaluating():
             assert not any(module.training for module in made.modules() if module is not made or own is nn.Linear)
+
+
+def test_a_module_whose_own_functions_hold_its_mode_is_asked_each_time() -> None:
+    """As code does that has dropout in evaluation too, or freezes a backbone: the class is PyTorch's."""
+    made = SplitModel({"a": nn.Sequential(nn.Linear(2, 2), nn.Dropout()), "b": nn.Linear(2, 2)})
+    dropout = made.get_submodule("a.1")
+    vars(dropout)["train"] = lambda mode=True: dropout
+    for _ in range(2):
+        with made.evaluating():
+            assert [dropout.training, made.get_submodule("b").training] == [True, False]
+        dropout.training = False
+        with made.training_parts():
+            assert [dropout.training, made.get_submodule("b").training] == [False, True]
+        dropout.training = True

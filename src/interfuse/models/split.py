@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import accumulate
 from operator import attrgetter
 from typing import Any, cast
@@ -517,9 +517,13 @@ class _Walked:
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
-        self.alike = all(type(m).train is nn.Module.train and type(m).eval is nn.Module.eval for m in self.modules)
-        """No module has ideas of its own about modes, which had to be asked each time."""
         self.modes: dict[str | tuple[str, ...] | None, list[bool]] = {}
+
+    @cached_property
+    def alike(self) -> bool:
+        """No module has ideas of its own about modes, by its class or by itself, and had to be asked each time."""
+        of_classes = all(type(m).train is nn.Module.train and type(m).eval is nn.Module.eval for m in self.modules)
+        return of_classes and not any({"train", "eval"} & vars(module).keys() for module in self.modules)
 
 
 def _set_modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> None:
