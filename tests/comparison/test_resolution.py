@@ -238,3 +238,13 @@ def test_where_seeds_stopped_early_their_rounds_stand_beside_the_entry(tmp_path:
     file.write_text(json.dumps(json.loads(file.read_text()) | stopped))
     (note,) = (note for note in footnotes(rows(plan, done)[0]) if "early stopping" in note.text)
     assert (note.text, note.entries) == ("early stopping: so many rounds, by seed: ifl 12, 9, 12", ["ifl"])
+
+
+def test_a_table_of_what_no_run_has_is_left_out_and_does_not_speak_of_one_seed(tmp_path: Path) -> None:
+    plan, found = compared(tmp_path, 0.9, 0.5)
+    for row in found:
+        for values in row.values:
+            values.update(own_best=math.nan, global_best=math.nan, composition_best=math.nan)
+    made = tables(plan, found, None)
+    assert "Best round" not in [table.title for table in made]
+    assert "One seed" not in to_markdown("t", made, [])

@@ -189,7 +189,8 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
     text = f"{over}. {word} in %, after the round of the best validation {score}"
     only = bool(runs) and all((run.curve.rounds > 0).sum() <= 1 for run in runs)
     text += ", the only point of the curve after training." if only else "."
-    make.add("Best round", text, _BEST, [resolution(rows, _BEST)])
+    if any(row.values and row.known(column.key) for row in rows for column in _BEST):
+        make.add("Best round", text, _BEST, [resolution(rows, _BEST)])
     text = (
         "Spread in points: over modular blocks of other clients, and over the last ten points of the curve (– where "
         "these begin before training or are fewer than three)."
@@ -235,7 +236,8 @@ def resolution(rows: Sequence[Row], columns: Iterable[Column]) -> str:
             ends = dict.fromkeys(f"{100 * half:.1f}" for half in (min(halves), max(halves)))
             told[column.head] = " to ".join(ends)
     if not told:
-        return "One seed tells no difference: no order of entries follows." if len(rows) > 1 else ""
+        alone = len(rows) > 1 and max(len(row.runs) for row in rows) == 1
+        return "One seed tells no difference: no order of entries follows." if alone else ""
     each = "; ".join(f"{head} {text}" for head, text in told.items())
     return (
         f"Bold: the best mean of a column. {UNTOLD}: these seeds do not tell it from the best (paired by seed, 95 %). "
