@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -247,8 +248,8 @@ class Federation:
         Raises:
             RunError: it cannot be written.
         """
-        stale = set(self._packs.stale())
-        number = 1 + max((int(record.name.split("-")[1].split(".")[0]) for record in self._packs.records), default=0)
+        numbers = Counter(int(record.name.split("-")[1].split(".")[0]) for record in self._packs.records)
+        stale, number = set(self._packs.stale(max(numbers.values(), default=1))), 1 + max(numbers, default=0)
         again = [client for client in self.clients if part_of(client) in stale] if stale else []
         if not self._in_packs:
             again = list(self.clients)

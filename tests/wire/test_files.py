@@ -110,6 +110,14 @@ def test_of_a_part_the_last_pack_counts_and_packs_with_nothing_new_go(tmp_path: 
     assert packs.stale() == []
 
 
+def test_what_many_workers_write_at_once_is_not_too_many(tmp_path: Path) -> None:
+    packs = Packs()
+    for worker in range(3 * MOST):
+        packs.add(tmp_path, save_pack(tmp_path / str(worker), {f"part{worker}": numbers(0.0)}))
+    assert packs.stale(at_once=MOST) == []
+    assert len(packs.stale()) == MOST // 2
+
+
 @pytest.mark.parametrize("drawn", [1, 30])
 def test_disk_and_files_stay_within_bounds_however_few_change(drawn: int, tmp_path: Path) -> None:
     """150 commits of 100 parts, of which some are drawn each time: at most twice the state, and few packs."""

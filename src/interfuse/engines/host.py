@@ -109,16 +109,8 @@ class Host:
             along the memory of what its client does not keep, and is a copy of what it keeps.
     """
 
-    def __init__(
-        self,
-        setup: Hosting,
-        clients: Sequence[ClientId],
-        *,
-        owns: bool = False,
-        lends: bool = False,
-        room: Room | None = None,
-    ) -> None:
-        self._setup, self._clients, self._owns, self._lends = setup, set(clients), owns, lends
+    def __init__(self, setup: Hosting, *, owns: bool = False, lends: bool = False, room: Room | None = None) -> None:
+        self._setup, self._owns, self._lends = setup, owns, lends
         self._residents: dict[ClientId, Resident] = {}
         self._free: dict[Kind, list[SplitModel]] = {}
         self._idle: dict[Kind, dict[Held, None]] = {}
@@ -433,7 +425,6 @@ class Host:
 
     def release(self, client: ClientId) -> dict[str, Tensor]:
         """Give a client away: all that another host needs to carry it on. Nothing, where it was never called."""
-        self._clients.remove(client)
         self._before.pop(client, None)
         owned: dict[str, Tensor] = {}
         part = self._parts.pop(client, None)
@@ -469,7 +460,6 @@ class Host:
         Raises:
             RunError: what it owns does not fit this run.
         """
-        self._clients.add(client)
         if not owned:
             return
         resident = self._resident(client)

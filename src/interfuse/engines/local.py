@@ -44,7 +44,7 @@ class InProcess:
     def __init__(self, setup: Setup, room: Room = ROOM) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._numerics = setup.numerics
-        self._host = Host(setup, tuple(setup.profiles), room=room.of_each(1))
+        self._host = Host(setup, room=room.of_each(1))
         self._groups = Groups(setup.profiles, setup.numerics.together)
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterable[Answer]:
@@ -340,7 +340,7 @@ def _serve(setup: Setup, worker: _Worker, workers: Sequence[_Worker], down: Aren
         if other is not worker:
             other.theirs.close()
     # a reply is copied into shared memory at once, where no other client works before that
-    host = Host(setup, worker.clients(), lends=setup.numerics.together == 1, room=room)
+    host = Host(setup, lends=setup.numerics.together == 1, room=room)
     try:
         with host.working():  # all the while: a process of its own has no settings of others to put back
             while True:

@@ -27,7 +27,7 @@ OWN = Limits(max_bytes=2**62, max_tensors=2**31, max_header_bytes=2**31, max_nam
 AT_ONCE = 1 << 20
 """Bytes that are copied at a time from one file to another."""
 MOST = 64
-"""Packs beyond which the smaller half is written into one."""
+"""Packs beyond which the smaller half is written anew, unless a few saves make as many: each worker writes its own."""
 
 
 class Source:
@@ -176,13 +176,14 @@ class Packs:
         live = self._live()
         self._packs = [pack for pack in self._packs if live[pack[1]]]
 
-    def stale(self) -> list[str]:
+    def stale(self, at_once: int = 1) -> list[str]:
         """The parts that are to be written again, so that files do not grow with what nobody needs: those of packs of
-        which less than half is new, and of the smallest of too many packs."""
+        which less than half is new, and of the smallest of too many packs, where ``at_once`` are written together."""
+        most = max(MOST, 3 * at_once)
         live = self._live()
         old = {source for _, source, size in self._packs if 2 * live[source] < size}
-        if len(self._packs) - len(old) > MOST:
-            old |= set(sorted(live, key=live.__getitem__)[: MOST // 2])
+        if len(self._packs) - len(old) > most:
+            old |= set(sorted(live, key=live.__getitem__)[: most // 2])
         return [name for name, part in self.parts.items() if part.source in old] if old else []
 
     def _live(self) -> Counter[Source]:

@@ -331,7 +331,7 @@ class Session:
     ) -> None:
         self.attempt, self.client = begin.attempt, begin.client
         self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
-        self._host = Host(setup, [self.client], owns=True, lends=True)
+        self._host = Host(setup, owns=True, lends=True)
         self._done = self._ended = 0
         self._kept: Outgoing | None = None
         self._saved: str | None = None
