@@ -536,7 +536,7 @@ def test_a_full_disk_loses_nothing_that_was_committed(workers: int, small_disk: 
         shutil.rmtree(path)
     if workers == 1:  # it happened at different files and in different rounds, or this test tests little
         assert len(failed) >= 3
-        assert rounds >= {-1, 0, 1, 2}
+        assert rounds >= {-1, 0, 1}  # later rounds take no more room: files of older ones go
 
 
 def test_a_limit_to_the_size_of_files_is_explained_and_can_be_lifted(tmp_path: Path, whole: Outcome) -> None:
