@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     parameters = {"device": given.device, "data": source, "peak_gflops": best, "repetitions": given.repetitions}
     title = f"{given.device}, {source}, peak {best:.0f} GFLOP/s"
-    common.publish("batched", given.out, parameters, {title: common.table(rows, columns)}, {"rows": rows})
+    common.publish("batched", given, parameters, {title: common.table(rows, columns)}, {"rows": rows})
     return 0
 
 

@@ -105,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "live_models": "live models of all workers",
     }  # fmt: skip
     print(f"FedAvg, {clients} clients, {rows[0]['parameters']:,} parameters, {given.workers} workers")
+    if given.smoke:
+        print("smoke: the figures mean nothing")
     print(common.table(rows, columns))
     spread = max(row["peak_mb"] for row in rows) / min(row["peak_mb"] for row in rows)
     print(f"largest peak / smallest: {spread:.3f}")

@@ -371,13 +371,16 @@ def checkout(variable: str) -> Path | str:
 def arguments(description: str, argv: Sequence[str] | None = None, **own: Any) -> argparse.Namespace:
     """The arguments that every benchmark takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--smoke", action="store_true", help="seconds instead of minutes; the figures mean nothing")
+    meaningless = "seconds instead of minutes; the figures mean nothing, and go to the folder smoke of the results"
+    parser.add_argument("--smoke", action="store_true", help=meaningless)
     parser.add_argument("--no-peers", action="store_true", help="install and run nobody else's package")
     parser.add_argument("--repetitions", type=int, default=None, help="measured rounds of each contender (5)")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the results")
     for name, values in own.items():
         parser.add_argument(f"--{name}", **values)
     given = parser.parse_args(argv)
+    if given.smoke:
+        given.out /= "smoke"  # so that nobody, --resume included, takes them for results
     if given.repetitions is None:
         given.repetitions = 2 if given.smoke else 5
     if given.repetitions < 1:
@@ -442,12 +445,17 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def verdicts(targets: Iterable[Target]) -> str:
+def judged(target: Target, smoke: bool) -> str:
+    """The verdict on a target; there is none where figures mean nothing."""
+    return "not judged: smoke" if smoke else target.verdict
+
+
+def verdicts(targets: Iterable[Target], smoke: bool) -> str:
     """Targets beside what was measured, as a Markdown table."""
     rows = [
         {
             "what": target.what, "wanted": f"{'≤' if target.at_most else '≥'} {target.wanted:g}",
-            "measured": target.measured, "verdict": target.verdict,
+            "measured": target.measured, "verdict": judged(target, smoke),
         }
         for target in targets
     ]  # fmt: skip
@@ -455,18 +463,20 @@ def verdicts(targets: Iterable[Target]) -> str:
 
 
 def publish(
-    name: str, out: Path, parameters: Mapping[str, Any], tables: Mapping[str, str], results: Mapping[str, Any],
-    notes: Sequence[str] = (), targets: Sequence[Target] = (),
+    name: str, given: argparse.Namespace, parameters: Mapping[str, Any], tables: Mapping[str, str],
+    results: Mapping[str, Any], notes: Sequence[str] = (), targets: Sequence[Target] = (),
 ) -> None:  # fmt: skip
     """Print the tables, and write them beside all that was measured.
 
     Args:
+        given: The arguments that every benchmark takes.
         tables: Title -> Markdown.
         results: What goes into the JSON file beside parameters and environment.
         notes: Lines below the tables: who was left out, and what failed a check.
         targets: Go into a table of their own, and into the JSON file.
     """
-    tables = dict(tables) | ({"Targets": verdicts(targets)} if targets else {})
+    tables = dict(tables) | ({"Targets": verdicts(targets, given.smoke)} if targets else {})
+    out: Path = given.out
     out.mkdir(parents=True, exist_ok=True)
     facts = environment()
     text = "\n\n".join(f"**{title}**\n\n{markdown}" for title, markdown in tables.items())
@@ -475,9 +485,10 @@ def publish(
         f"{key.replace('_', ' ')} {facts[key]}"
         for key in ("processor", "cores", "load_before", "torch", "interfuse", "time")
     )
-    document = f"# {name}\n\n{head}\n\n{text}\n" + (f"\n{below}\n" if below else "")
+    title = f"{name}, smoke: the figures mean nothing" if given.smoke else name
+    document = f"# {title}\n\n{head}\n\n{text}\n" + (f"\n{below}\n" if below else "")
     print(document)
     (out / f"{name}.md").write_text(document, encoding="utf-8")
     values = {"benchmark": name, "environment": facts, "parameters": dict(parameters), **results, "notes": list(notes)}
-    values["targets"] = [vars(target) | {"verdict": target.verdict} for target in targets]
+    values["targets"] = [vars(target) | {"verdict": judged(target, given.smoke)} for target in targets]
     (out / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")

@@ -66,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = {
         "name": "", "round": "a round, s", "point": "a point of the curve, s", "end": "the last evaluation, s",
     }  # fmt: skip
+    if given.smoke:
+        print("smoke: the figures mean nothing")
     print(common.table(rows, columns))
     return 0
 

@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
             for target in json.loads(results.read_text(encoding="utf-8"))["targets"]:
                 del target["verdict"]
                 targets.append(Target(**target))
-    text = f"# Targets\n\n{common.verdicts(targets)}\n"
+    title = "Targets, smoke: the figures mean nothing" if given.smoke else "Targets"
+    text = f"# {title}\n\n{common.verdicts(targets, given.smoke)}\n"
     print(text)
     (given.out / "targets.md").write_text(text, encoding="utf-8")
     if failed:

@@ -40,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "peak_memory_mb": "peak memory, MB",
     }  # fmt: skip
     title = f"{numbers} numbers each way; seconds grow with the power {slope:.2f} of the clients, {small} to {large}"
-    common.publish(
-        "exchange", given.out, parameters, {title: common.table(rows, columns)}, {"rows": rows, "power": slope}
-    )
+    common.publish("exchange", given, parameters, {title: common.table(rows, columns)}, {"rows": rows, "power": slope})
     return 0
 
 

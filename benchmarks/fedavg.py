@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "clients": clients, "samples": samples, "cohort": cohort, "batch_size": BATCH, "lr": LR, "data": source,
         "warm_up": warm_up, "repetitions": given.repetitions, "flops_a_round": flops, "tolerance": TOLERANCE,
     }  # fmt: skip
-    common.publish("fedavg", given.out, parameters, tables, {"dtypes": results}, notes + differing, targets)
+    common.publish("fedavg", given, parameters, tables, {"dtypes": results}, notes + differing, targets)
     return 1 if differing else 0
 
 

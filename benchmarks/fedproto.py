@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Target(f"{slow} / {fast}, float32", 2.0, common.versus(courses, slow, fast)) for slow, fast in faster.items()
     ]
     common.publish(
-        "fedproto", given.out, parameters, {title: common.table(rows, common.COLUMNS)}, {"rows": rows},
+        "fedproto", given, parameters, {title: common.table(rows, common.COLUMNS)}, {"rows": rows},
         [note, *differing], targets,
     )  # fmt: skip
     return 1 if differing else 0

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parameters = {"clients": CLIENTS, "cohort": COHORT, "lr": LR, "repetitions": repetitions}
     title = "Processor time of a client and round, in one process"
     tables = {title: common.table(rows, columns)}
-    common.publish("fixed", given.out, parameters, tables, {"rows": rows}, targets=targets)
+    common.publish("fixed", given, parameters, tables, {"rows": rows}, targets=targets)
     return 0
 
 

@@ -71,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows.append({"clients": clients} | taken)
     columns = {"clients": "pairs of"} | {name: f"{name}, ms" for name in rows[0] if name != "clients"}
     parameters = {"rows": ROWS, "steps": STEPS, "repetitions": given.repetitions}
-    common.publish(
-        "modular", given.out, parameters, {"IFL's modular phase": common.table(rows, columns)}, {"rows": rows}
-    )
+    common.publish("modular", given, parameters, {"IFL's modular phase": common.table(rows, columns)}, {"rows": rows})
     return 0
 
 

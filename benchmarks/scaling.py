@@ -213,13 +213,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", action="store_true", help="write the picture into docs/results too")
     parser.add_argument("--one", nargs=2, metavar=("CURVE", "CLIENTS"), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
-    results = common.ROOT / "benchmarks" / "results"
+    results = common.ROOT / "benchmarks" / "results" / ("smoke" if given.smoke else "")
     results.mkdir(parents=True, exist_ok=True)
     if given.one is not None:
         with TemporaryDirectory(dir=results) as folder:
             print(json.dumps(asdict(carry_out(given.one[0], int(given.one[1]), given.workers, Path(folder)))))
         return 0
-    file = results / ("scaling-smoke.jsonl" if given.smoke else "scaling.jsonl")
+    file = results / "scaling.jsonl"
     known = [] if given.anew or not file.exists() else map(json.loads, file.read_text(encoding="utf-8").splitlines())
     points = {(point["curve"], point["clients"]): Measured(**point) for point in known}
     if given.anew:
@@ -232,12 +232,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 points[name, clients] = Measured(**json.loads(done.stdout.splitlines()[-1]))
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write(done.stdout.splitlines()[-1] + "\n")
-                print(common.table([asdict(points[name, clients])], COLUMNS), flush=True)
+                print(f"{name}, {clients:,} clients: {points[name, clients].training:.3g} s a round", flush=True)
     ordered = [points[name, clients] for name in CURVES for clients in SIZES if (name, clients) in points]
     text = common.table([asdict(point) for point in ordered], COLUMNS)
+    text = f"Smoke: the figures mean nothing.\n\n{text}" if given.smoke else text
     file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
     draw(ordered, file.with_suffix(".svg"))
-    if given.docs:
+    if given.docs and not given.smoke:
         draw(ordered, common.ROOT / "docs" / "results" / "scaling.svg")
     print(text)
     return 0

@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     columns = common.COLUMNS | {"overhead": "over bare steps", "microseconds_a_step": "µs a step"}
     title = f"{steps} steps a round ({source})"
-    common.publish("small", given.out, parameters, {title: common.table(rows, columns)}, {"rows": rows}, differing)
+    common.publish("small", given, parameters, {title: common.table(rows, columns)}, {"rows": rows}, differing)
     return 1 if differing else 0
 
 

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     columns = {"name": "", "seconds_median": "seconds"}
     tables = {"Start of 4 clients, IFL on digits": common.table(rows, columns)}
-    common.publish("start", given.out, {"clients": 4, "repetitions": given.repetitions}, tables, {"rows": rows})
+    common.publish("start", given, {"clients": 4, "repetitions": given.repetitions}, tables, {"rows": rows})
     return 0
 
 

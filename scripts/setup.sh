@@ -103,6 +103,11 @@ install() {
 if keeps && [ -e "$stamp" ] && [ "$(wanted)" = "$(cat "$stamp")" ]; then
     exit 0
 fi
+if [ -L .venv ]; then  # what it leads to may be another checkout's: neither to be changed nor to be replaced unasked
+    fail ".venv is a link to $(readlink .venv), which was not made for this folder; nothing was changed" \
+        "Remove the link (rm .venv) and run the same command again to make an environment here,
+or go on with what it leads to, without make: PYTHONPATH=src .venv/bin/python -m interfuse.cli"
+fi
 if ! keeps; then
     find_python
     echo "making .venv with Python $(version_of "$found")"

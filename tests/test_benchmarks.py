@@ -45,8 +45,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     environment |= {"INTERFUSE_DATA": str(out), "XDG_CACHE_HOME": str(out)}
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")} | {
-        path.name: path.read_text() for path in out.glob("*.md")
+    assert not list(out.glob("*.json")) + list(out.glob("*.md"))  # as if they were results
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("smoke/*.json")} | {
+        path.name: path.read_text() for path in out.glob("smoke/*.md")
     }
 
 
@@ -98,10 +99,28 @@ def test_targets_are_beside_what_was_measured(results: dict[str, Any]) -> None:
             assert f"| {target['what']} | ≥ {target['wanted']:g} |" in results[f"{name}.md"]
             assert f"| {target['what']} |" in results["targets.md"]
     by_name = {target["what"]: target for target in results["fedavg"]["targets"]}
-    assert by_name["float32: pfl, defaults / ours"]["verdict"] == "not measured"
+    assert by_name["float32: pfl, defaults / ours"]["measured"] is None
     peak = by_name["float32: share of the convolution peak"]
     assert peak["measured"] == results["fedavg"]["dtypes"]["float32"]["rows"][0]["share_of_peak"]
-    assert peak["verdict"] == ("met" if peak["measured"] >= 0.52 else "missed")
+    assert peak["verdict"] == "not judged: smoke"
+
+
+def test_a_smoke_run_says_so_and_judges_nothing(results: dict[str, Any]) -> None:
+    for name, text in results.items():
+        if name.endswith(".md"):
+            assert "smoke: the figures mean nothing" in text.splitlines()[0]
+            assert not any(f"| {verdict} |" in text for verdict in ("met", "missed", "not measured"))
+
+
+def test_verdicts_are_by_what_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    common = module("common")
+    targets = [common.Target("a", 2.0, measured, at_most) for measured in (1.0, 3.0) for at_most in (False, True)]
+    found = [line.split("|")[4].strip() for line in common.verdicts(targets, smoke=False).splitlines()[2:]]
+    assert found == ["missed", "met", "met", "missed"]
+    assert {line.split("|")[4].strip() for line in common.verdicts(targets, smoke=True).splitlines()[2:]} == {
+        "not judged: smoke"
+    }
 
 
 SLEEPER = """

@@ -164,7 +164,8 @@ def test_every_option_enters_the_configuration() -> None:
         "--models", "mlp, logistic", "--width", "9", "--rounds", "3", "--seed", "7", "--set", "optimizer=adam",
         "--set", "base_lr={start=0.1, rounds=200}", "--set", "keep_optimizer=false", "--set", "client.2.base_lr=0.001",
         "--workers", "1", "--device", "cpu", "--eval-every", "2", "--beside", "local,pooled",
-        "--layout", "channels_last", "--commit-every", "2", "--metrics", "recall,auroc", "--out", "a",
+        "--layout", "channels_last", "--commit-every", "2", "--client-memory", "3", "--together", "2",
+        "--metrics", "recall,auroc", "--out", "a",
         "--codec", "int8+zstd", "--codec", "FusionOutputs.z=int4:tensor",
     )  # fmt: skip
     written = tomllib.loads(Path("a/config.toml").read_text())
@@ -182,6 +183,8 @@ def test_every_option_enters_the_configuration() -> None:
     assert written["numerics"]["layout"] == "channels_last"
     assert written["execution"]["workers"] == 1
     assert written["execution"]["commit_rounds"] == 2
+    assert written["execution"]["client_memory"] == 3_000_000
+    assert written["numerics"]["together"] == 2
     assert set(json.loads(Path("a/summary.json").read_text())["beside"]) == {"local", "pooled"}
 
 
@@ -227,6 +230,11 @@ def test_the_demo_is_a_recipe_that_options_override() -> None:
         (["ifl", "--partition", "natural"], "no natural clients"),
         (["ifl", "--set", "local_step=1"], "IFL has no setting 'local_step': did you mean 'local_steps'?"),
         (["ifl", "--set", "base_lr=-1"], "base_lr = -1 is impossible"),
+        (
+            ["ifl", "--set", "client_memory=8"],
+            "--set client_memory: this is no setting of ifl; it belongs into [execution]",
+        ),
+        (["ifl", "--set", "together=8"], "--set together: this is no setting of ifl; it belongs into [numerics]"),
         (["ifl", "--set", "local_steps"], "--set local_steps: write key=value"),
         (["ifl", "--set", "client.1=3"], "write client.NUMBER.key=value"),
         (["ifl", "--set", "client.x.base_lr=3"], "write client.NUMBER.key=value"),
@@ -253,6 +261,28 @@ def test_mistakes_are_named_before_anything_runs(arguments: list[str], expected:
 def test_unknown_keys_of_a_recipe_are_refused_with_the_nearest_one(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text('method = "ifl"\nround = 3\n')
     assert "mine.toml: unknown key 'round': did you mean 'rounds'?" in refused("run", "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [("client_memory", "execution"), ("layers_together", "numerics"), ("uplink", "devices"), ("patience", "stop")],
+)
+def test_keys_of_a_table_are_refused_outside_of_it(key: str, table: str) -> None:
+    Path("mine.toml").write_text(f'method = "ifl"\n{key} = 3\n')
+    assert f"mine.toml: unknown key '{key}': it belongs into [{table}]" in refused("run", "mine.toml")
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--together", "0", "0 is not in the range"),
+        ("--commit-every", "0", "0 is not in the range"),
+        ("--client-memory", "2GB", "'2GB' is no whole number of MB (10^6 bytes)"),
+    ],
+)
+def test_a_refused_number_is_named_by_its_option(flag: str, value: str, expected: str) -> None:
+    said = " ".join(call("run", "ifl", flag, value).stderr.replace("│", " ").split())
+    assert f"Invalid value for '{flag}': {expected}" in said
 
 
 def test_usage_errors_exit_with_2() -> None:

@@ -37,6 +37,7 @@ from interfuse.cli.options import (
     Alpha,
     Balanced,
     ClassesPerClient,
+    ClientMemory,
     CodecTexts,
     CommitEvery,
     DataSets,
@@ -124,7 +125,11 @@ _BESIDE = f"References to run on the same data: local, pooled (default {','.join
 _LAYOUT = f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout})."
 _DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype})."
 _DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
-_TOGETHER = f"Clients of one model that are trained in one computation (default {DEFAULT.numerics.together})."
+_TOGETHER = (
+    "Clients of one model whose linear layers are trained in one computation; it rounds otherwise, and on a processor "
+    'pays for small heads of many. Other layers: layers_together = "all" in a recipe\'s \\[numerics]; what cannot be '
+    f"computed so is trained one by one, see docs/model.md (default {DEFAULT.numerics.together})."
+)
 _PATIENCE = "Stop once the validation score has not risen for N points of the curve (default: never)."
 _MORE = "Rounds of the whole run, more than it was begun with: as if it had had so many from its beginning."
 _TRACKED = "Write scores, bytes and steps as TensorBoard reads them, while the run goes on."
@@ -158,9 +163,10 @@ def run(
     layout: Annotated[str | None, option(HOW, "NAME", _LAYOUT)] = None,
     dtype: Annotated[str | None, option(HOW, "NAME", _DTYPE)] = None,
     denormals: Annotated[str | None, option(HOW, "NAME", _DENORMALS)] = None,
-    together: Annotated[int | None, option(HOW, "N", _TOGETHER)] = None,
+    together: Annotated[int | None, option(HOW, "N", _TOGETHER, min=1)] = None,
     workers: Processes = None,
     commit_every: CommitEvery = None,
+    client_memory: ClientMemory = None,
     eval_every: EvalEvery = None,
     metrics: Annotated[str | None, option(AFTER, "NAME,...|none", _METRICS)] = None,
     out: Annotated[Path | None, option(AFTER, "PATH", "Run folder (default: a new one in runs/).")] = None,
@@ -184,7 +190,7 @@ def run(
             "eval_every": eval_every, "codecs": codecs(codec), "devices": devices_table(devices),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals, "together": together},
-            "execution": {"workers": workers, "commit_rounds": commit_every},
+            "execution": {"workers": workers, "commit_rounds": commit_every, "client_memory": client_memory},
         },
         partition={
             "name": partition, "alpha": alpha, "balanced": balanced,

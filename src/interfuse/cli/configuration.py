@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from interfuse import recipes
 from interfuse.clock import named
 from interfuse.errors import ConfigError, nearest
 from interfuse.method import layered
-from interfuse.methods import built_in
+from interfuse.methods import built_in, find
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
-from interfuse.runs.config import absolute_paths
+from interfuse.runs.config import absolute_paths, table_of
 from interfuse.wire.codecs.rules import DEFAULT
 
 OPTION_OF = {
@@ -60,7 +60,15 @@ def configure(
         )
     for text in assignments:
         assign(values, text)
-    return parse_config(values, "interfuse run")
+    config = parse_config(values, "interfuse run")
+    for key in config.settings:
+        table = table_of(key)
+        if table is not None and key not in {f.name for f in fields(find(config.method))}:
+            raise ConfigError(
+                f"--set {key}: this is no setting of {config.method}; it belongs into [{table}] of a recipe, "
+                "or is an option of its own (interfuse run --help)"
+            )
+    return config
 
 
 def _begin_with(what: str) -> dict[str, Any]:

@@ -28,13 +28,24 @@ def argument(form: str) -> Any:
     return typer.Argument(metavar=form, show_default=False)
 
 
+def megabytes(text: str) -> int:
+    """Bytes of a whole number of MB."""
+    if not text.isdecimal():
+        raise typer.BadParameter(f"{text!r} is no whole number of MB (10^6 bytes), such as 4000")
+    return int(text) * 10**6
+
+
 RunArgument = Annotated[Path, argument("RUN")]
 Json = Annotated[bool, option(AFTER, None, "Print the result as one JSON object, the last line.", "--json")]
 Quiet = Annotated[bool, option(AFTER, None, "Show no progress.", "--quiet", "-q")]
 Processes = Annotated[
     int | None, option(HOW, "N", "Processes side by side; results are the same (default: one a core).", "--workers")
 ]
-CommitEvery = Annotated[int | None, option(HOW, "K", "Commit every K rounds (default: every 30 seconds).")]
+CommitEvery = Annotated[int | None, option(HOW, "K", "Commit every K rounds (default: every 30 seconds).", min=1)]
+_MEMORY = (
+    "MB (10^6 bytes) for clients at rest, over all workers; others lie on the disk (default: an eighth of the memory)."
+)
+ClientMemory = Annotated[int | None, option(HOW, "MB", _MEMORY, parser=megabytes)]
 Rounds = Annotated[int | None, option(WHAT, "N", f"Rounds (default {DEFAULT.rounds}).")]
 _SET = "A setting of the method (`interfuse methods NAME` lists them); client.2.KEY=VALUE for client 2 alone."
 Settings = Annotated[list[str] | None, option(WHAT, "KEY=VALUE", f"{_SET} May be repeated.", "--set")]

@@ -75,8 +75,8 @@ class RestingFile:
         except OSError as error:
             raise RunError(
                 f"cannot put clients at rest into a file in {self._folder or tempfile.gettempdir()}: {error.strerror}. "
-                "Nothing that was committed is lost; make room there, or give clients more memory (client_memory), and "
-                "the run goes on from its last commit"
+                "Nothing that was committed is lost; make room there, or give clients more memory (client_memory in "
+                "config.toml, bytes), and the run goes on from its last commit"
             ) from error
         if places:
             places.pop()

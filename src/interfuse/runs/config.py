@@ -272,6 +272,12 @@ class RunConfig(BaseModel):
         return values
 
 
+TABLES: Mapping[str, Sequence[str]] = {"execution": tuple(Execution.model_fields)} | {
+    table: tuple(f.name for f in fields(kind))
+    for table, kind in (("numerics", Numerics), ("devices", Devices), ("stop", EarlyStopping))
+}
+"""Tables of a recipe whose keys are the same for every method, and these keys."""
+
 GIVEN_APART = {"method", "unset", "execution", "sources", "environment"}
 if RunSettings.__annotations__.keys() != {*RunConfig.model_fields, *Execution.model_fields} - GIVEN_APART:
     raise TypeError("RunSettings has to have the keys of RunConfig and of Execution, no others")
@@ -288,12 +294,7 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         ConfigError: a key is unknown (with the nearest valid one) or a value impossible.
     """
     check_keys(values, RunConfig.model_fields, source)
-    for table, keys in (
-        ("execution", list(Execution.model_fields)),
-        ("numerics", [f.name for f in fields(Numerics)]),
-        ("devices", [f.name for f in fields(Devices)]),
-        ("stop", [f.name for f in fields(EarlyStopping)]),
-    ):
+    for table, keys in TABLES.items():
         if isinstance(values.get(table), Mapping):
             check_keys(values[table], keys, f"{source}, [{table}]")
     config = validated(RunConfig, values, source)
@@ -343,14 +344,22 @@ def codec_rules(given: Any) -> Any:
     return {DEFAULT_CODEC: given} if isinstance(given, str) else given
 
 
+def table_of(key: str) -> str | None:
+    """The table that a key belongs into; None where it is a key of none."""
+    return next((table for table, keys in TABLES.items() if key in keys), None)
+
+
 def check_keys(values: Iterable[str], names: Iterable[str], source: str) -> None:
     """Check that all keys are known.
 
     Raises:
-        ConfigError: one is not; names the nearest.
+        ConfigError: one is not; names the table that it belongs into, or the nearest.
     """
     for key in values:
         if key not in names:
+            table = table_of(str(key))
+            if table is not None and table in names:
+                raise ConfigError(f"{source}: unknown key {key!r}: it belongs into [{table}]")
             raise ConfigError(f"{source}: unknown key {key!r}: {nearest(str(key), names)}")
 
 
