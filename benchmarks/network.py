@@ -111,6 +111,8 @@ def main() -> None:
     parser.add_argument("--line", choices=["far", "connect"], help="what stands between nodes and coordinator")
     given = parser.parse_args()
     smoke, line = given.smoke, given.line
+    if smoke:
+        print("smoke: the figures mean nothing")
     torch.set_num_threads(1)
     print("nodes  call      interfuse, ms   bare grpcio, ms   ratio")
     for nodes in (2,) if smoke else (4,) if line else (4, 16, 64):

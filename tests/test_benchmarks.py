@@ -201,6 +201,6 @@ def test_the_cnn_is_the_published_workload() -> None:
 def test_modular_phases_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(FOLDER)
     assert module("modular").main(["--smoke", "--repetitions", "1", "--out", str(tmp_path)]) == 0
-    rows = json.loads((tmp_path / "modular.json").read_text(encoding="utf-8"))["rows"]
+    rows = json.loads((tmp_path / "smoke" / "modular.json").read_text(encoding="utf-8"))["rows"]
     assert [row.pop("clients") for row in rows] == [2, 8]
     assert all(len(row) == 4 and min(row.values()) > 0 for row in rows)
