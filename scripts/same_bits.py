@@ -60,7 +60,7 @@ COMMON: dict[str, Any] = {
 }  # fmt: skip
 KILLED_IN = 3  # the round; the last commit is that of the one before
 VARIANTS = ("1 worker", "2 workers", "resumed")
-KINDS = ("tensors", "models", "metrics", "ledger")
+KINDS = ("tensors", "models", "metrics", "ledger", "ledger of evaluation")
 RENAMED = {"receive": "deploy", "hits": "count", "Hits": "Counted"}  # handlers and messages, by their older names
 TREES = ("COMMIT", "working tree")
 
@@ -131,12 +131,25 @@ def evidence(path: Path) -> dict[str, Flat]:
         for key, tensor in result.model(client).state_dict().items()
     }
     found = {"tensors": committed(path / "commits"), "models": models}
-    for name in ("metrics", "ledger"):
-        rows = map(json.loads, (path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines())
-        found[name] = dict(flat([{k: renamed(k, v) for k, v in row.items() if k != "seconds"} for row in rows], "line"))
+    moved = rows_of(path / "ledger.jsonl")
+    measuring = [row for row in moved if row["heading"] == "evaluation"]
+    lines = {
+        "metrics": rows_of(path / "metrics.jsonl"),
+        "ledger": [row for row in moved if row["heading"] != "evaluation"],
+    }
+    found |= {name: dict(flat(rows, "line")) for name, rows in (lines | {"ledger of evaluation": measuring}).items()}
     if empty := [kind for kind in KINDS if not found[kind]]:
         raise RuntimeError(f"{path} has no {empty[0]}")
     return found
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file, as far as two runs that are equal have them in common."""
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row in rows:
+        if row.get("accuracy", {}).get("evaluated") == []:  # all clients: older runs do not say so
+            del row["accuracy"]["evaluated"]
+    return [{key: renamed(key, value) for key, value in row.items() if key != "seconds"} for row in rows]
 
 
 def renamed(key: str, value: Any) -> Any:
