@@ -29,6 +29,7 @@ def test_no_module_imports_pickle_or_asks_others_to() -> None:
         assert not re.search(r"\btorch\.(?:load|save)\(|allow_pickle=True|weights_only=False", text), path
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:pickletools")  # of what it takes for text in a packed tensor
 def test_a_run_with_workers_and_its_resume_pickle_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*given: object, **named: object) -> Any:
         raise AssertionError("pickled")

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from small_runs import GIVEN, Fuse, Killed, assert_same, committed, config_of, outcome
 from torch import Tensor
 from worlds import same_bits
