@@ -116,13 +116,14 @@ class Result:
         """
         from interfuse.report.plots import score_over_rounds, style
         from interfuse.report.run import curve
+        from interfuse.report.text import over_clients
 
         run = report.load(self.path)
         points, beside = curve(run.rows), {name: curve(rows) for name, rows in run.beside.items()}
         if not len(points.rounds):
             raise RunError(f"{self.path} has no curve: nothing was measured")
         with style():
-            return score_over_rounds(points, beside, run.summary.score)
+            return score_over_rounds(points, beside, run.summary.score, over_clients(run.summary))
 
     @property
     def summary(self) -> Summary:

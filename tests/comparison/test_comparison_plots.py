@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -55,6 +56,20 @@ def test_a_seed_that_stopped_early_keeps_its_score(tmp_path: Path) -> None:
     assert list(np.asarray(line.get_xdata())) == [0, 2, 4, 5.5, 8, 10, 12]
     long, short = (run.curve.common for run in found[0].runs)
     assert np.asarray(line.get_ydata())[-1] == pytest.approx((long[-1] + short[-1]) / 2)
+
+
+def test_labels_say_where_means_are_over_some_clients(found: list[Row], tmp_path: Path) -> None:
+    assert figures(found)["global-rounds"].axes[0].get_ylabel() == "global accuracy"
+    plan = plan_of("ifl")
+    path = write_run(tmp_path / "some", 0) / "summary.json"
+    summary = json.loads(path.read_text())
+    for side in ("own_accuracy", "global_accuracy"):
+        summary[side]["per_client"] = summary[side]["per_client"][:3]
+    path.write_text(json.dumps(summary | {"evaluated": [0, 1, 2]}))
+    some = figures(rows(plan, [Finished(plan.entries[0], chosen={}, runs={0: path.parent}, flops=1.0)])[0])
+    assert some["global-rounds"].axes[0].get_ylabel() == "global accuracy, 3 of 4 clients"
+    labels = [text.get_text() for text in some["final"].legends[0].get_texts()]
+    assert labels == ["own, 3 of 4 clients", "global, 3 of 4 clients"]
 
 
 @pytest.mark.parametrize("many", [8, 9])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from interfuse.comparison.formats import to_csv, to_json, to_latex, to_markdown
 from interfuse.comparison.measures import Row, rows
-from interfuse.comparison.notes import Footnote, footnotes, mark_of
+from interfuse.comparison.notes import Footnote, footnotes, mark_of, notes
 from interfuse.comparison.plan import Plan
 from interfuse.comparison.resolution import best_of, paired
 from interfuse.comparison.table import tables
@@ -213,11 +213,19 @@ def test_the_clients_behind_a_mean_are_counted_beside_it(tmp_path: Path) -> None
 def test_of_a_large_federation_it_is_said_that_not_all_were_evaluated(tmp_path: Path) -> None:
     spread = {"mean": 0.5, "std": 0.1, "per_client": [0.4, 0.6]}
     figures = {"own_accuracy": spread, "global_accuracy": spread, "evaluated": [0, 2]}
-    _, _, beside = noted(tmp_path, ifl=figures)
-    assert [note.text for note in beside if note.keys] == [
-        "own: mean over the 2 of 4 clients that were evaluated and have a test share of their own",
-        "global: mean over the 2 of 4 clients that were evaluated",
-    ]
+    plan, found, beside = noted(tmp_path, ifl=figures)
+    own, common = (note for note in beside if note.keys)
+    assert own.text == "own: mean over the 2 of 4 clients that were evaluated and have a test share of their own"
+    assert common.text == "global: mean over the 2 of 4 clients that were evaluated"
+    assert "global_best" in common.keys
+    made = tables(plan, found, None, beside)
+    to_ifl, to_local = (table.lines for table in made if table.title.startswith("Differences to "))
+    assert [[cell.marks for cell in line[1:3]] for line in to_ifl] == [[own.mark, common.mark]] * 2
+    assert [[cell.marks for cell in line[1:3]] for line in to_local] == [[own.mark, common.mark], ["", ""]]
+    (latex,) = (part for part in to_latex(plan, made, []).split(r"\begin{") if "Differences to ifl" in part)
+    assert "For the marks see Table" in latex
+    (line,) = (said for said in notes(found) if said.startswith(("Worse", "Not told")))
+    assert " on the clients' own test shares (2 of 4 clients), in points" in line
 
 
 def test_missing_replies_are_counted_by_kind(tmp_path: Path) -> None:

@@ -220,6 +220,8 @@ def test_empty_own_shares_are_no_divergence() -> None:
 def test_clients_that_are_not_evaluated_are_no_divergence() -> None:
     assert names(summary(global_accuracy=spread(*[0.9] * 100, None))) == []
     assert names(summary(global_accuracy=spread(*[None] * 101))) == ["divergence"]
+    (fall,) = diagnose(summary(global_accuracy=spread(0.5)), [row(9, [0.9]), row(10, [0.5])])
+    assert fall.text == "The mean global accuracy (1 of 2 clients) fell to 50.0 % from 90.0 % at its best."
 
 
 @pytest.mark.parametrize(("own", "expected"), [(0.801, []), (0.8, ["no better than Local"])])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -90,6 +91,16 @@ def test_curves_show_the_metrics(tmp_path: Path) -> None:
     assert ends == pytest.approx(
         [np.mean(getattr(run.beside["local"][-1].accuracy, n)) for n in ("common", "own", "composition")]
     )
+
+
+def test_the_legend_says_whom_the_spread_is_over(tmp_path: Path) -> None:
+    write_run(tmp_path)
+    run = load(tmp_path)
+    some = replace(run, summary=run.summary.model_copy(update={"evaluated": (0, 2)}))
+    drawn = figures(some)
+    for name in ("accuracy-rounds", "accuracy-uplink"):
+        labels = [text.get_text() for text in drawn[name].legends[0].get_texts()]
+        assert labels[0] == "global, ± std over 2 of 4 clients"
 
 
 def test_uplink_is_in_megabytes_of_all_clients(tmp_path: Path) -> None:

@@ -105,6 +105,13 @@ def test_page_is_whole_and_asks_for_nothing(name: str, tmp_path: Path) -> None:
     assert not re.search(r"\bnan\b|\bNone\b", page.text)
 
 
+def test_why_there_are_no_compositions(tmp_path: Path) -> None:
+    fake = FakeRun(method="fedavg", compositions=False, rounds=1)
+    for clients, reason in ((64, "they need blocks that fit"), (65, "federations of more than 64 clients have too many")):
+        write_run(tmp_path / str(clients), replace(fake, clients=clients), ())
+        assert f"No compositions were measured: {reason}" in bare(tmp_path / str(clients)).text
+
+
 def test_sections_come_in_order(tmp_path: Path) -> None:
     write_run(tmp_path)
     text = written(tmp_path).text

@@ -74,6 +74,8 @@ def test_clients_and_rows_behind_a_figure_are_said_where_not_all_have_one() -> N
     assert (summary.headline.clients, summary.headline.rows) == (2, 1230)
     assert "on their own test shares (1,230 rows, 2 of 4 clients) clients reach 90.0 %" in summary.headline.text
     assert "of 4 clients" not in run(spread(*[0.9] * 4), alone=0.8).headline.text
+    (warning,) = run(spread(0.8, None, None, 0.8), alone=0.8).warnings
+    assert warning.text.startswith("On their own test shares (2 of 4 clients) the mean accuracy is 80.0 %, without ")
 
 
 def test_unequal_steps_stand_in_the_headline() -> None:

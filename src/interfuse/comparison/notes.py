@@ -117,14 +117,11 @@ def _clients_behind(rows: Sequence[Row]) -> Iterator[Footnote]:
     for side in ("own", "global"):
         by_text: dict[str, list[str]] = {}
         for row in rows:
-            behind = sorted({clients_behind(run, side) for run in row.runs})
-            most = row.runs[0].clients
-            if behind[0] < most:
-                some = " to ".join(map(str, dict.fromkeys((behind[0], behind[-1]))))
-                text = f"mean over the {some} of {most} clients {_which(row, side)}"
-                by_text.setdefault(text, []).append(row.name)
+            if some := some_clients([row], side):
+                by_text.setdefault(f"mean over the {some} {_which(row, side)}", []).append(row.name)
         for text, names in by_text.items():
-            yield Footnote("", f"{side}: {text}", names, (f"{side}_last", f"{side}_best"))
+            keys = dict.fromkeys(key for row in rows for key in row.mean if key.startswith(f"{side}_"))
+            yield Footnote("", f"{side}: {text}", names, tuple(keys))
 
 
 def _which(row: Row, side: str) -> str:
@@ -138,6 +135,20 @@ def clients_behind(run: SeedRun, side: str) -> int:
     """How many clients the mean of a score is over, ``own`` or ``global``."""
     scores = run.summary.own_accuracy if side == "own" else run.summary.global_accuracy
     return sum(not math.isnan(value) for value in scores.per_client)
+
+
+def some_clients(rows: Sequence[Row], side: str) -> str:
+    """``100 of 130 clients`` or ``90 to 95 of 100 clients``, where means are over some alone; else empty.
+
+    Args:
+        side: The score that they are of, ``own`` or ``global``.
+    """
+    found = []
+    for most in dict.fromkeys(run.clients for row in rows for run in row.runs):
+        behind = sorted({clients_behind(run, side) for row in rows for run in row.runs if run.clients == most})
+        if behind[0] < most:
+            found.append(f"{' to '.join(map(str, dict.fromkeys((behind[0], behind[-1]))))} of {most} clients")
+    return " or ".join(found)
 
 
 def rows_behind(rows: Sequence[Row]) -> str:
@@ -192,7 +203,8 @@ def _beside_local(others: Sequence[Row], local: Row) -> Iterator[str]:
     found = {row.name: paired(row, local, "own_last") for row in others}
     below = {name: d for name, d in found.items() if d.told and d.mean < 0}
     untold = {name: d for name, d in found.items() if d.untold}
-    where = "on the clients' own test shares, in points with half the 95 % interval"
+    some = some_clients([*others, local], "own")
+    where = f"on the clients' own test shares{f' ({some})' * bool(some)}, in points with half the 95 % interval"
     for said, group in (("Worse than local", below), ("Not told from local", untold)):
         if group:
             yield f"{said} {where}: {'; '.join(f'{name} ({points(d)})' for name, d in group.items())}."

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from interfuse.comparison.measures import Row, SeedRun, held, score_of
+from interfuse.comparison.notes import some_clients
 from interfuse.comparison.recipe import file_name
 from interfuse.report.plots import (
     CLASSES,
@@ -58,7 +59,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
                 factor, prefix = prefix_of(x(row.runs[0])[-1] for row in drawn)
                 axis += " on the wire" * any(run.on_the_wire for row in drawn for run in row.runs) + f", {prefix}B"
             if any(x(row.runs[0])[-1] > 0 for row in drawn):
-                label = f"{kind} {score}"
+                label = _over(f"{kind} {score}", drawn)
                 found[f"{kind}-{over}"] = curves(
                     rows, drawn, partial(_scaled, x, factor), values, axis, label, logarithmic=over == "uplink"
                 )
@@ -71,6 +72,12 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
         if row.composition is not None and 1 < len(row.composition) <= MOST_NUMBERS:
             found[heat_map_name(row)] = composition_figure(row.composition, row.name)
     return found
+
+
+def _over(label: str, rows: Sequence[Row], side: str = "global") -> str:
+    """A label that says whom means are over, where not all clients have the figure."""
+    some = some_clients(rows, side)
+    return f"{label}, {some}" if some else label
 
 
 def _scaled(x: Callable[[SeedRun], Series], factor: float, run: SeedRun) -> Series:
@@ -142,15 +149,13 @@ def finals(rows: Sequence[Row], score: str) -> Figure:
     shown = [row for row in rows if row.values]
     figure, axes = canvas(1.1 + 0.42 * len(shown))
     places = np.arange(len(shown))
-    for key, label, mark, grey, shift in (
-        ("own_last", "own", "o", "0.55", -0.15),
-        ("global_last", "global", "D", "0.25", 0.15),
-    ):
+    for side, mark, grey, shift in (("own", "o", "0.55", -0.15), ("global", "D", "0.25", 0.15)):
+        key = f"{side}_last"
         for place, row in zip(places, shown, strict=True):
             values = [found[key] for found in row.values]
             axes.plot(values, np.full(len(values), place + shift), mark, color=grey, markersize=3.5)
             axes.plot([row.mean[key]] * 2, place + shift + np.array([-0.14, 0.14]), color=grey, linewidth=1.3)
-        axes.plot([], [], mark, color=grey, label=label)
+        axes.plot([], [], mark, color=grey, label=_over(side, shown, side))
     axes.set_yticks(places, [drawable(row.name, f"entry {place}") for place, row in enumerate(shown)])
     axes.set_ylim(len(shown) - 0.55, -0.45)
     axes.tick_params(axis="y", length=0)
@@ -181,7 +186,7 @@ def frontier(rows: Sequence[Row], score: str) -> Figure:
     for row, point in zip(best, line, strict=True):
         axes.annotate(drawable(row.name, "?"), point, xytext=(3, -9), textcoords="offset points", fontsize="x-small")
     logarithmic_axis(axes, _MOST_DECADES)
-    axes.set(xlabel=f"uplink of all clients on the wire, {prefix}B", ylabel=f"global {score}")
+    axes.set(xlabel=f"uplink of all clients on the wire, {prefix}B", ylabel=_over(f"global {score}", rows))
     percent_axis(axes.yaxis)
     figure.legend(loc="outside lower center", ncols=4)
     return figure

@@ -126,10 +126,11 @@ class _Maker:
             text = f"{row.name} ({'refused' if row.finished.refused else 'failed'})"
         else:
             text = row.name if not row.finished.failures else f"{row.name} ({len(row.values)} of {asked} seeds)"
-        return Cell(text, self._marks(row, ""))
+        return Cell(text, self.marks((row,), ""))
 
-    def _marks(self, row: Row, key: str) -> str:
-        own = [note for note in self.footnotes if row.name in note.entries]
+    def marks(self, rows: Sequence[Row], key: str) -> str:
+        """Those of a figure that is made of these entries' measure; without a measure those of the entries."""
+        own = [note for note in self.footnotes if any(row.name in note.entries for row in rows)]
         return ",".join(note.mark for note in own if (key in note.keys if key else not note.keys))
 
     def _cell(self, row: Row, column: Column, best: Row | None) -> Cell:
@@ -146,7 +147,7 @@ class _Maker:
         first = best is not None and row.mean[column.key] == best.mean[column.key]
         if best is not None and not first and not paired(best, row, column.key).told:
             text += f" {UNTOLD}"
-        return Cell(text, self._marks(row, column.key), first)
+        return Cell(text, self.marks((row,), column.key), first)
 
 
 def _compared_by(rows: Sequence[Row], key: str) -> Row | None:
@@ -257,9 +258,7 @@ def _differences(make: _Maker, reference: Row) -> Table:
     lines = []
     for row in make.rows:
         if row is not reference:
-            found = [paired(row, reference, key) for key in keys.values()] if row.values else []
-            cells = [Cell(points(one) + f" {UNTOLD}" * one.untold) for one in found] or [Cell(UNKNOWN)] * len(keys)
-            lines.append([make.name(row), *cells])
+            lines.append([make.name(row), *(_difference(make, row, reference, key) for key in keys.values())])
     text = f"Differences to {reference.name} with the same seed, after the last round, in points"
     if len(make.plan.asked.seeds) == 1:
         text += ". One seed tells no difference."
@@ -269,6 +268,13 @@ def _differences(make: _Maker, reference: Row) -> Table:
             f"seeds tell. {UNTOLD}: not told from 0 by these seeds, as the interval has 0 in it; that is not equal."
         )
     return Table(f"Differences to {reference.name}", text, ("entry", *keys), lines, leading=True)
+
+
+def _difference(make: _Maker, row: Row, reference: Row, key: str) -> Cell:
+    found = paired(row, reference, key) if row.values else None
+    if found is None or math.isnan(found.mean):
+        return Cell(UNKNOWN)
+    return Cell(points(found) + f" {UNTOLD}" * found.untold, make.marks((row, reference), key))
 
 
 MAIN = ("own", "global", "composition", "uplink", "steps")

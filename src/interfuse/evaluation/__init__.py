@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from interfuse.evaluation.accuracy import (
+    MOST_COMPOSED,
     Accuracies,
     CommonTest,
     Evaluation,
@@ -27,6 +28,7 @@ from interfuse.evaluation.similarity import (
 
 __all__ = [
     "METRICS",
+    "MOST_COMPOSED",
     "Accuracies",
     "CommonTest",
     "Evaluation",

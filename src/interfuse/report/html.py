@@ -11,6 +11,7 @@ from itertools import zip_longest
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from interfuse.evaluation import MOST_COMPOSED
 from interfuse.references import short_name
 from interfuse.report.plots import MOST_NUMBERS, inline_svg
 from interfuse.report.run import Run
@@ -66,6 +67,7 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         clients=[(client, *by_client.get(client.id, (math.nan, math.nan))) for client in summary.clients],
         commands=_commands(run),
         facts=_facts(run),
+        most_composed=MOST_COMPOSED,
         most_numbers=MOST_NUMBERS,
         most_side_by_side=MOST_SIDE_BY_SIDE,
     )

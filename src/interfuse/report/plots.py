@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from interfuse.references import short_name
 from interfuse.report.run import Curve, Run, curve
-from interfuse.report.text import bare_percent
+from interfuse.report.text import bare_percent, over_clients
 from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores, Side
 from interfuse.runs.words import prefix_of
 
@@ -105,10 +105,10 @@ def figures(run: Run) -> dict[str, Figure]:
             found[f"similarity-{when}"] = similarity_figure(np.array(values, dtype=float), title)
     if not all(np.isnan(values).all() for values in (points.own, points.common, points.composition)):
         curves = {name: curve(rows) for name, rows in run.beside.items()}
-        found["accuracy-rounds"] = score_over_rounds(points, curves, summary.score)
+        found["accuracy-rounds"] = score_over_rounds(points, curves, summary.score, over_clients(summary))
         if points.uplink[-1] > 0:
             finals = {name: summary.beside[name] for name in NO_COLLABORATION if name in summary.beside}
-            found["accuracy-uplink"] = score_over_uplink(points, finals, summary.score)
+            found["accuracy-uplink"] = score_over_uplink(points, finals, summary.score, over_clients(summary))
     titles: dict[Side, str] = {"own": "own test shares", "global": "common test set"}
     for on, counts in summary.confusion.items():
         if np.any(counts):
@@ -219,10 +219,14 @@ def _shares(matrix: Float[np.ndarray, "rows columns"]) -> tuple[Figure, Axes]:
 
 
 @style()
-def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str) -> Figure:
-    """Mean scores over the rounds, with the standard deviation of the global one over clients; Local dashed."""
+def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str, clients: str) -> Figure:
+    """Mean scores over the rounds, with the standard deviation of the global one over clients; Local dashed.
+
+    Args:
+        clients: Whom means are over, in words.
+    """
     figure, axes = canvas(HEIGHT * 1.1)
-    handles = _lines(axes, points.rounds, points, np.ones(len(points.rounds), bool))
+    handles = _lines(axes, points.rounds, points, np.ones(len(points.rounds), bool), clients)
     for name, other in beside.items():
         if name in _DASHES and len(other.rounds):
             for values, colour in ((other.common, BLUE), (other.own, ORANGE), (other.composition, GREEN)):
@@ -237,18 +241,19 @@ def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str) ->
 
 
 @style()
-def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str) -> Figure:
+def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str, clients: str) -> Figure:
     """Mean scores over the bytes that all clients sent; where the references end as level lines.
 
     Args:
         finals: The final scores of the references, which send nothing.
+        clients: Whom means are over, in words.
     """
     figure, axes = canvas(HEIGHT * 1.1)
     factor, prefix = prefix_of(points.uplink)
     sent = points.uplink / factor
     positive = sent[sent > 0]
     logarithmic = bool(positive.max() / positive.min() >= WIDE_RANGE)
-    handles = _lines(axes, sent, points, sent > 0 if logarithmic else np.ones(len(sent), bool))
+    handles = _lines(axes, sent, points, sent > 0 if logarithmic else np.ones(len(sent), bool), clients)
     if logarithmic:
         logarithmic_axis(axes)
     for name, final in finals.items():
@@ -275,7 +280,7 @@ def _reference(name: str, label: str) -> Line2D:
 
 
 def _lines(
-    axes: Axes, x: NDArray[np.int64] | NDArray[np.float64], points: Curve, shown: NDArray[np.bool_]
+    axes: Axes, x: NDArray[np.int64] | NDArray[np.float64], points: Curve, shown: NDArray[np.bool_], clients: str
 ) -> list[Line2D]:
     """The three curves of the run itself."""
     marker = "o" if shown.sum() < 3 else ""
@@ -283,7 +288,7 @@ def _lines(
     axes.fill_between(x[shown], low, high, color=BLUE, alpha=0.18, linewidth=0)
     handles = []
     for values, colour, label in (
-        (points.common, BLUE, "global, ± std over clients"),
+        (points.common, BLUE, f"global, ± std over {clients}"),
         (points.own, ORANGE, "own"),
         (points.composition, GREEN, "composition"),
     ):

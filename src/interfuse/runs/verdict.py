@@ -129,11 +129,16 @@ def _of_clients(summary: Summary) -> _Compared | None:
 
 def _behind(summary: Summary, evidence: Evidence, clients: int) -> str:
     """How many rows are behind a figure, and how many clients where not all are."""
-    rows, everybody = summary.rows.get(evidence), len(summary.clients)
+    rows = summary.rows.get(evidence)
     parts = [] if rows is None else [counted(rows, "row")]
-    if clients < everybody:
-        parts.append(f"{clients:,} of {counted(everybody, 'client')}")
+    if clients < len(summary.clients):
+        parts.append(f"{clients:,} of {counted(len(summary.clients), 'client')}")
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def _some(summary: Summary, clients: int) -> str:
+    """How many clients are behind a figure where not all are."""
+    return f" ({clients:,} of {counted(len(summary.clients), 'client')})" if clients < len(summary.clients) else ""
 
 
 def _doubts(summary: Summary, rows: Sequence[Row], found: Sequence[_Compared]) -> list[str]:
@@ -273,11 +278,11 @@ def _divergence(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
         return _warning(
             "divergence", f"The {summary.score} of some clients on the common test set is not a number.", remedy
         )
-    side, final = "global", summary.global_accuracy.mean
-    values = [mean(point.common) for point in points]
-    if all(math.isnan(value) for value in [final, *values]):
-        side, final = "own", summary.own_accuracy.mean
-        values = [mean(point.own) for point in points]
+    side, last, curve = "global", summary.global_accuracy, [point.common for point in points]
+    if all(math.isnan(mean(values)) for values in [last.per_client, *curve]):
+        side, last, curve = "own", summary.own_accuracy, [point.own for point in points]
+    final, values = last.mean, [mean(point) for point in curve]
+    clients = max(sum(not math.isnan(value) for value in point) for point in [last.per_client, *curve])
     known = [value for value in values if not math.isnan(value)]
     if not known:
         return None
@@ -286,7 +291,8 @@ def _divergence(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
         return None
     return _warning(
         "divergence",
-        f"The mean {side} {summary.score} fell to {percent(final)} from {percent(best)} at its best.",
+        f"The mean {side} {summary.score}{_some(summary, clients)} fell to {percent(final)} from {percent(best)} at "
+        "its best.",
         remedy,
     )
 
@@ -324,8 +330,8 @@ def _no_better_than_local(summary: Summary, rows: Sequence[Row]) -> Diagnosis | 
         return None
     texts = []
     for one in behind:
-        text = f"{capital(one.where)} the mean {summary.score} is {percent(one.value)}, without collaboration "
-        text += percent(one.alone)
+        text = f"{capital(one.where)}{_some(summary, one.clients)} the mean {summary.score} is {percent(one.value)}"
+        text += f", without collaboration {percent(one.alone)}"
         if one.gain > 0:
             text += f", a smaller difference than {counted(one.rows or 0, 'row')} can tell"
         texts.append(f"{text}.")
