@@ -107,7 +107,7 @@ def test_page_is_whole_and_asks_for_nothing(name: str, tmp_path: Path) -> None:
 
 def test_why_there_are_no_compositions(tmp_path: Path) -> None:
     fake = FakeRun(method="fedavg", compositions=False, rounds=1)
-    for clients, reason in ((64, "they need blocks that fit"), (65, "federations of more than 64 clients have too many")):
+    for clients, reason in ((64, "they need blocks that fit"), (65, "federations of more than 64 clients have too")):
         write_run(tmp_path / str(clients), replace(fake, clients=clients), ())
         assert f"No compositions were measured: {reason}" in bare(tmp_path / str(clients)).text
 

@@ -203,10 +203,10 @@ def _beside_local(others: Sequence[Row], local: Row) -> Iterator[str]:
     found = {row.name: paired(row, local, "own_last") for row in others}
     below = {name: d for name, d in found.items() if d.told and d.mean < 0}
     untold = {name: d for name, d in found.items() if d.untold}
-    some = some_clients([*others, local], "own")
-    where = f"on the clients' own test shares{f' ({some})' * bool(some)}, in points with half the 95 % interval"
     for said, group in (("Worse than local", below), ("Not told from local", untold)):
         if group:
+            some = some_clients([local, *(row for row in others if row.name in group)], "own")
+            where = f"on the clients' own test shares{f' ({some})' * bool(some)}, in points with half the 95 % interval"
             yield f"{said} {where}: {'; '.join(f'{name} ({points(d)})' for name, d in group.items())}."
 
 
