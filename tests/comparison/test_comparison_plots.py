@@ -67,9 +67,9 @@ def test_labels_say_where_means_are_over_some_clients(found: list[Row], tmp_path
         summary[side]["per_client"] = summary[side]["per_client"][:3]
     path.write_text(json.dumps(summary | {"evaluated": [0, 1, 2]}))
     some = figures(rows(plan, [Finished(plan.entries[0], chosen={}, runs={0: path.parent}, flops=1.0)])[0])
-    assert some["global-rounds"].axes[0].get_ylabel() == "global accuracy, 3 of 4 clients"
+    assert some["global-rounds"].axes[0].get_ylabel() == "global accuracy,\n3 of 4 clients"
     labels = [text.get_text() for text in some["final"].legends[0].get_texts()]
-    assert labels == ["own, 3 of 4 clients", "global, 3 of 4 clients"]
+    assert labels == ["own,\n3 of 4 clients", "global,\n3 of 4 clients"]
 
 
 @pytest.mark.parametrize("many", [8, 9])

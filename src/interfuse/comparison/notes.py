@@ -147,7 +147,8 @@ def some_clients(rows: Sequence[Row], side: str) -> str:
     for most in dict.fromkeys(run.clients for row in rows for run in row.runs):
         behind = sorted({clients_behind(run, side) for row in rows for run in row.runs if run.clients == most})
         if behind[0] < most:
-            found.append(f"{' to '.join(map(str, dict.fromkeys((behind[0], behind[-1]))))} of {most} clients")
+            ends = dict.fromkeys((behind[0], behind[-1]))
+            found.append(f"{' to '.join(f'{end:,}' for end in ends)} of {most:,} clients")
     return " or ".join(found)
 
 

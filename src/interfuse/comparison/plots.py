@@ -75,9 +75,9 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def _over(label: str, rows: Sequence[Row], side: str = "global") -> str:
-    """A label that says whom means are over, where not all clients have the figure."""
+    """A label that says in a second line whom means are over, where not all clients have the figure."""
     some = some_clients(rows, side)
-    return f"{label}, {some}" if some else label
+    return f"{label},\n{some}" if some else label
 
 
 def _scaled(x: Callable[[SeedRun], Series], factor: float, run: SeedRun) -> Series:
