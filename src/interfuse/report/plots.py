@@ -45,6 +45,7 @@ ON_PAPER = ("accuracy-rounds", "accuracy-uplink", "composition")
 """Plots of a run that are PDFs too: embedding fonts takes longer than drawing."""
 MOST_BARS = 2000  # more pieces of stacked bars than this become an image
 MOST_NUMBERS = 16  # rows of a matrix that still have room for numbers
+MOST_BESIDE = 26  # letters of a legend's label that still leave room for a second column
 FONT = "DejaVu Sans"  # comes with matplotlib: the same picture everywhere
 
 _DASHES: Mapping[str, Literal["--", ":"]] = {"local": "--", "pooled": ":"}
@@ -300,7 +301,8 @@ def _lines(
 def _finish(figure: Figure, axes: Axes, label: str, score: str, handles: Sequence[Line2D]) -> None:
     axes.set(xlabel=label, ylabel=score)
     percent_axis(axes.yaxis)
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=2)
+    longest = max(len(str(handle.get_label())) for handle in handles)
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=2 if longest <= MOST_BESIDE else 1)
 
 
 @style()
