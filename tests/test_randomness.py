@@ -151,3 +151,34 @@ def test_seeding_takes_no_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("traceback.format_stack", refuse)
     with seeded(0, "place"):
         torch.rand(1)
+
+
+THREADS = """
+import gc, sys
+from threading import Thread
+
+import torch
+
+from interfuse.randomness import generators, seeded
+
+def build(number):
+    for step in range(60):
+        with seeded(number, step):
+            torch.nn.Linear(4, 4)
+            generators()
+
+sys.setswitchinterval(1e-6)
+gc.set_threshold(1)
+gc.callbacks.append(lambda phase, info: [None for _ in range(20)])
+threads = [Thread(target=build, args=(number,)) for number in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_threads_that_seed_at_once_do_not_wait_for_each_other_for_ever() -> None:
+    """With garbage collected all the while, and Python code run for it: a thread then gives the interpreter away while
+    PyTorch asks its generator for its state."""
+    subprocess.run([sys.executable, "-c", THREADS], check=True, timeout=60)

@@ -12,11 +12,16 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import RLock
 
 import numpy as np
 import torch
 
 Key = str | int
+
+_ONE_THREAD = RLock()
+"""Held while global generators are asked or set. PyTorch locks its own with the interpreter's lock held, and may run
+garbage collection meanwhile, which gives that away: two threads that ask at once could wait for each other for ever."""
 
 
 def derive(seed: int, *keys: Key) -> int:
@@ -65,19 +70,18 @@ def seeded(seed: int, *keys: Key) -> Iterator[None]:
     Dropout, the initialisers of other people's modules and much augmentation know no other generators. This is the only
     place in interfuse that touches a global seed.
     """
-    of_python, of_numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if _cuda_in_use() else ()):
-        try:
-            _seed_all(derive(seed, *keys))
-            yield
-        finally:
-            random.setstate(of_python)
-            np.random.set_state(of_numpy)
+    put_back = standing()
+    try:
+        _seed_all(derive(seed, *keys))
+        yield
+    finally:
+        put_back()
 
 
 def generators() -> tuple[object, ...]:
     """Where the same generators stand: equal before and after work that has drawn nothing from them."""
-    of_torch = [torch.default_generator.get_state(), *(torch.cuda.get_rng_state_all() if _cuda_in_use() else ())]
+    with _ONE_THREAD:
+        of_torch = [torch.default_generator.get_state(), *(torch.cuda.get_rng_state_all() if _cuda_in_use() else ())]
     of_numpy = (np.asarray(part).tobytes() for part in np.random.get_state())
     return random.getstate(), *of_numpy, *(state.numpy().tobytes() for state in of_torch)
 
@@ -89,15 +93,18 @@ def reseed(seed: int, *keys: Key) -> None:
 
 def standing() -> Callable[[], None]:
     """Where the same generators stand; calling what it returns puts them there again."""
-    of_python, of_numpy, of_torch = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    of_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    with _ONE_THREAD:
+        of_torch = torch.get_rng_state()
+        of_cuda = torch.cuda.get_rng_state_all() if _cuda_in_use() else []
 
     def put_back() -> None:
         random.setstate(of_python)
         np.random.set_state(of_numpy)
-        torch.set_rng_state(of_torch)
-        if of_cuda:
-            torch.cuda.set_rng_state_all(of_cuda)
+        with _ONE_THREAD:
+            torch.set_rng_state(of_torch)
+            if of_cuda:
+                torch.cuda.set_rng_state_all(of_cuda)
 
     return put_back
 
@@ -106,10 +113,11 @@ def _seed_all(seed: int) -> None:
     random.seed(seed)
     # other bits than PyTorch takes: both are Mersenne twisters, and would draw the same
     np.random.seed(seed >> 31)
-    # torch.manual_seed takes a stack trace for each kind of device that is not there: a millisecond for nothing
-    torch.default_generator.manual_seed(seed)
-    if _cuda_in_use():
-        torch.cuda.manual_seed_all(seed)
+    with _ONE_THREAD:
+        # torch.manual_seed takes a stack trace for each kind of device that is not there: a millisecond for nothing
+        torch.default_generator.manual_seed(seed)
+        if _cuda_in_use():
+            torch.cuda.manual_seed_all(seed)
 
 
 def _cuda_in_use() -> bool:
