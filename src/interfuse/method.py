@@ -10,6 +10,7 @@ from functools import cache
 from typing import Annotated, Any, ClassVar, Self, get_type_hints
 
 from annotated_types import Ge, Gt, Le
+from jaxtyping import Int64
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
@@ -145,6 +146,11 @@ class Method(Program):
     def predict(self, client: Client[Any], x: Inputs) -> Tensor:
         """What a score means for this method: inputs to outputs, such as logits ``[batch, classes]``."""
         return self.predictor()(client.model, x)
+
+    def samples_of(self, client: Client[Any], y: Int64[Tensor, "n"]) -> Tensor | None:
+        """Samples of these classes ``[n, ...]``, normalised as the client's model takes them, made by what the client
+        has to draw with; None: it draws none. For pictures and attacks, in simulations alone."""
+        return None
 
     def alone(self) -> dict[str, Any]:
         """Settings of the Local run beside this method that it does not take from the method's of equal names."""

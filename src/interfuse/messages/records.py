@@ -55,6 +55,10 @@ class Disclosure(StrEnum):
     GRADIENTS = "gradients"
     ADAPTERS = "adapters"
     PARAMETERS = "parameters"
+    GENERATORS = "generators"
+    """Networks that draw samples like those that they learnt from."""
+    SURROGATES = "surrogates"
+    """What stands for samples and is of their kind, such as means of similar images."""
 
 
 class Precision(StrEnum):
@@ -158,7 +162,7 @@ class Leaf:
     @property
     def lasting(self) -> bool:
         """Whether it means the same each time it is sent, so that what rounding lost can be sent later."""
-        return self.disclosure in (Disclosure.PARAMETERS, Disclosure.ADAPTERS)
+        return self.disclosure in (Disclosure.PARAMETERS, Disclosure.ADAPTERS, Disclosure.GENERATORS)
 
     @property
     def targets(self) -> bool:
@@ -177,6 +181,8 @@ _PRECISION: Mapping[Disclosure | None, Precision] = {
     Disclosure.DATA: Precision.EXACT,
     Disclosure.PARAMETERS: Precision.ROUNDED,
     Disclosure.ADAPTERS: Precision.ROUNDED,
+    Disclosure.GENERATORS: Precision.ROUNDED,
+    Disclosure.SURROGATES: Precision.ROUNDED,
     None: Precision.EXACT,
 }
 
