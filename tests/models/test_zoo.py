@@ -14,8 +14,8 @@ from interfuse.models import DEFAULT_MODELS, SplitModel, available, measure, pai
 from interfuse.models.zoo import cnn
 
 IMAGE = (1, 28, 28)
-# ResNets have a width of their own: see test_resnets.py
-NAMES = [info.name for info in available() if not info.name.startswith("resnet")]
+# ResNets have a width of their own, HtFLlib's models sizes that they take: see test_resnets.py and test_htfllib.py
+NAMES = [info.name for info in available() if not info.name.startswith(("resnet", "htfl-", "tv-"))]
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from torch import nn
 from interfuse.data import Shape
 from interfuse.errors import ConfigError, ModelError, nearest
 from interfuse.models.contrasts import cut_after, deep, residual, shallow, transformer
+from interfuse.models.htfllib import htfl_cnn
 from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
 from interfuse.models.resnets import DEPTHS, WIDTHS, named, resnet
 from interfuse.models.split import SplitModel, pair
@@ -104,6 +105,7 @@ _ZOO: Mapping[str, Builder] = {
     "transformer": transformer,
     "shallow": shallow,
     "deep": deep,
+    "htfl-cnn": htfl_cnn,
     **{f"cut-{layers}": cut_after(layers) for layers in range(1, 5)},
     **{
         f"resnet{depth}{width}": resnet(depth, width=channels) for width, channels in WIDTHS.items() for depth in DEPTHS
