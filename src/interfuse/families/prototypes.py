@@ -1,4 +1,4 @@
-"""Class means of features: what methods that share prototypes have in common."""
+"""Class means of features: what methods that share prototypes have in common. The tables behind them: class_tables."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Annotated, Any
 import torch
 from jaxtyping import Bool, Float32, UInt
 from torch import Tensor
-from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.data import Batch
+from interfuse.families.class_tables import mean_table, placed
 from interfuse.messages import Disclosure, Message
 
 _CHUNK = 500
@@ -40,16 +40,9 @@ def fused_share(client: Client[Any]) -> Batch:
 
 
 def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | None = None) -> CountedMeans:
-    """The weighted mean of the rows of each class, in the order of classes; without weights all rows count alike.
-
-    Means of parts, weighted by their counts, give the mean of the union.
-    """
-    membership = functional.one_hot(rows.y, classes).to(rows.features.dtype)
-    if weights is not None:
-        membership = membership * weights[:, None]
-    count = membership.sum(0)
-    present = count.nonzero().flatten()
-    return CountedMeans((membership.T @ rows.features)[present] / count[present, None], present, count[present])
+    """The :func:`.mean_table` of rows, without the classes that are absent, in the order of classes."""
+    table = mean_table(rows, classes, weights)
+    return CountedMeans(table.rows[table.y], table.y, table.count[table.y])
 
 
 def renewed(old: ClassMeans, new: ClassMeans, classes: int) -> ClassMeans:
@@ -61,6 +54,5 @@ def renewed(old: ClassMeans, new: ClassMeans, classes: int) -> ClassMeans:
 
 def by_class(means: ClassMeans, classes: int) -> tuple[Float32[Tensor, "classes d"], Bool[Tensor, "classes"]]:
     """A row for every class (0 for those absent), and which classes are present."""
-    y = means.y.long()
-    table = means.mean.new_zeros(classes, means.mean.shape[1]).index_copy(0, y, means.mean)
-    return table, torch.zeros(classes, dtype=torch.bool, device=y.device).index_fill(0, y, True)
+    table = placed(means.mean, means.y, classes)
+    return table.rows, table.present

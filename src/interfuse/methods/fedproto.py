@@ -16,6 +16,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
 from interfuse.errors import Notice
+from interfuse.families.class_merging import check_rows
 from interfuse.families.holdings import WeightRule, one_a_round
 from interfuse.families.own_training import OwnTraining
 from interfuse.families.prototypes import ClassMeans, CountedMeans, by_class, class_means, fused_share, renewed
@@ -79,7 +80,10 @@ class FedProto(OwnTraining):
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         old, classes = server.state.prototypes, server.dims["classes"]
-        sent = clients.sample(self.participation).call(self.train, old).values()
+        replies = clients.sample(self.participation).call(self.train, old)
+        sent = replies.values()
+        for client, means in replies.items():
+            check_rows(client, means.mean, means.y, means.count)
         rows = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
         counts = torch.cat([means.count for means in sent])
         merged = class_means(rows, classes, counts if self.weights == "samples" else None)
