@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from interfuse.data.dataset import Dataset
@@ -156,6 +156,11 @@ class ClientData:
     def task(self) -> Task:
         """What targets and outputs are."""
         return self.dataset.task
+
+    @property
+    def bounds(self) -> Float[Tensor, "2 channels"] | None:
+        """Between which values normalised samples lie; see :attr:`.Dataset.bounds`."""
+        return self.dataset.bounds
 
     def train(self, positions: np.ndarray) -> Batch:
         """Rows of the training share by position in it."""

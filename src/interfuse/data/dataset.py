@@ -171,6 +171,25 @@ class Dataset:
         return self.normalise(each(lambda x: x[[0, -1]], self.x_train))
 
     @cached_property
+    def bounds(self) -> Float[Tensor, "2 channels"] | None:
+        """The least and the largest value that a normalised sample can have, by channel, where samples are stored as
+        uint8; None: they are quantities without bounds. What draws samples has to know.
+
+        Raises:
+            DataError: samples have several inputs, or are numbers of something, such as tokens: neither can be drawn.
+        """
+        if not isinstance(self.x_train, Tensor) or self.x_train.dtype == torch.int64:
+            found = "tokens" if isinstance(self.x_train, Tensor) else f"the inputs {', '.join(self.x_train)}"
+            raise DataError(
+                f"data set {self.name!r}: samples are {found}, and only images, signals and tables can be drawn; take "
+                "another method"
+            )
+        if self.x_train.dtype != torch.uint8:
+            return None
+        ends = torch.tensor([0, 255], dtype=torch.uint8, device=self.x_train.device)
+        return self.normalisation[ONLY](ends[:, None].expand(2, self.x_train.shape[1]))
+
+    @cached_property
     def digest(self) -> str:
         """A hash of all samples, targets, groups and blocks, in hexadecimal."""
         found = hashlib.blake2b(digest_size=16)
