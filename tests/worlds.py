@@ -171,16 +171,17 @@ def federation(
     memory: int | None = None,
     folder: Path | None = None,
     rounds: int = 0,
+    last: int = 0,
     start: bool = True,
     wrap: Callable[[Engine], Engine] = lambda engine: engine,
     **settings: Any,
 ) -> Federation:
     """A federation after its start and some rounds. ``settings`` are those of :func:`setup_of`.
 
-    ``memory`` and ``folder`` are for clients at rest. Close ``federation.engine`` where there are several workers.
+    In round ``last`` the method finishes. ``memory`` and ``folder`` are for clients at rest. Close ``federation.engine`` where there are several workers.
     """
     setup = setup_of(method, **settings)
-    made = Federation(setup, wrap(local(setup, workers, Room(memory, folder))))
+    made = Federation(setup, wrap(local(setup, workers, Room(memory, folder))), rounds=last)
     if start:
         made.start()
         for _ in range(rounds):

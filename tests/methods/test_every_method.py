@@ -93,7 +93,7 @@ class Watcher(Recorder):
 
 
 def watched(name: str) -> tuple[Federation, Watcher]:
-    f = federation(tiny(name), wrap=Watcher, start=False, dataset=tiny_dataset(classes=4), **uneven())
+    f = federation(tiny(name), wrap=Watcher, start=False, last=3, dataset=tiny_dataset(classes=4), **uneven())
     assert isinstance(f.engine, Watcher)
     f.engine.federation = f
     f.start()
@@ -131,7 +131,7 @@ def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
 def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> None:
     travelled: set[type[Message]] = set()
     for method in (tiny(name), *(replace(tiny(name), **other) for other in OTHERWISE.get(name, ()))):
-        f = federation(method, wrap=Recorder, rounds=2, **uneven())
+        f = federation(method, wrap=Recorder, rounds=2, last=2, **uneven())
         evaluate(f, full=True)
         measure(f)
         compose(f, 0, 1, f.setup.dataset.x_test)
@@ -180,7 +180,8 @@ def test_bytes_do_not_depend_on_values_and_add_up(name: str) -> None:  # U21
 
 
 def outcome(name: str, workers: int, every_round: bool) -> tuple[dict[str, Tensor], Any, Any]:
-    f = federation(tiny(name), workers=workers, models=["cnn-bn"], dataset=tiny_dataset(shape=(1, 6, 6)), clients=4)
+    world: dict[str, Any] = {"models": ["cnn-bn"], "dataset": tiny_dataset(shape=(1, 6, 6)), "clients": 4}
+    f = federation(tiny(name), workers=workers, last=3, **world)
     for full in (False, True, False):
         f.run_round()
         if every_round:
@@ -230,7 +231,7 @@ def hard_data(shape: tuple[int, ...]) -> tuple[Dataset, Any]:
 )
 def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None:  # U23
     data, shares = hard_data((1, side, side))
-    f = federation(tiny(name), models=[model], dataset=data, shares=shares)
+    f = federation(tiny(name), models=[model], dataset=data, shares=shares, last=3)
     for _ in range(3):
         f.run_round()
         measured = evaluate(f, full=True)

@@ -51,7 +51,7 @@ class GlobalHead(OwnTraining):
 
     def train_head(self, server: Server[Any], rows: Batch, objective: Objective = modular_cross_entropy) -> None:
         """Train the global head on rows of features with plain SGD, in an order drawn anew for each epoch."""
-        batches = _shuffled(rows, self.server_batch_size, self.server_epochs, server.generator)
+        batches = shuffled(rows, self.server_batch_size, self.server_epochs, server.generator)
         server.fit(objective, batches, network=_HEAD, train="modular", lr=self.server_lr)
 
     def deployed(self, server: Server[Any], clients: Clients) -> Weights:
@@ -104,7 +104,8 @@ def check_same_cuts(clients: Clients, parts: Sequence[str]) -> None:
                 )
 
 
-def _shuffled(rows: Batch, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
+def shuffled(rows: Batch, batch_size: int, epochs: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Batches of rows of features, in an order drawn anew for each epoch; the last of an epoch may be smaller."""
     for _ in range(epochs):
         for index in torch.split(torch.randperm(len(rows.y), generator=generator), batch_size):
             yield Batch(rows.features[index], rows.y[index])
