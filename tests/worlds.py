@@ -176,9 +176,10 @@ def federation(
     wrap: Callable[[Engine], Engine] = lambda engine: engine,
     **settings: Any,
 ) -> Federation:
-    """A federation after its start and some rounds. ``settings`` are those of :func:`setup_of`.
+    """A federation after its start and some rounds; in round ``last`` the method finishes. ``settings`` are those of
+    :func:`setup_of`.
 
-    In round ``last`` the method finishes. ``memory`` and ``folder`` are for clients at rest. Close ``federation.engine`` where there are several workers.
+    ``memory`` and ``folder`` are for clients at rest. Close ``federation.engine`` where there are several workers.
     """
     setup = setup_of(method, **settings)
     made = Federation(setup, wrap(local(setup, workers, Room(memory, folder))), rounds=last)

@@ -1,123 +1,70 @@
-"""Gaussians by class: moments of features, exactly pooled over clients, and what is drawn from them."""
+"""Gaussians by class: what a client sends of its features, and what is drawn from what became of all."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from interfuse.client import Client, ClientId
+from interfuse.client import Client
 from interfuse.data import Batch
-from interfuse.errors import ClientError
-from interfuse.families.prototypes import CountedMeans, by_class, class_means, fused_share
+from interfuse.families.class_tables import ClassTable, mean_table, variances
+from interfuse.families.prototypes import CountedMeans, fused_share
 from interfuse.messages import Disclosure
 
 Covariance = Literal["full", "diagonal"]
 
 
 class ClassMoments(CountedMeans):
-    """Mean features of the classes that a client has, and their unbiased covariances ``[present d d]``, or only the
-    variances ``[present d]``; of one sample they are 0."""
+    """Mean features of the classes that a client has, and their covariances ``[present d d]``, or only the variances
+    ``[present d]``, divided by n."""
 
     covariance: Annotated[Float32[Tensor, "present d ..."], Disclosure.STATISTICS]
 
 
 def moments_of(client: Client[Any], covariance: Covariance) -> ClassMoments:
     """The moments of each class of the client's training share at the fusion layer, in evaluation mode."""
-    return class_moments(fused_share(client), client.dims["classes"], covariance)
-
-
-def class_moments(rows: Batch, classes: int, covariance: Covariance) -> ClassMoments:
-    """The moments of the rows of each class, in the order of classes."""
+    rows = fused_share(client)
     exact = Batch(rows.features.double(), rows.y)
-    means = class_means(exact, classes)
-    apart = exact.features - by_class(means, classes)[0][rows.y]
-    scatter = torch.stack([_scatter(apart[rows.y == c], covariance) for c in means.y])
-    return ClassMoments(means.mean, means.y, means.count, scatter / _over(means.count - 1, scatter).clamp(min=1))
+    means = mean_table(exact, client.dims["classes"])
+    found = variances(exact, means, covariance)
+    return ClassMoments(means.rows[means.y], means.y, means.count[means.y], found[means.y])
 
 
-class PooledMoments:
-    """The moments of the union of all samples, from the moments of its parts, added one by one.
+def unbiased(means: ClassTable, covariance: Float[Tensor, "classes d ..."], ridge: float) -> Float64[Tensor, "..."]:
+    """Covariances, or variances, of the Gaussians that samples with these moments are from.
 
-    It holds one table, however many clients are added. Its :meth:`take` is for ``clients.call(..., each=)``.
+    Divided by n - 1 and not by n, and of one sample 0. Those of fewer samples than features know nothing of most
+    directions: ``ridge`` times the mean variance is added in each.
     """
-
-    def __init__(self, classes: int, d: int, covariance: Covariance) -> None:
-        self._covariance: Covariance = covariance
-        self._device = torch.device("cpu")
-        self.count = torch.zeros(classes, dtype=torch.float64)
-        self.mean = torch.zeros(classes, d, dtype=torch.float64)
-        self._scatter = torch.zeros(classes, *self._shape(), dtype=torch.float64)
-
-    def _shape(self) -> tuple[int, ...]:
-        return (self.mean.shape[1],) * (2 if self._covariance == "full" else 1)
-
-    def take(self, client: ClientId, sent: ClassMoments) -> None:
-        """Add what a client sent.
-
-        Raises:
-            ClientError: it is no table of moments.
-        """
-        self._check(client, sent)
-        self._device = sent.mean.device
-        y, n = sent.y.long().cpu(), sent.count.double().cpu()
-        before = self.count[y]
-        apart = sent.mean.double().cpu() - self.mean[y]
-        between = _outer(apart, self._covariance)
-        within = sent.covariance.double().cpu()
-        self.count[y] += n
-        self.mean[y] += apart * (n / self.count[y])[:, None]
-        self._scatter[y] += within * _over(n - 1, within) + between * _over(before * n / self.count[y], between)
-
-    def _check(self, client: ClientId, sent: ClassMoments) -> None:
-        problems = {
-            f"covariances of shape {tuple(sent.covariance.shape[1:])}, not {self._shape()}": (
-                tuple(sent.covariance.shape[1:]) != self._shape()
-            ),
-            "a class twice": len(set(sent.y.tolist())) < len(sent.y),
-            "a class of less than one sample": bool((sent.count < 1).any()),
-        }
-        for problem, found in problems.items():
-            if found:
-                raise ClientError(f"client {client} sent {problem}; take this client out of the run", client)
-
-    def covariance(self, ridge: float) -> Float64[Tensor, "classes d ..."]:
-        """Unbiased covariances or variances, of no sample and of one 0; of fewer samples than features plus ``ridge``
-        times their mean variance in every direction, since they know nothing of most directions."""
-        found = self._scatter / _over(self.count - 1, self._scatter).clamp(min=1)
-        variances = found.diagonal(dim1=1, dim2=2) if self._covariance == "full" else found
-        few = (self.count < self.mean.shape[1]) * ridge * variances.mean(1)
-        return found + _over(few, found) * (torch.eye(found.shape[1]) if self._covariance == "full" else 1.0)
-
-    def drawn(self, number: int, ridge: float, generator: torch.Generator) -> Batch:
-        """So many features of each class that somebody has, ``[present * number, d]``, and their classes."""
-        present, covariances = self.count.nonzero().flatten(), self.covariance(ridge)
-        noise = torch.randn(len(present), number, self.mean.shape[1], generator=generator, dtype=torch.float64)
-        made = [
-            mean + (own @ _root(covariance) if self._covariance == "full" else own * covariance.clamp(min=0).sqrt())
-            for own, mean, covariance in zip(noise, self.mean[present], covariances[present], strict=True)
-        ]
-        y = present.repeat_interleave(number)
-        return Batch(torch.cat(made).float().to(self._device), y.to(self._device))
+    full, n = covariance.dim() == 3, means.count.double()
+    found = covariance.double() * _over(n / (n - 1).clamp(min=1), covariance)
+    scale = (found.diagonal(dim1=1, dim2=2) if full else found).mean(1)
+    added = _over(torch.where(n < means.rows.shape[1], ridge * scale, 0), covariance)
+    return found + added * (torch.eye(found.shape[1]).to(found) if full else 1)
 
 
-def _scatter(apart: Float64[Tensor, "n d"], covariance: Covariance) -> Float64[Tensor, "d ..."]:
-    return apart.T @ apart if covariance == "full" else apart.square().sum(0)
+def drawn(
+    means: ClassTable, covariance: Float[Tensor, "classes d ..."], number: int, generator: torch.Generator
+) -> Batch:
+    """So many features of each class that is present, ``[present * number, d]``, and their classes."""
+    rows = means.rows.double()
+    noise = torch.randn(len(means.y), number, rows.shape[1], generator=generator, dtype=torch.float64).to(rows)
+    made = [mean + _scaled(own, of) for own, mean, of in zip(noise, rows[means.y], covariance[means.y], strict=True)]
+    return Batch(torch.cat(made).float(), means.y.repeat_interleave(number))
 
 
-def _outer(apart: Float64[Tensor, "present d"], covariance: Covariance) -> Float64[Tensor, "present d ..."]:
-    return apart[:, :, None] * apart[:, None] if covariance == "full" else apart.square()
+def _scaled(noise: Float64[Tensor, "n d"], covariance: Float64[Tensor, "d ..."]) -> Float64[Tensor, "n d"]:
+    """Noise with a covariance R where RᵀR = Σ; negative eigenvalues, as of rounding, count as 0."""
+    if covariance.dim() == 1:
+        return noise * covariance.clamp(min=0).sqrt()
+    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
+    found: Tensor = noise @ (values.clamp(min=0).sqrt()[:, None] * vectors.T)
+    return found
 
 
-def _over(factors: Float64[Tensor, "classes"], table: Float64[Tensor, "classes ..."]) -> Float64[Tensor, "classes ..."]:
+def _over(factors: Float64[Tensor, "classes"], table: Float[Tensor, "classes ..."]) -> Float64[Tensor, "classes ..."]:
     """One factor a class, for all that a table has of it."""
     return factors.view(-1, *(1,) * (table.dim() - 1))
-
-
-def _root(covariance: Float64[Tensor, "d d"]) -> Float64[Tensor, "d d"]:
-    """R with RᵀR = Σ, where Σ has negative eigenvalues, as of rounding, that with 0 in their place."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    root: Tensor = values.clamp(min=0).sqrt()[:, None] * vectors.T
-    return root

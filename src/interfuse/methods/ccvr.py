@@ -56,7 +56,7 @@ class CCVR(AveragingModels, Calibrating):
 
     def calibrated(self, server: Server[Global], prefix: str, alike: Clients) -> NamedTensors:
         """The modular block of one group of clients, calibrated on the features of all of them."""
-        weights, moments = under(prefix, server.state.weights), self.pooled(server)
+        weights, moments = under(prefix, server.state.weights), self.gaussians(server)
         alike.call(self.moments, self.models(server.state.weights, alike), each=moments.take)
         first, *_ = alike.profiles.values()
         head = server.scratch_model(f"head{prefix}", first.architecture)

@@ -42,9 +42,7 @@ class CCVRLocal(Calibrating):
 
     usual = {"local_epochs": 1}
 
-    participation: Fraction = (
-        1.0  # fraction of the clients drawn for a round; the calibration is everybody's [interfuse]
-    )
+    participation: Fraction = 1.0  # fraction of the clients drawn for a round; all are calibrated [interfuse]
 
     def new_client(self, client: Client[Own]) -> Own:
         return Own({})
@@ -59,7 +57,7 @@ class CCVRLocal(Calibrating):
         self.fit(client, client.loss)
 
     def finish(self, server: Server, clients: Clients) -> None:
-        moments = self.pooled(server)
+        moments = self.gaussians(server)
         clients.call(self.moments, each=moments.take)
         rows = self.drawn(server, moments)
         clients.call(self.retrain, Drawn(rows.features, rows.y))
