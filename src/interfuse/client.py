@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Unpack
 
@@ -128,7 +128,7 @@ class Client(Party[S]):
         steps: int | None = None,
         epochs: int | None = None,
         batch_size: int = 32,
-        network: str = "model",
+        network: str | Sequence[str] = "model",
         keep_optimizer: str | None = None,
         **options: Unpack[FitOptions],
     ) -> Fitted:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -17,7 +17,7 @@ from typing_extensions import TypeVar
 from interfuse.data import Batch, PublicData, Task
 from interfuse.errors import ConfigError, ModelError, nearest
 from interfuse.messages import Dims, State, flatten, unflatten
-from interfuse.models import SplitModel
+from interfuse.models import SplitModel, side_by_side
 from interfuse.training import (
     FitOptions,
     Fitted,
@@ -222,21 +222,26 @@ class Party(Generic[S]):
         losses: Objective | Mapping[str, Objective],
         batches: Iterable[Batch],
         *,
-        network: str = "model",
+        network: str | Sequence[str] = "model",
         keep_optimizer: str | None = None,
         **options: Unpack[FitOptions],
     ) -> Fitted:
-        """Train one of its networks on given batches. See :func:`interfuse.training.fit`.
+        """Train one of its networks on given batches, or several together. See :func:`interfuse.training.fit`.
 
         Args:
-            network: Its name.
+            network: Its name; several names: one step trains them all, and the objective's model has them side by side,
+                each as ``model.inner(name)``.
             keep_optimizer: A name under which the optimizer's state is kept until the next call with that name.
             options: ``lr``, ``train``, ``combine``, ``optimizer``, ``clip``, ``outputs_of``; see
                 :class:`.training.FitOptions`.
         """
         slots = None if keep_optimizer is None else self.optimizers.setdefault(keep_optimizer, {})
+        if isinstance(network, str):
+            model = self.network(network)
+        else:
+            model = side_by_side({name: self.network(name) for name in network})
         done = self.trainer(
-            self.network(network), losses, batches,
+            model, losses, batches,
             slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options,
         )  # fmt: skip
         self.steps += done.steps

@@ -71,6 +71,7 @@ CASES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
         {"models": ["cnn"], "dataset": tiny_dataset(rows=90, shape=(1, 8, 8))},
     ),
     "tensors by client": ("fedprox", {"lr": 0.1, "batch_size": 4}, {"shares": RAGGED}),
+    "two networks side by side": ("fml", {"lr": 0.1, "batch_size": 4, "meme": "mlp"}, {"shares": RAGGED}),
     "prototypes": ("fedproto", {"batch_size": 4}, {}),
     "momentum that is kept": ("local", {"batch_size": 4, "local_epochs": 1, "optimizer": "adamw"}, {}),
     "momentum that is not": (

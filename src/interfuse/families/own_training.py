@@ -53,7 +53,9 @@ class OwnTraining(Method):
     def fit(self, client: Client[Any], losses: Objective | Mapping[str, Objective], **options: Any) -> Fitted:
         """A client's training of a round; ``options`` are further ones of :meth:`.Client.fit`."""
         amount = {"steps": self.local_steps, "epochs": self.local_epochs, "batch_size": self.batch_size}
-        return client.fit(losses, **amount | self.how(options.get("network", "model")) | options)
+        network = options.get("network", "model")
+        slots = network if isinstance(network, str) else "+".join(network)
+        return client.fit(losses, **amount | self.how(slots) | options)
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,7 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
 
 
 def _is_variance(leaf: Leaf, path: str) -> bool:
-    return leaf.named and path.endswith("running_var")
+    return leaf.disclosure is Disclosure.PARAMETERS and path.endswith("running_var")
 
 
 def _check_labels(name: str, path: str, leaf: Leaf, tensor: Tensor, dims: Dims) -> None:

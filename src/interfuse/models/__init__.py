@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interfuse.models.making import Given, make
-from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with
+from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with, side_by_side
 from interfuse.models.splitting import split_at
 from interfuse.models.zoo import DEFAULT_MODELS, FEDERATIONS, Builder, ModelInfo, available, expanded, resolve
 
@@ -23,5 +23,6 @@ __all__ = [
     "pair",
     "resolve",
     "run_with",
+    "side_by_side",
     "split_at",
 ]

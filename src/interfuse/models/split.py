@@ -140,6 +140,18 @@ class SplitModel(nn.Module):
         """A model of the stages of these parts alone, the same modules (shared, not copied)."""
         return self._of_stages(self._expand(parts), None)
 
+    def inner(self, name: str) -> SplitModel:
+        """A network that is a stage of this one: see :func:`side_by_side`.
+
+        Raises:
+            ModelError: no stage of that name is a network.
+        """
+        found = self._modules.get(name)
+        if not isinstance(found, SplitModel):
+            networks = [stage for stage, module in self._modules.items() if isinstance(module, SplitModel)]
+            raise ModelError(f"the model has no network {name!r} inside: {nearest(name, networks)}")
+        return found
+
     def _of_stages(self, stages: Sequence[str], parts: Mapping[str, Sequence[str]] | None) -> SplitModel:
         keys = {key for key, stage in self._stage_by_key.items() if stage in stages}
         groups = {name: [k for k in g if k in keys] for name, g in self._groups.items() if name not in _EVERYWHERE}
@@ -441,6 +453,14 @@ class _Run(nn.Module):
 def pair(base: nn.Module, modular: nn.Module) -> SplitModel:
     """A split model of two stages, ``base`` and ``modular``."""
     return SplitModel({"base": base, "modular": modular})
+
+
+def side_by_side(networks: Mapping[str, SplitModel]) -> SplitModel:
+    """Networks as the stages of one model, the same modules (shared, not copied): what :func:`interfuse.training.fit`
+    trains in one step. An objective runs each by itself, ``model.inner(name)``; the model as a whole means nothing.
+    """
+    given = [f"{name}.{key}" for name, network in networks.items() for key in network.given_keys]
+    return SplitModel(networks, groups={"given": given}, given="given")
 
 
 @dataclass(frozen=True)
