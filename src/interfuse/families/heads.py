@@ -5,6 +5,7 @@ Beside it, what blocks of different clients must have in common before features 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from interfuse.data import Batch
 from interfuse.errors import ModelError, Notice
 from interfuse.families.holdings import ONE_HEAD, one_a_round, one_of_each_architecture
 from interfuse.families.own_training import OwnTraining
-from interfuse.messages import Weights
+from interfuse.messages import NamedTensors, Weights
 from interfuse.method import Count, Fraction, Steps
 from interfuse.server import Server
 from interfuse.training import LearningRate, Objective, modular_cross_entropy
@@ -79,6 +80,23 @@ def check_common_head(server: Server[Any], clients: Clients) -> None:
         raise ModelError(
             f"modular blocks differ: {found}. The server trains one head for all, so all clients need models with the "
             f"same modular block, for instance --models {ONE_HEAD}"
+        )
+
+
+def check_shared(tensors: NamedTensors, clients: Clients, block: str, remedy: str) -> None:
+    """Check that some tensor of a block has two holders, where there are several clients.
+
+    Raises:
+        ModelError: none has; names the clients' tensors, and what to do.
+    """
+    profiles = clients.profiles.values()
+    holders = Counter(key for profile in profiles for key in tensors if key in profile.keys)
+    if len(profiles) > 1 and max(holders.values(), default=0) < 2:
+        found = "; ".join(
+            f"client {p.id} ({p.architecture}): {', '.join(key for key in tensors if key in p.keys)}" for p in profiles
+        )
+        raise ModelError(
+            f"no two clients have a tensor of the {block} in common, so there is nothing to average: {found}. {remedy}"
         )
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import ModelError, Notice
+from interfuse.errors import Notice
+from interfuse.families.heads import check_shared
 from interfuse.families.holdings import ONE_HEAD, HeldMean, WeightRule, held, initial_weights, one_a_round
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
@@ -55,7 +55,9 @@ class LGFedAvg(OwnTraining):
 
     def start(self, server: Server[Global], clients: Clients) -> Global:
         modular = initial_weights(server, clients, parts=["modular"])
-        check_shared(modular, clients)
+        check_shared(
+            modular, clients, "modular block", f"Give them models with one head, for instance --models {ONE_HEAD}"
+        )
         return Global(modular, initial_weights(server, clients, parts=["base"]) if self.whole_rounds else {})
 
     def round(self, server: Server[Global], clients: Clients) -> None:
@@ -93,21 +95,3 @@ class LGFedAvg(OwnTraining):
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return one_a_round(profiles, self.participation)
-
-
-def check_shared(modular: NamedTensors, clients: Clients) -> None:
-    """Check that some tensor of the modular block has two holders.
-
-    Raises:
-        ModelError: none has; names the clients' modular blocks.
-    """
-    profiles = clients.profiles.values()
-    holders = Counter(key for profile in profiles for key in modular if key in profile.keys)
-    if len(profiles) > 1 and max(holders.values(), default=0) < 2:
-        blocks = "; ".join(
-            f"client {p.id} ({p.architecture}): {', '.join(key for key in modular if key in p.keys)}" for p in profiles
-        )
-        raise ModelError(
-            "no two clients have a tensor of the modular block in common, so LG-FedAvg would average nothing: "
-            f"{blocks}. Give them models with one head, for instance --models {ONE_HEAD}"
-        )
