@@ -13,7 +13,7 @@ from worlds import federation, resident, same_bits, setup_of, shares_of, tiny_da
 
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client
-from interfuse.data import Batch, ClientData, EpochOrder, Share
+from interfuse.data import Batch, ClientData, EpochOrder, Sampling, Share
 from interfuse.errors import ConfigError
 from interfuse.methods.local import Local
 from interfuse.training import Exponential, cross_entropy
@@ -57,6 +57,24 @@ def test_epochs_begin_with_a_new_one_and_keep_the_last_batch(
         assert np.array_equal(rows, expected)
     if count:
         assert (order.epoch, order.position) == (first + count, 0)
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.sampled_from(["shuffled", "stored"]))
+def test_a_last_batch_is_dropped_or_spread_and_a_small_share_is_one_batch(size: int, batch: int, order: Any) -> None:
+    def batches(last: Any) -> list[np.ndarray]:
+        return list(EpochOrder(3, 1, size, sampling=Sampling(order, last)).epochs(1, batch))
+
+    kept, dropped, spread = batches("keep"), batches("drop"), batches("spread")
+    whole = size // batch
+    if not whole:
+        assert [b.tolist() for b in kept] == [b.tolist() for b in dropped] == [b.tolist() for b in spread]
+        return
+    assert [b.tolist() for b in dropped] == [b.tolist() for b in kept[:whole]]
+    assert np.array_equal(np.concatenate(spread), np.concatenate(kept))
+    assert len(spread) == whole
+    assert {len(b) - size // whole for b in spread} <= {0, 1}
+    if order == "stored":
+        assert np.array_equal(np.concatenate(kept), np.arange(size))
 
 
 def test_orders_of_clients_epochs_and_seeds_differ() -> None:

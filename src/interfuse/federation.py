@@ -21,7 +21,7 @@ from interfuse.errors import ConfigError, InterfuseError, RunError, nearest
 from interfuse.handler import Program, handlers, programs
 from interfuse.messages import UNSIGNED, Message, Precision, flatten, kind_of, leaves, settled, unflatten
 from interfuse.method import Method, check_declaration, check_state, state_type
-from interfuse.models import SplitModel, make
+from interfuse.models import SplitModel, initial_key, make
 from interfuse.party import Held
 from interfuse.randomness import seeded
 from interfuse.server import Server
@@ -175,7 +175,7 @@ class Federation:
         )
         self.server.state = None
         for name, network in self.method.networks(None, setup.dims).items():
-            place = ("network", name, "server")
+            place = ("network", name, *initial_key(setup.initial, "server"))
             made = make(network.build, setup.seed, *place, device=setup.device, numerics=setup.numerics)
             self.server.networks[name] = Held(network.keeps)
             self.server.networks[name].own(made)

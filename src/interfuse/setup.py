@@ -22,6 +22,7 @@ from interfuse.data import (
     Inputs,
     PublicData,
     QuestionAnswering,
+    Sampling,
     Shape,
     Share,
     Sizes,
@@ -31,12 +32,13 @@ from interfuse.data import (
     numbered,
     warnings_of,
 )
+from interfuse.data.batches import EVERY_SAMPLE
 from interfuse.data.inputs import each, shape_text
 from interfuse.errors import ConfigError, ModelError, Notice, numbers
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method, layered
-from interfuse.models import Builder, Given, SplitModel, make, measure
+from interfuse.models import Builder, Given, Initial, SplitModel, initial_key, make, measure
 from interfuse.models.trial import Trial, check_rows, trial
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import Key
@@ -54,6 +56,9 @@ class Agreed(Protocol):
 
     @property
     def numerics(self) -> Numerics: ...
+
+    @property
+    def initial(self) -> Initial: ...
 
     @property
     def task(self) -> Task: ...
@@ -80,6 +85,9 @@ class Hosting(Agreed, Protocol):
     @property
     def secret(self) -> int:
         """From which clients draw what others must not derive."""
+
+    @property
+    def sampling(self) -> Sampling: ...
 
     def method_of(self, client: ClientId) -> Method: ...
 
@@ -159,6 +167,8 @@ class Setup:
         extra_programs: Makes programs beside a method, such as the evaluation, from the data sets.
         codecs: What is done to the method's messages on their way.
         public_set: Its training rows are what everybody has.
+        initial: Whose initial values are the same.
+        sampling: How clients go through their samples.
     """
 
     method: Method
@@ -175,6 +185,8 @@ class Setup:
     extra_programs: ExtraPrograms | None = None
     codecs: Codecs = NO_CODECS
     public_set: Dataset | None = None
+    initial: Initial = "own"
+    sampling: Sampling = EVERY_SAMPLE
 
     @cached_property
     def _given(self) -> Given:
@@ -193,7 +205,7 @@ class Setup:
                 builder, dataset.shape, dataset.task.outputs, width, seed, key, self.device, self.numerics
             )
 
-        return self._given.built(architecture, build, *key)
+        return self._given.built(architecture, build, *initial_key(self.initial, *key))
 
     @cached_property
     def _shown(self) -> dict[str, _Shown]:
@@ -293,7 +305,7 @@ class Setup:
         for dataset in known:
             names.update(repr((dataset.columns, dataset.task.names)).encode())
         for share in self.shares:
-            for rows in (share.train, share.validation, share.test):
+            for rows in (share.train, share.validation, share.test, *(() if share.held is None else (share.held,))):
                 division.update(len(rows).to_bytes(8, "little"))
                 division.update(np.ascontiguousarray(rows, dtype="<i8").data)
         return {

@@ -185,6 +185,19 @@ def devices_table(name: str | None) -> dict[str, Any] | None:
     return None if name is None else asdict(named(name))
 
 
+def table_of_options(**values: Any) -> dict[str, Any] | None:
+    """What was said of a table; None: nothing."""
+    return given(values) or None
+
+
+def test_rows(text: str | None) -> float | str | None:
+    """A fraction, or a word."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """What was said: all but None."""
     return {key: value for key, value in values.items() if value is not None}

@@ -74,6 +74,23 @@ _BALANCED = "--partition dirichlet as NIID-Bench and PFLlib have it: who has an 
 Balanced = Annotated[bool | None, option(DATA, None, _BALANCED, "--balanced")]
 ClassesPerClient = Annotated[int | None, option(DATA, "K", "Classes a client of --partition pathological.")]
 ShardsPerClient = Annotated[int | None, option(DATA, "S", "Shards a client of --partition shards.")]
+_TEST = (
+    f"A client's own test rows: a fraction of its rows, or `source`: those that the source has for its people, with "
+    f"--partition natural (default {DEFAULT.test:g})."
+)
+TestRows = Annotated[str | None, option(DATA, "X|source", _TEST, "--test")]
+_DIVIDE = "Rows that the clients share: train, or all; then own test rows are the common test set (default train)."
+Divide = Annotated[str | None, option(DATA, "NAME", _DIVIDE)]
+_NORMALISE = (
+    "Inputs of models: data, by mean and deviation, or plain: bytes to [-1, 1], else as they come (default data)."
+)
+Normalise = Annotated[str | None, option(DATA, "NAME", _NORMALISE)]
+_INITIAL = "Initial values: each client's own, or common to all of an architecture (default own)."
+Initial = Annotated[str | None, option(MODELS, "NAME", _INITIAL)]
+_ORDER = "Order of a client's samples: shuffled in each epoch, or as stored (default shuffled)."
+Order = Annotated[str | None, option(HOW, "NAME", _ORDER)]
+_LAST = "A last batch that is too small: keep, drop, or spread over the others (default keep)."
+LastBatch = Annotated[str | None, option(HOW, "NAME", _LAST, "--last-batch")]
 _MODELS = (
     "Models, dealt to the clients in turn: `interfuse models` lists them; or file.py:function "
     f"(default {','.join(DEFAULT.models)})."

@@ -82,12 +82,23 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
         raise ConfigError("devices: between parties time is real; virtual devices are for simulations, leave them out")
     if config.numerics.together > 1:
         raise ConfigError(f"numerics.together = {config.numerics.together}: each party trains by itself, use 1")
+    _own_test(config)
     if config.client and max(config.client) >= nodes:
         raise ConfigError(f"settings for client {max(config.client)}, but clients are 0 to {nodes - 1}")
     rows = config.test_rows or TEST_ROWS
     return config.model_copy(
         update={"clients": nodes, "beside": (), "test_rows": rows if config.evaluation == "shared" else None}
     )
+
+
+def _own_test(config: RunConfig) -> float:
+    """The fraction of its rows that a party tests on."""
+    if config.test == "source" or config.divide == "all":
+        raise ConfigError(
+            "test = 'source' and divide = 'all' are for simulations: between parties everybody's rows are its own, and "
+            "test is the fraction of them that a party tests on"
+        )
+    return config.test
 
 
 def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) -> Result:
@@ -181,12 +192,13 @@ def make_contract(config: RunConfig, method: Method, run: str, public: Public) -
         codecs=config.codecs, interface=interface(method), discloses=tuple(sorted(disclosures(method))),
         retains=tuple(sorted(retained(method))), weights=None if rule is None else str(rule), rounds=config.rounds,
         fusion_width=config.fusion_width, classes=public.classes, seed=config.seed, numerics=config.numerics,
-        validation=config.validation, test=config.test, evaluation=config.evaluation,
+        validation=config.validation, test=_own_test(config), evaluation=config.evaluation,
         public_test=config.data_names[0] if shared else "", test_rows=config.test_rows,
         test_labels=labels_digest(public.labels) if shared else "",
         public_data="" if public.data is None else public.data.name,
         public_digest="" if public.data is None else public.data.digest,
         class_names=names_digest(run, public.class_names) if public.named else "",
+        initial=config.initial, sampling=config.sampling, normalise=config.normalise,
     )  # fmt: skip
 
 

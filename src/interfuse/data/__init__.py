@@ -1,7 +1,7 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
-from interfuse.data.batches import Batch, ClientData, Drawn, EpochOrder, PublicData, SampleOrder
-from interfuse.data.dataset import Dataset, Normalisation, stratified_subset
+from interfuse.data.batches import Batch, ClientData, Drawn, EpochOrder, PublicData, SampleOrder, Sampling
+from interfuse.data.dataset import Dataset, Normalisation, Normalise, stratified_subset
 from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
 from interfuse.data.loading import available, is_path, load, load_with
@@ -16,10 +16,12 @@ from interfuse.data.partitions import (
     Pathological,
     Shards,
     Share,
+    Test,
     class_counts,
     deal,
     make_shares,
     parse_partition,
+    testing_on_shares,
 )
 from interfuse.data.readers import format_of, read_path
 from interfuse.data.readers.images import load_folder
@@ -57,6 +59,7 @@ __all__ = [
     "MultiLabel",
     "Natural",
     "Normalisation",
+    "Normalise",
     "Partition",
     "Pathological",
     "PublicData",
@@ -65,11 +68,13 @@ __all__ = [
     "Reading",
     "Regression",
     "SampleOrder",
+    "Sampling",
     "Shape",
     "Shards",
     "Share",
     "Sizes",
     "Task",
+    "Test",
     "available",
     "class_counts",
     "deal",
@@ -86,5 +91,6 @@ __all__ = [
     "parse_partition",
     "read_path",
     "stratified_subset",
+    "testing_on_shares",
     "warnings_of",
 ]

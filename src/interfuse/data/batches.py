@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,32 @@ class Batch:
         raise ConfigError(f"samples have the inputs {', '.join(self.x)}, but the method takes one tensor")
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a client goes through its training samples.
+
+    Attributes:
+        order: In another order in each epoch, or in that in which the source has them.
+        last_batch: What becomes of rows that are too few for a batch at the end of an epoch: a smaller batch, nothing,
+            or further rows for the others. A share that is smaller than a batch is one batch in any case. Steps that
+            are counted, not epochs, go on into the next epoch and leave no such rows.
+    """
+
+    order: Literal["shuffled", "stored"] = "shuffled"
+    last_batch: Literal["keep", "drop", "spread"] = "keep"
+
+    def cut(self, order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+        """The batches of an epoch."""
+        whole = len(order) // batch_size
+        if not whole or self.last_batch == "keep":
+            return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        return np.array_split(order if self.last_batch == "spread" else order[: whole * batch_size], whole)
+
+
+EVERY_SAMPLE = Sampling()
+"""Shuffled, and every row in each epoch."""
+
+
 class SampleOrder(Protocol):
     """The order in which a client visits its training samples. What it saves is all that it depends on, beside what it
     was made of.
@@ -63,7 +89,8 @@ class SampleOrder(Protocol):
 
 @dataclass
 class EpochOrder:
-    """The order in which a client visits its training samples: a permutation for each epoch, derived from its number.
+    """The order in which a client visits its training samples: a permutation for each epoch, derived from its number,
+    or the stored one.
 
     ``epoch`` and ``position`` are all there is to keep, so the order does not depend on who asks or when.
     """
@@ -73,9 +100,12 @@ class EpochOrder:
     size: int
     epoch: int = 0
     position: int = 0
+    sampling: Sampling = EVERY_SAMPLE
     _permutation: tuple[int, np.ndarray] | None = field(default=None, repr=False)
 
     def _order(self) -> np.ndarray:
+        if self.sampling.order == "stored":
+            return np.arange(self.size)
         if self._permutation is None or self._permutation[0] != self.epoch:
             shuffled = numpy_generator(self.seed, "order", self.client, self.epoch).permutation(self.size)
             self._permutation = (self.epoch, shuffled)
@@ -102,13 +132,11 @@ class EpochOrder:
         return np.concatenate(taken)
 
     def epochs(self, count: int, batch_size: int) -> Iterator[np.ndarray]:
-        """``count`` whole epochs in batches; the last batch of an epoch is kept, however small."""
+        """``count`` whole epochs in batches."""
         for _ in range(count):
             if self.position:
                 self.epoch, self.position = self.epoch + 1, 0
-            order = self._order()
-            for start in range(0, self.size, batch_size):
-                yield order[start : start + batch_size]
+            yield from self.sampling.cut(self._order(), batch_size)
             self.epoch += 1
 
 
@@ -198,8 +226,13 @@ class ClientData:
         return self._own(self.share.validation[:limit], chunk)
 
     def test(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
-        """The client's own test share, or its first ``limit`` rows."""
-        return self._own(self.share.test[:limit], chunk)
+        """The client's own test rows, or the first ``limit`` of them, evenly spread where the source has them."""
+        held = self.share.held
+        if held is None:
+            return self._own(self.share.test[:limit], chunk)
+        if limit is not None and limit < len(held):
+            held = held[np.linspace(0, len(held) - 1, limit).round().astype(np.int64)]
+        return self.common_test(torch.from_numpy(held), chunk)
 
     def common_test(self, rows: Tensor | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The common test set, or some rows of it."""

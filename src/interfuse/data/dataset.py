@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ from interfuse.data.targets import clean, plain_origin, read_targets, regression
 from interfuse.data.task import Regression, Task
 from interfuse.errors import ConfigError, DataError
 from interfuse.randomness import numpy_generator
+
+Normalise = Literal["data", "plain"]
+"""How a model's inputs are made: by mean and deviation of the training rows; or plainly, whatever the rows are like:
+bytes mapped to [-1, 1], other numbers as they come."""
 
 _FAR = 100.0
 """Standard deviations between a mean and 0 from which it is subtracted first."""
@@ -88,6 +93,8 @@ class Dataset:
     :param groups: the natural client (a person, a device) of each training row, from 0; None where there is none.
     :param blocks: training rows that overlap, such as windows of one recording, have one number, from 0: a client's
         rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
+    :param test_groups: the natural client of each test row, numbered as ``groups`` are, so that a client can have the
+        test rows of its own; None where nobody knows.
     :param columns: names of the columns of a table, in their order; empty where it has none.
     :param reading: how its source was understood.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
@@ -104,6 +111,7 @@ class Dataset:
     normalisation: Mapping[str, Normalisation]
     groups: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
+    test_groups: Int64[Tensor, "n_test"] | None = field(default=None, repr=False)
     note: str = ""
     licence: str = "not stated"
     columns: tuple[str, ...] = field(default=(), repr=False)
@@ -130,12 +138,17 @@ class Dataset:
                 self.normalisation[name].check(x.shape[1])
         self.task.check("y_train", self.y_train, rows)
         self.task.check("y_test", self.y_test, rows_of(self.x_test))
-        for name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
+        held_rows = rows_of(self.x_test)
+        for name, numbers, many in (
+            ("groups", self.groups, rows), ("blocks", self.blocks, rows), ("test_groups", self.test_groups, held_rows)
+        ):  # fmt: skip
             if numbers is not None:
                 _require(numbers.dtype == torch.int64, f"{name} is {numbers.dtype}, must be int64")
-                one = f"{name} has shape {list(numbers.shape)}, needs {[rows]}, one a row"
-                _require(list(numbers.shape) == [rows], one)
-                _require(int(numbers.min()) >= 0, f"{name} has numbers below 0")
+                one = f"{name} has shape {list(numbers.shape)}, needs {[many]}, one a row"
+                _require(list(numbers.shape) == [many], one)
+                _require(not many or int(numbers.min()) >= 0, f"{name} has numbers below 0")
+        alone = "test_groups without groups: say whose the training rows are too"
+        _require(self.test_groups is None or self.groups is not None, alone)
         if self.columns:
             wide = tuple(self.shape) if isinstance(self.shape, tuple) else ()
             _require(wide == (len(self.columns),), f"columns has {len(self.columns)} names, but samples are {wide}")
@@ -191,7 +204,10 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """A hash of all samples, targets, groups and blocks, in hexadecimal."""
+        """A hash of all samples, targets, groups and blocks, in hexadecimal.
+
+        Whose a test row is is not in it: what a run makes of that is in the digest of its shares.
+        """
         found = hashlib.blake2b(digest_size=16)
         for x, y in ((self.x_train, self.y_train), (self.x_test, self.y_test)):
             if not isinstance(x, Tensor):
@@ -208,18 +224,60 @@ class Dataset:
         """The same data set with its samples and targets on a device."""
         if device == "cpu":
             return self
-        return self._with(lambda tensor: tensor.to(device), lambda tensor: tensor.to(device))
+        x_train, x_test = (each(lambda x: x.to(device), of) for of in (self.x_train, self.x_test))
+        y_train, y_test = self.y_train.to(device), self.y_test.to(device)
+        return replace(self, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
     def with_test_rows(self, rows: int | None) -> Dataset:
         """The same with so many fixed rows of its test set, every class in its proportion; None: with all."""
         if rows is None or rows >= len(self.y_test):
             return self
         chosen = stratified_subset(self.task.strata(self.y_test), rows, numpy_generator(0, "test rows"))
-        return self._with(lambda tensor: tensor, lambda tensor: tensor[chosen])
+        groups = None if self.test_groups is None else self.test_groups[chosen]
+        x_test = each(lambda x: x[chosen], self.x_test)
+        return replace(self, x_test=x_test, y_test=self.y_test[chosen], test_groups=groups)
 
-    def _with(self, train: Callable[[Tensor], Tensor], test: Callable[[Tensor], Tensor]) -> Dataset:
-        x_train, x_test = each(train, self.x_train), each(test, self.x_test)
-        return replace(self, x_train=x_train, y_train=train(self.y_train), x_test=x_test, y_test=test(self.y_test))
+    def with_all_rows(self) -> Dataset:
+        """The same with its test rows behind its training rows, so that all of them are divided. It has no test rows
+        until :meth:`testing_on` says which.
+
+        Raises:
+            DataError: groups or blocks of the test rows are unknown.
+        """
+        if self.blocks is not None or (self.groups is not None and self.test_groups is None):
+            raise DataError(
+                f"data set {self.name!r}: nobody knows whose its test rows are, or what they overlap with, so they "
+                "cannot be divided with the training rows: leave out divide = 'all'"
+            )
+        whole = None if self.test_groups is None or self.groups is None else torch.cat([self.groups, self.test_groups])
+        x, held = named(self.x_train), named(self.x_test)
+        return replace(
+            self,
+            x_train=together({name: torch.cat([x[name], held[name]]) for name in x}),
+            y_train=torch.cat([self.y_train, self.y_test]),
+            x_test=each(lambda x: x[:0], self.x_test),
+            y_test=self.y_test[:0],
+            groups=whole,
+            test_groups=None,
+        )
+
+    def testing_on(self, rows: Int64[np.ndarray, "rows"]) -> Dataset:
+        """The same with these of its training rows as its test rows; they stay training rows too."""
+        chosen = torch.from_numpy(rows)
+        groups = None if self.groups is None else self.groups[chosen]
+        x_test = each(lambda x: x[chosen], self.x_train)
+        return replace(self, x_test=x_test, y_test=self.y_train[chosen], test_groups=groups)
+
+    def normalised(self, how: Normalise) -> Dataset:
+        """The same with the inputs that models get made so."""
+        if how == "data":
+            return self
+        normal = {
+            name: Normalisation(255.0, (0.5,), (0.5,)) if x.dtype == torch.uint8 else Normalisation(1.0, (0.0,), (1.0,))
+            for name, x in named(self.x_train).items()
+            if name in self.normalisation
+        }
+        return replace(self, normalisation=normal)
 
     def normalise(self, x: Inputs) -> Inputs:
         """From rows as stored to a model's inputs, on the same device."""
@@ -291,6 +349,7 @@ class Dataset:
         std: Sequence[float] | None = None,
         groups: ArrayLike | Tensor | None = None,
         blocks: ArrayLike | Tensor | None = None,
+        test_groups: ArrayLike | Tensor | None = None,
         note: str = "",
         licence: str = "not stated",
         columns: Sequence[str] = (),
@@ -315,7 +374,8 @@ class Dataset:
         - ``scale`` is 255 for uint8, else 1;
         - ``mean`` and ``std`` are those of the scaled training rows, per channel (per column of ``[n, columns]``); a
           constant channel gets a ``std`` of 1. So are those of a regression's targets;
-        - ``groups`` and ``blocks`` are numbers, or texts that are numbered in their order.
+        - ``groups`` and ``blocks`` are numbers, or texts that are numbered in their order; ``test_groups`` are of the
+          same kind as ``groups``.
 
         Raises:
             DataError: an array has not the form described in :class:`Dataset`, or two readings are likely.
@@ -343,7 +403,7 @@ class Dataset:
             )
             for text in targets.said:
                 reading = reading.saying("labels", text)
-            people, said = _numbered("groups", groups)
+            people, tested, said = _numbered_alike(groups, test_groups)
             reading = reading.saying("groups", said)
             chains, said = _numbered("blocks", blocks)
             reading = reading.saying("blocks", said)
@@ -361,6 +421,7 @@ class Dataset:
             },
             groups=people,
             blocks=chains,
+            test_groups=tested,
             note=note,
             licence=licence,
             columns=tuple(columns),
@@ -413,6 +474,7 @@ class Dataset:
             },
             groups=None if self.groups is None else self.groups[stay],
             blocks=None if self.blocks is None else self.blocks[stay],
+            test_groups=None if self.groups is None else self.groups[held],
             reading=(self.reading or Reading("arrays")).saying("test rows", said),
         )
 
@@ -506,6 +568,21 @@ def _numbered(part: str, values: ArrayLike | Tensor | None) -> tuple[Tensor | No
     whole = np.require(cleaned, np.int64, requirements=["C", "W"])
     _require(np.array_equal(whole, cleaned), f"{part} has numbers that are not whole")
     return torch.from_numpy(whole), ""
+
+
+def _numbered_alike(
+    groups: ArrayLike | Tensor | None, test_groups: ArrayLike | Tensor | None
+) -> tuple[Tensor | None, Tensor | None, str]:
+    """Groups of training and of test rows: one text has one number in both."""
+    if groups is None or test_groups is None:
+        numbers, said = _numbered("groups", groups)
+        return numbers, _numbered("test_groups", test_groups)[0], said
+    sides = [_array(groups), _array(test_groups)]
+    for part, side in zip(("groups", "test_groups"), sides, strict=True):
+        _require(side.ndim == 1, f"{part} has shape {list(side.shape)}, needs one a row")
+    both, said = _numbered("groups", np.concatenate(sides))
+    assert both is not None
+    return both[: len(sides[0])], both[len(sides[0]) :], said
 
 
 def _normalisation(

@@ -61,6 +61,7 @@ def description(dataset: Dataset) -> dict[str, Any]:
         "names": list(dataset.task.names),
         "counts": {"train": train.tolist(), "test": test.tolist()},
         "groups": _sizes(dataset.groups),
+        "test_groups": _sizes(dataset.test_groups),
         "blocks": _sizes(dataset.blocks),
         "normalisation": {
             name: {"scale": of.scale, "mean": list(of.mean), "std": list(of.std)}
@@ -83,11 +84,12 @@ def _facts(dataset: Dataset) -> Iterator[tuple[str, str]]:
     if dataset.columns:
         yield "columns", listed(dataset.columns, 3 * SHOWN)
     yield from _target_facts(dataset)
-    for subject, numbers in (("groups", dataset.groups), ("blocks", dataset.blocks)):
+    of_rows = ("groups", dataset.groups, "training"), ("blocks", dataset.blocks, "training")
+    for subject, numbers, part in (*of_rows, ("test groups", dataset.test_groups, "test")):
         if sizes := _sizes(numbers):
             low, high = min(sizes), max(sizes)
             each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-            yield subject, f"{len(sizes)}, of {each} training rows"
+            yield subject, f"{len(sizes)}, of {each} {part} rows"
     for name, normalisation in dataset.normalisation.items():
         yield "normalisation" if name == ONLY else f"normalisation of {name}", _formula(normalisation)
     facts = reading.facts if reading else ()

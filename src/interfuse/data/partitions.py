@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from inspect import signature
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -320,16 +320,25 @@ def parse_partition(name: str, **options: Any) -> Partition:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """One client's rows: sorted, disjoint indices into the training rows of a data set."""
+    """One client's rows: sorted, disjoint indices into the training rows of a data set.
+
+    :param held: where its own test rows come from the source: indices into the test rows of the data set. Then ``test``
+        is empty.
+    """
 
     train: Rows
     validation: Rows
     test: Rows
+    held: Rows | None = None
 
     @property
     def rows(self) -> Rows:
         """All three together, sorted."""
         return _joined([self.train, self.validation, self.test])
+
+
+Test = float | Literal["source"]
+"""What a client's own test rows are: a fraction of its rows, or those that the source has for its groups."""
 
 
 def make_shares(
@@ -338,7 +347,7 @@ def make_shares(
     clients: int,
     seed: int,
     validation: float = 0.1,
-    test: float = 0.1,
+    test: Test = 0.1,
     key: tuple[str, ...] = (),
 ) -> list[Share]:
     """Divide the training rows between clients, and each client's rows at random into training, validation and test.
@@ -352,13 +361,17 @@ def make_shares(
     :param seed: of the run: partition and division follow from it.
     :param key: tells apart divisions under one seed, so that they are independent of each other.
     :param validation: fraction of a client's rows, from 0, below 1 together with ``test``.
+    :param test: the same; or ``"source"``: a client has all test rows of its groups, and none are taken from those that
+        it could train on.
     Raises:
         ConfigError: no clients, or impossible fractions.
-        DataError: a client would have no rows, or the partition broke its promise of disjoint rows.
+        DataError: a client would have no rows, the partition broke its promise of disjoint rows, or nobody knows whose
+            the test rows are.
     """
     if clients < 1:
         raise ConfigError(f"{clients} clients; a federation needs at least 1")
-    if not (validation >= 0 and test >= 0 and validation + test < 1):
+    cut = 0.0 if test == "source" else test
+    if not (validation >= 0 and cut >= 0 and validation + cut < 1):
         raise ConfigError(f"validation {validation} and test {test} must be 0 or more and together below 1")
     groups = None if dataset.groups is None else dataset.groups.numpy()
     if not dataset.classes and isinstance(partition, Dirichlet | Pathological | Shards):
@@ -370,16 +383,37 @@ def make_shares(
         parts = partition.split(labels, clients, numpy_generator(seed, *key, "partition"), groups)
     _check_parts(parts, clients, len(dataset.y_train))
     blocks = None if dataset.blocks is None else dataset.blocks.numpy()
-    return [
+    shares = [
         _divided(
             rows,
             validation,
-            test,
+            cut,
             numpy_generator(seed, *key, "shares", client),
             blocks if blocks is not None or groups is None or len(np.unique(groups[rows])) == 1 else groups,
         )
         for client, rows in enumerate(parts)
     ]
+    return _with_held(dataset, shares, parts) if test == "source" else shares
+
+
+def _with_held(dataset: Dataset, shares: Sequence[Share], parts: Sequence[Rows]) -> list[Share]:
+    """The shares with the test rows of their groups."""
+    if dataset.groups is None or dataset.test_groups is None:
+        raise DataError(
+            f"data set {dataset.name!r} does not say whose its test rows are, so test = 'source' gives nobody any: "
+            "give a fraction, such as test = 0.25, or test_groups in the source"
+        )
+    groups, tested = dataset.groups.numpy(), dataset.test_groups.numpy()
+    owner: dict[int, int] = {}
+    for client, rows in enumerate(parts):
+        for group in np.unique(groups[rows]).tolist():
+            if owner.setdefault(group, client) != client:
+                raise DataError(
+                    f"test = 'source': the rows of group {group} went to clients {owner[group]} and {client}, so its "
+                    "test rows are nobody's own: take --partition natural, or give a fraction, such as test = 0.25"
+                )
+    owners = np.array([owner.get(group, -1) for group in tested.tolist()], np.int64)
+    return [replace(share, held=np.flatnonzero(owners == client)) for client, share in enumerate(shares)]
 
 
 def deal(
@@ -388,7 +422,7 @@ def deal(
     clients: int,
     seed: int,
     validation: float = 0.1,
-    test: float = 0.1,
+    test: Test = 0.1,
 ) -> tuple[list[Dataset], list[Share]]:
     """Deal data sets to the clients in turn, and divide each between its own clients as :func:`make_shares` does.
 
@@ -413,16 +447,28 @@ def deal(
     return [datasets[c % len(datasets)] for c in range(clients)], [shares[c] for c in range(clients)]
 
 
+def testing_on_shares(datasets: Sequence[Dataset], shares: Sequence[Share]) -> list[Dataset]:
+    """The data sets of the clients with all own test rows of their clients as common test sets."""
+    own: dict[int, list[Rows]] = {}
+    for dataset, share in zip(datasets, shares, strict=True):
+        own.setdefault(id(dataset), []).append(share.test)
+    made = {id(dataset): dataset.testing_on(_joined(own[id(dataset)])) for dataset in datasets}
+    return [made[id(dataset)] for dataset in datasets]
+
+
 def class_counts(datasets: Sequence[Dataset], shares: Sequence[Share]) -> Int64[np.ndarray, "clients classes"]:
     """How many rows of each class each client has, over training, validation and test together.
 
     :param datasets: of each client, all with as many classes.
     """
-    counts = [
-        np.bincount(dataset.y_train.cpu().numpy()[share.rows], minlength=dataset.classes)
-        for dataset, share in zip(datasets, shares, strict=True)
-    ]
-    return np.array(counts, np.int64)
+    return np.array([_counted(dataset, share) for dataset, share in zip(datasets, shares, strict=True)], np.int64)
+
+
+def _counted(dataset: Dataset, share: Share) -> Int64[np.ndarray, "classes"]:
+    labels = dataset.y_train.cpu().numpy()[share.rows]
+    if share.held is not None:
+        labels = np.concatenate([labels, dataset.y_test.cpu().numpy()[share.held]])
+    return np.bincount(labels, minlength=dataset.classes)
 
 
 def _joined(pieces: Sequence[Rows]) -> Rows:

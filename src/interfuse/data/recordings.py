@@ -85,4 +85,5 @@ def _split(windows: Windows, labels: Numbers, people: Numbers, *, train: list[Nu
     """The split by rows of each chain."""
     rows, held = (np.concatenate([np.empty(0, np.int64), *chains]) for chains in (train, test))
     blocks = np.repeat(np.arange(len(train)), [len(chain) for chain in train])
-    return Split(windows[rows], labels[rows], windows[held], labels[held], people[rows].astype(np.int64) - 1, blocks)
+    groups, tested = (people[of].astype(np.int64) - 1 for of in (rows, held))
+    return Split(windows[rows], labels[rows], windows[held], labels[held], groups, blocks, tested)

@@ -19,7 +19,8 @@ Labels = Integer[np.ndarray, "n"]
 
 
 class Split(NamedTuple):
-    """Training and test rows with their labels, and the groups and blocks of the training rows (see `Dataset`)."""
+    """Training and test rows with their labels, the groups and blocks of the training rows, and the groups of the test
+    rows (see `Dataset`)."""
 
     x_train: Rows
     y_train: Labels
@@ -27,6 +28,7 @@ class Split(NamedTuple):
     y_test: Labels
     groups: Labels | None = None
     blocks: Labels | None = None
+    test_groups: Labels | None = None
 
 
 DIGITS = "digits"
@@ -126,6 +128,7 @@ class Source:
             std=self.std,
             groups=split.groups,
             blocks=split.blocks,
+            test_groups=split.test_groups,
             note=self.note,
             licence=self.licence,
         )

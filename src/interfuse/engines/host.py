@@ -26,7 +26,7 @@ from interfuse.messages import Message, flatten, kind_of, settled
 from interfuse.messages.delivery import check, narrow, private, unmodified
 from interfuse.messages.encoding import rounded, sizes
 from interfuse.method import Method, check_state, state_type
-from interfuse.models import SplitModel, make
+from interfuse.models import SplitModel, initial_key, make
 from interfuse.party import BUFFERS, Held
 from interfuse.randomness import Key, generator, reseed, seeded
 from interfuse.setup import Hosting
@@ -262,7 +262,7 @@ class Host:
             return self._residents[client]
         setup = self._setup
         method, profile, data = setup.method_of(client), setup.profiles[client], setup.data_of(client)
-        order = EpochOrder(setup.seed, client, len(data.share.train))
+        order = EpochOrder(setup.seed, client, len(data.share.train), sampling=setup.sampling)
         made: Client[Any] = Client(
             profile, data, order, setup.dims, setup.secret, setup.numerics.autocast, state_type(method.new_client)
         )
@@ -369,7 +369,8 @@ class Host:
         if name == "model":
             return setup.build(profile.architecture, key)
         build = resident.method.networks(profile, setup.dims)[name].build
-        return make(build, setup.seed, "network", name, key, device=setup.device, numerics=setup.numerics)
+        place = ("network", name, *initial_key(setup.initial, key))
+        return make(build, setup.seed, *place, device=setup.device, numerics=setup.numerics)
 
     def _rest(self, resident: Resident) -> None:
         """The client is done for now: its modules may go to others, and its tensors into a file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.models.making import Given, make
+from interfuse.models.making import Given, Initial, initial_key, make
 from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with, side_by_side
 from interfuse.models.splitting import split_at
 from interfuse.models.zoo import DEFAULT_MODELS, FEDERATIONS, Builder, ModelInfo, available, expanded, resolve
@@ -12,12 +12,14 @@ __all__ = [
     "FEDERATIONS",
     "Builder",
     "Given",
+    "Initial",
     "ModelFacts",
     "ModelInfo",
     "Parts",
     "SplitModel",
     "available",
     "expanded",
+    "initial_key",
     "make",
     "measure",
     "pair",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,14 @@ from interfuse.models.arranging import pool_first
 from interfuse.models.split import SplitModel
 from interfuse.numerics import Numerics
 from interfuse.randomness import Key, seeded
+
+Initial = Literal["own", "common"]
+"""Whether each client's models begin with values of their own, or all models of an architecture with the same."""
+
+
+def initial_key(initial: Initial, *key: Key) -> tuple[Key, ...]:
+    """The key by which initial values are drawn, where this is that of a model by itself."""
+    return key if initial == "own" else ("common",)
 
 
 def make(build: Callable[[], SplitModel], seed: int, *key: Key, device: str, numerics: Numerics) -> SplitModel:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, TypeVar, cast
+from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 import tomli_w
 import torch
@@ -21,8 +21,11 @@ from interfuse.data import (
     Dataset,
     Divide,
     Divided,
+    Normalise,
     Partition,
     ReadOptions,
+    Sampling,
+    Test,
     format_of,
     is_path,
     load_with,
@@ -32,7 +35,7 @@ from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.evaluation import METRICS, Mode, OwnMetric
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
-from interfuse.models import DEFAULT_MODELS, Builder, expanded
+from interfuse.models import DEFAULT_MODELS, Builder, Initial, expanded
 from interfuse.numerics import Numerics
 from interfuse.references import (
     IN_MEMORY,
@@ -66,6 +69,10 @@ DataSets = str | Dataset | Sequence[str | Dataset]
 """One data set for all clients, or several that are dealt to them in turn; each by name or as an object."""
 
 
+Rows = Literal["train", "all"]
+"""Which rows of a data set are divided between clients."""
+
+
 class RunSettings(TypedDict, total=False):
     """What :func:`interfuse.run` takes beside a method; each is a key of a recipe, those of ``[execution]`` included.
 
@@ -88,7 +95,15 @@ class RunSettings(TypedDict, total=False):
         metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
             ``calibration-error``; or functions of (scores ``[n, classes]``, labels ``[n]``) to a number, also
             ``file.py:function``.
-        validation, test: Fractions of each client's share.
+        validation, test: Fractions of each client's share. With ``test = "source"`` its own test rows are those that
+            the source has for its groups, and none are taken from its share.
+        divide: Which rows the clients share: the ``train`` rows of the data set, or ``all``; then the common test set
+            is made of the clients' own test rows.
+        normalise: ``data``: by mean and deviation of the training rows; ``plain``: bytes mapped to [-1, 1], other
+            numbers as they come.
+        initial: Initial values of a client's networks are its ``own``, or ``common`` to all of an architecture.
+        sampling: How a client goes through its samples, :class:`interfuse.data.Sampling`: in which order, and what
+            becomes of a last batch that is too small.
         evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
         classes: Names of the classes in their order: the data has to have these, or numbers only; empty: its own.
         test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
@@ -122,7 +137,11 @@ class RunSettings(TypedDict, total=False):
     beside: Sequence[str]
     metrics: Sequence[str | OwnMetric]
     validation: float
-    test: float
+    test: Test
+    divide: Rows
+    normalise: Normalise
+    initial: Initial
+    sampling: Mapping[str, str] | Sampling
     evaluation: Mode
     classes: Sequence[str]
     test_rows: int | None
@@ -165,7 +184,11 @@ class RunConfig(BaseModel):
     beside: tuple[str, ...] = ("local",)
     metrics: tuple[str, ...] = ()
     validation: Annotated[float, Ge(0), Lt(1)] = 0.1
-    test: Annotated[float, Ge(0), Lt(1)] = 0.1
+    test: Annotated[float, Ge(0), Lt(1)] | Literal["source"] = 0.1
+    divide: Rows = "train"
+    normalise: Normalise = "data"
+    initial: Initial = "own"
+    sampling: Sampling = Sampling()
     evaluation: Mode = "shared"
     classes: tuple[str, ...] = ()
     test_rows: Annotated[int, Ge(1)] | None = None
@@ -274,7 +297,7 @@ class RunConfig(BaseModel):
 
 TABLES: Mapping[str, Sequence[str]] = {"execution": tuple(Execution.model_fields)} | {
     table: tuple(f.name for f in fields(kind))
-    for table, kind in (("numerics", Numerics), ("devices", Devices), ("stop", EarlyStopping))
+    for table, kind in (("numerics", Numerics), ("devices", Devices), ("stop", EarlyStopping), ("sampling", Sampling))
 }
 """Tables of a recipe whose keys are the same for every method, and these keys."""
 
@@ -304,10 +327,16 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(f"{source}: data is empty: name at least one data set")
     if not config.models:
         raise ConfigError(f"{source}: models is empty: name at least one model")
-    if config.validation + config.test >= 1:
+    cut = 0.0 if config.test == "source" else config.test
+    if config.validation + cut >= 1:
+        raise ConfigError(f"{source}: validation + test = {config.validation + cut}: nothing is left to train on")
+    if config.test == "source" and (config.divide == "all" or config.test_rows is not None):
         raise ConfigError(
-            f"{source}: validation + test = {config.validation + config.test}: nothing is left to train on"
+            f"{source}: test = 'source' takes clients' own test rows from the test set as it is: leave out divide and "
+            "test_rows"
         )
+    if config.divide == "all" and not cut and config.evaluation == "shared":
+        raise ConfigError(f"{source}: divide = 'all' leaves clients' own test rows alone to test on: set test above 0")
     if config.stop is not None and (config.validation == 0 or config.evaluation == "none"):
         raise ConfigError(
             f"{source}: stop goes by validation shares: set validation above 0, and evaluation to another than 'none'"

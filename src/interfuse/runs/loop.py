@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from interfuse.client import ClientId
 from interfuse.clients import Engine
-from interfuse.data import Dataset, Partition, deal, is_path
+from interfuse.data import Dataset, Partition, deal, is_path, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
@@ -100,7 +100,10 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     references = _references(config, method)
     check_device(config.device)
     named = [with_class_names(dataset, config.classes) for dataset in _datasets(config, given)]
-    found = [dataset.with_test_rows(config.test_rows).to(config.device) for dataset in named]
+    whole = [dataset.with_all_rows() if config.divide == "all" else dataset for dataset in named]
+    found = [
+        dataset.with_test_rows(config.test_rows).normalised(config.normalise).to(config.device) for dataset in whole
+    ]
     if len(found) > 1:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
@@ -116,6 +119,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     datasets, shares = deal(
         found, partition, config.clients, config.seed, validation=config.validation, test=config.test
     )
+    if config.divide == "all":
+        datasets = [dataset.with_test_rows(config.test_rows) for dataset in testing_on_shares(datasets, shares)]
     builders = given.builders or [resolve(name) for name in config.models]
     setup = Setup(
         method, datasets, shares,
@@ -125,6 +130,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         devices=config.devices, overrides=config.client,
         extra_programs=partial(evaluation, mode=config.evaluation, own_metrics=metrics),
         codecs=Codecs.parse(config.codecs), public_set=_public(config, given),
+        initial=config.initial, sampling=config.sampling,
     )  # fmt: skip
     check(setup)
     for reference, alone in references.values():
@@ -151,7 +157,7 @@ def _public(config: RunConfig, given: Given) -> Dataset | None:
         raise RunError(
             f"the public data of this run was given as an object ({config.public}); give it again: public=..."
         )
-    return (given.public or config.load(config.public)).to(config.device)
+    return (given.public or config.load(config.public)).normalised(config.normalise).to(config.device)
 
 
 def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None:

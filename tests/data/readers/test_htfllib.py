@@ -67,7 +67,7 @@ def test_a_folder_is_never_read_but_converted(tmp_path: Path) -> None:
     facts = convert(source, tmp_path / "out.npz")
     assert facts == [
         "3 clients, 14 training rows float32 [1, 4, 4]",
-        "14 test rows of all clients: the common test set; own shares are cut from a client's training rows",
+        "14 test rows of all clients: the common test set; with --test source each client has its own of them",
         "5 classes, of which nobody has [4]",
     ]
     data = load(str(tmp_path / "out.npz"))
@@ -76,6 +76,11 @@ def test_a_folder_is_never_read_but_converted(tmp_path: Path) -> None:
     shares = make_shares(data, Natural(), 3, 0)
     own = {tuple(data.y_train[share.rows].tolist()) for share in shares}
     assert own == {tuple(held[f"train/{c}"]["y"].tolist()) for c in range(3)}
+    for share in make_shares(data, Natural(), 3, 0, validation=0.0, test="source"):
+        client = int(data.groups[share.train[0]])
+        assert data.y_train[share.train].tolist() == held[f"train/{client}"]["y"].tolist()
+        assert data.y_test[share.held].tolist() == held[f"test/{client}"]["y"].tolist()
+        assert not len(share.test)
     with np.load(tmp_path / "out.npz", allow_pickle=False) as arrays:
         assert arrays["class_names"].tolist() == ["0", "1", "2", "3", "4"]
 

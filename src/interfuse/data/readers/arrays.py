@@ -17,6 +17,8 @@ SPLITS = (("x_train", "y_train", "x_test", "y_test"), ("X_train", "y_train", "X_
 WHOLES = (("x", "y"), ("X", "y"))
 GROUPS = ("groups", "group", "people", "subject", "subjects")
 """Names of the array that says whose a row is."""
+HELD_GROUPS = "test_groups"
+"""That which says it of the test rows, by the same numbers or names."""
 FACTS = ("blocks", "task", "layout", "channels", "class_names")
 """What else is read: overlapping rows, and texts."""
 AXES: Mapping[tuple[str, int], Layout] = {
@@ -38,8 +40,8 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     """The data set in an ``.npz``.
 
     It has ``x_train, y_train, x_test, y_test``, or ``x, y``; and may have ``groups`` (or ``people``, ``subject``) and
-    ``blocks``, of each row of ``x_train`` or ``x``; ``class_names``; and the texts ``task``, ``layout``, or
-    ``channels`` (``first`` or ``last``). What options say goes before what the file says.
+    ``blocks``, of each row of ``x_train`` or ``x``; ``test_groups``, of each row of ``x_test``; ``class_names``;
+    and the texts ``task``, ``layout``, or ``channels`` (``first`` or ``last``). What options say goes before those.
 
     Raises:
         DataError: it cannot be read, lacks an array, or two readings are likely.
@@ -63,11 +65,17 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     for part, values in ((group, arrays.get(group)), ("blocks", blocks)):
         if values is not None and values.shape != x.shape[:1]:
             raise DataError(f"{path}: {part} has shape {list(values.shape)}, but {names[0]} has {len(x)} rows")
+    tested = arrays.get(HELD_GROUPS)
+    if tested is not None and (not group or tested.shape != x_held.shape[:1]):
+        problem = (
+            f"but {names[2]} has {len(x_held)} rows" if len(names) == 4 and group else "but no groups, or test rows"
+        )
+        raise DataError(f"{path}: {HELD_GROUPS} has shape {list(tested.shape)}, {problem}")
     layout = _layout(path, arrays, options, x, names[0])
     reading = Reading("npz", ((names[0], f"{x.dtype} {list(x.shape)}"), (names[1], f"{y.dtype} {list(y.shape)}")))
     if group:
         reading = reading.saying("group", group)
-    used = {*names, group, *FACTS}
+    used = {*names, group, HELD_GROUPS, *FACTS}
     if unused := sorted(arrays.keys() - used):
         reading = reading.saying("left out", f"{listed(unused)}: not among the names that are read")
     task: Task | str | None = options.task or _word(path, arrays, "task")
@@ -92,6 +100,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
         class_names=class_names,
         groups=arrays.get(group),
         blocks=blocks,
+        test_groups=tested,
         reading=reading,
     )
 

@@ -57,10 +57,11 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 
 
 def convert(source: Path, out: Path) -> list[str]:
-    """Write the arrays of all clients into one ``.npz``: x_train, y_train, x_test, y_test, groups, class_names.
+    """Write the arrays of all clients into one ``.npz``: x_train, y_train, x_test, y_test, groups, test_groups and
+    class_names.
 
-    ``groups`` has the client of each training row, so ``--partition natural`` gives each client its rows again. Test
-    rows of all clients become the common test set.
+    ``groups`` and ``test_groups`` have the client of each row, so ``--partition natural`` gives each client its
+    training rows again, and ``test = "source"`` its test rows. Those of all clients are the common test set.
 
     Returns: what was found, a line each.
     Raises:
@@ -91,6 +92,7 @@ def convert(source: Path, out: Path) -> list[str]:
                 x_test=np.concatenate([part.x for part in test]),
                 y_test=np.concatenate([part.y for part in test]),
                 groups=np.repeat(sorted(files["train"]), [len(part.y) for part in train]),
+                test_groups=np.repeat(sorted(files["test"]), [len(part.y) for part in test]),
                 class_names=np.array([str(label) for label in range(classes)]),
             )
     except OSError as error:
@@ -170,7 +172,7 @@ def _checked(source: Path, train: Sequence[_Part], test: Sequence[_Part]) -> tup
     rows = [sum(len(part.y) for part in parts) for parts in (train, test)]
     facts = [
         f"{len(train)} clients, {rows[0]} training rows {train[0].x.dtype} {list(train[0].x.shape[1:])}",
-        f"{rows[1]} test rows of all clients: the common test set; own shares are cut from a client's training rows",
+        f"{rows[1]} test rows of all clients: the common test set; with --test source each client has its own of them",
     ]
     config = _config(source / "config.json")
     if config is None:

@@ -159,6 +159,7 @@ def _numbers(path: Path, train: list[_User], test: list[_User], options: ReadOpt
         layout="images" if images else "table",
         class_names=names,
         groups=_numbered(train),
+        test_groups=_numbered(test, train) if test else None,
         reading=_reading(kind, train, test, names),
     )
 
@@ -229,6 +230,7 @@ def _next_characters(path: Path, train: list[_User], test: list[_User], options:
         task=Classification(names),
         groups=_numbered(train),
         blocks=blocks,
+        test_groups=_numbered(test, train) if test else None,
         reading=_reading(
             kind, train, test, names, overlap=f"{blocks[-1] + 1} unbroken texts; their windows stay together"
         ),
@@ -273,9 +275,10 @@ def _users_of(names: Collection[object]) -> str:
     return f"{len(names)} user{'s' * (len(names) != 1)}"
 
 
-def _numbered(users: list[_User]) -> Int64[np.ndarray, "n"]:
-    """Whose each sample is."""
-    return np.repeat(np.arange(len(users)), [len(user.y) for user in users])
+def _numbered(users: list[_User], known: Sequence[_User] = ()) -> Int64[np.ndarray, "n"]:
+    """Whose each sample is, by the numbers of known users; those who are unknown have further ones."""
+    number = {name: index for index, name in enumerate(dict.fromkeys(user.name for user in (*known, *users)))}
+    return np.repeat([number[user.name] for user in users], [len(user.y) for user in users])
 
 
 def _reading(

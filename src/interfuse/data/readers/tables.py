@@ -181,6 +181,7 @@ def read_table(table: Table, options: ReadOptions) -> Dataset:
         task=targets.task,
         layout=options.layout,
         groups=None if groups is None else groups[:training],
+        test_groups=None if groups is None or training == len(groups) else groups[training:],
         columns=features,
         reading=reading,
     )

@@ -59,6 +59,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
         has_channels=True,
         class_names=names,
         groups=split.groups,
+        test_groups=split.test_groups,
         blocks=split.blocks,
         reading=Reading(FORMAT, facts),
     )

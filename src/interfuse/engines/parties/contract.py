@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from interfuse.client import ClientId, Profile
+from interfuse.data import Normalise, Sampling
 from interfuse.errors import InterfuseError
 from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
@@ -22,6 +23,7 @@ from interfuse.handler import handlers, programs
 from interfuse.messages import Disclosure, Leaf, Message, leaves
 from interfuse.method import Method, disclosures, own_schedules, retained
 from interfuse.methods import find
+from interfuse.models import Initial
 from interfuse.numerics import Numerics
 from interfuse.setup import with_settings
 from interfuse.wire.frame import VERSION
@@ -51,6 +53,7 @@ class Contract(BaseModel):
         seed: From which nodes derive initial values, orders and divisions.
         public_test: Name of the public test set; with it ``test_labels``, the digest of its labels.
         public_data: Name of the public data that a method uses; with it ``public_digest``, that of its rows.
+        initial, sampling, normalise: As in a run's configuration.
         class_names: Keyed digest of the names of classes in their order, see :func:`names_digest`; empty where the
             coordinator knows none, and the nodes have to agree with each other.
     """
@@ -83,6 +86,9 @@ class Contract(BaseModel):
     public_data: Name = ""
     public_digest: Name = ""
     class_names: Name = ""
+    initial: Initial = "own"
+    sampling: Sampling = Sampling()
+    normalise: Normalise = "data"
 
 
 class Shapes(BaseModel):

@@ -197,6 +197,7 @@ class Node:
             dataset, table = self._dataset, self.vendor.model
             if contract.evaluation == "shared":
                 dataset = dataset.with_test_rows(contract.test_rows)
+            dataset = dataset.normalised(contract.normalise)
             same("classes", contract.classes, dataset.classes)
             public = self._public(contract, dataset)
             own = Own(
@@ -231,7 +232,7 @@ class Node:
         same("rows of the public data", contract.public_digest, public.digest)
         if shape_text(public.shape) != shape_text(dataset.shape):  # the shape of its own samples is the node's affair
             raise JoinError("shape of the public data", "that of the node's samples", shape_text(public.shape))
-        return public.to(self.vendor.device)
+        return public.normalised(contract.normalise).to(self.vendor.device)
 
     def _told(self, facts: Facts) -> Facts:
         """What the coordinator may know of it."""

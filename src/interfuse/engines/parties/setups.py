@@ -18,6 +18,7 @@ from interfuse.data import (
     Dataset,
     Inputs,
     PublicData,
+    Sampling,
     Share,
     Sizes,
     Task,
@@ -30,7 +31,7 @@ from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method
-from interfuse.models import Builder, Given, SplitModel, measure
+from interfuse.models import Builder, Given, Initial, SplitModel, initial_key, measure
 from interfuse.models.trial import Trial, check_rows, trial
 from interfuse.numerics import Numerics
 from interfuse.randomness import Key
@@ -84,6 +85,10 @@ class _OfContract:
         return self.contract.numerics
 
     @property
+    def initial(self) -> Initial:
+        return self.contract.initial
+
+    @property
     def task(self) -> Task:
         return task_of(self.contract)
 
@@ -113,7 +118,7 @@ class Own(_OfContract):
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """The vendor's model; its initial values are a function of seed and key."""
-        return self._given.built(architecture, self._model, *key)
+        return self._given.built(architecture, self._model, *initial_key(self.initial, *key))
 
     def _model(self, key: tuple[Key, ...]) -> SplitModel:
         at, shape = self.contract, self.dataset.shape
@@ -180,6 +185,10 @@ class NodeSetup(Own):
     def method_of(self, client: ClientId) -> Method:
         """The method with this client's own settings."""
         return with_settings(self.method, self.contract.client_settings.get(client, {}))
+
+    @property
+    def sampling(self) -> Sampling:
+        return self.contract.sampling
 
     @cached_property
     def _programs(self) -> dict[str, Program]:
@@ -285,7 +294,7 @@ class RemoteSetup(_OfContract):
             builder = self.builders[architecture]()
             return make_model(builder, shapes.sample, classes, width, self.seed, key, self.device, self.numerics)
 
-        return self._given.built(architecture, build, *key)
+        return self._given.built(architecture, build, *initial_key(self.initial, *key))
 
     def inputs(self, x: Inputs) -> Inputs:
         """Raw samples stay with their vendors.
