@@ -30,10 +30,12 @@ from interfuse.families.submodels import masked_cross_entropy
 from interfuse.methods.fedet import taught
 from interfuse.methods.fedproto import pulled
 from interfuse.methods.fedre import entangled_cross_entropy
+from interfuse.methods.fml import mutual
+from interfuse.methods.fml_uncertainty_gate import gated
 from interfuse.methods.ifl_private_labels import likelihood
 from interfuse.methods.moon import contrastive
 from interfuse.methods.scalefl import multi_exit
-from interfuse.models import SplitModel
+from interfuse.models import SplitModel, side_by_side
 from interfuse.models.resnets import Exit
 from interfuse.training import (
     cross_entropy,
@@ -111,7 +113,11 @@ CASES: dict[Callable[..., Tensor], Case] = {
         "task": TASK,
     },
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
+    mutual: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "batch"},
+    gated: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "elements", "most": 1 - rand(g) / 2, "largest": 2},
 }
+SIDE_BY_SIDE: set[Callable[..., Tensor]] = {mutual, gated}
+"""Objectives of two networks that are trained in one step."""
 ON_FEATURES: set[Callable[..., Tensor]] = {
     modular_cross_entropy,
     supervised_modular,
@@ -177,6 +183,10 @@ def normalised() -> SplitModel:
     )
 
 
+def two(build: Callable[[], SplitModel]) -> SplitModel:
+    return side_by_side({"model": build(), "meme": build()})
+
+
 def exits() -> SplitModel:
     inputs = nn.Sequential(nn.Unflatten(1, (1, INPUTS, 1)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
     return SplitModel(
@@ -224,7 +234,10 @@ def test_one_by_one_functional_and_batched_agree(
     objective: Callable[..., Tensor], build: Callable[[], SplitModel], step: int
 ) -> None:
     """Losses, gradients, and the statistics that they leave."""
-    models, generator = seeded_models(build), torch.Generator().manual_seed(3)
+    models, generator = (
+        seeded_models(partial(two, build) if objective in SIDE_BY_SIDE else build),
+        torch.Generator().manual_seed(3),
+    )
     xs, ys = map(torch.stack, zip(*(batch_for(objective, generator) for _ in models), strict=True))
     keywords = [CASES[objective](model, generator) for model in models]
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
+from interfuse.families.memes import MemeLearning
+
+Part = Annotated[float, Ge(0), Le(1)]
 Over = Literal["batch", "elements"]
 """A divergence is summed over classes and a mean over the batch, or a mean over both, so by their number smaller."""
 
@@ -15,6 +20,25 @@ def divergence(
     student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], over: Over
 ) -> Float[Tensor, ""]:
     """KL(softmax(teacher) ‖ softmax(student)); no gradient reaches the teacher."""
-    log_p, log_q = teacher.detach().log_softmax(1), student.log_softmax(1)
-    found = (log_p.exp() * (log_p - log_q)).sum(1).mean()  # vmap has no rule for kl_div
+    found = divergences(student, teacher).mean()
     return found if over == "batch" else found / student.shape[1]
+
+
+def divergences(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"]
+) -> Float[Tensor, "batch"]:
+    """The same of each row by itself."""
+    log_p, log_q = teacher.detach().log_softmax(1), student.log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1)  # vmap has no rule for kl_div
+
+
+@dataclass(frozen=True)
+class MutualLearning(MemeLearning):
+    """Model and meme learn from labels and from each other; see :class:`interfuse.methods.fml.FML`."""
+
+    origin = "HtFLlib's code"
+    usual = {"local_epochs": 1, "batch_size": 10, "optimizer": "sgd", "lr": 0.01, "weights": "uniform"}
+
+    alpha: Part = 0.5  # weight of the cross entropy in the model's loss; the divergence has the rest [FML's code]
+    beta: Part = 0.5  # the same in the meme's loss [FML's code]
+    divergence: Over = "batch"  # a mean over the batch, or over batch and classes as in HtFLlib [FML's code]

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Ge, Le
 from torch import Tensor
 from torch.nn import functional
 
 from interfuse.client import Client
 from interfuse.data import Batch
-from interfuse.families.memes import MEME, MODEL, MemeLearning
-from interfuse.families.mutual import Over, divergence
+from interfuse.families.memes import MEME, MODEL
+from interfuse.families.mutual import MutualLearning, Over, divergence
 from interfuse.models import SplitModel
 from interfuse.training import Objective
-
-Part = Annotated[float, Ge(0), Le(1)]
 
 
 def mutual(model: SplitModel, batch: Batch, step: int, *, alpha: float, beta: float, over: Over) -> Tensor:
@@ -30,7 +27,7 @@ def mutual(model: SplitModel, batch: Batch, step: int, *, alpha: float, beta: fl
 
 
 @dataclass(frozen=True)
-class FML(MemeLearning):
+class FML(MutualLearning):
     """Federated mutual learning (Shen et al., arXiv:2006.16765), with the local training of HtFLlib.
 
     A client trains its model and the meme on the same batches, in one step, each towards the labels and towards the
@@ -40,13 +37,6 @@ class FML(MemeLearning):
     Not taken over: in HtFLlib the teacher is trained by what it teaches, and its gradients are clipped at a norm of 10;
     the server's statistics of normalisation never change there, and in the authors' code they grow with each mean.
     """
-
-    origin = "HtFLlib's code"
-    usual = {"local_epochs": 1, "batch_size": 10, "optimizer": "sgd", "lr": 0.01, "weights": "uniform"}
-
-    alpha: Part = 0.5  # weight of the cross entropy in the model's loss; the divergence has the rest [FML's code]
-    beta: Part = 0.5  # the same in the meme's loss [FML's code]
-    divergence: Over = "batch"  # a mean over the batch, or over batch and classes as in HtFLlib [FML's code]
 
     def objective(self, client: Client[Any]) -> Objective:
         return partial(mutual, alpha=self.alpha, beta=self.beta, over=self.divergence)
