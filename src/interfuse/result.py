@@ -18,7 +18,7 @@ from interfuse import report
 from interfuse.client import ClientId
 from interfuse.engines import InProcess
 from interfuse.errors import ConfigError, ModelError, RunError, nearest
-from interfuse.evaluation import compose
+from interfuse.evaluation import Side, compose
 from interfuse.federation import Federation
 from interfuse.models import SplitModel
 from interfuse.report.progress import following
@@ -27,7 +27,7 @@ from interfuse.runs import Callback, Given, Progress, resume
 from interfuse.runs.config import changed_sources
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import assemble
-from interfuse.runs.summary import Rows, Scores, Side, Spread, Summary
+from interfuse.runs.summary import Rows, Scores, Spread, Summary
 from interfuse.setup import Setup
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ import numpy as np
 from interfuse.errors import ConfigError, RunError
 from interfuse.method import Method
 from interfuse.references import short_name, slug
-from interfuse.report.text import METRICS, measured, number
+from interfuse.report.text import METRICS, figures, measured, told_by
 from interfuse.result import Result
 from interfuse.runs import RunConfig, Summary
 from interfuse.runs.config import changed_in
@@ -88,7 +88,7 @@ class SeedResults:
     @cached_property
     def per_seed(self) -> dict[str, list[float]]:
         """Every measure by seed, NaN where it is unknown: scores between 0 and 1, raw bytes sent by all clients, and
-        the user's own metrics on own test shares."""
+        metrics on own test shares, recall of absent and present classes on the common test set."""
         return _measured(self.summaries)
 
     @property
@@ -145,8 +145,11 @@ class SeedResults:
     def heads(self) -> list[str]:
         """Those of the table."""
         score = self.summaries[0].score
-        own = [f"own {called}{', %' * (name in METRICS)}" for name, called in measured(self.summaries[0]).items()]
-        return ["", f"own {score}, %", f"global {score}, %", "mean composition, %", "uplink", *own]
+        metrics = [
+            f"{told_by(name)} {called}{', %' * (name in METRICS)}"
+            for name, called in measured(self.summaries[0]).items()
+        ]
+        return ["", f"own {score}, %", f"global {score}, %", "mean composition, %", "uplink", *metrics]
 
     def lines(self) -> list[list[str]]:
         """The table as text: a line for each seed, then for all, for the references, and for the paired differences."""
@@ -195,8 +198,8 @@ def _measured(summaries: Sequence[Summary]) -> dict[str, list[float]]:
         "mean_composition": [summary.mean_composition for summary in summaries],
         "uplink_raw_bytes": [float(summary.uplink_bytes.raw) for summary in summaries],
     }
-    own = {name: [summary.metric(name, "own").mean for summary in summaries] for name in measured(summaries[0])}
-    return found | own
+    names = measured(summaries[0])
+    return found | {name: [summary.metric(name, told_by(name)).mean for summary in summaries] for name in names}
 
 
 def _std(values: Sequence[float]) -> float:
@@ -214,8 +217,4 @@ def _spread(values: Sequence[float], form: Form) -> str:
 def _cells(found: Mapping[str, Sequence[float]], cell: Callable[[Sequence[float], Form], str]) -> list[str]:
     scores = ("own_accuracy", "global_accuracy", "mean_composition")
     forms: dict[str, Form] = {**dict.fromkeys((*scores, *METRICS), percents), "uplink_raw_bytes": size}
-    return [cell(values, forms.get(name, _own_metric)) for name, values in found.items()]
-
-
-def _own_metric(mean: float, std: float) -> str:
-    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
+    return [cell(values, forms.get(name, figures)) for name, values in found.items()]

@@ -16,11 +16,16 @@ from interfuse.comparison.recipe import parse
 
 
 def plan_of(
-    *names: str, method: str = "local", grid: dict[str, list[Any]] | None = None, clients: int = 4, **asked: Any
+    *names: str,
+    method: str = "local",
+    grid: dict[str, list[Any]] | None = None,
+    clients: int = 4,
+    metrics: Sequence[str] = (),
+    **asked: Any,
 ) -> Plan:
     """A plan whose entries have these names; ``ifl`` and ``fedavg`` are what they say, others ``method``."""
     entries = [{"name": name, "method": name if name in ("ifl", "fedavg") else method} for name in names]
-    shared = {"models": ["logistic"], "fusion_width": 8, "clients": clients}
+    shared = {"models": ["logistic"], "fusion_width": 8, "clients": clients, "metrics": metrics}
     values = {"comparison": asked, "run": shared, "grid": grid or {}, "entry": entries}
     return resolve(parse(values, "test", "test.toml", Path("/nowhere")))
 

@@ -94,6 +94,11 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
             size = min((line[way][form] for line in there), default=math.nan)
             found[f"{key}_to_{accuracy:g}"] = size
             found[f"{key}_to_{accuracy:g}_per_client"] = size / clients
+        own = [line for line in points if average(line["accuracy"]["own"]) >= accuracy]
+        composed = [line for line in points if average(flat(line["accuracy"]["composition"])) >= accuracy]
+        for evidence, enough in (("own", own), ("compositions", composed)):
+            size = min((line["uplink"]["raw"] for line in enough), default=math.nan)
+            found[f"uplink_to_{accuracy:g}_{evidence}"] = size
         for name in ("devices", "1 Mbit/s", "10 Mbit/s", "100 Mbit/s"):
             seconds = there[0]["virtual_seconds"].get(name, math.nan) if there else math.nan
             found[f"virtual_{name}_to_{accuracy:g}"] = seconds

@@ -21,7 +21,8 @@ from interfuse.comparison.html import page
 from interfuse.comparison.measures import Anchor, Row, rows
 from interfuse.comparison.notes import footnotes, notes
 from interfuse.comparison.plan import Plan
-from interfuse.comparison.table import Table, tables
+from interfuse.comparison.table import Table, columns_of, tables
+from interfuse.errors import ConfigError
 from interfuse.runs.summary import without_nan
 
 HOSTILE = "50 % of <b>A_1</b> & B|C\\D $x^2$ ~ #{}\n± –"
@@ -278,3 +279,46 @@ def test_codecs_bring_a_table_of_what_was_on_the_wire(tmp_path: Path) -> None:
     cells = texts(wire, 1)
     assert (cells["uplink"], cells["uplink on the wire"], cells["times less"]) == ("48.0 kB", "12.0 kB", "4.0")
     assert "on the wire, uplink to 50 %" in found["Bytes until an accuracy"].heads
+
+
+def test_metrics_have_columns_a_table_and_differences(tmp_path: Path) -> None:
+    columns = ["own-accuracy-with-prior", "global-absent-recall"]
+    plan = plan_of("ifl", "local", metrics=["absent-recall", "recall", "accuracy-with-prior"], columns=columns)
+    done = [finished(entry, tmp_path / entry.name) for entry in plan.entries]
+    for better, entry in enumerate(reversed(done)):
+        for seed, path in entry.runs.items():
+            values = json.loads((path / "summary.json").read_text())
+            value = 0.5 + 0.2 * better + 0.01 * seed
+            absent = {"mean": value, "std": 0.0, "per_client": [value, None, value, None]}
+            nobody = {"mean": None, "std": None, "per_client": [None] * 4}
+            prior = {"own": absent, "global": nobody}
+            values["metrics"] = {"absent-recall": {"own": nobody, "global": absent}, "accuracy-with-prior": prior}
+            (path / "summary.json").write_text(json.dumps(values))
+    found, _ = rows(plan, done)
+    made = {table.title: table for table in tables(plan, found, None)}
+    first = next(iter(made.values()))
+    assert first.heads[1:] == ("own accuracy with prior", "global recall of absent classes")
+    assert [cell.text for cell in first.lines[0][1:]] == ["71.0 ± 1.0", "71.0 ± 1.0"]
+    assert all(cell.bold for cell in first.lines[0][1:])
+    table = made["Metrics beyond accuracy"]
+    assert table.heads == (
+        "entry", "global recall of absent classes", "own accuracy with prior", "clients that lack a class",
+    )  # fmt: skip
+    assert [line[-1].text for line in table.lines] == ["2", "2"]
+    assert any("no training row" in note for note in table.notes)
+    differences = texts(made["Differences to local"], 0)
+    assert differences["global recall of absent classes"] == "+20.0 ± 0.0"
+    assert "own_accuracy-with-prior_minus_local_half" in to_csv(plan, found, ()).splitlines()[0]
+    with pytest.raises(ConfigError, match="columns: no 'own-auroc'"):
+        columns_of(plan_of("ifl", metrics=["recall"], columns=["own-auroc"]))
+
+
+def test_bytes_until_an_own_accuracy_and_until_one_of_compositions_are_shown_where_it_is_there(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "local", accuracies=[0.6])
+    done = [finished(entry, tmp_path / entry.name, compositions=entry.name == "ifl") for entry in plan.entries]
+    found, _ = rows(plan, done)
+    table = next(table for table in tables(plan, found, None) if table.title.startswith("Bytes until"))
+    assert table.heads[-2:] == ("uplink to 60 % own", "uplink to 60 % composition")
+    assert [line[-1].text for line in table.lines][1] == "–"
+    for row, line in zip(found, table.lines, strict=True):
+        assert line[-2].text.split(" ")[0] == f"{row.mean['uplink_to_0.6_own'] / 1e3:.1f}"

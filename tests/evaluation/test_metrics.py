@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,10 +14,13 @@ from torch.nn import functional
 
 from interfuse.evaluation.metrics import (
     BINS,
+    Measurements,
     answers,
     auroc,
     calibration_gap,
     confusion,
+    log_prior,
+    measured_on,
     metric_values,
     recalls,
     statistics,
@@ -36,6 +40,11 @@ def cases(draw: st.DrawFn, values: st.SearchStrategy[float] = ANY) -> Case:
     rows = [draw(st.lists(values, min_size=classes, max_size=classes)) for _ in range(n)]
     labels = draw(st.lists(st.integers(0, classes - 1), min_size=n, max_size=n))
     return torch.tensor(rows).reshape(n, classes), torch.tensor(labels, dtype=torch.int64)
+
+
+def values(scores: Tensor, y: Tensor, present: list[bool] | None = None) -> dict[str, Any]:
+    """The metrics of these scores, of a client with all classes unless some are not ``present``."""
+    return metric_values(statistics(scores, y), torch.tensor(present or [True] * scores.shape[1]))
 
 
 def unanswered(row: list[float]) -> bool:
@@ -62,7 +71,44 @@ def test_recall_and_balanced_accuracy_are_over_the_classes_that_are_there(case: 
     assert recalls(confusion(scores, y)).tolist() == pytest.approx(wanted, nan_ok=True)
     present = [value for value in wanted if not math.isnan(value)]
     balanced = sum(present) / len(present) if present else math.nan
-    assert metric_values(statistics(scores, y))["balanced-accuracy"] == pytest.approx(balanced, nan_ok=True)
+    assert values(scores, y)["balanced-accuracy"] == pytest.approx(balanced, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(cases(), st.data())
+def test_absent_and_present_recall_are_means_over_the_classes_of_each_kind(case: Case, data: st.DataObject) -> None:
+    scores, y = case
+    known = data.draw(st.lists(st.booleans(), min_size=scores.shape[1], max_size=scores.shape[1]))
+    found = values(scores, y, known)
+    for name, kind in (("absent-recall", False), ("present-recall", True)):
+        of_kind = [c for c in y.unique().tolist() if known[c] is kind]
+        each = [(answers(scores)[y == c] == c).double().mean().item() for c in of_kind]
+        assert found[name] == pytest.approx(sum(each) / len(each) if each else math.nan, nan_ok=True)
+
+
+def test_the_prior_is_in_closed_form_and_rules_no_class_out() -> None:
+    assert log_prior(torch.tensor([3, 0, 1])).exp().tolist() == pytest.approx([4 / 7, 1 / 7, 2 / 7])
+    assert log_prior(torch.tensor([0, 0])).exp().tolist() == [0.5, 0.5]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 50), min_size=3, max_size=3), st.lists(st.integers(1, 9), min_size=3, max_size=3))
+def test_with_the_prior_the_answer_is_that_of_bayes_rule(counts: list[int], likelihoods: list[int]) -> None:
+    """Logits of a model that saw all classes alike are log-likelihoods up to a constant."""
+    logits = torch.tensor(likelihoods).double().log() + 3.5
+    posterior = [(n + 1) * likelihood for n, likelihood in zip(counts, likelihoods, strict=True)]
+    assert posterior[int((logits + log_prior(torch.tensor(counts))).argmax())] == max(posterior)
+
+
+def test_each_side_of_a_client_has_its_metrics() -> None:
+    own = statistics(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 0]))
+    common = statistics(torch.eye(3)[[0, 1, 1]], torch.tensor([0, 1, 2]))
+    found = measured_on(Measurements(own, common, 2, torch.tensor([True, True, False])))
+    assert found["own"]["accuracy-with-prior"] == pytest.approx(2 / 3)
+    assert math.isnan(found["global"]["accuracy-with-prior"])
+    assert math.isnan(found["own"]["absent-recall"]), "its own test share has no row of class 2"
+    assert (found["global"]["absent-recall"], found["global"]["present-recall"]) == (0, 1)
+    assert (found["own"]["present-recall"], found["own"]["balanced-accuracy"]) == (0.75, 0.75)
 
 
 @settings(deadline=None)
@@ -131,7 +177,9 @@ def test_scores_that_are_no_numbers_are_the_worst_there_is() -> None:
     y = torch.tensor([0, 1, 1, 2])
     lost = torch.full((4, 3), math.nan)
     worst = {"balanced-accuracy": 0.0, "recall": [0.0] * 3, "auroc": 0.0, "calibration-error": 1.0}
-    assert metric_values(statistics(lost, y)) == worst
+    worst |= {"absent-recall": 0.0, "present-recall": 0.0}
+    assert values(lost, y, [True, False, True]) == worst
+    assert int((answers(lost + log_prior(torch.tensor([1, 2, 3]))) == y).sum()) == 0
     one = functional.one_hot(y, 3).float() * 5
     one[0, 2] = math.nan
     assert auroc(one, y).tolist() == [0.0, 0.5, pytest.approx(2 / 3)]
@@ -140,10 +188,11 @@ def test_scores_that_are_no_numbers_are_the_worst_there_is() -> None:
 def test_an_excluded_class_costs_no_answer() -> None:
     """Methods of prototypes give a class that nobody has a score of -inf."""
     y = torch.tensor([0, 1])
-    found = statistics(torch.tensor([[4.0, 0.0, -math.inf], [0.0, 4.0, -math.inf]]), y)
-    assert found.confusion.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    assert metric_values(found)["auroc"] == 1.0
-    assert metric_values(found)["calibration-error"] == pytest.approx(1 / (1 + math.exp(4)))
+    scores = torch.tensor([[4.0, 0.0, -math.inf], [0.0, 4.0, -math.inf]])
+    assert statistics(scores, y).confusion.tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
+    assert values(scores, y)["auroc"] == 1.0
+    assert values(scores, y)["calibration-error"] == pytest.approx(1 / (1 + math.exp(4)))
+    assert answers(scores + log_prior(torch.tensor([0, 0, 9]))).tolist() == [0, 1]
 
 
 @settings(deadline=None)
@@ -158,7 +207,8 @@ def test_what_leaves_a_client_is_finite_statistics_of_a_fixed_size(case: Case) -
 
 
 def test_nothing_is_known_of_no_samples() -> None:
-    found = metric_values(statistics(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)))
-    assert [math.isnan(found[name]) for name in ("balanced-accuracy", "auroc", "calibration-error")] == [True] * 3
+    found = values(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+    scalars = [name for name in found if name != "recall"]
+    assert [math.isnan(found[name]) for name in scalars] == [True] * 5
     assert len(found["recall"]) == 3
     assert all(map(math.isnan, found["recall"]))

@@ -67,7 +67,7 @@ def test_the_page_shows_the_method_beside_local(tmp_path: Path) -> None:
     measured(tmp_path, beside=(ALONE, replace(POOLED, clients=2)))
     found = section(tmp_path)
     text = words(found)
-    assert "AUROC own global ifl 92.0 ± 1.0 81.0 ± 0.0 Local 62.0 ± 1.0 52.0 ± 1.0 Pooled – –" in text
+    assert "AUROC own global ifl 92.0 ± 1.0 81.0 ± 0.0 1 of 2 Local 62.0 ± 1.0 52.0 ± 1.0 Pooled – –" in text
     assert "calibration error own" not in text
     by_class = text.partition("with samples of it")[2]
     assert "ifl Local own global own global cat 60.0 10.0 11.0 14.0" in by_class

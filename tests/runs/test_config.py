@@ -105,7 +105,7 @@ def test_execution_and_environment_do_not_matter() -> None:
         ({"seed": None}, "here: seed = None is impossible"),
         ({"models": "cnn"}, "here: models = 'cnn' is impossible"),
         ({"models": []}, "here: models is empty"),
-        ({"metrics": ["aurok"]}, "here: metrics: 'aurok' is no metric: did you mean 'auroc'? valid: auroc, balanced"),
+        ({"metrics": ["aurok"]}, "here: metrics: 'aurok' is no metric: did you mean 'auroc'? valid: absent-recall"),
         ({"metrics": "auroc"}, "here: metrics = 'auroc' is impossible"),
         ({"models": [3]}, "here: models.0 = 3 is impossible"),
         ({"clients": 0}, "here: clients = 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from worlds import PLAIN, Recorder, dataset_of, federation, live_model, same_bit
 
 from interfuse.data import Dataset
 from interfuse.errors import ConfigError, RunError
-from interfuse.evaluation import METRICS, accuracy, evaluate, measure
-from interfuse.evaluation.accuracy import Measurements
+from interfuse.evaluation import METRICS, Measurements, accuracy, evaluate, measure
 from interfuse.federation import Federation
 from interfuse.messages import Disclosure, disclosed
 from interfuse.result import Result
 from interfuse.runs import Given, RunConfig, execute, resume
+from interfuse.runs.loop import assemble
 
 SCALARS = [name for name in METRICS if name != "recall"]
 
@@ -104,6 +105,11 @@ def test_the_summary_has_what_was_asked_for(path: Path) -> None:
                 known = [value for value in spread["per_client"] if value is not None]
                 assert all(0 <= value <= 1 for value in known)
                 assert len(spread["per_client"]) == 3
+                # all clients have all classes; a prior belongs to a client's own rows
+                nobody = name == "absent-recall" or (name, side) == ("accuracy-with-prior", "global")
+                assert bool(known) is not nobody
+                if nobody:
+                    continue
                 assert spread["mean"] == pytest.approx(np.mean(known))
                 assert spread["std"] == pytest.approx(np.std(known))
         assert np.array(values["confusion"]["global"]).sum(1).tolist() == [24, 24, 24]
@@ -161,7 +167,35 @@ def test_scores_never_leave_a_client() -> None:
         measure(made)
         assert [request.handler for request, _, _ in recorder.up] == ["measurements"] * 3
         sizes = [sum(tensor.numel() for tensor in tensors_in([message])) for _, _, message in recorder.up]
-        assert sizes == [2 * (3 * 4 + 3)] * 3, "what leaves does not grow with the samples"
+        assert sizes == [2 * (3 * 4 + 3) + 1 + 3] * 3, "what leaves does not grow with the samples"
+
+
+@pytest.mark.parametrize(("classes", "lacking"), [(1, 3), (2, 3), (3, 0)])
+def test_clients_that_lack_classes_are_measured_on_them_and_answer_with_their_prior(
+    tmp_path: Path, classes: int, lacking: int
+) -> None:
+    """All have FedAvg's one model, and are measured on the common test set once; but each lacks other classes."""
+    partition = {"name": "pathological", "classes_per_client": classes}
+    config = measured(method="fedavg", settings={"lr": 0.4}, beside=[], test=0.2, partition=partition)
+    execute(config, tmp_path / "run", given=GIVEN)
+    result, data = Result(tmp_path / "run", GIVEN), GIVEN.dataset
+    assert isinstance(data, Dataset)
+    shares = assemble(config, GIVEN).shares
+    assert result.summary.metric("absent-recall", "global").known == lacking
+    for client, share in enumerate(shares):
+        recall, counts = result.metric("recall", "global"), np.bincount(data.y_train.numpy()[share.train], minlength=3)
+        assert (recall[client] == recall[0]).all()
+        assert (counts > 0).sum() == classes
+        for kind, of_kind in (("absent", counts == 0), ("present", counts > 0)):
+            wanted = recall[client, of_kind].mean() if of_kind.any() else math.nan
+            found = result.metric(f"{kind}-recall", "global")[client]
+            assert found == pytest.approx(wanted, nan_ok=True)
+        model = result.model(client)
+        with model.evaluating():
+            scores = model(data.normalise(data.x_train[torch.from_numpy(share.test)]))
+        posterior = scores.double().softmax(1).numpy() * (counts + 1)
+        right = (posterior.argmax(1) == data.y_train.numpy()[share.test]).mean()
+        assert result.metric("accuracy-with-prior")[client] == pytest.approx(right)
 
 
 def test_classes_that_are_not_there_are_left_out(tmp_path: Path) -> None:
@@ -188,6 +222,9 @@ def test_empty_shares_and_clients_that_are_not_evaluated_are_null(
     assert result.confusion("global").sum() == 2 * 24
     for name in METRICS:
         assert np.isnan(result.metric(name, "own")).all()
+        if name in ("absent-recall", "accuracy-with-prior"):
+            assert np.isnan(result.metric(name, "global")).all()
+            continue
         found = np.isnan(result.metric(name, "global")).reshape(3, -1)
         assert found.all(1).tolist() == [False, False, True]
 

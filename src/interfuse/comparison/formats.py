@@ -13,7 +13,7 @@ from interfuse.comparison.notes import Footnote, clients_behind
 from interfuse.comparison.plan import Plan
 from interfuse.comparison.recipe import file_name
 from interfuse.comparison.resolution import paired
-from interfuse.comparison.table import SCORES, Cell, Table, chosen, references
+from interfuse.comparison.table import Cell, Table, chosen, compared_by, references
 
 ONE_COLUMN = 3
 """With more columns beside the names of entries, a table takes both columns of a page."""
@@ -113,7 +113,7 @@ def to_csv(plan: Plan, rows: Sequence[Row], footnotes: Sequence[Footnote]) -> st
     text = io.StringIO()
     keys = measures(rows)
     from_whom = references(plan, rows)
-    pairs = [(reference, key) for reference in from_whom for key in SCORES.values()]
+    pairs = [(reference, key) for reference in from_whom for key in compared_by(plan).values()]
     writer = csv.writer(text, lineterminator="\n")
     heads = ["entry", "method", "chosen", "seeds", "failures", "notes"]
     heads += [f"{key}_minus_{of.name}_{part}" for of, key in pairs for part in ("mean", "half")]
@@ -168,12 +168,12 @@ def to_json(
         "folder": out,
         "seeds": list(plan.asked.seeds),
         "anchor": None if anchor is None else {"entry": plan.asked.anchor, "uplink": anchor.uplink},
-        "entries": [_entry(row, from_whom, footnotes) for row in rows],
+        "entries": [_entry(row, from_whom, footnotes, list(compared_by(plan).values())) for row in rows],
         "notes": list(map(_plain, notes)),
     }
 
 
-def _entry(row: Row, from_whom: Sequence[Row], footnotes: Sequence[Footnote]) -> dict[str, Any]:
+def _entry(row: Row, from_whom: Sequence[Row], footnotes: Sequence[Footnote], keys: Sequence[str]) -> dict[str, Any]:
     means, deviations = row.mean, row.std
     return {
         "name": row.name,
@@ -188,7 +188,7 @@ def _entry(row: Row, from_whom: Sequence[Row], footnotes: Sequence[Footnote]) ->
             side: {str(run.seed): clients_behind(run, side) for run in row.runs} for side in ("own", "global")
         },
         "rows_behind": {str(run.seed): dict(run.summary.rows) for run in row.runs},
-        "differences": {of.name: _differences(row, of) for of in from_whom if row.values and row is not of},
+        "differences": {of.name: _differences(row, of, keys) for of in from_whom if row.values and row is not of},
         "mean": means,
         "std": deviations,
         "seeds": {str(run.seed): dict(values) for run, values in zip(row.runs, row.values, strict=True)},
@@ -196,9 +196,9 @@ def _entry(row: Row, from_whom: Sequence[Row], footnotes: Sequence[Footnote]) ->
     }
 
 
-def _differences(row: Row, reference: Row) -> dict[str, dict[str, Any]]:
+def _differences(row: Row, reference: Row, keys: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Paired differences in the unit of the measure; ``half``, the smallest that the seeds tell, is null for one."""
-    found = {key: paired(row, reference, key) for key in SCORES.values()}
+    found = {key: paired(row, reference, key) for key in keys}
     return {
         key: {"mean": one.mean, "half": one.half, "seeds": one.seeds, "told": one.told} for key, one in found.items()
     }

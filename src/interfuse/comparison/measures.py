@@ -17,14 +17,20 @@ from numpy.typing import NDArray
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
+from interfuse.evaluation import Evidence, Side
 from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
+from interfuse.references import short_name
 from interfuse.report.run import Curve, curve, load
-from interfuse.runs import Summary
+from interfuse.runs import RunConfig, Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores, mean, std
 
 OF_FINAL = 0.95
 """The part of its final global accuracy that the anchor has to reach."""
+
+SIDES: tuple[Side, ...] = ("own", "global")
+OTHER_EVIDENCE: tuple[Evidence, ...] = ("own", "compositions")
+"""What an accuracy may be of, beside the common test set."""
 
 Values = dict[str, float]
 """Measures by key; NaN is unknown."""
@@ -170,12 +176,14 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
     anchor = anchor_of(runs.get(plan.asked.anchor or "", []))
     local = {run.seed: run for run in runs.get("local", [])}
     baseline = {run.seed: run for run in runs.get(plan.asked.baseline or "", [])}
+    measured = list(dict.fromkeys(metric for f in finished for metric in metrics_of(f.entry.config)))
     made = []
     for f in finished:
         found = runs[f.entry.name]
         values = [
             {
                 **accuracies(run.summary),
+                **metrics(run.summary, measured),
                 **beside_local(run.summary, local[run.seed].summary if run.seed in local else NOTHING),
                 **bytes_and_work(run.summary),
                 "flops": operations(run, f.flops),
@@ -212,6 +220,19 @@ def accuracies(summary: Summary) -> Values:
             f"spread_{when}": spread_of_swapped(measured),
         }
     return found | {"stability": summary.stability}
+
+
+def metrics_of(config: RunConfig) -> list[str]:
+    """The metrics of a run that have one number a client."""
+    return [name for name in map(short_name, config.metrics) if name != "recall"]
+
+
+def metrics(summary: Summary, names: Sequence[str]) -> Values:
+    """Of the last round, on both sides; and how many clients lack a class that the common test set has."""
+    found = {f"{side}_{name}": summary.metric(name, side).mean for name in names for side in SIDES}
+    if "absent-recall" in names:
+        found["lacking"] = float(summary.metric("absent-recall", "global").known)
+    return found
 
 
 def spread_of_swapped(found: Scores) -> float:
@@ -271,23 +292,28 @@ def bytes_and_work(summary: Summary) -> Values:
     }
 
 
-def first_at(run: SeedRun, accuracy: float, values: NDArray[np.int64] | NDArray[np.float64]) -> float:
-    """The value, one of each point, where the mean global accuracy on the curve is there for the first time.
+def first_at(
+    run: SeedRun, accuracy: float, values: NDArray[np.int64] | NDArray[np.float64], evidence: Evidence = "global"
+) -> float:
+    """The value, one of each point, where a mean accuracy on the curve is there for the first time.
 
     NaN where it never is.
     """
-    reached = np.flatnonzero(run.curve.common >= accuracy)
+    curves = {"own": run.curve.own, "global": run.curve.common, "compositions": run.curve.composition}
+    reached = np.flatnonzero(curves[evidence] >= accuracy)
     return float(values[reached[0]]) if len(reached) else math.nan
 
 
 def bytes_to(run: SeedRun, accuracies: Sequence[float]) -> Values:
-    """Bytes until an accuracy."""
+    """Bytes until a global accuracy, and up until the same in own accuracy and over all compositions."""
     found: Values = {}
     ways = {"uplink": run.curve.uplink, "downlink": run.downlink, "uplink_wire": run.uplink_wire}
     for accuracy in accuracies:
         for way, sizes in ways.items():
             size = first_at(run, accuracy, sizes)
             found |= {f"{way}_to_{accuracy:g}": size, f"{way}_to_{accuracy:g}_per_client": size / run.clients}
+        for evidence in OTHER_EVIDENCE:
+            found[f"uplink_to_{accuracy:g}_{evidence}"] = first_at(run, accuracy, run.curve.uplink, evidence)
     return found
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from interfuse.clock import LINKS, OWN
-from interfuse.comparison.measures import Anchor, Row, newcomers_of, score_of
+from interfuse.comparison.measures import SIDES, Anchor, Row, metrics_of, newcomers_of, score_of
 from interfuse.comparison.notes import Footnote, rows_behind
 from interfuse.comparison.plan import Plan
 from interfuse.comparison.resolution import best_of, paired
 from interfuse.errors import ConfigError, nearest
-from interfuse.report.text import UNKNOWN, capital, with_article
+from interfuse.report.text import EXPLAINED, METRICS, UNKNOWN, capital, figures, with_article
 from interfuse.runs.differences import points
 from interfuse.runs.words import counts, decimals, operations, percents, size
 
@@ -21,7 +21,7 @@ MOST_COLUMNS = 7
 UNTOLD = "≈"
 """Stands behind what these seeds do not tell: from 0, or from the best of a column."""
 SCORES = {"own": "own_last", "global": "global_last", "composition": "composition_last"}
-"""What entries are compared by."""
+"""What entries are compared by in every comparison."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,12 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
         "these begin before training or are fewer than three)."
     )
     make.add("Swapped blocks and spread", text, _SPREAD)
+    if measured := _metrics(asked_metrics(plan)):
+        known = [column for column in measured if any(row.values and row.known(column.key) for row in rows)]
+        explained = [EXPLAINED[name] for name in EXPLAINED if name in asked_metrics(plan)]
+        ranked = resolution(rows, [column for column in known if column.ranked])
+        text = "In %, after the last round: on own test shares, and on the common test set."
+        make.add("Metrics beyond accuracy", text, known, [ranked, *explained])
     if coded:
         text = "Bytes of all clients before and after codecs, headers of messages included; and how many times less."
         make.add("On the wire", text, _WIRE)
@@ -205,7 +211,11 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
         make.add("Newcomers", text, _NEWCOMERS)
     if reached:
         text = f"Raw bytes until the mean global {score} on the curve is there for the first time; – is never."
-        make.add(f"Bytes until {a_score}", text, _until(reached, coded))
+        until = _until(reached, coded) + [
+            column for column in _until_other(reached) if any(row.values and row.known(column.key) for row in rows)
+        ]
+        text += " Own: until it is there on own test shares. Composition: over all pairs of blocks."
+        make.add(f"Bytes until {a_score}", text, until)
         text = "Virtual seconds until then, on the clients' devices, and if all links had one rate; "
         make.add(f"Virtual time until {a_score}", f"{text}– is never or unknown.", _until_when(reached))
     if reached and asked.baseline is not None:
@@ -253,8 +263,16 @@ def references(plan: Plan, rows: Sequence[Row]) -> list[Row]:
     return (named or list(there.values())[:1]) if len(there) > 1 else []
 
 
+def compared_by(plan: Plan) -> dict[str, str]:
+    """What differences are taken of, key by heading: scores, and metrics of which more is better."""
+    return SCORES | {column.head: column.key for column in _metrics(asked_metrics(plan)) if column.ranked}
+
+
 def _differences(make: _Maker, reference: Row) -> Table:
-    keys = {head: key for head, key in SCORES.items() if any(row.values and row.known(key) for row in make.rows)}
+    keys = {
+        head: key for head, key in compared_by(make.plan).items()
+        if any(row.values and row.known(key) for row in make.rows)
+    }  # fmt: skip
     lines = []
     for row in make.rows:
         if row is not reference:
@@ -335,7 +353,8 @@ def columns_of(plan: Plan) -> list[Column]:
     """
     asked = plan.asked
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (asked.anchor is not None)
-    known = [*_ALWAYS, *_until(asked.accuracies, True), *_until_when(asked.accuracies)]
+    known = [*_ALWAYS, *_metrics(asked_metrics(plan))]
+    known += [*_until(asked.accuracies, True), *_until_other(asked.accuracies), *_until_when(asked.accuracies)]
     known += [*_rounds(asked.accuracies) * (asked.baseline is not None), *_within(limits, asked.anchor, True)]
     known += _NEWCOMERS * bool(newcomers_of(plan))
     by_name = {column.name or column.key: column for column in known}
@@ -353,6 +372,33 @@ def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
         for accuracy in accuracies
         for head, key, rule in heads
     ]
+
+
+def _until_other(accuracies: Sequence[float]) -> list[Column]:
+    """Beside the global accuracy."""
+    return [
+        Column(f"uplink to {100 * accuracy:g} % {name}", f"uplink_to_{accuracy:g}_{evidence}", size)
+        for accuracy in accuracies
+        for evidence, name in (("own", "own"), ("compositions", "composition"))
+    ]
+
+
+def asked_metrics(plan: Plan) -> list[str]:
+    """Metrics of any entry that have one number a client."""
+    return list(dict.fromkeys(name for entry in plan.entries for name in metrics_of(entry.config)))
+
+
+def _metrics(names: Sequence[str]) -> list[Column]:
+    """Those that people know by a name are shares; of those of the user nobody knows whether more is better."""
+    found = [
+        Column(
+            f"{side} {METRICS.get(name, name)}", f"{side}_{name}", percents if name in METRICS else figures,
+            f"{side}-{name}", ranked=name in METRICS and name != "calibration-error",
+        )
+        for name in names for side in SIDES
+    ]  # fmt: skip
+    lacking = Column("clients that lack a class", "lacking", counts)
+    return [*found, lacking] if "absent-recall" in names else found
 
 
 def _until_when(accuracies: Sequence[float]) -> list[Column]:

@@ -8,7 +8,6 @@ from interfuse.evaluation.accuracy import (
     CommonTest,
     Evaluation,
     Evidence,
-    Measurements,
     Mode,
     common_test,
     compose,
@@ -17,7 +16,7 @@ from interfuse.evaluation.accuracy import (
     evaluation_on,
     measure,
 )
-from interfuse.evaluation.metrics import METRICS, OwnMetric, Statistics, metric_values, try_metrics
+from interfuse.evaluation.metrics import METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
 from interfuse.evaluation.similarity import (
     features_by_group,
     groups_of_stages,
@@ -36,7 +35,7 @@ __all__ = [
     "Measurements",
     "Mode",
     "OwnMetric",
-    "Statistics",
+    "Side",
     "common_test",
     "compose",
     "evaluate",
@@ -46,7 +45,7 @@ __all__ = [
     "groups_of_stages",
     "linear_cka",
     "measure",
-    "metric_values",
+    "measured_on",
     "similarity",
     "similarity_by_group",
     "try_metrics",

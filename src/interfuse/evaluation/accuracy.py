@@ -17,9 +17,10 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
 from interfuse.data.inputs import named, together
+from interfuse.data.task import answers
 from interfuse.equals import BLOCKS, same_bits
 from interfuse.errors import ClientError, DataError
-from interfuse.evaluation.metrics import OwnMetric, Statistics, statistics
+from interfuse.evaluation.metrics import Measurements, OwnMetric, Statistics, log_prior, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
 from interfuse.messages import Data, Disclosure, Features, Message
@@ -90,13 +91,6 @@ class Composition(Message):
     """The task's sums of one modular block behind the base blocks that differ, in the order of clients."""
 
     by_base: Annotated[Float64[Tensor, "bases sums"], Disclosure.STATISTICS]
-
-
-class Measurements(Message):
-    """What all metrics follow from: on the client's test share, and on the common test set."""
-
-    own: Statistics
-    common: Statistics
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,18 +185,26 @@ class Evaluation(Program):
     @on_client
     def measurements(self, client: Client) -> Measurements:
         """Statistics of the method's scores on everything; the scores themselves stay here."""
+        counts = torch.bincount(client.data.labels().cpu(), minlength=client.dims["classes"])
+        scores, y = self._scores(client, client.data.test())
         return Measurements(
-            self._statistics(client, client.data.test()),
+            statistics(scores, y, self.own_metrics),
             self._of_common("measurements", client, self._statistics, full=True),
+            int((answers(scores + log_prior(counts)) == y).sum()),
+            counts > 0,
         )
 
     def _statistics(self, client: Client, batches: Iterable[Batch]) -> Statistics:
+        return statistics(*self._scores(client, batches), self.own_metrics)
+
+    def _scores(self, client: Client, batches: Iterable[Batch]) -> tuple[Tensor, Tensor]:
+        """What the method makes of samples ``[n, classes]``, and their labels ``[n]``, on the CPU."""
         scores, labels = [torch.zeros(0, client.dims["classes"])], [torch.zeros(0, dtype=torch.int64)]
         with client.model.evaluating():
             for batch in batches:
                 scores.append(self.method.predict(client, batch.x).cpu())
                 labels.append(batch.y.cpu())
-        return statistics(torch.cat(scores), torch.cat(labels), self.own_metrics)
+        return torch.cat(scores), torch.cat(labels)
 
     @on_client
     def fused(self, client: Client, scope: Scope) -> FusedTest:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,8 +21,13 @@ from interfuse.data.task import answers, share
 from interfuse.errors import ConfigError
 from interfuse.messages import Disclosure, Message
 
-METRICS = ("balanced-accuracy", "recall", "auroc", "calibration-error")
+METRICS = (
+    "balanced-accuracy", "recall", "absent-recall", "present-recall", "accuracy-with-prior", "auroc",
+    "calibration-error",
+)  # fmt: skip
 """What a recipe can ask for."""
+Side = Literal["own", "global"]
+"""Where a client is measured: on its own test share, or on the common test set."""
 OwnMetric = Callable[[Tensor, Tensor], float]
 """A metric of the user: from scores [n, classes] of a client's method and labels [n], n > 0, to a number, which may be
 NaN. Higher or lower may be better; it is a mean over clients in results, and no percentage."""
@@ -45,6 +50,22 @@ class Statistics(Message):
     auroc_sum: float
     auroc_classes: int
     own: dict[str, float]
+
+
+class Measurements(Message):
+    """What all metrics of one client follow from.
+
+    Attributes:
+        own: On the client's own test share.
+        common: On the common test set.
+        right_with_prior: How many of its own test rows the client answers right with its prior; see :func:`log_prior`.
+        present: Of which classes it has training rows.
+    """
+
+    own: Statistics
+    common: Statistics
+    right_with_prior: int
+    present: Annotated[Bool[Tensor, "classes"], Disclosure.STATISTICS]
 
 
 def own_value(name: str, metric: OwnMetric, scores: Float[Tensor, "n classes"], y: Int64[Tensor, "n"]) -> float:
@@ -88,18 +109,43 @@ def statistics(
     )
 
 
-def metric_values(found: Statistics) -> dict[str, Any]:
-    """Every built-in metric by name, between 0 and 1, and those of the user of which something can be said.
+def measured_on(found: Measurements) -> dict[Side, dict[str, Any]]:
+    """The metrics of a client on its own test share, and on the common test set; see :func:`metric_values`.
 
-    NaN where no sample tells; ``recall`` is a list, one number a class.
+    The accuracy with prior is on the own test share alone: the prior is that of the client's own rows.
+    """
+    own, common = metric_values(found.own, found.present), metric_values(found.common, found.present)
+    with_prior = share(found.right_with_prior, int(found.own.confusion.sum()))
+    return {"own": own | {"accuracy-with-prior": with_prior}, "global": common | {"accuracy-with-prior": math.nan}}
+
+
+def metric_values(found: Statistics, present: Bool[Tensor, "classes"]) -> dict[str, Any]:
+    """The metrics of a client on some samples by name, between 0 and 1, and those of the user of which something can
+    be said.
+
+    NaN where no sample tells; ``recall`` is a list, one number a class. ``absent-recall`` is its mean over the classes
+    with samples here of which the client has no training row, ``present-recall`` that over the others.
     """
     recall = recalls(found.confusion)
     return found.own | {
         "balanced-accuracy": float(recall.nanmean()),
         "recall": recall.tolist(),
+        "absent-recall": float(recall[~present].nanmean()),
+        "present-recall": float(recall[present].nanmean()),
         "auroc": share(found.auroc_sum, found.auroc_classes),
         "calibration-error": share(found.calibration_gap, int(found.confusion.sum())),
     }
+
+
+def log_prior(counts: Int64[Tensor, "classes"]) -> Float64[Tensor, "classes"]:
+    """log π_c of a client with so many training rows of each class: π_c = (n_c + 1) / (n + C).
+
+    Added to the logits of a model whose training saw all classes alike, it makes of them the answers of a client whose
+    classes are those frequencies (Bayes' rule). The one row more a class (Laplace's rule of succession) leaves a class
+    that the client has never seen a chance: the logarithm of no row at all would rule it out. Scores that are no
+    logits, such as negative distances, get the same addend, and then it is no rule of probability.
+    """
+    return ((counts + 1).double() / (counts.sum() + len(counts))).log()
 
 
 def confusion(scores: Float[Tensor, "n classes"], y: Int64[Tensor, "n"]) -> Int64[Tensor, "classes answers"]:

@@ -23,6 +23,7 @@ from interfuse.report.text import (
     percent,
     sides,
     size,
+    told_by,
 )
 from interfuse.runs import Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores
@@ -42,9 +43,10 @@ def console_summary(summary: Summary) -> RenderableType:
     if summary.evaluation != "none":
         parts.append(_line(f"own {summary.score}", summary.own_accuracy.mean, own))
     for name, called in measured(summary).items():
-        mean, alone = (scores.metric(name, "own").mean for scores in (summary, local))
+        side = told_by(name)
+        mean, alone = (scores.metric(name, side).mean for scores in (summary, local))
         form = percent if name in METRICS else number
-        parts.append(_line(f"own {called}", mean, [] if math.isnan(alone) else [("Local", alone)], form))
+        parts.append(_line(f"{side} {called}", mean, [] if math.isnan(alone) else [("Local", alone)], form))
     stopped = "" if summary.stopped is None else f"{capital(str(summary.stopped))}.\n"
     parts += [Text(summary.headline.text), Text(stopped)]
     for warning in summary.warnings:

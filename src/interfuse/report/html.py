@@ -16,6 +16,7 @@ from interfuse.references import short_name
 from interfuse.report.plots import MOST_NUMBERS, inline_svg
 from interfuse.report.run import Run
 from interfuse.report.text import (
+    EXPLAINED,
     METRICS,
     UNKNOWN,
     architecture,
@@ -62,6 +63,7 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         measured=measured(summary),
         over_clients=over_clients(summary),
         percentages=METRICS,
+        explained=[EXPLAINED[name] for name in EXPLAINED if name in summary.metrics],
         recalls={name: sides for name, sides in recalls.items() if all(sides)},
         architectures={client.id: architecture(client, summary) for client in summary.clients},
         clients=[(client, *by_client.get(client.id, (math.nan, math.nan))) for client in summary.clients],

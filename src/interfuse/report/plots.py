@@ -28,10 +28,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
+from interfuse.evaluation import Side
 from interfuse.references import short_name
 from interfuse.report.run import Curve, Run, curve
 from interfuse.report.text import bare_percent, over_clients
-from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores, Side
+from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores
 from interfuse.runs.words import prefix_of
 
 INK, PAPER = "#1f2329", "#fefefe"

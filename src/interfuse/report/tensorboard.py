@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interfuse.errors import ConfigError
-from interfuse.report.text import measured
+from interfuse.report.text import measured, told_by
 from interfuse.runs import Callback, Row, RunConfig, Summary
 from interfuse.runs.config import to_toml
 from interfuse.runs.summary import mean
@@ -65,7 +65,7 @@ class TensorBoard(Callback):
         self._scalars(values | scores, row.round)
 
     def on_end(self, summary: Summary) -> None:
-        metrics = {f"final/{name}": summary.metric(name, "own").mean for name in measured(summary)}
+        metrics = {f"final/{name}": summary.metric(name, told_by(name)).mean for name in measured(summary)}
         self._scalars(metrics, summary.rounds)
         self._add(summary.rounds, summary=self._text_of("headline", summary.headline.text))
         self._writer.close()

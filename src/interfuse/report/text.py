@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from interfuse.evaluation import Evidence
+from interfuse.evaluation import Evidence, Side
 from interfuse.references import short_name
 from interfuse.runs import Summary
 from interfuse.runs.summary import NO_COLLABORATION, ClientFacts, Scores, mean, std
 from interfuse.runs.words import UNKNOWN, bare_percent, capital, counted, percent, size
 
 __all__ = [
+    "EXPLAINED",
     "METRICS",
     "UNKNOWN",
     "architecture",
     "bare_percent",
     "by_name",
     "capital",
+    "figures",
     "measured",
     "number",
     "over_clients",
@@ -26,11 +28,28 @@ __all__ = [
     "sides",
     "size",
     "title",
+    "told_by",
     "with_article",
 ]
 
-METRICS = {"balanced-accuracy": "balanced accuracy", "auroc": "AUROC", "calibration-error": "calibration error"}
+METRICS = {
+    "balanced-accuracy": "balanced accuracy",
+    "accuracy-with-prior": "accuracy with prior",
+    "absent-recall": "recall of absent classes",
+    "present-recall": "recall of present classes",
+    "auroc": "AUROC",
+    "calibration-error": "calibration error",
+}
 """Built-in metrics with one number a client, as people call them; they are shown as percentages."""
+EXPLAINED = {
+    "accuracy-with-prior": "Accuracy with prior: the logarithm of how often the client has each class in training is "
+    "added to its scores, on its own test share; where a method’s scores are distances it means little.",
+    "absent-recall": "Absent classes are those of which a client has no training row; a client that has all has none.",
+    "calibration-error": "The calibration error compares softmax confidence with accuracy in 15 bins, less is better; "
+    "where a method’s scores are distances it means little.",
+}
+"""What a reader has to know of a metric beside its name."""
+_ON_THE_COMMON_SET = ("absent-recall", "present-recall")
 
 
 def number(value: float) -> str:
@@ -38,10 +57,20 @@ def number(value: float) -> str:
     return UNKNOWN if math.isnan(value) else f"{value:.4g}"
 
 
+def figures(mean: float, std: float = math.nan) -> str:
+    """Mean and standard deviation of numbers of unknown unit."""
+    return number(mean) if math.isnan(std) else f"{number(mean)} ± {number(std)}"
+
+
 def measured(summary: Summary) -> dict[str, str]:
     """What people call the metrics of a run that have one number a client, by name; the user's own come last."""
     own = {name: name for name in summary.metrics if name not in METRICS and name != "recall"}
     return {name: text for name, text in METRICS.items() if name in summary.metrics} | own
+
+
+def told_by(metric: str) -> Side:
+    """The side that a metric is read off where one number is all there is room for."""
+    return "global" if metric in _ON_THE_COMMON_SET else "own"
 
 
 def scores(summary: Summary) -> list[tuple[str, str, dict[str, str]]]:

@@ -92,9 +92,9 @@ class RunSettings(TypedDict, total=False):
             beside it has as many rounds as it had; None: all rounds.
         device: ``cpu``, ``cuda``, ``cuda:1``.
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
-        metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``auroc``,
-            ``calibration-error``; or functions of (scores ``[n, classes]``, labels ``[n]``) to a number, also
-            ``file.py:function``.
+        metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``absent-recall``,
+            ``present-recall``, ``accuracy-with-prior``, ``auroc``, ``calibration-error``; or functions of
+            (scores ``[n, classes]``, labels ``[n]``) to a number, also ``file.py:function``.
         validation, test: Fractions of each client's share. With ``test = "source"`` its own test rows are those that
             the source has for its groups, and none are taken from its share.
         divide: Which rows the clients share: the ``train`` rows of the data set, or ``all``; then the common test set

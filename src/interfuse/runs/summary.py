@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from interfuse.errors import Notice, RunError
-from interfuse.evaluation import Evidence, Mode
+from interfuse.evaluation import Evidence, Mode, Side
 from interfuse.wire import Volume
 
 NO_COLLABORATION = ("local", "pooled")
@@ -28,8 +28,6 @@ Numbers = tuple[Number, ...]
 Rows = tuple[Numbers, ...]
 Counts = tuple[tuple[int, ...], ...]
 Matrix = Float[np.ndarray, "bases modulars"]
-Side = Literal["own", "global"]
-"""Where a client is measured: on its own test share, or on the common test set."""
 
 
 def mean(values: Iterable[float]) -> float:
@@ -183,6 +181,11 @@ class Spread(Record):
         """The spread of the clients that have a value."""
         each = tuple(values)
         return cls(mean=mean(each), std=std(each), per_client=each)
+
+    @property
+    def known(self) -> int:
+        """How many clients have a value."""
+        return sum(not math.isnan(value) for value in self.per_client)
 
 
 UNKNOWN = Spread.of(())

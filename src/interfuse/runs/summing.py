@@ -10,10 +10,11 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from interfuse.client import ClientId
 from interfuse.errors import Notice
-from interfuse.evaluation import Accuracies, Measurements, Statistics, metric_values
+from interfuse.evaluation import Accuracies, Measurements, Side, measured_on
 from interfuse.method import disclosures
 from interfuse.references import short_name
 from interfuse.runs.config import RunConfig
@@ -32,7 +33,6 @@ from interfuse.runs.summary import (
     Row,
     Rows,
     Scores,
-    Side,
     Spread,
     Steps,
     Stopped,
@@ -218,16 +218,17 @@ def scores_of(point: Point | Accuracies | None) -> Scores:
 
 def with_metrics(scores: Scores, config: RunConfig, measured: Mapping[ClientId, Measurements]) -> Scores:
     """The same with the metrics that were asked for, and the confusion matrices behind them."""
-    sides: dict[Side, list[Statistics]] = {
-        "own": [found.own for found in measured.values()],
-        "global": [found.common for found in measured.values()],
+    values = [measured_on(found) for found in measured.values()]
+    sides: dict[Side, list[Tensor]] = {
+        "own": [found.own.confusion for found in measured.values()],
+        "global": [found.common.confusion for found in measured.values()],
     }
-    values = {side: [metric_values(found) for found in by_client] for side, by_client in sides.items()}
     found = {
         "metrics": {
-            name: {side: _by_client(name, values[side]) for side in sides} for name in map(short_name, config.metrics)
+            name: {side: _by_client(name, [of_client[side] for of_client in values]) for side in sides}
+            for name in map(short_name, config.metrics)
         },
-        "confusion": {side: torch.stack([f.confusion for f in sides[side]]).sum(0).tolist() for side in sides},
+        "confusion": {side: torch.stack(by_client).sum(0).tolist() for side, by_client in sides.items()},
     }
     return Scores.model_validate(scores.model_dump(exclude_unset=True) | found)
 
