@@ -204,3 +204,13 @@ def test_modular_phases_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyP
     rows = json.loads((tmp_path / "smoke" / "modular.json").read_text(encoding="utf-8"))["rows"]
     assert [row.pop("clients") for row in rows] == [2, 8]
     assert all(len(row) == 4 and min(row.values()) > 0 for row in rows)
+
+
+def test_seconds_of_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    assert (
+        module("steps").main(["mlp", "HtFE2-narrow", "--shape", "1", "16", "16", "--width", "8", "--steps", "2"]) == 0
+    )
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [name.strip() for name, _ in rows] == ["mlp", "htfl-cnn-narrow", "tv-resnet18-narrow"]
+    assert all(float(seconds) > 0 for _, seconds in rows)

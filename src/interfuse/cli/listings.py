@@ -79,7 +79,11 @@ def zoo() -> RenderableType:
         "Behind the name of a ResNet may follow -group or -static (its normalisation), -exits1 to -exits4 (an exit "
         "behind each of the first groups) and @0.5 (the rate at which channels are kept)."
     )
-    return Group(table(("model", "what it is"), rows), default, *several, variants)
+    quarter = (
+        "Behind the name of a model that begins with tv- or htfl- may follow -narrow (a quarter of all widths) and "
+        "-h256 (a hidden layer of 256 in the modular block)."
+    )
+    return Group(table(("model", "what it is"), rows), default, *several, variants, quarter)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], title: str | None = None) -> Table:

@@ -89,17 +89,17 @@ def _resnet(
     inputs, *sides = grid(f"resnet{depth}", sample_shape)
     norm_of = _norm(norm, len(sides))
     channels = math.ceil(rate * width)
-    stages: dict[str, nn.Module] = {"stem": _Stem(len(sides), inputs, channels, norm_of)}
+    stages: dict[str, nn.Module] = {"stem": Stem(len(sides), inputs, channels, norm_of)}
     for group, blocks in enumerate(DEPTHS[depth][: exits or None], 1):
         outputs = math.ceil(rate * width * 2 ** (group - 1))
         for block in range(blocks):
             stride = 2 if group > 1 and block == 0 else 1
-            stages[f"layer{group}.{block}"] = _Block(len(sides), channels, outputs, stride, norm_of)
+            stages[f"layer{group}.{block}"] = BasicBlock(len(sides), channels, outputs, stride, norm_of)
             channels = outputs
         if exits:
             stages[f"exit{group}"] = Exit(channels, classes, last=group == exits)
     if not exits:
-        stages |= {"pool": _Mean(), "fc": nn.Linear(channels, classes)}
+        stages |= {"pool": Mean(), "fc": nn.Linear(channels, classes)}
     first, *middle, last = stages
     return SplitModel(stages, {"extractor": (first,), "intermediate": tuple(middle), "classifier": (last,)})
 
@@ -131,12 +131,12 @@ def exit_logits(model: SplitModel, x: Float[Tensor, "batch ..."]) -> list[Float[
     return [*early, x]
 
 
-class _Stem(nn.Module):
+class Stem(nn.Module):
     """Convolution of 7 (by 7) and maximum pooling, each of stride 2."""
 
     def __init__(self, sides: int, inputs: int, outputs: int, norm: Norm) -> None:
         super().__init__()
-        self.conv = _convolution(sides, inputs, outputs, 7, stride=2)
+        self.conv = bias_free(sides, inputs, outputs, 7, stride=2)
         self.norm = norm(outputs)
         self.pool = _POOLINGS[sides](3, stride=2, padding=1)
 
@@ -145,16 +145,16 @@ class _Stem(nn.Module):
         return functional.relu(self.pool(self.norm(self.conv(x))))
 
 
-class _Block(nn.Module):
+class BasicBlock(nn.Module):
     """Two convolutions of 3 (by 3) beside the identity, or beside a convolution of 1 where the shape changes."""
 
     def __init__(self, sides: int, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _convolution(sides, inputs, outputs, 3, stride), norm(outputs)
-        self.conv2, self.norm2 = _convolution(sides, outputs, outputs, 3), norm(outputs)
+        self.conv1, self.norm1 = bias_free(sides, inputs, outputs, 3, stride), norm(outputs)
+        self.conv2, self.norm2 = bias_free(sides, outputs, outputs, 3), norm(outputs)
         self.shortcut = nn.Sequential()
         if stride != 1:  # the same blocks at every rate, however few channels are left
-            self.shortcut.add_module("conv", _convolution(sides, inputs, outputs, 1, stride))
+            self.shortcut.add_module("conv", bias_free(sides, inputs, outputs, 1, stride))
             self.shortcut.add_module("norm", norm(outputs))
 
     def forward(self, x: Float[Tensor, "batch inputs *sides"]) -> Float[Tensor, "batch outputs *smaller"]:
@@ -162,7 +162,7 @@ class _Block(nn.Module):
         return functional.relu(self.norm2(self.conv2(inner)) + self.shortcut(x))
 
 
-class _Mean(nn.Module):
+class Mean(nn.Module):
     """The mean over all sides: one vector a sample."""
 
     def forward(self, x: Float[Tensor, "batch channels *sides"]) -> Float[Tensor, "batch channels"]:
@@ -204,7 +204,8 @@ def _norm(name: NormName, sides: int) -> Norm:
     return kinds[name]
 
 
-def _convolution(sides: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+def bias_free(sides: int, inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Module:
+    """A convolution without bias that keeps the sides, but for the stride; drawn as by He et al. (ICCV 2015)."""
     layer = CONVOLUTIONS[sides](inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer

@@ -20,10 +20,10 @@ from torch import nn
 
 from interfuse.data import Shape
 from interfuse.errors import ConfigError, ModelError, nearest
+from interfuse.models import htfllib, resnets
 from interfuse.models.contrasts import cut_after, deep, residual, shallow, transformer
-from interfuse.models.htfllib import htfl_cnn
 from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
-from interfuse.models.resnets import DEPTHS, WIDTHS, named, resnet
+from interfuse.models.resnets import DEPTHS, WIDTHS, resnet
 from interfuse.models.split import SplitModel, pair
 from interfuse.references import is_reference, load_reference
 
@@ -105,17 +105,20 @@ _ZOO: Mapping[str, Builder] = {
     "transformer": transformer,
     "shallow": shallow,
     "deep": deep,
-    "htfl-cnn": htfl_cnn,
     **{f"cut-{layers}": cut_after(layers) for layers in range(1, 5)},
     **{
         f"resnet{depth}{width}": resnet(depth, width=channels) for width, channels in WIDTHS.items() for depth in DEPTHS
     },
+    **htfllib.builders(),
 }
 
 FEDERATIONS: Mapping[str, tuple[str, ...]] = {
-    f"resnets{width}": tuple(f"resnet{depth}{width}" for depth in DEPTHS) for width in WIDTHS
+    **{f"resnets{width}": tuple(f"resnet{depth}{width}" for depth in DEPTHS) for width in WIDTHS},
+    **htfllib.groups(),
 }
 """Several models under one name, dealt to the clients in turn."""
+
+_BY_PLAIN_NAME = {name.lower(): members for name, members in FEDERATIONS.items()}
 
 
 def available() -> list[ModelInfo]:
@@ -124,28 +127,32 @@ def available() -> list[ModelInfo]:
 
 
 def expanded(models: Iterable[M]) -> list[M | str]:
-    """The same models with those of a federation in the place of its name."""
+    """The same models with those of a federation in the place of its name.
+
+    A federation may be named in letters of any case, and as an option of HtFLlib has it: ``HtFE-img-8``.
+    """
     found: list[M | str] = []
     for model in models:
-        found.extend(FEDERATIONS.get(model, (model,)) if isinstance(model, str) else (model,))
+        plain = model.lower().replace("-img-", "") if isinstance(model, str) else None
+        found.extend((model,) if plain is None else _BY_PLAIN_NAME.get(plain, (model,)))
     return found
 
 
 def resolve(reference: str | Callable[..., object]) -> Builder:
     """The builder for a name, for ``package.module:function`` or ``path/file.py:function``, or a function.
 
-    A name is one of the zoo or a variant of a ResNet (:func:`interfuse.models.resnets.named`). A function gets those of
-    the keywords ``sample_shape``, ``classes`` and ``width`` that it names, and returns a :class:`SplitModel` or a pair
-    (base block, modular block).
+    A name is one of the zoo or a variant (:func:`interfuse.models.resnets.named`,
+    :func:`interfuse.models.htfllib.named`). A function gets those of the keywords ``sample_shape``, ``classes`` and
+    ``width`` that it names, and returns a :class:`SplitModel` or a pair (base block, modular block).
 
     Raises:
         ConfigError: the name is unknown, the reference cannot be loaded or is no such function.
     """
     if isinstance(reference, str) and not is_reference(reference):
-        builder = _ZOO.get(reference) or named(reference)
+        builder = _ZOO.get(reference) or resnets.named(reference) or htfllib.named(reference)
         if builder is None:
             raise ConfigError(
-                f"unknown model {reference!r}: {nearest(reference, _ZOO)}; "
+                f"unknown model {reference!r}: {nearest(reference, [*_ZOO, *FEDERATIONS])}; "
                 "or name your own as 'package.module:function' or 'path/file.py:function'"
             )
         return partial(_of_one_input, reference, builder)
