@@ -7,7 +7,7 @@ import copy
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -26,10 +26,14 @@ from interfuse.data import Batch, Classification
 from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
 from interfuse.families.imitation import imitation, noisy_loss
+from interfuse.families.prototypes import pulled
 from interfuse.families.submodels import masked_cross_entropy
+from interfuse.methods import feddistill
 from interfuse.methods.fedet import taught
-from interfuse.methods.fedproto import pulled
+from interfuse.methods.fedkd import distilled
+from interfuse.methods.fedmrl import nested
 from interfuse.methods.fedre import entangled_cross_entropy
+from interfuse.methods.fedtgp import apart, generator
 from interfuse.methods.fml import mutual
 from interfuse.methods.fml_uncertainty_gate import gated
 from interfuse.methods.ifl_private_labels import likelihood
@@ -115,15 +119,22 @@ CASES: dict[Callable[..., Tensor], Case] = {
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
     mutual: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "batch"},
     gated: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "elements", "most": 1 - rand(g) / 2, "largest": 2},
+    distilled: lambda model, g: {"over": "elements", "floor": 1e-3},
+    nested: lambda model, g: {"prefix": WIDTH},
+    apart: lambda model, g: {"known": torch.tensor([True] * CLASSES), "margin": rand(g)},
+    feddistill.taught: lambda model, g: {
+        "table": rand(g, CLASSES, CLASSES),
+        "known": rand(g, CLASSES) > 0.3,
+        "weight": 0.5,
+    },
 }
-SIDE_BY_SIDE: set[Callable[..., Tensor]] = {mutual, gated}
-"""Objectives of two networks that are trained in one step."""
 ON_FEATURES: set[Callable[..., Tensor]] = {
     modular_cross_entropy,
     supervised_modular,
     likelihood,
     mixed_likelihood,
     entangled_cross_entropy,
+    apart,
 }
 
 
@@ -183,15 +194,30 @@ def normalised() -> SplitModel:
     )
 
 
-def two(build: Callable[[], SplitModel]) -> SplitModel:
-    return side_by_side({"model": build(), "meme": build()})
-
-
 def exits() -> SplitModel:
     inputs = nn.Sequential(nn.Unflatten(1, (1, INPUTS, 1)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
     return SplitModel(
         {"one": inputs, "exit1": Exit(4, CLASSES, last=False), "two": nn.Tanh(), "exit2": Exit(4, CLASSES, last=True)}
     )
+
+
+def beside() -> SplitModel:
+    """A model, a meme, and what lies between their features."""
+    widths = {"projection": WIDTH, "projector": 2 * WIDTH}
+    between = {name: SplitModel({name: nn.Linear(inputs, WIDTH)}) for name, inputs in widths.items()}
+    return side_by_side({"model": flat(), "meme": normalised(), **between})
+
+
+def of_classes() -> SplitModel:
+    return generator(CLASSES, WIDTH, 7)
+
+
+BUILDS: dict[Callable[..., Tensor], Sequence[Callable[[], SplitModel]]] = {
+    multi_exit: (flat, normalised, exits),
+    **dict.fromkeys((mutual, gated, distilled, nested), (beside,)),
+    apart: (of_classes,),
+}
+"""What a model must be for an objective; for others a plain one, with or without statistics."""
 
 
 class View(nn.Module):
@@ -226,18 +252,13 @@ def batch_for(objective: Callable[..., Tensor], generator: torch.Generator) -> t
     return x, torch.randperm(ROWS, generator=generator) % CLASSES
 
 
-@pytest.mark.parametrize(
-    ("objective", "build"), [(o, b) for o in CASES for b in (flat, normalised)] + [(multi_exit, exits)]
-)
+@pytest.mark.parametrize(("objective", "build"), [(o, b) for o in CASES for b in BUILDS.get(o, (flat, normalised))])
 @pytest.mark.parametrize("step", [0, 5])
 def test_one_by_one_functional_and_batched_agree(
     objective: Callable[..., Tensor], build: Callable[[], SplitModel], step: int
 ) -> None:
     """Losses, gradients, and the statistics that they leave."""
-    models, generator = (
-        seeded_models(partial(two, build) if objective in SIDE_BY_SIDE else build),
-        torch.Generator().manual_seed(3),
-    )
+    models, generator = seeded_models(build), torch.Generator().manual_seed(3)
     xs, ys = map(torch.stack, zip(*(batch_for(objective, generator) for _ in models), strict=True))
     keywords = [CASES[objective](model, generator) for model in models]
 

@@ -29,9 +29,9 @@ from worlds import (
 
 from interfuse.data import Batch, EpochOrder
 from interfuse.evaluation import evaluate
-from interfuse.families.prototypes import ClassMeans, by_class
+from interfuse.families.prototypes import ClassMeans, by_class, pulled
 from interfuse.federation import Federation
-from interfuse.methods.fedproto import FedProto, pulled
+from interfuse.methods.fedproto import FedProto
 from interfuse.models import SplitModel
 
 FAST: dict[str, Any] = {"local_steps": 3, "batch_size": 8, "lr": 0.1}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -97,39 +98,60 @@ class MemeLearning(OwnTraining):
         """What of the meme travels: live tensors by key."""
         return meme.tensors(buffers=self.buffers == "aggregate")
 
+    def take(self, mean: Mean, client: Profile, sent: Mapping[str, Tensor]) -> None:
+        """Add what a client sent to the mean of the memes.
+
+        Raises:
+            ModelError: that is not the meme's tensors, all of them.
+        """
+        mean.add(sent, float(client.samples) if self.weights == "samples" else 1.0, keys_plan(mean.server))
+
+    def train_together(self, client: Client[Any], **options: Any) -> None:
+        """Train the model, the meme and what else the client has, side by side."""
+        networks = (MODEL, *self.networks(client.profile, client.dims))
+        self.fit(client, self.objective(client), network=networks, **options)
+
+    def objective(self, client: Client[Any]) -> Objective:
+        """What a client minimises in its networks, which lie side by side."""
+        raise NotImplementedError
+
+    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
+        return one_a_round(profiles, self.participation)
+
+
+@dataclass(frozen=True)
+class AveragedMemes(MemeLearning):
+    """Methods whose memes travel as they are."""
+
     def round(self, server: Server[Any], clients: Clients) -> None:
         chosen, mean = clients.sample(self.participation), Mean(server.state.weights)
 
         def add(client: ClientId, reply: MemeWeights) -> None:
-            self.take(mean, chosen.profiles[client], reply.tensors)
+            with blaming(client):
+                self.take(mean, chosen.profiles[client], reply.tensors)
 
         chosen.call(self.train, MemeWeights(server.state.weights), each=add)
         server.state = Global(mean.result())
-
-    def take(self, mean: Mean, client: Profile, sent: NamedTensors) -> None:
-        """Add what a client sent.
-
-        Raises:
-            ClientError: that is not the meme's tensors, all of them; names the client.
-        """
-        try:
-            mean.add(sent, float(client.samples) if self.weights == "samples" else 1.0, keys_plan(mean.server))
-        except ModelError as error:
-            raise ClientError(f"client {client.id} sent what is not its meme: {error}", client.id) from error
 
     @on_client
     def train(self, client: Client[Any], received: MemeWeights) -> MemeWeights:
         meme = client.network(MEME)
         meme.load(received.tensors)
-        self.fit(client, self.objective(client), network=(MODEL, *self.networks(client.profile, client.dims)))
+        self.train_together(client)
         return MemeWeights(self.shared(meme))
 
-    def objective(self, client: Client[Any]) -> Objective:
-        """What a client minimises in its model, the meme, and what else it has, which lie side by side."""
-        raise NotImplementedError
 
-    def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
-        return one_a_round(profiles, self.participation)
+@contextmanager
+def blaming(client: ClientId) -> Iterator[None]:
+    """Inside the block, what does not fit is what a client sent.
+
+    Raises:
+        ClientError: names the client.
+    """
+    try:
+        yield
+    except ModelError as error:
+        raise ClientError(f"client {client} sent what is not its meme: {error}", client) from error
 
 
 def small_network(name: str, sample_shape: Shape, classes: int, width: int) -> SplitModel:

@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from interfuse.families.memes import MemeLearning
+from interfuse.families.memes import AveragedMemes
 
 Part = Annotated[float, Ge(0), Le(1)]
 Over = Literal["batch", "elements"]
@@ -33,7 +33,7 @@ def divergences(
 
 
 @dataclass(frozen=True)
-class MutualLearning(MemeLearning):
+class MutualLearning(AveragedMemes):
     """Model and meme learn from labels and from each other; see :class:`interfuse.methods.fml.FML`."""
 
     origin = "HtFLlib's code"
