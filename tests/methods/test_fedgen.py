@@ -24,9 +24,10 @@ from worlds import (
 
 from interfuse.data import Batch
 from interfuse.errors import ModelError
+from interfuse.families.generator_learning import WeightsAndGenerator
 from interfuse.families.generators import alike, labelled, network, recognised
 from interfuse.methods.fedavg import FedAvg
-from interfuse.methods.fedgen import FedGen, ModelAndGenerator
+from interfuse.methods.fedgen import FedGen
 from interfuse.models import SplitModel
 
 UNEVEN = shares_of(range(0, 9), range(9, 26), range(26, 60))
@@ -50,7 +51,7 @@ def test_the_first_round_has_no_generator() -> None:
     gen, avg = (federation(kind(**OPTIONS), **world, wrap=Recorder) for kind in (FedGen, FedAvg))
     assert same_bits(gen.server.state.weights, avg.server.state.weights)
     assert isinstance(gen.engine, Recorder)
-    assert all(not m.generator for _, _, m in gen.engine.down if isinstance(m, ModelAndGenerator))
+    assert all(not m.generator for _, _, m in gen.engine.down if isinstance(m, WeightsAndGenerator))
 
 
 def test_clients_get_the_generator_that_was_trained() -> None:
@@ -61,7 +62,7 @@ def test_clients_get_the_generator_that_was_trained() -> None:
     assert all(not torch.equal(first[key], trained[key]) for key in first)
     f.run_round()
     assert isinstance(f.engine, Recorder)
-    sent = [m for r, _, m in f.engine.down if isinstance(m, ModelAndGenerator) and r.round == 2]
+    sent = [m for r, _, m in f.engine.down if isinstance(m, WeightsAndGenerator) and r.round == 2]
     assert len(sent) == 3
     assert all(same_bits(trained, m.generator) for m in sent)
     assert all(torch.equal(m.counts, torch.ones(3)) for m in sent)
@@ -144,7 +145,7 @@ def test_the_clients_loss_by_hand() -> None:
     client.round = 3
     model, state = server_copy(f.setup, f.setup.architectures[1], f.server.state.weights), f.server.state
     trained = f.server.network("generator").tensors()
-    message = ModelAndGenerator(state.weights, trained, state.counts)
+    message = WeightsAndGenerator(state.weights, trained, state.counts)
     x, y = in_steps(f.setup, 1, 1, 8)[0]
     generator, loss = network(3, 8, 32, 256), method.loss(client, message)
     generator.load(trained)
