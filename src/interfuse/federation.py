@@ -172,6 +172,7 @@ class Federation:
             setup.numerics.autocast,
             state_type(self.method.start),
             self.rounds,
+            setup.device,
         )
         self.server.state = None
         for name, network in self.method.networks(None, setup.dims).items():

@@ -23,6 +23,7 @@ class Server(Party[S]):
 
     Attributes:
         generator: Derived for this round.
+        device: On which it computes.
         inputs: From samples as stored to normalised inputs of a model, for methods that hand over data.
         architectures: Of the models that the server owns, by name.
     """
@@ -40,10 +41,11 @@ class Server(Party[S]):
         autocast: torch.dtype | None = None,
         state_type: type[State] | None = None,
         rounds: int = 0,
+        device: str = "cpu",
     ) -> None:
         super().__init__(dims, task, public, autocast, state_type)
         self.inputs, self._rounds, self._seed, self._build = inputs, rounds, seed, build
-        self.rounds_read = False
+        self.rounds_read, self.device = False, device
         self.architectures: dict[str, str] = {}
         self._blanked: set[str] = set()
         self.enter(0)

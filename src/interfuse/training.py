@@ -217,7 +217,7 @@ LearningRate = Rate | Exponential | Cosine | OwnSchedule
 
 @dataclass(frozen=True)
 class Optimizer:
-    """One of PyTorch's optimizers. ``momentum`` belongs to SGD.
+    """One of PyTorch's optimizers. ``momentum`` belongs to SGD, ``betas`` to Adam and AdamW.
 
     The rules are PyTorch's own functions, fused where memory layouts allow it. Its optimizer classes are not used:
     the first of them that is made imports PyTorch's compiler, which takes seconds.
@@ -226,6 +226,7 @@ class Optimizer:
     name: OptimizerName = "sgd"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def stepper(self, parameters: Mapping[str, torch.nn.Parameter], slots: OptimizerState) -> Callable[[float], None]:
         """A step as a function of the learning rate: it moves the parameters that have a gradient.
@@ -289,8 +290,8 @@ class Optimizer:
                 fused=fused,
                 foreach=not fused,
                 lr=lr,
-                beta1=0.9,
-                beta2=0.999,
+                beta1=self.betas[0],
+                beta2=self.betas[1],
                 eps=1e-8,
                 weight_decay=self.weight_decay,
                 decoupled_weight_decay=self.name == "adamw",

@@ -35,6 +35,7 @@ class Merging:
         shape = {"shared": (1, d), "scalar": (classes, 1), "diagonal": (classes, d), "full": (classes, d, d)}[spread]
         self._within, self._between = (torch.zeros(shape, dtype=torch.float64) for _ in range(2))
         self._weights = self._of_variances(self._count)
+        self._device = torch.device("cpu")
 
     def add(
         self,
@@ -95,10 +96,7 @@ class Merging:
         return count.reshape(-1, *(1,) * (self._within.dim() - 1))
 
     def result(self) -> tuple[ClassTable, Float[Tensor, "..."]]:
-        """Means with counts, and variances, those of absent classes 0; float32, on the device of what was added.
-
-        At least one client must have been added.
-        """
+        """Means with counts, and variances, those of absent classes 0; float32, on the device of what was added."""
         sums = self._within + self._between if self.rule == "total" else self._within
         merged = torch.where(self._weights > 0, sums / self._weights, 0)
         means, count, merged = (t.to(self._device, torch.float32) for t in (self._means, self._count, merged))

@@ -72,6 +72,13 @@ def mean_table(rows: Batch, classes: int, weights: Float[Tensor, "rows"] | None 
     return ClassTable(torch.where(count[:, None] > 0, means, 0), count)
 
 
+def kept_up(old: ClassTable, new: ClassTable) -> ClassTable:
+    """The new rows, and the old ones of classes that have no new one."""
+    present = new.present.reshape(-1, *(1,) * (new.rows.dim() - 1))
+    rows = torch.where(present, new.rows, old.rows.to(new.rows))
+    return ClassTable(rows, torch.where(new.present, new.count, old.count.to(new.count)))
+
+
 def variances(rows: Batch, means: ClassTable, spread: Spread) -> Float[Tensor, "..."]:
     """Within-class variances of rows around the means of their classes, divided by n; 0 for absent classes."""
     deviations = rows.features - means.rows[rows.y]

@@ -16,7 +16,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
 from interfuse.errors import Notice
-from interfuse.families.class_tables import mean_table, placed
+from interfuse.families.class_tables import kept_up, mean_table, placed
 from interfuse.families.holdings import one_a_round
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
@@ -62,9 +62,8 @@ def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | No
 
 def renewed(old: ClassMeans, new: ClassMeans, classes: int) -> ClassMeans:
     """The new means, and the old ones of classes that have no new one, in the order of classes."""
-    (table, known), (latest, present) = by_class(old, classes), by_class(new, classes)
-    y = (known | present).nonzero().flatten()
-    return ClassMeans(torch.where(present[:, None], latest, table.to(latest))[y], y)
+    table = kept_up(placed(old.mean, old.y, classes), placed(new.mean, new.y, classes))
+    return ClassMeans(table.rows[table.y], table.y)
 
 
 def by_class(means: ClassMeans, classes: int) -> tuple[Float32[Tensor, "classes d"], Bool[Tensor, "classes"]]:
@@ -87,11 +86,18 @@ def pulled(
     table: Float32[Tensor, "classes d"],
     present: Bool[Tensor, "classes"],
     pull: float,
+    weights: Float32[Tensor, "classes d"] | None = None,
 ) -> Tensor:
-    """Cross entropy + λ · mean (z − c_y)² over batch and features; a class without a prototype c_y adds nothing."""
+    """Cross entropy + λ · mean w_yj (z_j − c_yj)² over batch and features; a class without a prototype c_y adds nothing.
+
+    Without weights w all are 1.
+    """
     z = model.base(batch.x)
     target = torch.where(present[batch.y, None], table[batch.y], z.detach())
-    return functional.cross_entropy(model.modular(z), batch.y) + pull * functional.mse_loss(z, target)
+    entropy = functional.cross_entropy(model.modular(z), batch.y)
+    if weights is None:
+        return entropy + pull * functional.mse_loss(z, target)
+    return entropy + pull * (weights[batch.y] * (z - target).square()).mean()
 
 
 @dataclass(frozen=True)
