@@ -6,6 +6,7 @@ import ast
 import copy
 import importlib
 import inspect
+import math
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -23,6 +24,7 @@ import interfuse.families
 import interfuse.methods
 import interfuse.training
 from interfuse.data import Batch, Classification
+from interfuse.families.drawing import learning_to_draw
 from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
 from interfuse.families.imitation import imitation, noisy_loss
@@ -76,6 +78,21 @@ def of_heads(model: SplitModel, generator: torch.Generator) -> dict[str, Any]:
     return {"head": HEAD, "heads": heads, "counts": rand(generator, 2, CLASSES), "diversity": 0.5}
 
 
+def of_extractor(model: SplitModel, generator: torch.Generator) -> dict[str, Any]:
+    """The model in training is a generator: from features to samples."""
+    return {
+        "extractor": EXTRACTOR,
+        "tensors": weights(EXTRACTOR, generator),
+        "deviations": rand(generator, CLASSES, WIDTH),
+        "means": rand(generator, 2, WIDTH),
+        "spread": rand(generator, 2, WIDTH),
+        "bounds": torch.stack([-rand(generator, INPUTS), rand(generator, INPUTS)]),
+        "latents": 3,
+        "weights": (1.0, 0.5),
+    }
+
+
+EXTRACTOR = SplitModel({"base": nn.Sequential(nn.Linear(INPUTS, WIDTH), nn.ReLU()), "modular": nn.Identity()})
 HEAD = SplitModel({"head": nn.Linear(CLASSES, CLASSES)})
 TASK = Classification(tuple("abc"))
 CASES: dict[Callable[..., Tensor], Case] = {
@@ -107,6 +124,7 @@ CASES: dict[Callable[..., Tensor], Case] = {
         "weight": 0.5,
     },
     pulled: lambda model, g: {"table": rand(g, CLASSES, WIDTH), "present": rand(g, CLASSES) > 0.3, "pull": 2.0},
+    learning_to_draw: of_extractor,
     entangled_cross_entropy: lambda model, g: {"labels": rand(g, CLASSES, CLASSES).softmax(1)},
     masked_cross_entropy: lambda model, g: {"present": rand(g, CLASSES) > 0.3},
     contrastive: lambda model, g: {
@@ -194,6 +212,10 @@ def normalised() -> SplitModel:
     )
 
 
+def drawing() -> SplitModel:
+    return SplitModel({"first": nn.Sequential(nn.Linear(WIDTH, 4), nn.Tanh()), "last": nn.Linear(4, INPUTS)})
+
+
 def exits() -> SplitModel:
     inputs = nn.Sequential(nn.Unflatten(1, (1, INPUTS, 1)), nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4))
     return SplitModel(
@@ -216,6 +238,7 @@ BUILDS: dict[Callable[..., Tensor], Sequence[Callable[[], SplitModel]]] = {
     multi_exit: (flat, normalised, exits),
     **dict.fromkeys((mutual, gated, distilled, nested), (beside,)),
     apart: (of_classes,),
+    learning_to_draw: (drawing,),
 }
 """What a model must be for an objective; for others a plain one, with or without statistics."""
 
@@ -237,6 +260,7 @@ def fixed_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(5)
     noise, uniform = torch.randn(ROWS, WIDTH, generator=generator), torch.rand(ROWS, 4, generator=generator)
     monkeypatch.setattr(torch, "randn_like", lambda x: noise[:, : x.shape[1]])
+    monkeypatch.setattr(torch, "randn", lambda *shape, device: noise.flatten()[: math.prod(shape)].reshape(shape))
     monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: uniform)
     monkeypatch.setattr(torch, "randint", lambda high, shape: torch.tensor([high - 2]))
     monkeypatch.setattr(torch, "multinomial", lambda counts, number, replacement: torch.arange(number) % CLASSES)

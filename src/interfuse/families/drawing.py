@@ -89,7 +89,7 @@ def matching(z: Float[Tensor, "classes latents d"], means: Float[Tensor, "classe
     return (z.mean(1) - means).square().sum(1).mean()
 
 
-def generating(
+def learning_to_draw(
     model: SplitModel,
     batch: Batch,
     step: int,

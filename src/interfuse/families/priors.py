@@ -108,7 +108,7 @@ class SharedPrior(OwnTraining):
         return Statistics(*own.travelling, client.network(VTC).tensors() if self.share_vtc else {})
 
     def learn(self, client: Client, known: ClassStatistics) -> ClassStatistics:
-        """A client's training of a round, of model and generator; returns the moments of its features after it."""
+        """A client's training of a round, of model and generator; returns the statistics of its features after it."""
         raise NotImplementedError
 
     def receive(self, client: Client[Any], prior: Prior) -> ClassStatistics:

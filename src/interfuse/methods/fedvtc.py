@@ -10,7 +10,7 @@ from typing import Literal
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
-from interfuse.families.drawing import drawing_to, generating, own_rows, rehearsal
+from interfuse.families.drawing import drawing_to, learning_to_draw, own_rows, rehearsal
 from interfuse.families.holdings import one_a_round
 from interfuse.families.priors import VTC, Global, Prior, SharedPrior
 from interfuse.families.prototypes import fused_share
@@ -74,7 +74,7 @@ class FedVTC(SharedPrior):
         """Train the generator on the client's rows, with the model as it is."""
         y = known.means.y
         loss = partial(
-            generating,
+            learning_to_draw,
             extractor=client.model,
             tensors=client.model.tensors(),
             deviations=self.noise * own.deviations,
