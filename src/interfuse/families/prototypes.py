@@ -88,7 +88,7 @@ def pulled(
     pull: float,
     weights: Float32[Tensor, "classes d"] | None = None,
 ) -> Tensor:
-    """Cross entropy + λ · mean w_yj (z_j − c_yj)² over batch and features; a class without a prototype c_y adds nothing.
+    """Cross entropy + λ · mean w_yj (z_j − c_yj)² over batch and features; a class without a prototype adds nothing.
 
     Without weights w all are 1.
     """
