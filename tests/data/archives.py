@@ -9,9 +9,10 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from PIL import Image
 
 from interfuse.data.formats import HAR_SIGNALS
 
@@ -67,6 +68,34 @@ def libsvm_bz2(thousandths: np.ndarray, labels: np.ndarray, *, sparse: bool) -> 
         pixels = (f"{i}:{value / 1000:g}" for i, value in enumerate(image, 1) if value or not sparse)
         lines.append(" ".join([str(label + 1), *pixels]) + " \n")
     return bz2.compress("".join(lines).encode())
+
+
+def jpeg(image: np.ndarray) -> bytes:
+    """Of ``[height, width, 3]``, or of a grey one ``[height, width]``."""
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, "JPEG", quality=95, subsampling=0)
+    return packed.getvalue()
+
+
+def tiny_imagenet_files(
+    train: Mapping[str, Sequence[np.ndarray]], held: Sequence[tuple[str, np.ndarray]], words: Mapping[str, str]
+) -> dict[str, bytes]:
+    """Images by class, those of the validation part with their class, and the words of all classes there are."""
+    root = "tiny-imagenet-200"
+    files = {
+        f"{root}/wnids.txt": "".join(f"{number}\n" for number in reversed(sorted(train))).encode(),
+        f"{root}/words.txt": "".join(f"{number}\t{text}\n" for number, text in words.items()).encode(),
+        f"{root}/test/images/test_0.JPEG": jpeg(np.zeros((64, 64, 3), np.uint8)),
+    }
+    for number, images in train.items():
+        files[f"{root}/train/{number}/{number}_boxes.txt"] = b""
+        for place, image in reversed([*enumerate(images)]):
+            files[f"{root}/train/{number}/images/{number}_{place}.JPEG"] = jpeg(image)
+    for place, (_, image) in enumerate(held):
+        files[f"{root}/val/images/val_{place}.JPEG"] = jpeg(image)
+    lines = [f"val_{place}.JPEG\t{number}\t0\t0\t62\t62\n" for place, (number, _) in enumerate(held)]
+    files[f"{root}/val/val_annotations.txt"] = "".join(lines).encode()
+    return files
 
 
 def har_zip(windows: np.ndarray, labels: np.ndarray, people: np.ndarray, test: np.ndarray, *, nested: bool) -> bytes:

@@ -25,7 +25,17 @@ def arrays(rows: int = 50) -> dict[str, np.ndarray]:
 
 def test_available_names_what_load_takes(tmp_path: Path) -> None:
     infos = {info.name: info for info in available()}
-    images = ["mnist", "fashion-mnist", "kmnist", "kmnist-test", "cifar-10", "cifar-100", "svhn", "usps"]
+    images = [
+        "mnist",
+        "fashion-mnist",
+        "kmnist",
+        "kmnist-test",
+        "cifar-10",
+        "cifar-100",
+        "tiny-imagenet",
+        "svhn",
+        "usps",
+    ]
     assert list(infos) == ["digits", *images, "har", "har-people"]
     assert infos["digits"].state == "shipped"
     assert {info.state for info in infos.values()} == {"shipped", "download"}

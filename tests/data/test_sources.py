@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from archives import cifar_bytes, har_zip, libsvm_bz2, mat_bytes, tar_gz
+from archives import cifar_bytes, har_zip, jpeg, libsvm_bz2, mat_bytes, tar_gz, tiny_imagenet_files, zipped
 from publishing import Published, Web, publish
 
 from interfuse.data import available, load
@@ -21,6 +21,7 @@ from interfuse.data.catalogue import SOURCES
 from interfuse.data.fetch import Places, load_arrays
 from interfuse.data.recordings import recordings
 from interfuse.data.sources import Layout, Source, every_fifth, load_digits
+from interfuse.data.tiny_imagenet import read_tiny_imagenet
 from interfuse.errors import DataError
 
 OFFICIAL = Path(os.environ.get("INTERFUSE_DATA") or Path(__file__).parents[3] / "shared" / "data")
@@ -126,6 +127,11 @@ def published_as(source: Source, web: Web, *contents: bytes) -> Source:
     return dataclasses.replace(source, layouts=(Layout(tuple(files), layout.arrange), *source.layouts[1:]))
 
 
+def _halves(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """An image of 64 by 64 with one colour in each half."""
+    return np.concatenate([np.broadcast_to(colour, (32, 64, 3)) for colour in (above, below)])
+
+
 class TestArchives:
     """Small archives as they are published, downloaded from a local server."""
 
@@ -183,6 +189,56 @@ class TestArchives:
         np.testing.assert_array_equal(dataset.x_train, images[:3])
         names = dataset.class_names
         assert (len(names), len(set(names)), sorted(names), names[99]) == (100, 100, list(names), "worm")
+
+    def test_tiny_imagenet(self, places: Places, web: Web) -> None:
+        rng = np.random.default_rng(4)
+        numbers = ["n01443537", "n01629819", "n01641577"]
+        colours = {number: rng.integers(20, 235, (12, 2, 3), np.uint8) for number in numbers}  # above and below
+        train = {number: [_halves(*pair) for pair in pairs] for number, pairs in colours.items()}
+        train[numbers[2]][3] = np.full((64, 64), 77, np.uint8)  # grey
+        held = [(numbers[2], _halves(*colours[numbers[2]][0])), (numbers[0], _halves(*colours[numbers[0]][5]))]
+        words = {numbers[1]: "crane", numbers[2]: "bullfrog, Rana catesbeiana", numbers[0]: "crane, a bird", "n1": "x"}
+        files = tiny_imagenet_files(train, held, words)
+        source = published_as(SOURCES["tiny-imagenet"], web, zipped(files))
+        dataset = source.load(places)
+        assert dataset.x_train.shape == (36, 3, 64, 64)
+        assert dataset.y_train.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+        assert dataset.y_test.tolist() == [2, 0]
+        assert dataset.class_names == ("crane (n01443537)", "crane (n01629819)", "bullfrog")
+        means = dataset.x_train.float().unflatten(2, (2, 32)).mean((3, 4)).transpose(1, 2)  # row, half, colour
+        expected = np.concatenate([colours[number] for number in numbers])
+        expected[24 + 3] = 77
+        np.testing.assert_allclose(means, expected, atol=2)
+        assert (dataset.x_train[27, 0] == dataset.x_train[27, 2]).all()
+        np.testing.assert_array_equal(dataset.x_test, dataset.x_train[[24, 5]])
+        again = source.load(places)  # from the cache
+        assert (again.digest, again.class_names) == (dataset.digest, dataset.class_names)
+        assert [path for path, _ in web.asked] == ["/official/tiny-imagenet-200.zip"]
+        info = SOURCES["tiny-imagenet"].info(places)
+        assert (info.classes, info.rows_train, info.rows_test, info.state) == (200, 100_000, 10_000, "cached")
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            ({"wnids.txt": None}, "no archive of Tiny ImageNet: .*wnids.txt"),
+            ({"wnids.txt": b"n2\nn3\n"}, "no training images of n3, a class of its wnids.txt"),
+            ({"val/images/val_0.JPEG": None}, "no archive of Tiny ImageNet: .*val_0.JPEG"),
+            ({"val/images/val_0.JPEG": b"no image"}, "no archive of Tiny ImageNet: cannot identify"),
+            ({"val/images/val_0.JPEG": jpeg(np.zeros((64, 32), np.uint8))}, "val_0.JPEG has 32 by 64 points, must"),
+            ({"val/val_annotations.txt": b"val_0.JPEG\tn9\n"}, "no archive of Tiny ImageNet: 'n9'"),
+            ({"words.txt": b"n1\ta\n"}, "no archive of Tiny ImageNet: 'n2'"),
+        ],
+    )
+    def test_an_archive_that_is_not_tiny_imagenet(self, change: dict[str, bytes | None], complaint: str) -> None:
+        image = np.zeros((64, 64, 3), np.uint8)
+        files = tiny_imagenet_files({"n2": [image]}, [("n2", image)], {"n2": "thing"})
+        files |= {f"tiny-imagenet-200/{name}": contents for name, contents in change.items() if contents is not None}
+        for name in (name for name, contents in change.items() if contents is None):
+            del files[f"tiny-imagenet-200/{name}"]
+        with pytest.raises(DataError, match=complaint):
+            read_tiny_imagenet(zipped(files), "tiny.zip")
+        with pytest.raises(DataError, match=r"^tiny.zip is no archive of Tiny ImageNet"):
+            read_tiny_imagenet(b"PK", "tiny.zip")
 
     def test_svhn(self, places: Places, web: Web) -> None:
         rng = np.random.default_rng(2)

@@ -19,8 +19,8 @@ Labels = Integer[np.ndarray, "n"]
 
 
 class Split(NamedTuple):
-    """Training and test rows with their labels, the groups and blocks of the training rows, and the groups of the test
-    rows (see `Dataset`)."""
+    """Training and test rows with their labels, the groups and blocks of the training rows, the groups of the test rows
+    (see `Dataset`), and the names of the classes where the files have them."""
 
     x_train: Rows
     y_train: Labels
@@ -29,6 +29,7 @@ class Split(NamedTuple):
     groups: Labels | None = None
     blocks: Labels | None = None
     test_groups: Labels | None = None
+    class_names: tuple[str, ...] | None = None
 
 
 DIGITS = "digits"
@@ -84,6 +85,7 @@ class Source:
     """A named data set.
 
     :param layouts: the one that is downloaded comes first; all give the same rows in the same order.
+    :param class_names: by number; of data whose files name its classes how many there are.
     :param mean: as published for the training rows, a number a channel; None where it is computed from them.
     :param std: as ``mean``.
     """
@@ -91,7 +93,7 @@ class Source:
     name: str
     layouts: tuple[Layout, ...]
     shape: tuple[int, ...]
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...] | int
     rows_train: int
     rows_test: int
     licence: str
@@ -123,7 +125,7 @@ class Source:
             split.x_test,
             split.y_test,
             has_channels=len(self.shape) == 2,
-            class_names=self.class_names,
+            class_names=split.class_names if isinstance(self.class_names, int) else self.class_names,
             mean=self.mean,
             std=self.std,
             groups=split.groups,
@@ -146,7 +148,7 @@ class Source:
         return DatasetInfo(
             name=self.name,
             shape=self.shape,
-            classes=len(self.class_names),
+            classes=self.class_names if isinstance(self.class_names, int) else len(self.class_names),
             rows_train=self.rows_train,
             rows_test=self.rows_test,
             state=self.state(places),
