@@ -27,6 +27,7 @@ from interfuse.data import Batch, Classification
 from interfuse.families.drawing import learning_to_draw
 from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
+from interfuse.families.guidance import guided
 from interfuse.families.imitation import imitation, noisy_loss
 from interfuse.families.prototypes import pulled
 from interfuse.families.submodels import masked_cross_entropy
@@ -136,6 +137,7 @@ CASES: dict[Callable[..., Tensor], Case] = {
     },
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
     mutual: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "batch"},
+    guided: lambda model, g: {"vectors": rand(g, CLASSES, WIDTH), "form": "features", "weight": 0.7},
     gated: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "elements", "most": 1 - rand(g) / 2, "largest": 2},
     distilled: lambda model, g: {"over": "elements", "floor": 1e-3},
     nested: lambda model, g: {"prefix": WIDTH},

@@ -53,7 +53,7 @@ def tiny(name: str) -> Method:
     """A method with small settings, and with all that it can send, where it has them."""
     kind = built_in()[name]
     wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
-    wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2}
+    wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
