@@ -35,7 +35,8 @@ class Guides(Message):
 
 
 class MetaGradients(Message):
-    """How the loss on the quiz rows, after a guided step, changes with the vectors of the classes in that step."""
+    """How the loss on the quiz rows, after a guided step, changes with the vectors of the client's classes; 0 of those
+    that were not in the step."""
 
     gradients: Annotated[Float32[Tensor, "present _"], Disclosure.GRADIENTS]
     y: Annotated[UInt[Tensor, "present"], Disclosure.LABELS]
@@ -58,7 +59,7 @@ class FedL2G(OwnTraining):
 
     Before the first round the vectors learn alone for ``warm_up`` exchanges, which leave the models as they are. The
     trial step is plain SGD with ``trial_lr``, in evaluation mode. Quiz rows are drawn once, and are at most half of the
-    share: a client of one row has none, and sends nothing.
+    share: a client of one row has none, and sends zeros.
     """
 
     origin = "HtFLlib's code"
@@ -88,16 +89,17 @@ class FedL2G(OwnTraining):
         server.state = Global(self.moved(server.state.vectors, sent))
 
     def moved(self, vectors: Tensor, sent: Mapping[ClientId, MetaGradients]) -> Float32[Tensor, "classes width"]:
-        """The vectors after a step along the mean of what clients sent, of norm 100 at most; a class that nobody has
-        stays where it is.
+        """The vectors after a step along the mean of what clients sent, of norm 100 at most.
+
+        Rows of zeros do not count: a class that was in nobody's step stays where it is.
 
         Raises:
             ClientError: gradients are of another width, or of a class twice.
         """
         total, holders = torch.zeros_like(vectors), torch.zeros(len(vectors), 1).to(vectors)
         for client, reply in sent.items():
-            total += self.checked(client, reply, vectors)
-            holders[reply.y.long()] += 1
+            rows = self.checked(client, reply, vectors)
+            total, holders = total + rows, holders + rows.any(1, keepdim=True)
         mean = total / holders.clamp(min=1)
         shortened: Tensor = mean * (MOST / mean.norm().clamp(min=MOST))
         return vectors - self.server_lr * shortened
@@ -132,12 +134,12 @@ class FedL2G(OwnTraining):
         return np.isin(np.arange(rows), chosen.numpy())
 
     def meta(self, client: Client, guides: Guides, quiz: np.ndarray) -> MetaGradients:
+        """A row for each class of the share, so that sizes tell nothing of what was drawn."""
+        own, others = client.data.labels().bincount().nonzero().flatten(), np.flatnonzero(~quiz)
         if not quiz.any():
-            return MetaGradients(guides.vectors[:0], torch.zeros(0, dtype=torch.int64))
-        others = np.flatnonzero(~quiz)
+            return MetaGradients(torch.zeros_like(guides.vectors)[own], own)
         drawn = torch.randperm(len(others), generator=client.generator)[: self.batch_size].numpy()
         study, asked = client.data.train(others[drawn]), client.data.train(np.flatnonzero(quiz))
         settings = {"lr": self.trial_lr, "weight": self.weight}
         found = meta_gradient(client.model, study, asked, guides.vectors, form=self.form, **settings)
-        present = study.y.bincount().nonzero().flatten()
-        return MetaGradients(found[present], present)
+        return MetaGradients(found[own], own)
