@@ -38,6 +38,10 @@ def test_the_experiments_of_ifl_are_here() -> None:
     assert {f"ifl-{name}" for name in wanted.split()} <= set(COMPARISONS)
 
 
+def test_the_experiments_of_fedvtc_are_here() -> None:
+    assert {f"fedvtc-{name}" for name in ("small", "ablations", "paper", "har", "usps")} <= set(COMPARISONS)
+
+
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_a_quick_try_asks_for_the_same_entries(name: str) -> None:
     recipe = recipe_named(name)

@@ -55,6 +55,7 @@ class FedVTC(SharedPrior):
     reconstruction: NonNegative = 1.0  # weight of ‖x′ − x‖², a sum over the values of a sample [reconstruction]
     matching: NonNegative = 1.0  # weight of the distribution matching, a sum over features [reconstruction]
     matching_latents: Steps = 4  # drawn for each class in a step, for the distribution matching [reconstruction]
+    matched: Literal["own", "all"] = "own"  # classes that a client matches: those it has, or all [interfuse]
     finetune: Literal["post", "every_round"] = "post"  # after the last round, or in each, behind the own training
     finetune_epochs: Steps = 50  # each over all that is drawn, then over the own rows
     finetune_lr: LearningRate = 0.005  # learning rate of fine-tuning
@@ -71,8 +72,12 @@ class FedVTC(SharedPrior):
         return own
 
     def train_generator(self, client: Client, own: ClassStatistics, known: ClassStatistics) -> None:
-        """Train the generator on the client's rows, with the model as it is."""
-        y = known.means.y
+        """Train the generator on the client's rows, with the model as it is.
+
+        What a class looks like only an extractor that has seen it can tell: where others match it too, the generator
+        learns what deceives these.
+        """
+        y = known.means.y if self.matched == "all" else known.means.y[own.means.present[known.means.y]]
         loss = partial(
             learning_to_draw,
             extractor=client.model,

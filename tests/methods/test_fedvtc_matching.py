@@ -1,0 +1,34 @@
+"""Which classes a client of FedVTC matches when it trains its generator."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import federation, shares_of, tiny_dataset
+
+from interfuse.methods import fedvtc
+from interfuse.methods.fedvtc import FedVTC
+
+LABELS = tiny_dataset(rows=60).y_train
+OF = [torch.nonzero(LABELS.eq(c)).flatten().tolist() for c in range(3)]
+
+
+@pytest.mark.parametrize(("matched", "classes"), [("own", [2, 1]), ("all", [3, 3])])
+def test_a_client_matches_the_classes_that_it_has_seen(
+    matched: Literal["own", "all"], classes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: dict[tuple[int, ...], list[int]] = {}
+    draw = fedvtc.learning_to_draw
+
+    def recording(model: Any, batch: Any, step: int, *, means: Tensor, spread: Tensor, **bound: Any) -> Tensor:
+        assert len(spread) == len(means)
+        found.setdefault(tuple(batch.y.unique().tolist()), []).append(len(means))
+        return draw(model, batch, step, means=means, spread=spread, **bound)
+
+    monkeypatch.setattr(fedvtc, "learning_to_draw", recording)
+    method = FedVTC(local_steps=1, batch_size=60, generator_steps=1, channels=4, latents=0, matched=matched)
+    federation(method, models=["logistic"], shares=shares_of(OF[0] + OF[1], OF[2]), rounds=2)
+    assert found == {(0, 1): [0, classes[0]], (2,): [0, classes[1]]}  # before the second round nothing is known
