@@ -81,17 +81,18 @@ class MemeLearning(OwnTraining):
         return self.meme_width or dims["d"]
 
     def start(self, server: Server[Any], clients: Clients) -> Global:
-        classes, found = server.dims["classes"], dict[Shape, NamedTensors]()
-        profiles = one_of_each_architecture(clients)
-        for profile in profiles:
-            if profile.sample not in found:
-                build = partial(small_network, self.meme, profile.sample, classes, self.width(server.dims))
-                found[profile.sample] = self.shared(build())
+        classes, found = server.dims["classes"], dict[str, NamedTensors]()
+        for profile in one_of_each_architecture(clients):
+            self.networks(profile, server.dims)  # refuses what a client could not have
+            if (shape := str(profile.sample)) not in found:
+                made = small_network(self.meme, profile.sample, classes, self.width(server.dims))
+                found[shape] = self.shared(made)
         first, *others = found.values()
         for other in others:
             if {key: tensor.shape for key, tensor in other.items()} != {key: t.shape for key, t in first.items()}:
-                shapes = " and ".join(str(shape) for shape in found)
-                raise ModelError(f"samples of shape {shapes} need memes of different shape, so these have no mean")
+                raise ModelError(
+                    f"samples of shape {' and '.join(found)} need memes of different shape, so these have no mean"
+                )
         return Global(first)
 
     def shared(self, meme: SplitModel) -> NamedTensors:

@@ -16,7 +16,6 @@ from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
 from interfuse.errors import ConfigError
-from interfuse.families.averaging import Global
 from interfuse.families.memes import MEME, MODEL, AveragedMemes, MemeWeights
 from interfuse.handler import on_client
 from interfuse.messages import Dims
@@ -71,12 +70,6 @@ class FedMRL(AveragedMemes):
                 f"fusion layer the meme cannot read {prefix}; give it a width, or the meme less: --set meme_width=..."
             )
         return {**super().networks(owner, dims), PROJECTOR: Network(partial(projector, d + prefix, d))}
-
-    def start(self, server: Server[Any], clients: Clients) -> Global:
-        started = super().start(server, clients)
-        for profile in clients.profiles.values():
-            self.networks(profile, server.dims)
-        return started
 
     def objective(self, client: Client[Any]) -> Objective:
         return partial(nested, prefix=self.width(client.dims))
