@@ -26,6 +26,8 @@ HELD = [5 * (1 + client % 8) for client in range(CLIENTS)]
 CNN = 2_432 + 51_264 + 819_712
 """Of HtFLlib's CNN without its modular block: two convolutions of 32 and 64 channels, and 1,600 by 512."""
 HEAD = D * C + C
+GENERATOR = (32 + C) * 512 + 512 + 2 * 512 + 512 * D + D
+"""Of FedGen: noise and label to 512, normalised, to features."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,10 @@ COSTS = {
         lambda held: D * held, always(D * C), {"server_epochs": 1}, beside_up=lambda held: held, beside_down=C
     ),
     "feddistill": Cost(lambda held: C * held, always(C * C), beside_up=lambda held: held, beside_down=C),
+    "fedgen-heads": Cost(
+        always(HEAD), always(HEAD + GENERATOR), {"generator_steps": 1},
+        beside_up=always(4 * C), beside_down=4 * (C + 2 * 512), published=CLIENTS * (51_300 + 383_076),
+    ),
     "fedgh": Cost(lambda held: D * held, always(HEAD), beside_up=lambda held: held),
 }  # fmt: skip
 
