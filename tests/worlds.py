@@ -92,7 +92,8 @@ def setup_of(
     public: Dataset | None = None,
     numerics: Numerics = DEFAULT,
 ) -> Setup:
-    """A checked setup; models are dealt in turn, ``shares`` replace the partition."""
+    """A checked setup; models are dealt in turn, ``shares`` replace the partition; public data is ``dataset``, unless
+    another is given."""
     method = find(method)() if isinstance(method, str) else method
     dataset = dataset or tiny_dataset()
     shares = shares or make_shares(dataset, partition or IID(), clients, seed)
@@ -102,7 +103,7 @@ def setup_of(
         [resolve(m) for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
         width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation,
-        codecs=Codecs.parse(codecs or {}), public_set=public, numerics=numerics,
+        codecs=Codecs.parse(codecs or {}), public_set=public or dataset, numerics=numerics,
     )  # fmt: skip
     check(setup)
     return setup

@@ -22,7 +22,7 @@ from interfuse.runs.folder import RunFolder
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord, Part
 
-GIVEN = Given(dataset=tiny_dataset())
+GIVEN = Given(dataset=tiny_dataset(), public=tiny_dataset())
 IMAGES = Given(dataset=tiny_dataset(shape=(1, 4, 4)))
 
 

@@ -75,6 +75,9 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "fedgen": {"settings": {"local_steps": 1, "generator_steps": 2}},
     "fedet": {"settings": {"local_steps": 1, "server_steps": 2}, "rounds": 2},
     "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},
+    "ifl-bank": {"settings": {"optimizer": "adam", "local_steps": 2, "decoder_steps": 2, "bank_rows": 5}, "rounds": 2},
+    "ifl-bank-centroids": {"settings": {"local_steps": 2, "smallest_cluster": 3}, "rounds": 2},
+    "ifl-bank-public": {"settings": {"local_steps": 2, "bank_rows": 5}, "rounds": 2, "public": "in-memory:tiny"},
 }
 BUFFERS = {
     "settings": {"buffers": "local", "participation": 0.67, "optimizer": "sgd", "momentum": 0.9},
@@ -127,7 +130,7 @@ def test_a_kill_after_any_step_changes_nothing(
         assert timeless(summary.values()) == timeless(outcome(path).summary)
 
 
-MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)))
+MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)), public=tiny_dataset(90, shape=(1, 4, 4)))
 
 
 @pytest.mark.parametrize("method", sorted(built_in()))

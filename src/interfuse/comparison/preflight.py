@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Unpack
 
+import torch
+
+from interfuse.clients import Answer, Request
 from interfuse.comparison.plan import Entry, Plan
 from interfuse.comparison.pool import Pool
+from interfuse.data import Batch
 from interfuse.engines import InProcess
+from interfuse.engines.groups import Task
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.federation import Federation
+from interfuse.models import SplitModel
 from interfuse.runs import Given, RunConfig
 from interfuse.runs.loop import assemble
 from interfuse.setup import check_device
+from interfuse.training import FitOptions, Fitted, Objective, OptimizerState, fit
 
 POLL_SECONDS = 0.25
 
@@ -68,6 +77,28 @@ def trials(plan: Plan, entry: Entry) -> Iterator[Trial]:
         yield Trial(entry, entry.run(first, seed), f"seed {seed}")
 
 
+class Trying(InProcess):
+    """All clients in this process; each training of one of them is a single step."""
+
+    def _run(self, request: Request, groups: Sequence[Sequence[Task]]) -> list[Answer]:
+        with self._host.working():
+            return [self._host.run(request, *task, trainer=first_step) for group in groups for task in group]
+
+
+def first_step(
+    model: SplitModel,
+    losses: Objective | Mapping[str, Objective],
+    batches: Iterable[Batch],
+    *,
+    slots: OptimizerState | None = None,
+    round: int = 0,
+    autocast: torch.dtype | None = None,
+    **options: Unpack[FitOptions],
+) -> Fitted:
+    """The first step of what :func:`interfuse.training.fit` does."""
+    return fit(model, losses, islice(batches, 1), slots=slots, round=round, autocast=autocast, **options)
+
+
 def attempt(config: RunConfig, given: Given) -> str | None:
     """Set a run up and start its method, as far as nothing is trained. Returns what the method has to say of it.
 
@@ -77,7 +108,7 @@ def attempt(config: RunConfig, given: Given) -> str | None:
     check_device(config.device)
     # on the CPU: it is free, and what is checked does not depend on it
     setup = assemble(config.model_copy(update={"device": "cpu"}), given)
-    Federation(setup, InProcess(setup), rounds=config.rounds).start()
+    Federation(setup, Trying(setup), rounds=config.rounds).start()
     notice = setup.method.notice(setup.profiles)
     return None if notice is None else f"{notice.text} Try: {notice.remedy}"
 

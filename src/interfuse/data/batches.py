@@ -153,6 +153,15 @@ class PublicData:
         return len(self._dataset.y_train)
 
     @property
+    def task(self) -> Task:
+        """What its targets are, which may be another task than that of the run."""
+        return self._dataset.task
+
+    def labels(self) -> Tensor:
+        """The targets of all rows ``[n, ...]``."""
+        return self._dataset.y_train
+
+    @property
     def digest(self) -> str:
         """A hash of all rows, in hexadecimal."""
         return self._dataset.digest
@@ -171,13 +180,14 @@ class ClientData:
     """A client's share: rows of a data set that stays where it is, normalised as they are taken.
 
     Attributes:
+        inputs: From rows as stored to normalised inputs of a model.
         public: What everybody has beside; None where the run has no public data.
     """
 
     def __init__(
         self, dataset: Dataset, share: Share, inputs: Callable[[Inputs], Inputs], public: PublicData | None = None
     ) -> None:
-        self.dataset, self.share, self._inputs, self.public = dataset, share, inputs, public
+        self.dataset, self.share, self.inputs, self.public = dataset, share, inputs, public
         self._train = torch.from_numpy(np.asarray(share.train, dtype=np.int64))
 
     @property
@@ -195,7 +205,7 @@ class ClientData:
         return self._rows(self._train[torch.from_numpy(positions)])
 
     def _rows(self, rows: Tensor) -> Batch:
-        return Batch(self._inputs(each(lambda x: x[rows], self.dataset.x_train)), self.dataset.y_train[rows])
+        return Batch(self.inputs(each(lambda x: x[rows], self.dataset.x_train)), self.dataset.y_train[rows])
 
     def batches(self, positions: Iterable[np.ndarray]) -> Drawn:
         """A batch for each array of positions."""
@@ -239,7 +249,7 @@ class ClientData:
         x, y = self.dataset.x_test, self.dataset.y_test
         if rows is not None:
             x, y = each(lambda tensor: tensor[rows], x), y[rows]
-        return (Batch(self._inputs(a), b) for a, b in zip(split(x, chunk), torch.split(y, chunk), strict=True))
+        return (Batch(self.inputs(a), b) for a, b in zip(split(x, chunk), torch.split(y, chunk), strict=True))
 
     def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
         for start in range(0, len(rows), chunk):

@@ -279,6 +279,16 @@ class Dataset:
         }
         return replace(self, normalisation=normal)
 
+    def with_train_rows(self, rows: int | None) -> Dataset:
+        """The same with so many fixed training rows, every class in its proportion; None: with all. Normalisation stays
+        that of all rows."""
+        if rows is None or rows >= len(self.y_train):
+            return self
+        chosen = stratified_subset(self.task.strata(self.y_train), rows, numpy_generator(0, "training rows"))
+        groups, blocks = (None if numbers is None else numbers[chosen] for numbers in (self.groups, self.blocks))
+        x_train = each(lambda x: x[chosen], self.x_train)
+        return replace(self, x_train=x_train, y_train=self.y_train[chosen], groups=groups, blocks=blocks)
+
     def normalise(self, x: Inputs) -> Inputs:
         """From rows as stored to a model's inputs, on the same device."""
         normal = self.normalisation

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-
-import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
+from interfuse.families.balanced import balanced_batches
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.method import Fraction
@@ -33,11 +31,4 @@ class LocalBalanced(OwnTraining):
 
     @on_client
     def train(self, client: Client) -> None:
-        labels = client.data.labels()
-        size = min(self.batch_size, len(labels))
-        epoch = math.ceil(len(labels) / self.batch_size)
-        steps = self.local_steps or (self.local_epochs or 0) * epoch
-        weights = 1 / labels.bincount().double()[labels]
-        drawn = torch.multinomial(weights, steps * size, replacement=True, generator=client.generator)
-        batches = client.data.batches(iter(drawn.view(steps, size).numpy()))
-        client.fit(client.loss, batches, **self.how())
+        client.fit(client.loss, balanced_batches(self, client), **self.how())

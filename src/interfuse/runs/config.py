@@ -106,6 +106,8 @@ class RunSettings(TypedDict, total=False):
             becomes of a last batch that is too small.
         evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
         classes: Names of the classes in their order: the data has to have these, or numbers only; empty: its own.
+        train_rows: The training rows are cut down to so many fixed rows, every class in its proportion, before they are
+            dealt; None: all.
         test_rows: The common test set is cut down to so many fixed rows, every class in its proportion; None: all.
         partition: How the training data is dealt to the clients: a name, an object such as ``Dirichlet(0.5)``, or a
             function of (labels, clients, rng) or (labels, clients, rng, groups) to the rows of each client, also
@@ -144,6 +146,7 @@ class RunSettings(TypedDict, total=False):
     sampling: Mapping[str, str] | Sampling
     evaluation: Mode
     classes: Sequence[str]
+    train_rows: int | None
     test_rows: int | None
     partition: str | Partition | Divide
     settings: Mapping[str, Any]
@@ -191,6 +194,7 @@ class RunConfig(BaseModel):
     sampling: Sampling = Sampling()
     evaluation: Mode = "shared"
     classes: tuple[str, ...] = ()
+    train_rows: Annotated[int, Ge(1)] | None = None
     test_rows: Annotated[int, Ge(1)] | None = None
     partition: dict[str, Any] = Field(default_factory=lambda: {"name": "iid"})
     settings: dict[str, Any] = Field(default_factory=dict)

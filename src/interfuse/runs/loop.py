@@ -101,9 +101,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
     check_device(config.device)
     named = [with_class_names(dataset, config.classes) for dataset in _datasets(config, given)]
     whole = [dataset.with_all_rows() if config.divide == "all" else dataset for dataset in named]
-    found = [
-        dataset.with_test_rows(config.test_rows).normalised(config.normalise).to(config.device) for dataset in whole
-    ]
+    cut = [dataset.with_train_rows(config.train_rows).with_test_rows(config.test_rows) for dataset in whole]
+    found = [dataset.normalised(config.normalise).to(config.device) for dataset in cut]
     if len(found) > 1:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
