@@ -309,3 +309,20 @@ def test_the_digest_has_what_rows_are_divided_by() -> None:
         for of in ({}, {"groups": y}, {"groups": 1 - y}, {"blocks": y})
     ]
     assert len(set(made)) == 4
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_bytes_come_back_from_normalised_samples_and_others_up_to_rounding(channels: int) -> None:
+    x = torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8).expand(4, channels, 8, 8).contiguous()
+    y = torch.tensor([0, 1, 0, 1])
+    data = Dataset.from_arrays("bytes", x, y, x, y)
+    normalised = data.normalise(x)
+    assert isinstance(normalised, torch.Tensor)
+    assert torch.equal(data.denormalise(normalised), x)
+    assert torch.equal(data.denormalise(normalised + 0.4 / 255 / data.std[0]), x), "the nearest byte"
+    far = data.denormalise(torch.full((2, channels, 8, 8), 1e6))
+    assert (far.dtype, far.unique().tolist()) == (torch.uint8, [255])
+    real = Dataset.from_arrays("floats", x.float() * 3 - 7, y, x.float() * 3 - 7, y)
+    again = real.normalise(real.drawable)
+    assert isinstance(again, torch.Tensor)
+    torch.testing.assert_close(real.denormalise(again), real.drawable, atol=1e-3, rtol=0)

@@ -223,9 +223,10 @@ class ClientData:
         positions = np.arange(len(self._train))
         return (self.train(positions[start : start + chunk]) for start in range(0, len(positions), chunk))
 
-    def raw(self) -> Batch:
-        """The whole training share as stored, not normalised."""
-        return Batch(each(lambda x: x[self._train], self.dataset.x_train), self.labels())
+    def raw(self, positions: np.ndarray | None = None) -> Batch:
+        """Rows of the training share as stored, not normalised: by position in it, or all."""
+        rows = self._train if positions is None else self._train[torch.from_numpy(positions)]
+        return Batch(each(lambda x: x[rows], self.dataset.x_train), self.dataset.y_train[rows])
 
     def labels(self) -> Tensor:
         """The targets of the whole training share ``[n, ...]``."""

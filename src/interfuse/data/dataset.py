@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -63,6 +63,12 @@ class Normalisation:
         per_channel = (-1, *[1] * (x.ndim - 2))
         factor, offset = torch.tensor([factors, offsets], device=x.device).reshape(2, *per_channel)
         return out.mul_(factor).add_(offset)
+
+    def undone(self, x: Float[Tensor, "batch *sample"]) -> Float64[Tensor, "batch *sample"]:
+        """The rows that normalised ones are of: the inverse, up to rounding."""
+        numbers = torch.tensor([self.std, self.mean], dtype=torch.float64, device=x.device)
+        std, mean = numbers.reshape(2, -1, *[1] * (x.ndim - 2)).unbind()
+        return x.double().mul(std).add(mean).mul(self.scale)
 
     def check(self, channels: int) -> None:
         """Check that it fits so many channels.
@@ -191,16 +197,26 @@ class Dataset:
         Raises:
             DataError: samples have several inputs, or are numbers of something, such as tokens: neither can be drawn.
         """
+        x = self.drawable
+        if x.dtype != torch.uint8:
+            return None
+        ends = torch.tensor([0, 255], dtype=torch.uint8, device=x.device)
+        return self.normalisation[ONLY](ends[:, None].expand(2, x.shape[1]))
+
+    @property
+    def drawable(self) -> Shaped[Tensor, "n_train *sample"]:
+        """The training samples, where they are of a kind that can be drawn.
+
+        Raises:
+            DataError: they have several inputs, or are numbers of something, such as tokens.
+        """
         if not isinstance(self.x_train, Tensor) or self.x_train.dtype == torch.int64:
             found = "tokens" if isinstance(self.x_train, Tensor) else f"the inputs {', '.join(self.x_train)}"
             raise DataError(
                 f"data set {self.name!r}: samples are {found}, and only images, signals and tables can be drawn; take "
                 "another method"
             )
-        if self.x_train.dtype != torch.uint8:
-            return None
-        ends = torch.tensor([0, 255], dtype=torch.uint8, device=self.x_train.device)
-        return self.normalisation[ONLY](ends[:, None].expand(2, self.x_train.shape[1]))
+        return self.x_train
 
     @cached_property
     def digest(self) -> str:
@@ -293,6 +309,16 @@ class Dataset:
         """From rows as stored to a model's inputs, on the same device."""
         normal = self.normalisation
         return together({name: normal[name](t) if name in normal else t for name, t in named(x).items()})
+
+    def denormalise(self, x: Float[Tensor, "batch *sample"]) -> Shaped[Tensor, "batch *sample"]:
+        """From a model's inputs to rows as stored: the nearest that there are, where these are uint8.
+
+        Raises:
+            DataError: samples have several inputs, or are tokens.
+        """
+        like = self.drawable
+        found = self.normalisation[ONLY].undone(x)
+        return found.round().clamp(0, 255).to(like.dtype) if like.dtype == torch.uint8 else found.to(like.dtype)
 
     def stored(self, x: ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]) -> Inputs:
         """Samples that somebody brings, ``[batch, *shape]``, as rows of this data set; grey images may lack their axis.

@@ -16,6 +16,7 @@ from interfuse.evaluation.accuracy import (
     evaluation_on,
     measure,
 )
+from interfuse.evaluation.drawn import Pictures, draw
 from interfuse.evaluation.metrics import METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
 from interfuse.evaluation.similarity import (
     features_by_group,
@@ -35,9 +36,11 @@ __all__ = [
     "Measurements",
     "Mode",
     "OwnMetric",
+    "Pictures",
     "Side",
     "common_test",
     "compose",
+    "draw",
     "evaluate",
     "evaluation",
     "evaluation_on",

@@ -20,6 +20,7 @@ from interfuse.data.inputs import named, together
 from interfuse.data.task import answers
 from interfuse.equals import BLOCKS, same_bits
 from interfuse.errors import ClientError, DataError
+from interfuse.evaluation.drawn import Drawing
 from interfuse.evaluation.metrics import Measurements, OwnMetric, Statistics, log_prior, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
@@ -247,18 +248,20 @@ class Evaluation(Program):
 def evaluation(
     datasets: Sequence[Dataset], mode: Mode = "shared", own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
 ) -> Callable[[Method], dict[str, Program]]:
-    """The evaluation on the data sets of the clients, for the method with the hyperparameters that a client has."""
+    """The evaluation on the data sets of the clients, and what draws pictures of them, for the method with the
+    hyperparameters that a client has: in a simulation."""
     tests = {
         id(dataset): common_test(dataset.task, dataset.y_test, dataset.name)
         for dataset in {id(d): d for d in datasets}.values()
     }
-    return evaluation_on({client: tests[id(dataset)] for client, dataset in enumerate(datasets)}, mode, own_metrics)
+    measured = evaluation_on({client: tests[id(data)] for client, data in enumerate(datasets)}, mode, own_metrics)
+    return lambda method: {**measured(method), "drawing": Drawing(method)}
 
 
 def evaluation_on(
     tests: Mapping[ClientId, CommonTest], mode: Mode, own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
 ) -> Callable[[Method], dict[str, Program]]:
-    """The same on given common test sets."""
+    """The evaluation on given common test sets."""
     return lambda method: {"evaluation": Evaluation(method, tests, mode, own_metrics)}
 
 

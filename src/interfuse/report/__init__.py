@@ -24,12 +24,16 @@ def write(folder: Path) -> Path:
     # here, since a third of the time to import interfuse would otherwise be Matplotlib
     from interfuse.report.html import page
     from interfuse.report.plots import ON_PAPER, figures, save
+    from interfuse.report.samples import samples_figure
 
     run = load(folder)
     plots, report = folder / "plots", folder / "report.html"
     try:
         plots.mkdir(exist_ok=True)
-        drawn = {name: save(figure, plots, name, paper=name in ON_PAPER) for name, figure in figures(run).items()}
+        made = figures(run)
+        if run.drawn:
+            made["samples"] = samples_figure(run.drawn, run.summary.class_names)
+        drawn = {name: save(figure, plots, name, paper=name in ON_PAPER) for name, figure in made.items()}
         report.write_text(page(run, drawn), encoding="utf-8")
     except OSError as error:
         raise RunError(f"cannot write the report in {folder}: {error.strerror}") from error

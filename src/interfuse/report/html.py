@@ -15,6 +15,7 @@ from interfuse.evaluation import MOST_COMPOSED
 from interfuse.references import short_name
 from interfuse.report.plots import MOST_NUMBERS, inline_svg
 from interfuse.report.run import Run
+from interfuse.report.samples import samples_text
 from interfuse.report.text import (
     EXPLAINED,
     METRICS,
@@ -60,6 +61,7 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         figures=_figures(summary),
         sides=sides(summary),
         svgs=svgs,
+        samples=samples_text(run.drawn, summary.class_names, len(summary.clients)) if run.drawn else "",
         measured=measured(summary),
         over_clients=over_clients(summary),
         percentages=METRICS,

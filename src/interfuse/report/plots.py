@@ -195,7 +195,7 @@ def confusion_figure(counts: Int64[np.ndarray, "classes answers"], class_names: 
     figure, axes = _shares(shares)
     axes.set(title=title, xlabel="answer", ylabel="class")
     if len(shares) <= MOST_NUMBERS:
-        names = [_short(drawable(name, str(index)), 12) for index, name in enumerate(class_names)]
+        names = [shortened(drawable(name, str(index)), 12) for index, name in enumerate(class_names)]
         answers = [*names, "none"][: shares.shape[1]]
         axes.set_yticks(range(len(names)), names)
         axes.set_xticks(range(len(answers)), answers, rotation=90 if max(map(len, answers)) > 2 else 0)
@@ -369,7 +369,7 @@ def class_counts_figure(counts: Int64[np.ndarray, "clients classes"], class_name
     if len(names) <= 2 * len(CLASSES):
         handles = axes.get_legend_handles_labels()[0]
         columns = 5 if max(map(len, names)) <= 6 else 3 if max(map(len, names)) <= 14 else 2
-        short = [_short(name, 22) for name in names]
+        short = [shortened(name, 22) for name in names]
         figure.legend(handles, short, loc="outside lower center", ncols=columns, handlelength=1.0)
     return figure
 
@@ -391,7 +391,7 @@ def _class_colour(index: int) -> tuple[float, float, float]:
     return red + (1 - red) * light, green + (1 - green) * light, blue + (1 - blue) * light
 
 
-def _short(text: str, letters: int) -> str:
+def shortened(text: str, letters: int) -> str:
     """A text cut off where it has more letters than there is room for."""
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
 

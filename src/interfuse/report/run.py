@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from interfuse.data import DataFacts
 from interfuse.errors import RunError
 from interfuse.runs import Row, RunConfig, Summary
+from interfuse.runs.drawn import Drawn, read_drawn
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.summary import Rows, mean, std
 from interfuse.runs.summing import Facts, scores_of, summarise
@@ -57,6 +58,7 @@ class Run:
         summary: ``summary.json``; while the run is not finished, what the other files say in the same form.
         beside: The rows of the references.
         data: How each data set was read.
+        drawn: What clients drew at the end, beside real samples; empty where the method draws nothing.
     """
 
     path: Path
@@ -67,6 +69,7 @@ class Run:
     beside: Mapping[str, Sequence[Row]]
     finished: bool
     data: Sequence[DataFacts] = ()
+    drawn: Sequence[Drawn] = ()
 
     @property
     def rounds_done(self) -> int:
@@ -94,10 +97,10 @@ def load(folder: Path) -> Run:
             ended = {name: other for name, other in known.items() if other is not None and other.rounds == done}
             summary = concluded(_so_far(run, config, rows).model_copy(update={"beside": ended}), rows)
         beside = {name: reference.metrics() for name, reference in references.items()}
-        data = run.data()
+        data, drawn = run.data(), read_drawn(folder)
     except OSError as error:
         raise RunError(f"cannot read the run in {folder}: {error.strerror}: {error.filename}") from error
-    return Run(folder, config, text, summary, rows, beside, finished, data)
+    return Run(folder, config, text, summary, rows, beside, finished, data, drawn)
 
 
 def _so_far(folder: RunFolder, config: RunConfig, rows: Sequence[Row]) -> Summary:

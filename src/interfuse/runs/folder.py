@@ -17,6 +17,7 @@ from interfuse.data import DataFacts
 from interfuse.errors import RunError
 from interfuse.federation import Saved
 from interfuse.runs.config import RunConfig, read_config
+from interfuse.runs.drawn import DRAWN_FILE
 from interfuse.runs.summary import Row, Summary, read
 from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
 
@@ -225,6 +226,7 @@ class RunFolder:
         """Replace the configuration by that of a longer run, which is not finished."""
         with self.locked(), _explained(self.path):
             (self.path / "summary.json").unlink(missing_ok=True)
+            (self.path / DRAWN_FILE).unlink(missing_ok=True)
             write_whole(self.path / "config.toml", config)
 
     def last_commit(self, rounds: int = 0) -> Commit | None:

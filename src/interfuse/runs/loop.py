@@ -16,7 +16,7 @@ from interfuse.data import Dataset, Partition, deal, is_path, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
-from interfuse.evaluation import OwnMetric, evaluate, evaluation, measure, similarity, try_metrics
+from interfuse.evaluation import OwnMetric, draw, evaluate, evaluation, measure, similarity, try_metrics
 from interfuse.federation import Federation, Saved, check
 from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, own_schedules
@@ -35,6 +35,7 @@ from interfuse.runs.config import (
     settings_of,
     to_toml,
 )
+from interfuse.runs.drawn import write_drawn
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
 from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, untrained, with_metrics
@@ -420,6 +421,7 @@ class _Run:
         if self.config.evaluation != "none":
             self.progress.stage("evaluating the last and the best round on everything")
         last = self._measure()
+        self._draw()
         best = self._measure_best(last)
         self.progress.stage("")
         self.folder.append_entries(ledger.drain())
@@ -521,6 +523,13 @@ class _Run:
         if not self.config.metrics:
             return scores
         return with_metrics(scores, self.config, measure(self.federation))
+
+    def _draw(self) -> None:
+        """Write what clients draw of each class, in the state as it is."""
+        pictures, failed = ({}, []) if self.config.evaluation == "none" else draw(self.federation)
+        write_drawn(self.folder.path, pictures)
+        for text in failed:
+            self.progress.note(text)
 
     def _measure_best(self, last: Scores) -> BestRound | None:
         """Evaluate the best state on everything."""
