@@ -58,7 +58,8 @@ class FedKD(MemeLearning):
     A client trains its model, the meme, and a projection W from the meme's features to the model's in one step. What
     travels are the memes' matrices as truncated singular value decompositions, those of convolutions with the output
     channels as rows; of a growing part of their energy, the sum of squared singular values. As in HtFLlib the tensors
-    themselves are decomposed, not their changes as in the authors' code: so a client that missed a round lacks nothing.
+    themselves are decomposed, not their changes as in the authors' code: so a client that missed a round lacks nothing,
+    but of a network that is hardly trained yet all singular values count, and next to nothing is saved.
 
     Not taken over: there the teacher is trained by what it teaches, and by what is divided by; at energy 1 nothing is
     kept of a matrix. Of clients that have one class the cross entropies go to 0, so there is a floor under them.
