@@ -12,7 +12,7 @@ from interfuse.clock import named
 from interfuse.data import Dataset, Divide, Partition, Sampling, load
 from interfuse.errors import ConfigError
 from interfuse.evaluation import OwnMetric
-from interfuse.method import Method
+from interfuse.method import Method, layered
 from interfuse.methods import find, name_of
 from interfuse.models import Builder, expanded, resolve
 from interfuse.references import IN_MEMORY, reference_of, slug
@@ -30,6 +30,7 @@ from interfuse.runs.config import (
     plain,
     settings_of,
 )
+from interfuse.runs.protocols import settings_under
 from interfuse.seeds import SeedResults, check, default_folder, folder_of
 from interfuse.training import Cosine, Exponential, OwnSchedule
 
@@ -87,7 +88,10 @@ def run(
     if isinstance(method, Method) and settings:
         raise ConfigError("settings belong to a method that is given by name; this object has its own")
     if not isinstance(method, Method):
-        method = (find(method) if isinstance(method, str) else method).configure(settings)
+        kind = find(method) if isinstance(method, str) else method
+        protocol = values.get("protocol")
+        set_here = {} if protocol is None else settings_under(protocol, kind)
+        method = kind.configure(layered(set_here, settings))
     objects = {key: value for key, value in values.items() if key in Objects.__annotations__}
     given = _given(cast(Objects, objects | {"method": method}), callbacks)
     plain_values = plain_settings(values)

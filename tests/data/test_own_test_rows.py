@@ -104,13 +104,20 @@ def test_fewer_test_rows_are_still_somebodys() -> None:
 def test_all_rows_can_be_divided_and_what_clients_test_on_is_the_common_test_set() -> None:
     made = data(groups=None, test_groups=None).with_all_rows()
     assert (len(made.y_train), len(made.y_test)) == (17, 0)
-    datasets, shares = deal([made], IID(), 3, 0, validation=0.0, test=0.25)
-    datasets = module.testing_on_shares(datasets, shares)
+    datasets, before = deal([made], IID(), 3, 0, validation=0.25, test=0.25)
+    datasets, shares = module.testing_on_shares(datasets, before)
     assert len({id(dataset) for dataset in datasets}) == 1
-    rows = np.sort(np.concatenate([share.test for share in shares]))
-    assert tensor(datasets[0].x_test)[:, 0].tolist() == [2.0 * row for row in rows]
-    trained = np.concatenate([share.train for share in shares])
-    assert sorted([*rows, *trained]) == list(range(17))
+    whole = tensor(made.x_train)
+    for dataset, old, new in zip(datasets, before, shares, strict=True):
+        assert new.held is not None
+        assert torch.equal(tensor(dataset.x_test)[new.held], whole[old.test])
+        assert torch.equal(tensor(dataset.x_train)[new.train], whole[old.train])
+        assert torch.equal(dataset.y_train[new.validation], made.y_train[old.validation])
+    both = torch.cat([tensor(datasets[0].x_train), tensor(datasets[0].x_test)])[:, 0]
+    assert sorted(both.tolist()) == whole[:, 0].tolist()
+    assert sorted(np.concatenate([s.held for s in shares if s.held is not None])) == list(
+        range(len(datasets[0].y_test))
+    )
     with pytest.raises(DataError, match="leave out divide = 'all'"):
         data(test_groups=None).with_all_rows()
     assert numbers(data().with_all_rows().groups) == PEOPLE + TESTED

@@ -52,11 +52,9 @@ def test_what_is_not_chosen_is_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        (
-            {"test": "source", "divide": "all"},
-            "test = 'source' takes clients' own test rows from the test set as it is",
-        ),
-        ({"test": "source", "test_rows": 5}, "leave out divide and test_rows"),
+        ({"test": "source", "divide": "all"}, "test = 'source' takes the test rows as they are: leave out divide"),
+        ({"test": "source", "test_rows": 5}, "test = 'source' makes own test rows and common ones the same"),
+        ({"divide": "all", "test_rows": 5}, "leave out test_rows"),
         ({"test": 0, "divide": "all"}, "divide = 'all' leaves clients' own test rows alone to test on"),
         ({"test": "sauce"}, "test.* is impossible"),
         ({"sampling": {"last_batch": "droped"}}, "sampling.last_batch = 'droped' is impossible"),

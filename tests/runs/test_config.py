@@ -32,7 +32,7 @@ FULL: dict[str, Any] = {
     "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2, "client_memory": 9},
     "environment": {"torch": "x"}, "sources": {"mine.py": "ab"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500, "train_rows": 900,
-    "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],
+    "protocol": None, "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],
     "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},
 }  # fmt: skip
 
@@ -79,7 +79,7 @@ def test_a_schedule_survives_the_file(rate: Any, tmp_path: Path) -> None:
     assert read_config(tmp_path / "config.toml").make_method() == made
 
 
-@pytest.mark.parametrize("key", sorted(FULL.keys() - {"execution", "environment"}))
+@pytest.mark.parametrize("key", sorted(FULL.keys() - {"execution", "environment", "protocol"}))
 def test_results_depend_on_all_but_how_the_run_is_carried_out(key: str) -> None:
     assert key in parse_config({}).identity()
 

@@ -56,6 +56,7 @@ from interfuse.cli.options import (
     Order,
     PartitionName,
     Processes,
+    Protocol,
     Public,
     Quiet,
     ReadTexts,
@@ -148,6 +149,7 @@ _METRICS = f"Measure more than accuracy at the last and the best round: {', '.jo
 @app.command(no_args_is_help=True)
 def run(
     what: Annotated[str, argument("METHOD|RECIPE")],
+    protocol: Protocol = None,
     rounds: Rounds = None,
     patience: Annotated[int | None, option(WHAT, "N", _PATIENCE)] = None,
     seed: Annotated[int | None, option(WHAT, "N", f"Seed (default {DEFAULT.seed}).")] = None,
@@ -198,7 +200,8 @@ def run(
     config = configure(
         what,
         {
-            "rounds": rounds, "stop": None if patience is None else {"patience": patience}, "seed": seed,
+            "protocol": protocol, "rounds": rounds, "seed": seed,
+            "stop": None if patience is None else {"patience": patience},
             "data": one_or_listed(data), "read": reading(read), "public": public, "clients": clients,
             "models": listed(models), "fusion_width": width, "device": device,
             "eval_every": eval_every, "codecs": codecs(codec), "devices": devices_table(devices),

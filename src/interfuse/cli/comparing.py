@@ -51,6 +51,7 @@ from interfuse.cli.options import (
     NumberOfClients,
     Order,
     PartitionName,
+    Protocol,
     Public,
     Quiet,
     ReadTexts,
@@ -68,6 +69,7 @@ from interfuse.comparison.table import Cell, Table
 from interfuse.errors import ConfigError, nearest
 from interfuse.references import is_reference, short_name
 from interfuse.runs.config import absolute_paths
+from interfuse.runs.protocols import run_under
 
 PADDING = 3
 """Letters between two columns in a terminal."""
@@ -85,6 +87,7 @@ _SMALL = "A recipe for one machine and some hours, as it says itself."
 
 def compare(
     what: Annotated[list[str], argument("RECIPE|METHOD...")],
+    protocol: Protocol = None,
     rounds: Rounds = None,
     seeds: Annotated[str | None, option(WHAT, "N,N,...", "Seeds of every entry (default 0,1,2).")] = None,
     assignments: Settings = None,
@@ -134,7 +137,8 @@ def compare(
         recipe = comparison.quicker(recipe, "smoke" if smoke else "small")
     run = absolute_paths(
         given({
-            "rounds": rounds, "data": one_or_listed(data), "read": reading(read), "public": public, "clients": clients,
+            "protocol": protocol, "rounds": rounds,
+            "data": one_or_listed(data), "read": reading(read), "public": public, "clients": clients,
             "models": listed(models), "fusion_width": width, "device": device, "eval_every": eval_every,
             "codecs": codecs(codec), "devices": devices_table(devices),
             "test": test_rows(test), "divide": divide, "normalise": normalise, "initial": initial,
@@ -150,7 +154,8 @@ def compare(
         "shards_per_client": shards,
     }
     if asked := given(asked):
-        before = recipe.run.get("partition", {"name": "iid"})
+        set_here = {} if protocol is None else run_under(protocol, {})
+        before = recipe.run.get("partition", set_here.get("partition", {"name": "iid"}))
         run["partition"] = changed_partition(before, absolute_paths(asked, Path.cwd()))
     for text in assignments or ():
         assign(run, text)

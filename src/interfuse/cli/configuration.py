@@ -17,6 +17,7 @@ from interfuse.methods import built_in, find
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
 from interfuse.runs.config import absolute_paths, table_of
+from interfuse.runs.protocols import under_protocol
 from interfuse.wire.codecs.rules import DEFAULT
 
 OPTION_OF = {
@@ -52,6 +53,8 @@ def configure(
         ConfigError: something is unknown, impossible, or does not belong together.
     """
     values = _begin_with(what)
+    if options.get("protocol") is not None:
+        values = under_protocol(values | {"protocol": options["protocol"]}, "interfuse run")
     for key, value in absolute_paths(given(options), Path.cwd()).items():
         values[key] = (values.get(key) or {}) | given(value) if isinstance(value, Mapping) else value
     if asked := given(partition or {}):
@@ -77,7 +80,7 @@ def _begin_with(what: str) -> dict[str, Any]:
         return {"method": what}
     path = Path(what) if what.endswith(".toml") else recipes.find(what)
     if path is not None:
-        return absolute_paths(read_config(path).model_dump(), path.parent)
+        return absolute_paths(read_config(path).model_dump(exclude_unset=True), path.parent)
     if not (is_reference(what) or what.endswith(".py") or what in method_names()):
         raise ConfigError(f"no method or recipe {what!r}: {nearest(what, {*method_names(), *recipes.names()})}")
     return absolute_paths({"method": what}, Path.cwd())

@@ -11,6 +11,7 @@ import typer
 from interfuse.clock import NAMED
 from interfuse.data import PARTITIONS
 from interfuse.runs import RunConfig
+from interfuse.runs.protocols import protocols
 
 DEFAULT = RunConfig()
 INTERRUPTED = 128 + signal.SIGINT
@@ -46,6 +47,8 @@ _MEMORY = (
     "MB (10^6 bytes) for clients at rest, over all workers; others lie on the disk (default: an eighth of the memory)."
 )
 ClientMemory = Annotated[int | None, option(HOW, "MB", _MEMORY, parser=megabytes)]
+_PROTOCOL = f"Set what other people's experiments set ({', '.join(protocols())}); what is given beside goes before."
+Protocol = Annotated[str | None, option(WHAT, "NAME", _PROTOCOL)]
 Rounds = Annotated[int | None, option(WHAT, "N", f"Rounds (default {DEFAULT.rounds}).")]
 _SET = "A setting of the method (`interfuse methods NAME` lists them); client.2.KEY=VALUE for client 2 alone."
 Settings = Annotated[list[str] | None, option(WHAT, "KEY=VALUE", f"{_SET} May be repeated.", "--set")]

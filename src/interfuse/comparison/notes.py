@@ -40,7 +40,7 @@ class Footnote:
 def footnotes(rows: Sequence[Row]) -> list[Footnote]:
     """What single runs know of their figures, one note for all seeds and entries of which it is true."""
     there = [row for row in rows if row.values]
-    of_runs = (_warnings, _unequal_work, _stopped_early, _missing_replies, _clients_behind)
+    of_runs = (_protocols, _warnings, _unequal_work, _stopped_early, _missing_replies, _clients_behind)
     found = [note for notes_of in of_runs for note in notes_of(there)]
     return [replace(note, mark=mark_of(place)) for place, note in enumerate(found)]
 
@@ -49,6 +49,16 @@ def mark_of(place: int) -> str:
     """a, b, ..., z, aa, ab, ..."""
     letters = string.ascii_lowercase
     return ("" if place < len(letters) else mark_of(place // len(letters) - 1)) + letters[place % len(letters)]
+
+
+def _protocols(rows: Sequence[Row]) -> Iterator[Footnote]:
+    """Whose protocol the runs follow, and what they have otherwise."""
+    by_text: dict[str, list[str]] = {}
+    for row in rows:
+        by_text.setdefault(row.runs[0].summary.protocol, []).append(row.name)
+    for text, names in by_text.items():
+        if text:
+            yield Footnote("", text, names)
 
 
 def _warnings(rows: Sequence[Row]) -> Iterator[Footnote]:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -277,12 +277,18 @@ class Dataset:
             test_groups=None,
         )
 
-    def testing_on(self, rows: Int64[np.ndarray, "rows"]) -> Dataset:
-        """The same with these of its training rows as its test rows; they stay training rows too."""
-        chosen = torch.from_numpy(rows)
-        groups = None if self.groups is None else self.groups[chosen]
-        x_test = each(lambda x: x[chosen], self.x_train)
-        return replace(self, x_test=x_test, y_test=self.y_train[chosen], test_groups=groups)
+    def testing_on(self, held: Bool[np.ndarray, "n_train"]) -> Dataset:
+        """The same with these of its training rows as its test rows instead."""
+        stay, chosen = (torch.from_numpy(np.flatnonzero(rows)) for rows in (~held, held))
+        return replace(
+            self,
+            x_train=each(lambda x: x[stay], self.x_train),
+            y_train=self.y_train[stay],
+            x_test=each(lambda x: x[chosen], self.x_train),
+            y_test=self.y_train[chosen],
+            groups=None if self.groups is None else self.groups[stay],
+            test_groups=None if self.groups is None else self.groups[chosen],
+        )
 
     def normalised(self, how: Normalise) -> Dataset:
         """The same with the inputs that models get made so."""

@@ -447,13 +447,22 @@ def deal(
     return [datasets[c % len(datasets)] for c in range(clients)], [shares[c] for c in range(clients)]
 
 
-def testing_on_shares(datasets: Sequence[Dataset], shares: Sequence[Share]) -> list[Dataset]:
-    """The data sets of the clients with all own test rows of their clients as common test sets."""
-    own: dict[int, list[Rows]] = {}
+def testing_on_shares(datasets: Sequence[Dataset], shares: Sequence[Share]) -> tuple[list[Dataset], list[Share]]:
+    """All own test rows of the clients of a data set as its test rows, and the shares of what is so arranged."""
+    made: dict[int, tuple[Dataset, Rows]] = {}
+    for dataset in {id(dataset): dataset for dataset in datasets}.values():
+        held = np.zeros(len(dataset.y_train), bool)
+        for other, share in zip(datasets, shares, strict=True):
+            if other is dataset:
+                held[share.test] = True
+        # where each row is now: among those that stay, or among those held
+        made[id(dataset)] = dataset.testing_on(held), np.where(held, np.cumsum(held), np.cumsum(~held)) - 1
+    arranged = []
     for dataset, share in zip(datasets, shares, strict=True):
-        own.setdefault(id(dataset), []).append(share.test)
-    made = {id(dataset): dataset.testing_on(_joined(own[id(dataset)])) for dataset in datasets}
-    return [made[id(dataset)] for dataset in datasets]
+        _, place = made[id(dataset)]
+        train, validation, held = (place[rows] for rows in (share.train, share.validation, share.test))
+        arranged.append(Share(train, validation, share.test[:0], held))
+    return [made[id(dataset)][0] for dataset in datasets], arranged
 
 
 def class_counts(datasets: Sequence[Dataset], shares: Sequence[Share]) -> Int64[np.ndarray, "clients classes"]:

@@ -49,6 +49,7 @@ def console_summary(summary: Summary) -> RenderableType:
         parts.append(_line(f"{side} {called}", mean, [] if math.isnan(alone) else [("Local", alone)], form))
     stopped = "" if summary.stopped is None else f"{capital(str(summary.stopped))}.\n"
     parts += [Text(summary.headline.text), Text(stopped)]
+    parts += [Text(f"{capital(summary.protocol)}.\n", style="dim")] if summary.protocol else []
     for warning in summary.warnings:
         parts += [
             Text.assemble((f"warning: {warning.name}. ", "bold"), f"{warning.text} Try: {warning.remedy}"),

@@ -166,6 +166,7 @@ def _facts(run: Run) -> dict[str, str]:
         ),
         "disclosed to the server": ("" if summary.discloses is None else ", ".join(summary.discloses) or "nothing"),
         "data": summary.note if summary.parties else f"{summary.data} {summary.note}".strip(),
+        "protocol": summary.protocol.removeprefix("protocol "),
         "rounds": "" if summary.stopped is None else str(summary.stopped),
         "missing replies": missing,
         f"{'real' if summary.parties else 'virtual'} seconds": ", ".join(

@@ -46,6 +46,7 @@ from interfuse.references import (
     source_digest,
     source_of,
 )
+from interfuse.runs.protocols import under_protocol
 from interfuse.runs.stopping import EarlyStopping
 from interfuse.toml import read_toml
 from interfuse.wire import Codecs
@@ -88,6 +89,8 @@ class RunSettings(TypedDict, total=False):
         fusion_width: Width d of the fusion layer.
         rounds, seed: How long, and where all randomness begins.
         eval_every: Rounds between two points of the curve.
+        protocol: The name of other people's protocol, such as ``htfllib``: it sets what is not set here, and
+            ``config.toml`` has all of it.
         stop: :class:`interfuse.EarlyStopping` ends the run once the validation score rises no more, and what runs
             beside it has as many rounds as it had; None: all rounds.
         device: ``cpu``, ``cuda``, ``cuda:1``.
@@ -134,6 +137,7 @@ class RunSettings(TypedDict, total=False):
     rounds: int
     seed: int
     eval_every: int
+    protocol: str | None
     stop: EarlyStopping | None
     device: str
     beside: Sequence[str]
@@ -182,6 +186,7 @@ class RunConfig(BaseModel):
     rounds: Annotated[int, Ge(1)] = 200
     seed: int = 0
     eval_every: Annotated[int, Ge(1)] = 10
+    protocol: str | None = None
     stop: EarlyStopping | None = None
     device: str = "cpu"
     beside: tuple[str, ...] = ("local",)
@@ -295,7 +300,7 @@ class RunConfig(BaseModel):
 
     def identity(self) -> dict[str, Any]:
         """What results depend on, as plain values."""
-        values: dict[str, Any] = plain(self.model_dump(exclude={"execution", "environment"}))
+        values: dict[str, Any] = plain(self.model_dump(exclude={"execution", "environment", "protocol"}))
         return values
 
 
@@ -321,6 +326,7 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         ConfigError: a key is unknown (with the nearest valid one) or a value impossible.
     """
     check_keys(values, RunConfig.model_fields, source)
+    values = under_protocol(values, source)
     for table, keys in TABLES.items():
         if isinstance(values.get(table), Mapping):
             check_keys(values[table], keys, f"{source}, [{table}]")
@@ -334,11 +340,11 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     cut = 0.0 if config.test == "source" else config.test
     if config.validation + cut >= 1:
         raise ConfigError(f"{source}: validation + test = {config.validation + cut}: nothing is left to train on")
-    if config.test == "source" and (config.divide == "all" or config.test_rows is not None):
-        raise ConfigError(
-            f"{source}: test = 'source' takes clients' own test rows from the test set as it is: leave out divide and "
-            "test_rows"
-        )
+    if config.test == "source" and config.divide == "all":
+        raise ConfigError(f"{source}: test = 'source' takes the test rows as they are: leave out divide = 'all'")
+    if config.test_rows is not None and (config.test == "source" or config.divide == "all"):
+        of = "test = 'source'" if config.test == "source" else "divide = 'all'"
+        raise ConfigError(f"{source}: {of} makes own test rows and common ones the same: leave out test_rows")
     if config.divide == "all" and not cut and config.evaluation == "shared":
         raise ConfigError(f"{source}: divide = 'all' leaves clients' own test rows alone to test on: set test above 0")
     if config.stop is not None and (config.validation == 0 or config.evaluation == "none"):

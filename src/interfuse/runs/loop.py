@@ -37,6 +37,7 @@ from interfuse.runs.config import (
 )
 from interfuse.runs.drawn import write_drawn
 from interfuse.runs.folder import Best, Commit, RunFolder
+from interfuse.runs.protocols import said_of
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
 from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, untrained, with_metrics
 from interfuse.runs.verdict import concluded
@@ -120,7 +121,7 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         found, partition, config.clients, config.seed, validation=config.validation, test=config.test
     )
     if config.divide == "all":
-        datasets = [dataset.with_test_rows(config.test_rows) for dataset in testing_on_shares(datasets, shares)]
+        datasets, shares = testing_on_shares(datasets, shares)
     builders = given.builders or [resolve(name) for name in config.models]
     setup = Setup(
         method, datasets, shares,
@@ -355,7 +356,8 @@ def _references(config: RunConfig, method: Method) -> dict[str, tuple[RunConfig,
             raise ConfigError(text) from None
         own = {client: shared(values) for client, values in config.client.items()}
         alike = {"method": name, "settings": settings_of(reference), "client": own, "beside": (), "codecs": {}}
-        found[name] = config.model_copy(update=alike | {"unset": ()}), reference
+        # whatever a protocol sets is in what is shared
+        found[name] = config.model_copy(update=alike | {"unset": (), "protocol": None}), reference
     return {name: reference for name, reference in found.items() if name != config.method}
 
 
@@ -410,6 +412,8 @@ class _Run:
             self._round(self.federation.start, first=True)  # a method that refuses these clients has better advice
             fits = self.setup.method.notice(self.setup.profiles)
             data = (*self.setup.data_notices, *self.setup.reading_notices)
+            if said := said_of(plain(self.config.model_dump())):
+                self.progress.note(said)
             for notice in (*([] if fits is None else [fits]), *data, *self.setup.model_notices):
                 self.progress.note(f"{notice.text} Try: {notice.remedy}")
         else:

@@ -332,6 +332,7 @@ class What(Record):
         evaluation: What was measured at all.
         parties: Whether the clients were parties with data of their own, not shares of a simulation.
         rounds: How many were carried out.
+        protocol: Whose protocol was followed, what it set, and what was set otherwise; empty where there is none.
         stopped: Where early stopping ended the run before its rounds were over; None where it did not.
     """
 
@@ -352,6 +353,7 @@ class What(Record):
     model_notices: tuple[Notice, ...] = ()
     evaluation: Mode
     parties: bool
+    protocol: str = ""
     stopped: Stopped | None = None
 
 

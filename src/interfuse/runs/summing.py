@@ -17,8 +17,9 @@ from interfuse.errors import Notice
 from interfuse.evaluation import Accuracies, Measurements, Side, measured_on
 from interfuse.method import disclosures
 from interfuse.references import short_name
-from interfuse.runs.config import RunConfig
+from interfuse.runs.config import RunConfig, plain
 from interfuse.runs.folder import RunFolder
+from interfuse.runs.protocols import said_of
 from interfuse.runs.summary import (
     NOTHING,
     UNSAID,
@@ -142,6 +143,7 @@ def summarise(
         seconds=round(sum(seconds for phase, seconds in phases.items() if phase != WORK), 3),
         run=str(folder.path),
         evaluation=config.evaluation,
+        protocol=said_of(plain(config.model_dump())),
         parties=parties,
         headline=UNSAID,
         warnings=(),
