@@ -167,6 +167,50 @@ class TestPathological:
     def test_no_classes(self) -> None:
         with pytest.raises(ConfigError, match="classes_per_client"):
             Pathological(0)
+        with pytest.raises(ConfigError, match="alike is 1, must be true or false"):
+            parse_partition("pathological", alike=1)
+
+    @given(st.integers(1, 5), st.integers(2, 24), seeds)
+    def test_alike_clients_come_in_groups_of_the_same_classes(self, k: int, clients: int, seed: int) -> None:
+        labels = balanced(10, 60)
+        shares = Pathological(k, alike=True).split(labels, clients, rng(seed), None)
+        held = [frozenset(labels[share].tolist()) for share in shares]
+        assert all(len(classes) <= k for classes in held)
+        if (clients * k) % 10 == 0 and clients % max(1, clients * k // 10) == 0 and 10 % k == 0:
+            assert all(len(classes) == k for classes in held)
+            assert len(set(held)) == 10 // k
+            assert {held.count(classes) for classes in held} == {clients * k // 10}
+
+    def test_it_divides_as_the_scripts_of_htfllib_and_pflib_do(self) -> None:
+        """Beside a re-derivation: sizes by place in their order, classes by client, over many draws."""
+        labels, clients, k = np.repeat(np.arange(10), 600), 20, 2
+        theirs, ours = np.zeros((200, clients)), np.zeros((200, clients))
+        for draw in range(200):
+            noise, classes_left, sizes = rng(draw), np.full(clients, k), np.zeros(clients)
+            for _ in range(10):
+                chosen = np.flatnonzero(classes_left)[: math.ceil(clients / 10 * k)]
+                each = 600 / len(chosen)
+                drawn = noise.integers(int(max(each / 10, 40 / 10)), int(each), len(chosen) - 1)
+                sizes[chosen] += [*drawn, 600 - drawn.sum()]
+                classes_left[chosen] -= 1
+            theirs[draw] = np.sort(sizes)
+            shares = Pathological(k, alike=True, uneven=True).split(labels, clients, rng(1000 + draw), None)
+            assert all(len(np.unique(labels[share])) == k for share in shares)
+            ours[draw] = np.sort([len(share) for share in shares])
+        assert np.allclose(ours.sum(axis=1), 6000)
+        # who gets the rest of a class is drawn here, and always the same client there: their largest are larger
+        assert theirs[:, -1].mean() > ours[:, -1].mean() > 1.5 * 6000 / clients
+        assert abs(np.median(ours) - np.median(theirs)) < 0.25 * 6000 / clients
+
+    def test_uneven_parts_are_within_their_bounds(self) -> None:
+        labels = np.zeros(1000, np.int64)
+        for draw in range(50):
+            sizes = sorted(len(s) for s in Pathological(1, uneven=True).split(labels, 5, rng(draw), None))
+            assert sum(sizes) == 1000
+            assert sizes[0] >= 20
+            assert sizes[-1] >= 1000 - 4 * 199
+        with pytest.raises(DataError, match="30 rows of a class are too few for 3 clients with 40 or more"):
+            Pathological(1, uneven=True, minimum=40).split(np.zeros(30, np.int64), 3, rng(), None)
 
 
 class TestNatural:

@@ -166,14 +166,29 @@ class Pathological:
     otherwise the rows of the classes nobody chose belong to no client. The rows of a class are divided evenly between
     its holders.
 
+    With ``alike`` and ``uneven`` it is what HtFLlib and PFLlib call pathological, but that who gets which classes, and
+    who the most rows, is drawn.
+
     :param classes_per_client: k.
+    :param alike: clients come in groups, as large as can be, whose clients have the same classes.
+    :param uneven: of the rows of a class a holder, drawn, gets what the others leave; each of these gets a number that
+        is drawn evenly from a tenth of the equal part up to it, and at least ``minimum`` divided by all classes.
+    :param minimum: see ``uneven``.
     """
 
     classes_per_client: int = 2
+    alike: bool = False
+    uneven: bool = False
+    minimum: int = 40
 
     def __post_init__(self) -> None:
         if self.classes_per_client < 1:
             raise ConfigError(f"Pathological: classes_per_client is {self.classes_per_client}, must be 1 or more")
+        if self.minimum < 0:
+            raise ConfigError(f"Pathological: minimum is {self.minimum}, must be 0 or more")
+        for name in ("alike", "uneven"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"Pathological: {name} is {getattr(self, name)!r}, must be true or false")
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """See :meth:`Partition.split`."""
@@ -182,7 +197,7 @@ class Pathological:
             raise ConfigError(
                 f"Pathological: {self.classes_per_client} classes per client, but the data has {len(classes)}"
             )
-        holds = self._choices(len(classes), clients, rng)
+        holds = (self._groups if self.alike else self._choices)(len(classes), clients, rng)
         shares: list[list[Rows]] = [[] for _ in range(clients)]
         for label, holders in zip(classes, holds, strict=True):
             rows = rng.permutation(np.flatnonzero(labels == label))
@@ -192,10 +207,32 @@ class Pathological:
                     f"or fewer classes per client"
                 )
             if holders.any():
-                pieces = _evenly(rows, int(holders.sum()), rng)
+                many = int(holders.sum())
+                pieces = self._unevenly(rows, many, len(classes), rng) if self.uneven else _evenly(rows, many, rng)
                 for client, piece in zip(np.flatnonzero(holders), pieces, strict=True):
                     shares[client].append(piece)
         return [_joined(share) for share in shares]
+
+    def _unevenly(self, rows: Rows, holders: int, classes: int, rng: np.random.Generator) -> list[Rows]:
+        equal = len(rows) / holders
+        low, high = math.floor(max(equal / 10, self.minimum / classes)), math.floor(equal)
+        sizes = rng.integers(min(low, high), max(high, low + 1), holders - 1)
+        if sizes.sum() >= len(rows):
+            raise DataError(
+                f"Pathological: {len(rows)} rows of a class are too few for {holders} clients with {low} or more each; "
+                "take a smaller minimum, or fewer clients"
+            )
+        pieces = np.split(rows, np.cumsum(sizes))
+        return [pieces[place] for place in rng.permutation(holders)]
+
+    def _groups(self, classes: int, clients: int, rng: np.random.Generator) -> np.ndarray:
+        """As :meth:`_choices`: classes in an order that is drawn, each to the first clients that want more."""
+        holds = np.zeros((classes, clients), bool)
+        people, each = rng.permutation(clients), math.ceil(clients * self.classes_per_client / classes)
+        for label in rng.permutation(classes):
+            wanting = [client for client in people if holds[:, client].sum() < self.classes_per_client]
+            holds[label, wanting[:each]] = True
+        return holds
 
     def _choices(self, classes: int, clients: int, rng: np.random.Generator) -> np.ndarray:
         """``[classes, clients]`` bool: whether a client holds a class."""
