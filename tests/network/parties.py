@@ -148,8 +148,10 @@ class Parties:
             "model": {"build": model, "architecture": model, "public": True},
             "data": {"source": str(file), "test": str(file)},
             "allow": {
-                "methods": ["ifl", "fedin", "fedavg", "scaffold", "splitfed-v1"],
-                "disclosures": ["features", "labels", "parameters", "gradients", "statistics"],
+                "methods": ["ifl", "fedin", "fedavg", "scaffold", "splitfed-v1", "fedvtc"],
+                "disclosures": [
+                    "features", "labels", "parameters", "gradients", "statistics", "prototypes", "generators",
+                ],
                 "evaluation": "shared",
             },
         }  # fmt: skip
