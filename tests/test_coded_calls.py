@@ -62,7 +62,7 @@ CODECS = ({"default": "int4+zstd"}, {"default": "int8+ef"}, {"default": "fp16"},
 
 def small(name: str) -> Method:
     kind = built_in()[name]
-    wanted = SMALL | {"decoder_steps": 2}
+    wanted = SMALL | {"decoder_steps": 2, "vtc_steps": 2}
     return kind.configure({key: value for key, value in wanted.items() if key in kind.__dataclass_fields__})
 
 

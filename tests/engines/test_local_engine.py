@@ -47,7 +47,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "fedavg": {"participation": 0.6, "buffers": "local"}, "scaffold": {"participation": 0.6},
     "splitfed-v1": {"optimizer": "adam", "local_steps": 2},
     "splitfed-v2": {"optimizer": "adam", "local_steps": 2, "average_clients": False},
-    "ifl-bank": {"decoder_steps": 3},
+    "ifl-bank": {"decoder_steps": 3}, "ifl-bank-vtc": {"vtc_steps": 3},
     "splitfed-local": {"optimizer": "adam"}, "lg-fedavg": {"optimizer": "adam", "participation": 0.6},
 }  # fmt: skip
 

@@ -68,7 +68,8 @@ def of(method: Method, clients: int = 4, rounds: int = 1, **settings: Any) -> Fe
 
 def tiny(name: str, **settings: Any) -> Method:
     kind = built_in()[name]
-    wanted = {"local_steps": 1, "batch_size": 4, "joins_at": 2, "participation": 1.0, "decoder_steps": 2} | settings
+    wanted = {"local_steps": 1, "batch_size": 4, "joins_at": 2, "participation": 1.0} | settings
+    wanted |= {"decoder_steps": 2, "vtc_steps": 2}
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 

@@ -54,7 +54,7 @@ def tiny(name: str) -> Method:
     kind = built_in()[name]
     wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
     wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
-    wanted |= {"decoder_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
+    wanted |= {"decoder_steps": 2, "vtc_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
@@ -262,7 +262,7 @@ def test_statistics_stay_those_of_the_clients(name: str, model: str) -> None:
     """Defaults, five rounds of 20 steps on shares that are unlike each other, one of two clients three times slower."""
     kind = built_in()[name]
     wanted = {"local_steps": 20, "joins_at": 3, "server_steps": 20, "generator_steps": 20, "channels": 8}
-    wanted |= {"decoder_steps": 20}
+    wanted |= {"decoder_steps": 20, "vtc_steps": 20}
     method = kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
     devices = Devices(step_seconds=0.01, slow=0.5, slowdown=3.0)
     world: dict[str, Any] = {"dataset": load("digits"), "partition": Dirichlet(0.3), "devices": devices}

@@ -22,6 +22,7 @@ from interfuse.methods.ifl import IFL
 from interfuse.methods.ifl_bank import IFLBank, TrainedDecoder
 from interfuse.methods.ifl_bank_centroids import IFLBankCentroids
 from interfuse.methods.ifl_bank_public import IFLBankPublic
+from interfuse.methods.ifl_bank_vtc import IFLBankVTC, TrainedGenerator
 from interfuse.models import resolve
 from interfuse.models.autoencoders import autoencoder
 from interfuse.setup import Setup
@@ -30,7 +31,8 @@ SMALL: dict[str, Any] = {"local_steps": 2, "batch_size": 6, "bank_rows": 8}
 DECODER = IFLBank(**SMALL, decoder_steps=2)
 CENTROIDS = IFLBankCentroids(**SMALL, centroids=2, smallest_cluster=3)
 PUBLIC = IFLBankPublic(**SMALL)
-EVERY = [DECODER, CENTROIDS, PUBLIC]
+VTC = IFLBankVTC(**SMALL, vtc_steps=2, channels=4)
+EVERY = [DECODER, CENTROIDS, PUBLIC, VTC]
 PIXELS = tiny_dataset(rows=90, shape=(1, 6, 6), dtype=torch.uint8)
 SIGNALS = tiny_dataset(rows=90, shape=(2, 9))
 SKEWED = shares_of(range(0, 90, 3), range(1, 90, 3))
@@ -55,7 +57,8 @@ def sent_by(f: Federation, kind: type[Any]) -> list[Any]:
 
 def test_what_each_bank_discloses_beyond_ifl() -> None:
     beyond = [disclosures(method) - disclosures(IFL()) for method in EVERY]
-    assert beyond == [{Disclosure.GENERATORS, Disclosure.STATISTICS}, {Disclosure.SURROGATES}, frozenset()]
+    generator = {Disclosure.GENERATORS, Disclosure.STATISTICS}
+    assert beyond == [generator, {Disclosure.SURROGATES}, frozenset(), generator | {Disclosure.PROTOTYPES}]
 
 
 @pytest.mark.parametrize(("side", "channels", "size"), [(28, 1, 203_332), (16, 1, 89_284), (32, 3, 257_228)])
@@ -202,6 +205,33 @@ def test_decoders_that_are_none_are_refused_by_name(change: Any, problem: str) -
     with pytest.raises(ClientError, match=problem) as found:
         DECODER.drawn({0: good, 1: bad}, f.clients.profiles, 3, torch.Generator())
     assert found.value.client == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"generator": {}}, "client 1 sent 'first.0.bias' None, expected"),
+        ({"variance": torch.full((1, 8), -1.0)}, "client 1 sent a variance below 0"),
+        ({"count": torch.zeros(1)}, "client 1 sent counts that are not above 0"),
+        ({"mean": torch.full((1, 8), 1e30)}, "client 1 sent a mean above"),
+    ],
+)
+def test_generators_and_statistics_that_are_none_are_refused_by_name(change: dict[str, Any], problem: str) -> None:
+    f = made(VTC, SIGNALS, rounds=0)
+    good: TrainedGenerator = run_handler(f, VTC.train_vtc)
+    with pytest.raises(ClientError, match=problem) as found:
+        VTC.drawn({0: good, 1: replace(good, **change)}, f.clients.profiles, f.setup.dims, torch.Generator())
+    assert found.value.client == 1
+
+
+@pytest.mark.parametrize("scale", [255.0, 16.0])
+def test_a_vtc_learns_pixels_between_their_bounds(scale: float) -> None:
+    """Equal images have features without a variance, so the generator learns these images."""
+    x = (torch.arange(36).reshape(1, 6, 6) * scale / 36).to(torch.uint8)[None].repeat(30, 1, 1, 1)
+    data = replace(dataset_of(x, torch.zeros(30).long(), 2), normalisation={"x": Normalisation(scale, (0.3,), (0.6,))})
+    f = made(IFLBankVTC(**SMALL, vtc_steps=150, vtc_lr=0.01), data, shares_of(range(30)), rounds=0)
+    error = (bank_of(f, 0).x.float() / 255 - x[:1].float() / scale).abs().mean()
+    assert float(error) < 0.05
 
 
 @pytest.mark.parametrize(

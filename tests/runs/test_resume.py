@@ -77,6 +77,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},
     "ifl-bank": {"settings": {"optimizer": "adam", "local_steps": 2, "decoder_steps": 2, "bank_rows": 5}, "rounds": 2},
     "ifl-bank-centroids": {"settings": {"local_steps": 2, "smallest_cluster": 3}, "rounds": 2},
+    "ifl-bank-vtc": {"settings": {"local_steps": 2, "vtc_steps": 2, "bank_rows": 5}, "rounds": 2},
     "ifl-bank-public": {"settings": {"local_steps": 2, "bank_rows": 5}, "rounds": 2, "public": "in-memory:tiny"},
 }
 BUFFERS = {

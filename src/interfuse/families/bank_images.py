@@ -48,6 +48,18 @@ def normalised(data: ClientData, x: Shaped[Tensor, "n *sample"]) -> Float[Tensor
     return found
 
 
+def bounds(data: ClientData) -> Float[Tensor, "2 channels"] | None:
+    """The normalised values of pixels 0 and 1, by channel; None: samples are no pixels.
+
+    Raises:
+        DataError: such samples cannot be drawn.
+    """
+    if data.bounds is None:
+        return None
+    ends = torch.tensor([0.0, _scale(data)], device=data.bounds.device)
+    return data.dataset.normalisation[ONLY](ends[:, None].expand_as(data.bounds))
+
+
 def check_images(x: Shaped[Tensor, "n ..."], sample: Shape, sender: str, client: int | None = None) -> None:
     """Check images that somebody sent, or that were drawn with what they sent.
 
@@ -66,13 +78,14 @@ def check_images(x: Shaped[Tensor, "n ..."], sample: Shape, sender: str, client:
 def outputs_of(
     network: Network, part: str, sent: NamedTensors, inputs: Iterable[Float[Tensor, "n inputs"]], client: int
 ) -> Float[Tensor, "m *sample"]:
-    """What a part of a network makes of inputs with the tensors that a client sent for it.
+    """What a part of a network (``"all"``: the whole) makes of inputs with the tensors that a client sent for it.
 
     Raises:
         ClientError: they are not the tensors of this part; names the first that is wrong.
     """
     with torch.device("meta"):
-        module = network.build().only(part)
+        built = network.build()
+    module = built if part == "all" else built.only(part)
     wanted, found = ({key: tuple(t.shape) for key, t in own.items()} for own in (module.tensors(), sent))
     for key in sorted(wanted.keys() | found.keys()):
         if wanted.get(key) != found.get(key):
