@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -18,8 +18,9 @@ from interfuse import report
 from interfuse.client import ClientId
 from interfuse.engines import InProcess
 from interfuse.errors import ConfigError, ModelError, RunError, nearest
-from interfuse.evaluation import Side, compose
+from interfuse.evaluation import Side, compose, drawn_by
 from interfuse.federation import Federation
+from interfuse.messages import Message
 from interfuse.models import SplitModel
 from interfuse.report.progress import following
 from interfuse.report.text import title
@@ -265,6 +266,30 @@ class Result:
             return compose(self._federation, base, modular, setup.inputs_of(base)(samples))
 
         return predict
+
+    def draw(
+        self, client: ClientId, classes: Sequence[int], each: int
+    ) -> tuple[Shaped[Tensor, "n *sample"], Int64[Tensor, "n"]]:
+        """Samples of these classes, ``each`` of every one, by what a client has to draw with at the last commit, as its
+        data set stores samples; and their classes. A class that cannot be drawn is left out, so there may be none.
+
+        Raises:
+            ModelError: no such client, or no such class.
+            ClientError: the method draws what are no samples.
+        """
+        names = self.class_names(client)
+        if unknown := [label for label in classes if label not in range(len(names))]:
+            raise ModelError(f"no class {unknown[0]}: classes are 0 to {len(names) - 1}")
+        found = drawn_by(self._federation, client, classes, each)
+        return found.drawn, found.drawn_y.long()
+
+    def deployed(self, client: ClientId) -> Message | None:
+        """What the server gives a client to answer with, at the last commit (:meth:`.Method.deployed`): of a method
+        whose clients keep everything, nothing."""
+        self._known(client)
+        with self._federation.evaluating() as clients:
+            found = self._federation.method.deployed(self._federation.server, clients)
+        return found.get(client) if isinstance(found, Mapping) else found
 
     def class_names(self, client: ClientId) -> tuple[str, ...]:
         """What a client's scores are of.

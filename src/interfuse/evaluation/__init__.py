@@ -16,7 +16,7 @@ from interfuse.evaluation.accuracy import (
     evaluation_on,
     measure,
 )
-from interfuse.evaluation.drawn import Pictures, draw
+from interfuse.evaluation.drawn import Pictures, draw, drawn_by
 from interfuse.evaluation.metrics import METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
 from interfuse.evaluation.similarity import (
     features_by_group,
@@ -41,6 +41,7 @@ __all__ = [
     "common_test",
     "compose",
     "draw",
+    "drawn_by",
     "evaluate",
     "evaluation",
     "evaluation_on",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -82,6 +82,18 @@ class Drawing(Program):
             found = "with values that are not finite" if samples.shape == wanted else f"of shape {tuple(samples.shape)}"
             raise ModelError(f"{name}.samples_of gave samples {found} for {count} labels; it returns finite {wanted}")
         return samples
+
+
+def drawn_by(federation: Federation, client: ClientId, y: Sequence[int], each: int) -> Pictures:
+    """What one client draws of these classes, so many of each.
+
+    Raises:
+        ClientError: it draws what are no samples.
+    """
+    program = federation.exchange.programs["drawing"]
+    assert isinstance(program, Drawing)
+    with federation.evaluating(calls=DRAWING_CALLS) as clients:
+        return clients.only([client]).call(program.draw, Wanted(torch.tensor(y, dtype=torch.int64), each))[client]
 
 
 def draw(federation: Federation) -> tuple[Mapping[ClientId, Pictures], list[str]]:
