@@ -29,6 +29,7 @@ from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.generators import generating, network, regularised
 from interfuse.families.guidance import guided
 from interfuse.families.imitation import imitation, noisy_loss
+from interfuse.families.knowledge import mapping, projector, transferred
 from interfuse.families.prototypes import pulled
 from interfuse.families.submodels import masked_cross_entropy
 from interfuse.methods import feddistill
@@ -137,6 +138,15 @@ CASES: dict[Callable[..., Tensor], Case] = {
     },
     multi_exit: lambda model, g: {"gamma": 0.5, "temperature": 3.0},
     mutual: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "batch"},
+    transferred: lambda model, g: {
+        "frame": rand(g, CLASSES, CLASSES),
+        "images": rand(g, 2, INPUTS),
+        "latents": rand(g, 2, CLASSES),
+        "s": 3.0,
+        "m": 0.5,
+        "mu": 0.4,
+    },
+    mapping: lambda model, g: {"classes": CLASSES, "lam": 0.7},
     guided: lambda model, g: {"vectors": rand(g, CLASSES, WIDTH), "form": "features", "weight": 0.7},
     gated: lambda model, g: {"alpha": 0.3, "beta": 0.6, "over": "elements", "most": 1 - rand(g) / 2, "largest": 2},
     distilled: lambda model, g: {"over": "elements", "floor": 1e-3},
@@ -236,10 +246,15 @@ def of_classes() -> SplitModel:
     return generator(CLASSES, WIDTH, 7)
 
 
+def projecting() -> SplitModel:
+    return side_by_side({"model": flat(), "projector": projector(WIDTH, CLASSES)})
+
+
 BUILDS: dict[Callable[..., Tensor], Sequence[Callable[[], SplitModel]]] = {
     multi_exit: (flat, normalised, exits),
     **dict.fromkeys((mutual, gated, distilled, nested), (beside,)),
     apart: (of_classes,),
+    transferred: (projecting,),
     learning_to_draw: (drawing,),
 }
 """What a model must be for an objective; for others a plain one, with or without statistics."""
