@@ -65,6 +65,8 @@ def write_run(
         "method": method, "seed": seed, "rounds": rounds, "seconds": 0.5 * (rounds + 1), "discloses": list(discloses),
         **final(last), "best": {"round": rounds - every, "validation_accuracy": 0.5, **final(best)},
         "stability": float(random.uniform(0, 0.1)),
+        "own_by_samples": 0.25 + seed / 100,
+        "best_on_test": {"round": 2, "own_by_samples": 0.5 + seed / 100, "own": 0.375},
         "virtual_seconds": {"devices": 1.5 * rounds * clients},
         "missing_replies": {"failed": 0, "late": rounds, "away": seed},
         "gradient_steps": {"clients": 7 * clients * rounds, "server": 2 * rounds},

@@ -69,6 +69,9 @@ def by_hand(folder: Path, name: str, seed: int, anchor_bytes: int, anchor_client
         found[f"swapped_{when}"] = average([v for base in range(clients) for v in swapped(matrix, base)])
         found[f"spread_{when}"] = average([statistics.pstdev(swapped(matrix, base)) for base in range(clients)])
     found["stability"] = summary["stability"]
+    found["own_by_samples_last"] = summary["own_by_samples"]
+    found["own_by_samples_on_test"] = summary["best_on_test"]["own_by_samples"]
+    found["own_on_test"] = summary["best_on_test"]["own"]
     found["own_minus_local"] = found["own_last"] - average(local["own_accuracy"]["per_client"])
     found["composition_minus_local"] = found["composition_last"] - average(flat(local["composition_matrix"]))
     found["uplink"] = metrics[-1]["uplink"]["raw"]

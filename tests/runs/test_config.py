@@ -32,7 +32,7 @@ FULL: dict[str, Any] = {
     "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2, "client_memory": 9},
     "environment": {"torch": "x"}, "sources": {"mine.py": "ab"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500, "train_rows": 900,
-    "protocol": None, "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],
+    "protocol": None, "curve": "all", "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],
     "codecs": {"default": "int8+ef+zstd", "Weights.tensors": "fp16"},
 }  # fmt: skip
 

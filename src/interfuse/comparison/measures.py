@@ -219,7 +219,13 @@ def accuracies(summary: Summary) -> Values:
             f"swapped_{when}": measured.mean_swapped,
             f"spread_{when}": spread_of_swapped(measured),
         }
-    return found | {"stability": summary.stability}
+    on_test = summary.best_on_test
+    return found | {
+        "own_by_samples_last": summary.own_by_samples,
+        "own_by_samples_on_test": math.nan if on_test is None else on_test.own_by_samples,
+        "own_on_test": math.nan if on_test is None else on_test.own,
+        "stability": summary.stability,
+    }
 
 
 def metrics_of(config: RunConfig) -> list[str]:

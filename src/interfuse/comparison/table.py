@@ -192,6 +192,13 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
     text += ", the only point of the curve after training." if only else "."
     if any(row.values and row.known(column.key) for row in rows for column in _BEST):
         make.add("Best round", text, _BEST, [resolution(rows, _BEST)])
+    if any(run.summary.protocol for run in runs):
+        text = (
+            f"Own {score} in %, each test row counting the same: after the last round, and after the round where it is "
+            "best. That round is chosen on the test rows themselves, as HtFLlib and PFLlib report it: too good, and "
+            "beside their figures alone."
+        )
+        make.add("By test rows", text, _BY_ROWS)
     text = (
         "Spread in points: over modular blocks of other clients, and over the last ten points of the curve (– where "
         "these begin before training or are fewer than three)."
@@ -299,6 +306,11 @@ MAIN = ("own", "global", "composition", "uplink", "steps")
 _BEST = tuple(
     Column(name, f"{name}_best", name=f"{name}-best", ranked=True) for name in ("own", "global", "composition")
 )
+_BY_ROWS = (
+    Column("own by test rows", "own_by_samples_last", name="own-by-rows"),
+    Column("best round by them", "own_by_samples_on_test", name="own-best-on-test"),
+    Column("over clients, at it", "own_on_test", name="own-at-best-on-test"),
+)
 _SPREAD = (
     Column("swapped blocks, %", "swapped_last", name="swapped"),
     Column("over modular blocks", "spread_last", name="spread"),
@@ -339,6 +351,7 @@ _ALWAYS = (
     Column("uplink", "uplink", size),
     Column("client steps", "steps_clients", counts, "steps"),
     *_BEST,
+    *_BY_ROWS,
     *_SPREAD,
     *_COST,
     *(column for column in _WIRE if column.name),

@@ -54,11 +54,12 @@ LARGEST_COMPOSITION = 1 << 29
 
 class Scope(Message):
     """How much to evaluate on: everything or the fixed rows of the curve; with the common test set or without; whether
-    compositions are measured on the same rows of it."""
+    compositions are measured on the same rows of it; all of the clients' own rows in any case."""
 
     full: bool
     common: bool
     composed: bool = False
+    all_own: bool = False
 
 
 Sums = Annotated[Float64[Tensor, "sums"], Disclosure.STATISTICS]
@@ -149,7 +150,7 @@ class Evaluation(Program):
     @on_client
     def count(self, client: Client, scope: Scope) -> Counted:
         """The sums of what the method predicts."""
-        limit = None if scope.full else CURVE_OWN_ROWS
+        limit = None if scope.full or scope.all_own else CURVE_OWN_ROWS
         wanted = scope.common and not (scope.composed and self.composes)
         if scope.composed:  # the model is in place now, and may not be again
             client.equals.note(client.id, client.profile.architecture, client.model)
@@ -278,20 +279,25 @@ class Accuracies:
     ``evaluated`` says who they are, in the order of the lists; empty: all clients of the federation.
     ``composition`` has a row for each base block and a column for each modular block, both in the order of clients,
     on the common test set (that of the base block's client); None where the fusion layers of the clients differ, and in
-    large federations. ``rows`` has how many rows (places, for tokens) are behind the figures, each counted once, as far
-    as they are known.
+    large federations. ``own_by_samples`` is the score over the own rows of all evaluated clients together. ``rows`` has
+    how many rows (places, for tokens) are behind the figures, each counted once, as far as they are known.
     """
 
     own: list[float]
     validation: list[float]
     common: list[float]
     composition: list[list[float]] | None
+    own_by_samples: float = math.nan
     evaluated: list[ClientId] = field(default_factory=list)
     rows: dict[Evidence, int] = field(default_factory=dict)
 
 
-def evaluate(federation: Federation, *, full: bool) -> Accuracies:
-    """Evaluate all clients as the method predicts, and all compositions of their blocks."""
+def evaluate(federation: Federation, *, full: bool, all_own: bool = False) -> Accuracies:
+    """Evaluate all clients as the method predicts, and all compositions of their blocks.
+
+    Args:
+        full: On everything, not on the rows of the curve; ``all_own``: on all own rows of the clients in any case.
+    """
     program = federation.exchange.programs["evaluation"]
     assert isinstance(program, Evaluation)
     if program.mode == "none":
@@ -299,7 +305,7 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
     composed = _composable(federation, program, full=full)
     shared, as_asked = program.mode == "shared", composed is Composed.AS_ASKED
     with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
-        counted = clients.call(program.count, Scope(full, shared, as_asked))
+        counted = clients.call(program.count, Scope(full, shared, as_asked, all_own))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
             matrix = _composition(federation, program, clients, full and as_asked)
@@ -313,6 +319,7 @@ def evaluate(federation: Federation, *, full: bool) -> Accuracies:
         own=[score(sums.own) for sums in counted.values()],
         validation=[score(sums.validation) for sums in counted.values()],
         common=[*common.values()],
+        own_by_samples=score(torch.stack([sums.own for sums in counted.values()]).sum(0)) if counted else math.nan,
         composition=None if matrix is None else [_of_all(federation, row) for row in _rows_of_all(federation, matrix)],
         evaluated=some_of(federation, counted),
         rows=_rows(federation, program, counted, full=full, composed=None if matrix is None else composed),

@@ -16,6 +16,7 @@ from interfuse.report.text import (
     UNKNOWN,
     bare_percent,
     by_name,
+    by_rows,
     capital,
     measured,
     number,
@@ -49,7 +50,10 @@ def console_summary(summary: Summary) -> RenderableType:
         parts.append(_line(f"{side} {called}", mean, [] if math.isnan(alone) else [("Local", alone)], form))
     stopped = "" if summary.stopped is None else f"{capital(str(summary.stopped))}.\n"
     parts += [Text(summary.headline.text), Text(stopped)]
-    parts += [Text(f"{capital(summary.protocol)}.\n", style="dim")] if summary.protocol else []
+    if summary.protocol:
+        rows = by_rows(summary)
+        counted = f"Own {summary.score}, each test row counting the same: {rows}.\n" if rows else ""
+        parts += [Text(f"{counted}{capital(summary.protocol)}.\n", style="dim")]
     for warning in summary.warnings:
         parts += [
             Text.assemble((f"warning: {warning.name}. ", "bold"), f"{warning.text} Try: {warning.remedy}"),

@@ -18,6 +18,7 @@ __all__ = [
     "architecture",
     "bare_percent",
     "by_name",
+    "by_rows",
     "capital",
     "figures",
     "measured",
@@ -92,6 +93,19 @@ def scores(summary: Summary) -> list[tuple[str, str, dict[str, str]]]:
             text = f"{percent(mean(known))} ± {bare_percent(std(known))} ({what}{rows})"
             found.append((name, text, {other: percent(mean(values(of))) for other, of in beside}))
     return found
+
+
+def by_rows(summary: Summary) -> str:
+    """The own score with every test row counting the same, and the round that it would choose itself, in words."""
+    if math.isnan(summary.own_by_samples):
+        return ""
+    text = f"{percent(summary.own_by_samples)} after the last round"
+    best = summary.best_on_test
+    if best is None:
+        return text
+    return (
+        f"{text}; {percent(best.own_by_samples)} after round {best.round}, which is chosen on the test rows: too good"
+    )
 
 
 def over_clients(summary: Summary) -> str:

@@ -89,6 +89,7 @@ class RunSettings(TypedDict, total=False):
         fusion_width: Width d of the fusion layer.
         rounds, seed: How long, and where all randomness begins.
         eval_every: Rounds between two points of the curve.
+        curve: Each point is on ``some`` of the clients' own rows, at most 250 of a share, or on ``all`` of them.
         protocol: The name of other people's protocol, such as ``htfllib``: it sets what is not set here, and
             ``config.toml`` has all of it.
         stop: :class:`interfuse.EarlyStopping` ends the run once the validation score rises no more, and what runs
@@ -137,6 +138,7 @@ class RunSettings(TypedDict, total=False):
     rounds: int
     seed: int
     eval_every: int
+    curve: Literal["some", "all"]
     protocol: str | None
     stop: EarlyStopping | None
     device: str
@@ -186,6 +188,7 @@ class RunConfig(BaseModel):
     rounds: Annotated[int, Ge(1)] = 200
     seed: int = 0
     eval_every: Annotated[int, Ge(1)] = 10
+    curve: Literal["some", "all"] = "some"
     protocol: str | None = None
     stop: EarlyStopping | None = None
     device: str = "cpu"

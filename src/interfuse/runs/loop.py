@@ -465,7 +465,9 @@ class _Run:
         evaluated = time.perf_counter()
         last, improved = self.federation.round == self.federation.rounds, False
         if first or last or self.federation.round % self.config.eval_every == 0:
-            point = row["accuracy"] = Point(**vars(evaluate(self.federation, full=False)))
+            point = row["accuracy"] = Point(
+                **vars(evaluate(self.federation, full=False, all_own=self.config.curve == "all"))
+            )
             improved = not first and self._improves(point)
         if first or last:
             row["similarity"] = similarity(self.federation)

@@ -137,6 +137,7 @@ class Point(Record):
     """A point of the curve: scores of the evaluated clients, and of all pairs of blocks; NaN is unknown.
 
     Attributes:
+        own_by_samples: The score over the own test rows of all evaluated clients together: a mean weighted by rows.
         evaluated: Whose scores they are, in this order; empty: of all clients.
     """
 
@@ -144,6 +145,7 @@ class Point(Record):
     validation: Numbers
     common: Numbers
     composition: Rows | None
+    own_by_samples: Number = math.nan
     evaluated: tuple[int, ...] = ()
     rows: dict[Evidence, int] = {}
 
@@ -197,6 +199,7 @@ class Scores(Record):
     Attributes:
         global_accuracy: The task's score on the common test set.
         own_accuracy: The task's score on the clients' own test shares.
+        own_by_samples: The score over the own test rows of all evaluated clients together: a mean weighted by rows.
         composition_matrix: A row for each base, a column for each modular block.
         evaluated: The clients that have figures, in the order of these; empty: all.
         metrics: By name and side; recall has a row for each client and a number for each class.
@@ -207,6 +210,7 @@ class Scores(Record):
     global_accuracy: Spread
     own_accuracy: Spread
     composition_matrix: Rows | None
+    own_by_samples: Number = math.nan
     evaluated: tuple[int, ...] = ()
     metrics: dict[str, dict[Side, Spread | Rows]] = {}
     confusion: dict[Side, Counts] = {}
@@ -248,6 +252,19 @@ class BestRound(Scores):
 
     round: int
     validation_accuracy: Number
+
+
+class BestOnTest(Record):
+    """The point of the curve with the best own score by samples: chosen on the very test rows that it is of, so it is
+    too good, and no headline. HtFLlib and PFLlib report such rounds.
+
+    Attributes:
+        own_by_samples: That score; ``own``: the mean over clients at the same point.
+    """
+
+    round: int
+    own_by_samples: Number
+    own: Number
 
 
 class Downlink(Record):
@@ -397,6 +414,7 @@ class Summary(Scores, What):
     """
 
     best: BestRound | None
+    best_on_test: BestOnTest | None = None
     similarity: dict[Literal["before", "after"], Rows | None]
     stability: Number
     gradient_steps: Steps

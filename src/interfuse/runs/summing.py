@@ -23,6 +23,7 @@ from interfuse.runs.protocols import said_of
 from interfuse.runs.summary import (
     NOTHING,
     UNSAID,
+    BestOnTest,
     BestRound,
     ClientFacts,
     Counts,
@@ -151,6 +152,7 @@ def summarise(
         **vars(facts),
         **last.model_dump(exclude_unset=True),
         best=best,
+        best_on_test=best_on_test(rows),
         similarity={"before": rows[0].similarity if rows else None, "after": rows[-1].similarity if rows else None},
         stability=stability(rows),
         gradient_steps=Steps(
@@ -187,6 +189,16 @@ def stability(rows: Sequence[Row]) -> float:
     return math.nan if len(known) < FEWEST_POINTS or last[0].round == 0 else std(known)
 
 
+def best_on_test(rows: Sequence[Row]) -> BestOnTest | None:
+    """The first of the points after the start whose own score by samples is best; None where none is known."""
+    points = [(row.round, row.accuracy) for row in rows if row.accuracy is not None and row.round]
+    known = [(round, point) for round, point in points if not math.isnan(point.own_by_samples)]
+    if not known:
+        return None
+    round, point = max(known, key=lambda one: one[1].own_by_samples)
+    return BestOnTest(round=round, own_by_samples=point.own_by_samples, own=mean(point.own))
+
+
 def untrained(rows: Iterable[Row], clients: int) -> tuple[ClientId, ...]:
     """Clients that made no gradient step in these rows, which are all from the first one."""
     trained = {client for row in rows for client in row.first_steps}
@@ -213,6 +225,7 @@ def scores_of(point: Point | Accuracies | None) -> Scores:
         global_accuracy=Spread.of(point.common),
         own_accuracy=Spread.of(point.own),
         composition_matrix=None if point.composition is None else tuple(map(tuple, point.composition)),
+        own_by_samples=point.own_by_samples,
         evaluated=tuple(point.evaluated),
         rows=point.rows,
     )
