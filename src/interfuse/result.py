@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -281,6 +282,8 @@ class Result:
         if unknown := [label for label in classes if label not in range(len(names))]:
             raise ModelError(f"no class {unknown[0]}: classes are 0 to {len(names) - 1}")
         found = drawn_by(self._federation, client, classes, each)
+        if found is None:
+            return self._setup.datasets[client].drawable[:0], torch.zeros(0, dtype=torch.int64)
         return found.drawn, found.drawn_y.long()
 
     def deployed(self, client: ClientId) -> Message | None:

@@ -33,7 +33,6 @@ from interfuse.clock import Devices
 from interfuse.data import Dataset, Dirichlet, load
 from interfuse.errors import ClientError
 from interfuse.evaluation import compose, draw, evaluate, measure
-from interfuse.evaluation.drawn import Drawing
 from interfuse.families.memes import MemeLearning
 from interfuse.families.prototypes import PrototypeLearning
 from interfuse.federation import Federation
@@ -161,7 +160,6 @@ def test_sizes_in_the_ledger_are_those_of_the_encoded_messages(name: str) -> Non
     declared = {
         kind
         for program in f.exchange.programs.values()
-        if not isinstance(program, Drawing) or program.draws
         for handler in handlers(type(program)).values()
         for kind in (handler.message_type, handler.reply_type)
         if kind is not None

@@ -20,7 +20,7 @@ from interfuse.data.inputs import named, together
 from interfuse.data.task import answers
 from interfuse.equals import BLOCKS, same_bits
 from interfuse.errors import ClientError, DataError
-from interfuse.evaluation.drawn import Drawing
+from interfuse.evaluation.drawn import drawing
 from interfuse.evaluation.metrics import Measurements, OwnMetric, Statistics, log_prior, statistics
 from interfuse.federation import Federation
 from interfuse.handler import Program, on_client
@@ -256,7 +256,7 @@ def evaluation(
         for dataset in {id(d): d for d in datasets}.values()
     }
     measured = evaluation_on({client: tests[id(data)] for client, data in enumerate(datasets)}, mode, own_metrics)
-    return lambda method: {**measured(method), "drawing": Drawing(method)}
+    return lambda method: measured(method) | drawing(method)
 
 
 def evaluation_on(

@@ -55,11 +55,6 @@ class Drawing(Program):
 
     method: Method
 
-    @property
-    def draws(self) -> bool:
-        """Whether the method may have something to show."""
-        return type(self.method).samples_of is not Method.samples_of
-
     @on_client
     def draw(self, client: Client, wanted: Wanted) -> Pictures:
         """Samples of each class, and one that the client has."""
@@ -84,14 +79,20 @@ class Drawing(Program):
         return samples
 
 
-def drawn_by(federation: Federation, client: ClientId, y: Sequence[int], each: int) -> Pictures:
-    """What one client draws of these classes, so many of each.
+def drawing(method: Method) -> dict[str, Program]:
+    """The program by which clients draw, where their method may have something to show."""
+    return {} if type(method).samples_of is Method.samples_of else {"drawing": Drawing(method)}
+
+
+def drawn_by(federation: Federation, client: ClientId, y: Sequence[int], each: int) -> Pictures | None:
+    """What one client draws of these classes, so many of each; None: its method draws nothing.
 
     Raises:
         ClientError: it draws what are no samples.
     """
-    program = federation.exchange.programs["drawing"]
-    assert isinstance(program, Drawing)
+    program = federation.exchange.programs.get("drawing")
+    if not isinstance(program, Drawing):
+        return None
     with federation.evaluating(calls=DRAWING_CALLS) as clients:
         return clients.only([client]).call(program.draw, Wanted(torch.tensor(y, dtype=torch.int64), each))[client]
 
@@ -102,7 +103,7 @@ def draw(federation: Federation) -> tuple[Mapping[ClientId, Pictures], list[str]
     A picture that cannot be had is no reason to lose a run that is finished.
     """
     program = federation.exchange.programs.get("drawing")
-    if not isinstance(program, Drawing) or not program.draws or "classes" not in federation.setup.dims:
+    if not isinstance(program, Drawing) or "classes" not in federation.setup.dims:
         return {}, []
     classes = federation.setup.dims["classes"]
     count = min(classes, MOST_CLASSES)
