@@ -10,9 +10,12 @@ from test_execution import LOCAL, plan_of
 
 from interfuse.comparison import Plan, compare
 from interfuse.comparison import plots as comparison_plots
-from interfuse.comparison.preflight import look, said
+from interfuse.comparison.preflight import Trying, look, said
 from interfuse.comparison.progress import Nobody
 from interfuse.errors import ConfigError
+from interfuse.federation import Federation
+from interfuse.runs import Given
+from interfuse.runs.loop import assemble
 
 UNLIKE = {"models": ["cnn", "mlp"]}
 LG, HETERO = {"name": "lg", "method": "lg-fedavg", **UNLIKE}, {"name": "hetero", "method": "heterofl", **UNLIKE}
@@ -118,3 +121,13 @@ def test_one_line_for_entries_with_one_notice() -> None:
     assert list(said({"a": {"text": ["seed 0"]}, "b": {"text": ["seed 1"]}, "c": {"other": ["seed 0"]}})) == [
         "a, b: text", "c: other",
     ]  # fmt: skip
+
+
+def test_a_training_before_the_first_round_is_tried_with_one_step() -> None:
+    (one,) = plan_of(
+        {"name": "bank", "method": "ifl-bank", "settings": {"decoder_steps": 9, "bank_rows": 3}}, LOCAL
+    ).entries[:1]
+    setup = assemble(one.run(one.points()[0], 0), Given())
+    federation = Federation(setup, Trying(setup))
+    federation.start()
+    assert federation.exchange.steps == dict.fromkeys(setup.profiles, 1)

@@ -326,3 +326,20 @@ def test_bytes_come_back_from_normalised_samples_and_others_up_to_rounding(chann
     again = real.normalise(real.drawable)
     assert isinstance(again, torch.Tensor)
     torch.testing.assert_close(real.denormalise(again), real.drawable, atol=1e-3, rtol=0)
+
+
+def test_fewer_training_rows_are_fixed_ones_of_all_classes_with_what_belongs_to_them() -> None:
+    rows = torch.arange(60)
+    x, normal = rows[:, None].float(), Normalisation(1.0, (2.0,), (3.0,))
+    data = Dataset("rows", x, rows % 3 % 2, x, rows % 2, Classification(("a", "b")), {"x": normal}, rows // 7, rows)
+    few = data.with_train_rows(12)
+    assert isinstance(few.x_train, torch.Tensor)
+    kept = few.x_train.flatten().long()
+    assert torch.bincount(few.y_train).tolist() == [8, 4]  # two thirds of all rows have class 0
+    assert torch.equal(few.y_train, data.y_train[kept])
+    assert few.groups is not None
+    assert few.blocks is not None
+    assert (few.groups.tolist(), few.blocks.tolist()) == ((kept // 7).tolist(), kept.tolist())
+    assert (len(few.y_test), few.normalisation) == (60, data.normalisation)
+    assert few.digest == data.with_train_rows(12).digest != data.digest
+    assert data.with_train_rows(60) is data.with_train_rows(None) is data
