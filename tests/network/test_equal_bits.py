@@ -13,6 +13,7 @@ CASES: dict[str, tuple[list[str], int, dict[str, int]]] = {
     "fedavg": (["logistic"], 3, {}),
     "scaffold": (["logistic"], 3, {}),
     "splitfed-v1": (["logistic"], 3, {}),
+    "ifl-bank": (["mlp", "logistic"], 2, {"decoder_steps": 3, "bank_rows": 6}),
     "fedvtc": (["mlp", "logistic"], 2, {"generator_steps": 3, "channels": 4, "finetune_epochs": 1, "latents": 2}),
 }
 """Models, rounds and settings by method."""
