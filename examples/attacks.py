@@ -4,7 +4,7 @@
 
 RUN is a run folder of a simulation whose method draws samples (`fedvtc`, `ifl-bank`, `ifl-bank-centroids` ...). The
 attacker has what the method shares, and no more, unless a line says so. Members are training rows, others are rows of
-the common test set of the same classes; of both at most 1,000.
+the common test set, of each class as many of either; of both at most 1,000.
 
 - copies: how near DRAWS samples of each class (100) come to a training row, beside fresh rows; verbatim ones;
 - likeness: PSNR and SSIM of these to their nearest training row, beside those of fresh rows;
@@ -57,6 +57,8 @@ MOST = 1000
 """Members, and others, at most."""
 SEARCHED = 200
 """Of each that are searched for."""
+STEPS = 150
+"""Of a search."""
 DRAWN = 1000
 """By a decoder that is attacked by its draws."""
 Rows = tuple[Tensor, Tensor]
@@ -69,20 +71,26 @@ def of(dataset: Dataset, share: Share) -> Rows:
     return dataset.drawable[rows], dataset.y_train[rows]
 
 
-def some(rows: Rows, classes: Tensor, most: int) -> Rows:
-    """So many of the rows of these classes, drawn once and for all."""
-    x, y = rows
-    there = torch.isin(y, classes).nonzero().flatten()
-    chosen = there[torch.randperm(len(there), generator=torch.Generator().manual_seed(0))[:most]]
-    return x[chosen], y[chosen]
+def alike(train: Rows, test: Rows, most: int) -> tuple[Rows, Rows]:
+    """Members and others: training and test rows, of each class as many of either, drawn once and for all.
+
+    Distances differ between classes, so unequal shares of these would look like membership.
+    """
+    noise, classes = torch.Generator().manual_seed(0), train[1].unique()
+    chosen: list[list[Tensor]] = [[], []]
+    for label in classes:
+        places = [(y == label).nonzero().flatten() for _, y in (train, test)]
+        count = min(most // len(classes), *map(len, places))
+        for side, own in enumerate(places):
+            chosen[side].append(own[torch.randperm(len(own), generator=noise)[:count]])
+    members, others = map(torch.cat, chosen)
+    return (train[0][members], train[1][members]), (test[0][others], test[1][others])
 
 
-def like(members: Rows, rows: Rows) -> Rows:
-    """Of the rows as many of each class as the members have, where there are so many."""
-    x, y = some(rows, members[1].unique(), len(rows[1]))
-    chosen = [(y == label).nonzero().flatten()[: int((members[1] == label).sum())] for label in members[1].unique()]
-    places = torch.cat(chosen)
-    return x[places], y[places]
+def of_classes(rows: Rows, classes: Tensor) -> Rows:
+    """The rows that have one of these classes."""
+    there = torch.isin(rows[1], classes)
+    return rows[0][there], rows[1][there]
 
 
 def both(parts: list[Rows]) -> Rows:
@@ -102,8 +110,7 @@ def distinct(rows: Rows) -> Rows:
 
 def by_draws(drawn: Rows, train: Rows, test: Rows, span: float) -> dict[str, Estimate]:
     """The attacks that need nothing but draws."""
-    members = some(train, drawn[1].unique(), MOST)
-    others = like(members, test)
+    members, others = alike(of_classes(train, drawn[1]), test, MOST)
     near = copies(*drawn, train, others)
     found = {
         "distance to the nearest training row": near.distance,
@@ -123,14 +130,13 @@ def by_draws(drawn: Rows, train: Rows, test: Rows, span: float) -> dict[str, Est
 
 def searched(decode: Callable[[Tensor], Tensor], starts: Tensor, x: Tensor) -> Tensor:
     """How well a decoder can make rows, whatever latent vector it takes: larger is better."""
-    return -search_errors(decode, x, [starts], steps=150)
+    return -search_errors(decode, x, [starts], STEPS)
 
 
 def of_prior(result: Result, prior: Prior, dataset: Dataset, train: Rows, test: Rows) -> Iterator[tuple[str, Estimate]]:
     """On class means, and on the mean generator, where it travels with them."""
     y_of_means = prior.y.long()
-    members = some(train, y_of_means, SEARCHED)
-    rows = [(dataset.normalise(x), y) for x, y in (members, like(members, test))]
+    rows = [(dataset.normalise(x), y) for x, y in alike(of_classes(train, y_of_means), test, SEARCHED)]
     table = torch.zeros(dataset.classes, prior.mean.shape[1]).index_copy(0, y_of_means, prior.mean)
     model = result.model(0)
     with model.evaluating():
@@ -165,9 +171,8 @@ def of_decoders(method: IFLBank, setup: Setup, test: Rows) -> Iterator[tuple[str
     for client, reply in sent.items():
         dataset, own = setup.datasets[client], of(setup.datasets[client], setup.shares[client])
         decoder = method.networks(setup.profiles[client], setup.dims)["autoencoder"].build().only("decoder")
-        members = some(own, own[1].unique(), SEARCHED // len(sent))
         noise = torch.randn(DRAWN, method.latent, generator=torch.Generator().manual_seed(client))
-        for side, (x, y) in enumerate((members, like(members, test))):
+        for side, (x, y) in enumerate(alike(own, test, SEARCHED // len(sent))):
             rows = x.float() / 255 if reply.pixels else dataset.normalise(x)
             made = partial(decoded, decoder, reply, dataset.classes)
             search[side].append(searched(partial(made, y), torch.zeros(len(y), method.latent), rows))

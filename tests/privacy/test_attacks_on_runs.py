@@ -31,8 +31,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The example, with few rows."""
     found = load_file(EXAMPLE)
     monkeypatch.setattr(found, "MOST", 40)
-    monkeypatch.setattr(found, "SEARCHED", 8)
+    monkeypatch.setattr(found, "SEARCHED", 20)
     monkeypatch.setattr(found, "DRAWN", 5)
+    monkeypatch.setattr(found, "STEPS", 3)
     return found
 
 
@@ -105,3 +106,13 @@ def test_a_result_draws_and_says_what_it_was_given(tmp_path: Path) -> None:
     local = run(tmp_path / "local", "local")
     assert local.deployed(0) is None
     assert len(local.draw(0, [1], 2)[0]) == 0
+
+
+def test_members_and_others_have_as_many_rows_of_each_class(script: ModuleType) -> None:
+    train = torch.arange(100.0)[:, None], torch.tensor([0] * 90 + [1] * 9 + [2])
+    test = torch.arange(100.0, 160.0)[:, None], torch.tensor([0] * 30 + [1] * 20 + [3] * 10)
+    (members, y), (others, of) = script.alike(train, test, 36)
+    assert y.bincount().tolist() == of.bincount().tolist() == [12, 9]
+    assert len(members.unique()) == len(others.unique()) == 21
+    assert members.max() < 100 <= others.min()
+    assert (train[1][members.flatten().long()] == y).all()
