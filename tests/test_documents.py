@@ -64,6 +64,14 @@ def test_the_page_on_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert names["one"].summary.method == "ifl"
 
 
+def test_the_page_on_attacks_runs() -> None:
+    names: dict[str, Any] = {}
+    exec(compile(code("docs/privacy.md"), "privacy.md", "exec"), names)
+    found = names["found"]
+    assert (found.verbatim.value, found.nearly.rows) == (0.1, 200)
+    assert f"# {found.verbatim}" in code("docs/privacy.md")
+
+
 @pytest.mark.usefixtures("quick_pages")
 def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is a notebook of version 4.5 without outputs, and every cell that ends in a value has one to show."""

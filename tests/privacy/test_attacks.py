@@ -87,6 +87,13 @@ def test_medians_are_between_order_statistics() -> None:
     assert covered >= 275
 
 
+def test_copies_of_numbers_that_are_not_whole_are_at_no_distance_at_all() -> None:
+    rows = 1e3 + noise(50, 3, 7)
+    distance, place = nearest(rows[10:], rows)
+    assert not distance.any()
+    assert place.tolist() == list(range(10, 50))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 7), st.integers(1, 7), st.integers(0, 9))
 def test_the_nearest_row_is_that_of_a_loop(n: int, m: int, seed: int) -> None:
