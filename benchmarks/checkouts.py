@@ -53,11 +53,11 @@ def enter(checkout: Path, scratch: Path) -> None:
     os.chdir(scratch / "system")  # they find data by ../dataset
 
 
-def arguments(given: dict[str, Any], problem: Problem, **own: Any) -> SimpleNamespace:
+def arguments(given: dict[str, Any], clients: int, **own: Any) -> SimpleNamespace:
     """What their command line would make of the benchmark's settings; the rest is their defaults."""
     return SimpleNamespace(
         device="cpu", dataset=DATASET, num_classes=10, global_rounds=10**6, local_epochs=1,
-        batch_size=given["batch_size"], local_learning_rate=given["lr"], num_clients=len(problem.rows),
+        batch_size=given["batch_size"], local_learning_rate=given["lr"], num_clients=clients,
         join_ratio=1.0, random_join_ratio=False, few_shot=0, time_select=False, goal="test", time_threthold=10000,
         top_cnt=100, auto_break=False, eval_gap=1 if given["evaluate"] else math.nan, client_drop_rate=0.0,
         train_slow_rate=0.0, send_slow_rate=0.0, save_folder_name="temp", **own,

@@ -18,6 +18,8 @@ import torch
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from interfuse.data.readers.htfllib import convert
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 MEASURED = {"name", "seconds_a_round", "ratio_to_ours", "seconds", "start_seconds", "peak_memory_mb", "shared_once_mb"}
 
@@ -214,3 +216,18 @@ def test_seconds_of_a_step(capsys: pytest.CaptureFixture[str], monkeypatch: pyte
     rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:]]
     assert [name.strip() for name, _ in rows] == ["mlp", "htfl-cnn-narrow", "tv-resnet18-narrow"]
     assert all(float(seconds) > 0 for _, seconds in rows)
+
+
+def test_a_folder_as_htfllib_has_it_is_written_and_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    htfl = module("htfl_protocol")
+    htfl.write_folder(tmp_path / "source", "digits", 4, 400, 0)
+    facts = convert(tmp_path / "source", tmp_path / "made.npz")
+    assert facts[0].startswith("4 clients, 300 training rows float32 [1, 8, 8]")
+    figures = {"local": {"ours": [0, 0.5, 0.75], "theirs": [0.1, 0.5, 0.5], "bytes": {"up": 8.0, "down": 1024.0}}}
+    assert htfl.table(figures).splitlines()[-1] == (
+        "| local | 0.7500 | 0.5000 | 0.7500 | 0.5000 | 0.2500 | 8 | 1,024 |"
+    )
+    monkeypatch.delenv("HTFLLIB", raising=False)
+    with pytest.raises(SystemExit, match="HTFLLIB is not set to the path of a checkout"):
+        htfl.main([])

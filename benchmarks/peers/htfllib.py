@@ -30,7 +30,8 @@ def main() -> None:
     from flcore.trainmodel.models import BaseHeadSplit
 
     args = checkouts.arguments(
-        given, problem, algorithm="FedProto", lamda=given["pull"], feature_dim=512, models_folder_name="initial",
+        given, len(problem.rows), algorithm="FedProto", lamda=given["pull"], feature_dim=512,
+        models_folder_name="initial",
         models=["CNN(in_features=1, num_classes=10, height=28, num_cov=2, feature_dim=512, hidden_dims=[])"],
     )  # fmt: skip
     for client in range(len(problem.rows)):

@@ -29,7 +29,8 @@ def main() -> None:
     model.load_state_dict(problem.initial())
     server = FedAvg(
         checkouts.arguments(
-            given, problem, model=model, algorithm="FedAvg", dlg_eval=False, dlg_gap=100, batch_num_per_client=2,
+            given, len(problem.rows), model=model, algorithm="FedAvg", dlg_eval=False, dlg_gap=100,
+            batch_num_per_client=2,
             num_new_clients=0, fine_tuning_epoch_new=0, learning_rate_decay=False, learning_rate_decay_gamma=0.99,
         ),
         0,
