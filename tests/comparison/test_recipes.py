@@ -33,7 +33,7 @@ def recipe_named(name: str) -> Recipe:
 def test_the_experiments_of_ifl_are_here() -> None:
     wanted = (
         "paper homogeneous noniid width tau cut architectures controls staleness joint domains har "
-        "codecs scaling label-privacy stragglers late-joiner many-clients thousand-clients"
+        "codecs scaling label-privacy stragglers late-joiner many-clients thousand-clients banks"
     )
     assert {f"ifl-{name}" for name in wanted.split()} <= set(COMPARISONS)
 

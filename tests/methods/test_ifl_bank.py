@@ -147,10 +147,10 @@ def test_of_more_centroids_the_bank_has_some() -> None:
 
 @pytest.mark.parametrize("method", [DECODER, CENTROIDS], ids=["decoder", "centroids"])
 def test_all_get_one_bank_and_forty_no_larger_one(method: Any) -> None:
-    few, many = (made(method, shares=shares_of(*[range(c, 90, n) for c in range(n)]), rounds=0) for n in (4, 20))
+    few, many = (made(method, shares=shares_of(*[range(c, 90, n) for c in range(n)]), rounds=0) for n in (4, 40))
     sizes = [torch.bincount(bank_of(f, 0).y.long(), minlength=3).tolist() for f in (few, many)]
     assert max(max(size) for size in sizes) <= 8
-    assert torch.equal(bank_of(many, 0).x, bank_of(many, 19).x)
+    assert torch.equal(bank_of(many, 0).x, bank_of(many, 39).x)
     if method is DECODER:
         assert sizes == [[8, 8, 8], [8, 8, 8]]
 
