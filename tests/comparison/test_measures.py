@@ -7,6 +7,7 @@ import math
 import statistics
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -292,3 +293,9 @@ def test_rounds_until_an_accuracy_and_speed_beside_the_baseline(tmp_path: Path) 
     (line,) = [table.lines[0] for table in odd if table.title == shown.title]
     assert [line[shown.heads.index(f"rounds to {part} %")].text for part in (30, 60)] == ["7.5", "1,000"]
     assert shown.lines[2][shown.heads.index("rounds to 60 %")].text == "–"
+
+
+def test_operations_are_of_rounds_and_not_of_a_training_before_them() -> None:
+    steps = SimpleNamespace(total=20 + 3 * 5)
+    run: Any = SimpleNamespace(first_steps=5, steps_before=20, summary=SimpleNamespace(rounds=3, gradient_steps=steps))
+    assert operations(run, 10.0) == 30.0

@@ -43,6 +43,7 @@ class SeedRun:
     Attributes:
         steps: Gradient steps up to each point of the curve, clients and server together.
         first_steps: Those of the first round.
+        steps_before: Those of a training before it.
         virtual: Virtual seconds up to each point, on the clients' devices and with links of one rate each.
         sent: Raw bytes of training by client and direction, ``up`` or ``down``; only where they are asked for.
         peak_memory: Resident bytes of the run's process at its highest; NaN is unknown.
@@ -55,6 +56,7 @@ class SeedRun:
     uplink_wire: NDArray[np.int64]
     steps: NDArray[np.int64]
     first_steps: int
+    steps_before: int
     virtual: Mapping[str, NDArray[np.float64]]
     sent: Counter[tuple[int, str]] = field(default_factory=Counter)
     peak_memory: float = math.nan
@@ -138,7 +140,8 @@ def read_run(path: Path, seed: int, *, by_client: bool = False) -> SeedRun:
         uplink_wire=np.array([row.uplink.wire for row in evaluated], dtype=np.int64),
         downlink=np.array([row.downlink.raw for row in evaluated], dtype=np.int64),
         steps=made[places].astype(np.int64),
-        first_steps=int(made[1]),
+        first_steps=run.rows[1].steps.total,
+        steps_before=run.rows[0].steps.total,
         virtual={
             name: np.array([row.virtual_seconds.get(name, math.nan) for row in evaluated]) for name in (OWN, *LINKS)
         },
@@ -276,10 +279,11 @@ def of_newcomers(run: SeedRun, late: int) -> Values:
 
 
 def operations(run: SeedRun, of_first_round: float) -> float:
-    """Floating-point operations: for each gradient step as many as in the first round, for a round if that has none."""
+    """Floating-point operations of all rounds: for each gradient step as many as in the first one, for a round if that
+    has none."""
     if not run.first_steps:
         return of_first_round * run.summary.rounds
-    return of_first_round * run.summary.gradient_steps.total / run.first_steps
+    return of_first_round * (run.summary.gradient_steps.total - run.steps_before) / run.first_steps
 
 
 def bytes_and_work(summary: Summary) -> Values:
