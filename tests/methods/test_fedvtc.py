@@ -285,7 +285,9 @@ def test_reconstruction_and_matching_are_sums_by_hand() -> None:
     assert matching(z, means).item() == pytest.approx(sum(apart) / 2, rel=1e-5)
 
 
-def drawn_by_hand(noise: float, weights: tuple[float, float]) -> tuple[SplitModel, dict[str, Any], Batch, Tensor]:
+def drawn_by_hand(
+    noise: float, weights: tuple[float, float], targets: Tensor | None = None
+) -> tuple[SplitModel, dict[str, Any], Batch, Tensor]:
     """An objective's arguments, and its value of one normal draw after the other."""
     known, model, generator = statistics("shared"), wide((5,), 3, 8), vtc(8, (5,), 4)
     bound: dict[str, Any] = {
@@ -297,6 +299,7 @@ def drawn_by_hand(noise: float, weights: tuple[float, float]) -> tuple[SplitMode
         "bounds": torch.tensor([[-1.0] * 5, [2.0] * 5]),
         "latents": 3,
         "weights": weights,
+        "targets": targets,
     }
     batch = Batch(torch.randn(4, 5), torch.tensor([0, 1, 2, 0]))
     torch.default_generator.manual_seed(7)
@@ -307,13 +310,17 @@ def drawn_by_hand(noise: float, weights: tuple[float, float]) -> tuple[SplitMode
     if weights[1]:
         v = bound["means"][:, None] + bound["spread"][:, None] * torch.randn(2, 3, 8)
         again = model.base(as_samples(generator(v.reshape(6, 8)), bound["bounds"])).reshape(2, 3, 8)
-        value = value + weights[1] * (again.mean(1) - bound["means"]).square().sum() / 2
+        wanted = bound["means"] if targets is None else targets
+        value = value + weights[1] * (again.mean(1) - wanted).square().sum() / 2
     return generator, bound, batch, value
 
 
+@pytest.mark.parametrize("targets", [None, torch.full((2, 8), 0.4)])
 @pytest.mark.parametrize(("noise", "weights"), [(0.0, (1.0, 0.0)), (0.5, (2.0, 0.0)), (0.3, (0.0, 1.5)), (1.0, (1, 1))])
-def test_the_generators_loss_and_gradient_are_those_by_hand(noise: float, weights: tuple[float, float]) -> None:
-    generator, bound, batch, expected = drawn_by_hand(noise, weights)
+def test_the_generators_loss_and_gradient_are_those_by_hand(
+    noise: float, weights: tuple[float, float], targets: Tensor | None
+) -> None:
+    generator, bound, batch, expected = drawn_by_hand(noise, weights, targets)
     torch.default_generator.manual_seed(7)
     found = learning_to_draw(generator, batch, 0, **bound)
     torch.testing.assert_close(found, expected)

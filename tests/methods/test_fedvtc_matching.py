@@ -25,6 +25,14 @@ def test_a_client_matches_the_classes_that_it_has_seen(
 
     def recording(model: Any, batch: Any, step: int, *, means: Tensor, spread: Tensor, **bound: Any) -> Tensor:
         assert len(spread) == len(means)
+        if matched == "own":  # nothing that looks like its rows could have other means in its features
+            with torch.no_grad():
+                z = bound["extractor"].base(batch.x)
+            assert len(bound["targets"]) == len(means)
+            for target, y in zip(bound["targets"], batch.y.unique(), strict=False):
+                torch.testing.assert_close(target, z[batch.y == y].mean(0))
+        else:
+            assert bound["targets"] is None
         found.setdefault(tuple(batch.y.unique().tolist()), []).append(len(means))
         return draw(model, batch, step, means=means, spread=spread, **bound)
 

@@ -85,7 +85,7 @@ def reconstruction(drawn: Float[Tensor, "batch *sample"], x: Float[Tensor, "batc
 
 
 def matching(z: Float[Tensor, "classes latents d"], means: Float[Tensor, "classes d"]) -> Float[Tensor, ""]:
-    """‖ mean_v g(ψ(v)) − c_y ‖², a mean over classes: how far the features of what is drawn are from the prior's."""
+    """‖ mean_v g(ψ(v)) − c_y ‖², a mean over classes: how far features of what is drawn are from their place."""
     return (z.mean(1) - means).square().sum(1).mean()
 
 
@@ -102,16 +102,18 @@ def learning_to_draw(
     bounds: Float[Tensor, "2 channels"] | None,
     latents: int,
     weights: tuple[float, float],
+    targets: Float[Tensor, "present d"] | None = None,
 ) -> Tensor:
     """What a generator ψ loses: w_1 · reconstruction of x from v = g(x) + σ_k ε, plus w_2 · distribution matching on
-    v ~ N(c_y, σ²) of the classes that have a mean. The extractor g stays as it is.
+    v ~ N(c_y, σ²) of some classes. The extractor g stays as it is.
 
     Args:
         extractor: The module that the client's model is; ``tensors`` are its values.
         deviations: σ_k of each class.
-        means, spread: c_y and σ of the classes that have a mean.
+        means, spread: c_y and σ of the classes that are matched.
         latents: How many are drawn for each of these.
         weights: w_1 and w_2.
+        targets: Where the features of what is drawn for these should have their means; at c_y where it is not given.
     """
     with torch.no_grad():
         z = run_with(extractor, tensors, batch.x, "base")
@@ -121,7 +123,7 @@ def learning_to_draw(
         return loss
     v = means[:, None] + spread[:, None] * torch.randn(len(means), latents, means.shape[1], device=means.device)
     again = run_with(extractor, tensors, as_samples(model(v.flatten(0, 1)), bounds), "base")
-    return loss + weights[1] * matching(again.reshape(len(means), latents, -1), means)
+    return loss + weights[1] * matching(again.reshape(len(means), latents, -1), means if targets is None else targets)
 
 
 def load_generator(network: SplitModel, tensors: NamedTensors) -> None:

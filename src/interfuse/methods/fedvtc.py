@@ -55,7 +55,7 @@ class FedVTC(SharedPrior):
     reconstruction: NonNegative = 1.0  # weight of ‖x′ − x‖², a sum over the values of a sample [reconstruction]
     matching: NonNegative = 1.0  # weight of the distribution matching, a sum over features [reconstruction]
     matching_latents: Steps = 4  # drawn for each class in a step, for the distribution matching [reconstruction]
-    matched: Literal["own", "all"] = "own"  # classes that a client matches: those it has, or all [interfuse]
+    matched: Literal["own", "all"] = "own"  # classes matched: those it has, at its own means, or all [interfuse]
     finetune: Literal["post", "every_round"] = "post"  # after the last round, or in each, behind the own training
     finetune_epochs: Steps = 50  # each over all that is drawn, then over the own rows
     finetune_lr: LearningRate = 0.005  # learning rate of fine-tuning
@@ -75,7 +75,8 @@ class FedVTC(SharedPrior):
         """Train the generator on the client's rows, with the model as it is.
 
         What a class looks like only an extractor that has seen it can tell: where others match it too, the generator
-        learns what deceives these.
+        learns what deceives these. And as long as features of clients differ, no sample of a class has the mean of all
+        clients in the features of one; it has the client's own.
         """
         y = known.means.y if self.matched == "all" else known.means.y[own.means.present[known.means.y]]
         loss = partial(
@@ -88,6 +89,7 @@ class FedVTC(SharedPrior):
             bounds=client.data.bounds,
             latents=self.matching_latents,
             weights=(self.reconstruction, self.matching),
+            targets=own.means.rows[y] if self.matched == "own" else None,
         )
         rows = own_rows(client, self.batch_size, epochs=self.generator_epochs, steps=self.generator_steps)
         client.fit(loss, rows, network=VTC, lr=self.generator_lr, optimizer=ADAM)
