@@ -25,8 +25,8 @@ import interfuse.methods
 import interfuse.training
 from interfuse.data import Batch, Classification
 from interfuse.families.drawing import learning_to_draw
+from interfuse.families.feature_generators import generating, network, regularised
 from interfuse.families.fusion_rows import mixed_likelihood
-from interfuse.families.generators import generating, network, regularised
 from interfuse.families.guidance import guided
 from interfuse.families.imitation import imitation, noisy_loss
 from interfuse.families.knowledge import mapping, projector, transferred

@@ -73,6 +73,6 @@ def test_clients_contribute_in_proportion(counts: list[list[int]], total: int, e
 
 @pytest.mark.parametrize("bad", [[-1.0, 3.0], [0.0, 0.0]])
 def test_impossible_counts_are_refused_by_name(bad: list[float]) -> None:
-    with pytest.raises(ClientError, match="client 4 sent counts") as found:
+    with pytest.raises(ClientError, match="client 4 sent label counts") as found:
         apportioned({2: torch.tensor([1.0, 2.0]), 4: torch.tensor(bad)}, 10)
     assert found.value.client == 4

@@ -24,8 +24,8 @@ from worlds import (
 
 from interfuse.data import Batch
 from interfuse.errors import ModelError
-from interfuse.families.generator_learning import WeightsAndGenerator
-from interfuse.families.generators import alike, labelled, network, recognised
+from interfuse.families.feature_generators import alike, labelled, network, recognised
+from interfuse.families.learning_from_generators import WeightsAndGenerator
 from interfuse.methods.fedavg import FedAvg
 from interfuse.methods.fedgen import FedGen
 from interfuse.models import SplitModel

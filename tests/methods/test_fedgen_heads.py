@@ -25,8 +25,8 @@ from worlds import (
 from interfuse.clients import Answer, Request
 from interfuse.data import Batch
 from interfuse.errors import ClientError, ModelError
-from interfuse.families.generator_learning import WeightsAndCounts, WeightsAndGenerator
-from interfuse.families.generators import network
+from interfuse.families.feature_generators import network
+from interfuse.families.learning_from_generators import WeightsAndCounts, WeightsAndGenerator
 from interfuse.methods.fedgen_heads import FedGenHeads
 from interfuse.methods.lg_fedavg import LGFedAvg
 

@@ -29,7 +29,7 @@ from worlds import (
 from interfuse.data import Batch
 from interfuse.errors import ClientError, ConfigError
 from interfuse.families.guidance import Form, meta_gradient
-from interfuse.methods.fedl2g import FedL2G, MetaGradients
+from interfuse.methods.fedl2g import FedL2G, MeanGradient, MetaGradients
 from interfuse.models import SplitModel
 
 FORMS: Any = pytest.mark.parametrize("form", ["logits", "features"])
@@ -169,9 +169,10 @@ def clients_of_one_row() -> dict[str, Any]:
 
 
 def test_a_steep_mean_is_shortened() -> None:
-    method, zeros = FedL2G(server_lr=1.0), torch.zeros(2, 2)
+    mean = MeanGradient(torch.zeros(2, 2))
     steep = MetaGradients(torch.tensor([[300.0, 400.0]]), torch.tensor([1], dtype=torch.uint8))
-    torch.testing.assert_close(method.moved(zeros, {0: steep}), torch.tensor([[0.0, 0.0], [-60.0, -80.0]]))
+    mean.take(0, steep)
+    torch.testing.assert_close(mean.result(), torch.tensor([[0.0, 0.0], [60.0, 80.0]]))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,15 @@ def test_a_steep_mean_is_shortened() -> None:
 )
 def test_gradients_of_no_vectors_are_refused_by_name(reply: MetaGradients) -> None:
     with pytest.raises(ClientError, match="client 5 sent gradients of no guiding vectors"):
-        FedL2G().moved(torch.zeros(2, 2), {5: reply})
+        MeanGradient(torch.zeros(2, 2)).take(5, reply)
+
+
+def test_gradients_of_which_two_have_no_sum_are_refused_by_name() -> None:
+    """They made all vectors NaN, and the run ended with nobody to blame."""
+    huge = MetaGradients(torch.full((1, 2), 3e38), torch.tensor([1], dtype=torch.uint8))
+    with pytest.raises(ClientError, match="client 5 sent a gradient above") as found:
+        MeanGradient(torch.zeros(2, 2)).take(5, huge)
+    assert found.value.client == 5
 
 
 def narrow(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:

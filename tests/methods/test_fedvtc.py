@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -538,3 +539,12 @@ def test_a_resumed_run_goes_on_as_it_would_have(tmp_path: Path) -> None:
         f.rounds = 3
         f.run_round()
     assert same_bits(everything_owned(straight), everything_owned(resumed))
+
+
+def test_samples_of_two_shapes_have_no_common_generator_and_each_its_own() -> None:
+    f = federation(FedVTC(**FAST), **hetero(), rounds=0)
+    profiles = dict(f.clients.profiles)
+    clients: Any = SimpleNamespace(profiles=profiles | {1: replace(profiles[1], sample=(9, 9))})
+    with pytest.raises(ModelError, match="samples have the shapes .* and 9x9.*share_vtc=false"):
+        FedVTC(**FAST).start(f.server, clients)
+    assert FedVTC(**FAST, share_vtc=False).start(f.server, clients).generator == {}

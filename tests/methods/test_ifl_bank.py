@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -192,8 +193,11 @@ def honest(f: Federation) -> TrainedDecoder:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda d: {k: t for k, t in d.items() if "0.weight" not in k}, "sent 'decoder.0.weight' None, expected"),
-        (lambda d: d | {"more": torch.zeros(1)}, r"sent 'more' \(1,\), expected None"),
+        (
+            lambda d: {k: t for k, t in d.items() if "0.weight" not in k},
+            "sent as what draws images 'decoder.0.weight'",
+        ),
+        (lambda d: d | {"more": torch.zeros(1)}, r"'more' \(1,\), expected nothing"),
         (lambda d: {k: t[..., :1] for k, t in d.items()}, "expected"),
         (lambda d: {k: t * 1e30 for k, t in d.items()}, "values beyond"),
     ],
@@ -210,7 +214,7 @@ def test_decoders_that_are_none_are_refused_by_name(change: Any, problem: str) -
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"generator": {}}, "client 1 sent 'first.0.bias' None, expected"),
+        ({"generator": {}}, "client 1 sent as what draws images 'first.0.bias' nothing, expected"),
         ({"variance": torch.full((1, 8), -1.0)}, "client 1 sent a variance below 0"),
         ({"count": torch.zeros(1)}, "client 1 sent counts that are not above 0"),
         ({"mean": torch.full((1, 8), 1e30)}, "client 1 sent a mean above"),
@@ -245,6 +249,28 @@ def test_images_that_are_no_samples_are_refused_by_name(x: Tensor) -> None:
             {0: Images(torch.zeros(2, 1, 6, 6), y), 1: Images(x, y)}, f.clients.profiles, 3, torch.Generator()
         )
     assert found.value.client == 1
+
+
+def test_who_sends_more_centroids_than_all_may_is_refused_by_name() -> None:
+    f, y = made(CENTROIDS, rounds=0), torch.zeros(3, dtype=torch.uint8)
+    many = {1: Images(torch.zeros(3, 1, 6, 6, dtype=torch.uint8), y)}
+    with pytest.raises(ClientError, match="client 1 sent more than 2 images of a class") as found:
+        CENTROIDS.chosen(many, f.clients.profiles, 3, torch.Generator())
+    assert found.value.client == 1
+
+
+@pytest.mark.parametrize("method", [DECODER, VTC], ids=["decoder", "vtc"])
+def test_who_lies_about_pixels_has_a_bank_apart(method: Any) -> None:
+    """Joined, pixels became values from 0 to 255 for everybody."""
+    f = made(method, shares=shares_of(range(0, 90, 3), range(1, 90, 3), range(2, 90, 3)), rounds=0)
+    sent = dict(enumerate(sent_by(f, TrainedDecoder if method is DECODER else TrainedGenerator)))
+    sent[1] = replace(sent[1], pixels=False)
+    known: dict[str, Any] = {"dims": f.setup.dims} if method is VTC else {"classes": 3}
+    drawn = partial(method.drawn, profiles=f.clients.profiles, generator=torch.Generator(), **known)
+    method.hand_out(f.clients, sent, drawn, lambda own: own.pixels)
+    banks = [bank_of(f, client) for client in range(3)]
+    assert [bank.x.dtype for bank in banks] == [torch.uint8, torch.float32, torch.uint8]
+    assert [set(bank.y.tolist()) for bank in banks] == [{0, 2}, {1}, {0, 2}]
 
 
 def test_a_decoder_draws_what_it_learnt() -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from interfuse.data import ClientData
 from interfuse.data.inputs import ONLY, Shape, shape_text
 from interfuse.errors import ClientError
+from interfuse.families.checks import check_tensors
 from interfuse.messages import NamedTensors
 from interfuse.method import Network
 from interfuse.models import run_with
@@ -86,10 +87,7 @@ def outputs_of(
     with torch.device("meta"):
         built = network.build()
     module = built if part == "all" else built.only(part)
-    wanted, found = ({key: tuple(t.shape) for key, t in own.items()} for own in (module.tensors(), sent))
-    for key in sorted(wanted.keys() | found.keys()):
-        if wanted.get(key) != found.get(key):
-            raise ClientError(f"client {client} sent {key!r} {found.get(key)}, expected {wanted.get(key)}", client)
+    check_tensors(client, sent, module.tensors(), "what draws images")
     device = next(iter(sent.values())).device
     with torch.no_grad():
         return torch.cat([run_with(module, sent, x.to(device)) for x in inputs])

@@ -14,8 +14,8 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.data.inputs import shape_text
-from interfuse.errors import ClientError
 from interfuse.families.bank_images import check_images, normalised
+from interfuse.families.checks import check_counts
 from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingInRounds
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, State
@@ -102,12 +102,19 @@ class SharingWithSentBank(SharingWithBank):
         return Bank(Images(client.data.raw().features[:0], torch.zeros(0, dtype=torch.uint8)))
 
     def hand_out(
-        self, clients: Clients, sent: Mapping[ClientId, Sent], bank: Callable[[Mapping[ClientId, Sent]], Images]
+        self,
+        clients: Clients,
+        sent: Mapping[ClientId, Sent],
+        bank: Callable[[Mapping[ClientId, Sent]], Images],
+        pixels: Callable[[Sent], bool],
     ) -> None:
-        """Send all clients whose samples have one shape the bank that is made of what these clients sent."""
-        shapes = {client: shape_text(clients.profiles[client].sample) for client in sent}
-        for shape in dict.fromkeys(shapes.values()):
-            alike = {client: sent[client] for client in sent if shapes[client] == shape}
+        """Send all clients whose samples have one shape and are of one kind the bank made of what these clients sent.
+
+        Who says that its samples are of another kind than they are has a bank apart, and spoils nobody's.
+        """
+        kinds = {client: (shape_text(clients.profiles[client].sample), pixels(own)) for client, own in sent.items()}
+        for kind in dict.fromkeys(kinds.values()):
+            alike = {client: sent[client] for client in sent if kinds[client] == kind}
             clients.only(alike).call(self.keep, bank(alike))
 
     @on_client
@@ -149,13 +156,10 @@ def apportioned(counts: Mapping[ClientId, Float[Tensor, "classes"]], total: int)
     Whole numbers by largest remainders, ties in the order of clients.
 
     Raises:
-        ClientError: a count is below 0, or no class has one; names the client.
+        ClientError: as :func:`.check_counts`.
     """
     for client, own in counts.items():
-        if not bool((own >= 0).all()) or not bool((own > 0).any()):
-            raise ClientError(
-                f"client {client} sent counts of which none is above 0, or one below: {own.tolist()}", client
-            )
+        check_counts(client, own)
     table = torch.stack([own.cpu().double() for own in counts.values()])
     quota = total * table / table.sum(0).clamp(min=1e-300)
     shares = quota.floor()

@@ -1,4 +1,4 @@
-"""Means and variances by class of several clients become those of all: three rules, and checks of what was sent."""
+"""Means and variances by class of several clients become those of all: three rules."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId
 from interfuse.errors import ClientError
+from interfuse.families.checks import check_rows, check_size
 from interfuse.families.class_tables import ClassTable, Spread, placed
 
 Rule = Literal["total", "sq-weight", "pooled"]
@@ -18,9 +19,6 @@ Rule = Literal["total", "sq-weight", "pooled"]
 ``total``: Σ n_k (σ_k² + (c_k − c)²) / n, exactly the variance of the union (law of total variance). ``pooled``:
 Σ n_k σ_k² / n, without what lies between clients. ``sq-weight``: Σ n_k² σ_k² / Σ n_k². Of a shared variance n_k counts
 all samples of the client, and of what lies between clients the mean over all samples of all classes is taken."""
-
-_LARGEST = torch.finfo(torch.float32).max / 4
-"""Of a variance, and of the square of a mean: then no merged one overflows."""
 
 
 class Merging:
@@ -49,8 +47,8 @@ class Merging:
         of these classes alone; of ``shared`` ones the single row.
 
         Raises:
-            ClientError: a class is there twice, a count not above 0, a variance below 0 or of another shape, or a value
-                so large that its square is none; names the client.
+            ClientError: as :func:`.check_rows`, or a variance is below 0, too large, or of another shape; names the
+                client.
         """
         classes, within = len(self._count), self._within.shape[1:]
         check_rows(client, mean, y, count)
@@ -61,8 +59,7 @@ class Merging:
             )
         if self.spread != "full" and bool((variance < 0).any()):
             raise ClientError(f"client {client} sent a variance below 0: {float(variance.min()):g}", client)
-        if float(variance.abs().amax()) > _LARGEST:
-            raise ClientError(f"client {client} sent a variance above {_LARGEST:.0e}", client)
+        check_size(client, variance, "a variance", power=2)
         self._device = mean.device
         rows, own = (t.detach().to("cpu", torch.float64) for t in (mean, variance))
         table = placed(rows, y.cpu(), classes, count.to("cpu", torch.float64))
@@ -101,25 +98,3 @@ class Merging:
         merged = torch.where(self._weights > 0, sums / self._weights, 0)
         means, count, merged = (t.to(self._device, torch.float32) for t in (self._means, self._count, merged))
         return ClassTable(means, count), merged
-
-
-def check_rows(
-    client: ClientId, mean: Float[Tensor, "present d"], y: Shaped[Tensor, "present"], count: Float[Tensor, "present"]
-) -> None:
-    """Check rows of classes that a client sent. That they are finite, and their classes below ``classes``, an engine
-    has checked.
-
-    Raises:
-        ClientError: there is none, a class is there twice, a count not above 0, or a value so large that its square is
-            none; names the client.
-    """
-    if not len(y):
-        raise ClientError(
-            f"client {client} sent statistics of no class; each client has samples of one at least", client
-        )
-    if len(set(y.tolist())) < len(y):
-        raise ClientError(f"client {client} sent statistics of a class twice: {y.tolist()}", client)
-    if not bool((count > 0).all()):
-        raise ClientError(f"client {client} sent counts that are not above 0: {count.tolist()}", client)
-    if float(mean.abs().amax()) > _LARGEST**0.5:
-        raise ClientError(f"client {client} sent a mean above {_LARGEST**0.5:.0e}", client)

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from interfuse.client import Client, ClientId
+from interfuse.client import Client
 from interfuse.data import Batch
-from interfuse.errors import ClientError, ModelError
+from interfuse.errors import ModelError
 from interfuse.families.class_tables import ClassTable, floored
 from interfuse.families.prototypes import pulled
 from interfuse.families.statistics import ClassStatistics
@@ -28,21 +28,7 @@ from interfuse.models.generators import as_samples
 from interfuse.training import Objective
 
 GeneratorTensors = dict[str, Annotated[Float[Tensor, "..."], Disclosure.GENERATORS]]
-"""A generator's tensors by key."""
-
-
-def check_generator(client: ClientId, sent: NamedTensors, declared: NamedTensors) -> None:
-    """Check that a client sent just the tensors of the generator that all have, in their shapes. That they are finite,
-    an engine has checked.
-
-    Raises:
-        ClientError: it did not; names the client and the first tensor.
-    """
-    shapes, wanted = ({key: tuple(t.shape) for key, t in tensors.items()} for tensors in (sent, declared))
-    for key in sorted(shapes.keys() | wanted.keys()):
-        if shapes.get(key) != wanted.get(key):
-            found, expected = shapes.get(key, "nothing"), wanted.get(key, "nothing")
-            raise ClientError(f"client {client} sent as generator's {key[:80]!r} {found}, expected {expected}", client)
+"""Tensors by key of a generator of samples, which clients train on theirs."""
 
 
 def divergence(

@@ -12,6 +12,7 @@ from interfuse.aggregation import BufferPolicy, Mean, Plan, extract, keys_plan, 
 from interfuse.client import ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import ModelError, Notice
+from interfuse.families.checks import blaming
 from interfuse.messages import Message, NamedTensors, Weights
 from interfuse.server import Server
 
@@ -147,11 +148,13 @@ class HeldMean(Mean):
         """Add what a client sent.
 
         Raises:
-            ModelError: that is not just what it holds.
+            ClientError: that is not just what it holds; names the client.
         """
         profile = self._profiles[client]
         weight = float(profile.samples) if self._rule == "samples" else 1.0
-        self.add(tensors, weight, self._holding(self.server, profile))
+        plan = self._holding(self.server, profile)
+        with blaming(client, "just what it holds"):
+            self.add(tensors, weight, plan)
 
 
 def averaged(

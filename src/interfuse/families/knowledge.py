@@ -112,10 +112,11 @@ def trained_decoder(
     batch_size: int,
     lr: float,
     generator: torch.Generator,
+    device: str,
 ) -> SplitModel:
     """The decoder of a variational autoencoder of the public rows, by Adam: from standard normal codes, and a 1 beside
     them, to normalised samples."""
-    model = autoencoder(shape, 1, latent)
+    model = autoencoder(shape, 1, latent).to(device)
 
     def batch() -> Batch:
         rows = public.rows(torch.randint(len(public), (batch_size,), generator=generator)).features

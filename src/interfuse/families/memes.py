@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,8 +14,9 @@ from interfuse.aggregation import Mean, keys_plan
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Shape
-from interfuse.errors import ClientError, ConfigError, ModelError, Notice
+from interfuse.errors import ConfigError, ModelError, Notice
 from interfuse.families.averaging import Global
+from interfuse.families.checks import blaming
 from interfuse.families.holdings import WeightRule, one_a_round, one_of_each_architecture
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
@@ -128,7 +128,7 @@ class AveragedMemes(MemeLearning):
         chosen, mean = clients.sample(self.participation), Mean(server.state.weights)
 
         def add(client: ClientId, reply: MemeWeights) -> None:
-            with blaming(client):
+            with blaming(client, "its meme"):
                 self.take(mean, chosen.profiles[client], reply.tensors)
 
         chosen.call(self.train, MemeWeights(server.state.weights), each=add)
@@ -140,19 +140,6 @@ class AveragedMemes(MemeLearning):
         meme.load(received.tensors)
         self.train_together(client)
         return MemeWeights(self.shared(meme))
-
-
-@contextmanager
-def blaming(client: ClientId) -> Iterator[None]:
-    """Inside the block, what does not fit is what a client sent.
-
-    Raises:
-        ClientError: names the client.
-    """
-    try:
-        yield
-    except ModelError as error:
-        raise ClientError(f"client {client} sent what is not its meme: {error}", client) from error
 
 
 def small_network(name: str, sample_shape: Shape, classes: int, width: int) -> SplitModel:

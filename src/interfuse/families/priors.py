@@ -13,9 +13,12 @@ from torch import Tensor
 from interfuse.aggregation import Mean
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
+from interfuse.data.inputs import shape_text
+from interfuse.errors import ModelError
+from interfuse.families.checks import check_tensors
 from interfuse.families.class_merging import Merging, Rule
 from interfuse.families.class_tables import ClassTable
-from interfuse.families.drawing import GeneratorTensors, check_generator, latents_of, load_generator
+from interfuse.families.drawing import GeneratorTensors, latents_of, load_generator
 from interfuse.families.own_training import OwnTraining
 from interfuse.families.statistics import ClassStatistics, CountedVariances, Kind, KnownVariances
 from interfuse.handler import on_client
@@ -29,7 +32,7 @@ VTC = "vtc"
 
 
 class Statistics(CountedVariances):
-    """ClassStatistics of a client's features by class, and its generator, where generators are shared."""
+    """Means and variances of a client's features by class, and its generator, where generators are shared."""
 
     generator: GeneratorTensors
 
@@ -75,7 +78,12 @@ class SharedPrior(OwnTraining):
     def start(self, server: Server[Global], clients: Clients) -> Global:
         classes, d = server.dims["classes"], server.dims["d"]
         table, variance = Merging(classes, d, self.variance).result()
-        sample = next(iter(clients.profiles.values())).sample
+        sample, *others = {shape_text(p.sample): p.sample for p in clients.profiles.values()}.values()
+        if others and self.share_vtc:
+            raise ModelError(
+                f"samples have the shapes {shape_text(sample)} and {shape_text(others[0])}, so no generator is for all "
+                "clients: --set share_vtc=false leaves each its own"
+            )
         generator = vtc(d, sample, self.channels).to(server.device).tensors() if self.share_vtc else {}
         return Global(table.rows, table.count, variance, generator)
 
@@ -94,7 +102,7 @@ class SharedPrior(OwnTraining):
         merging, mean = Merging(classes, d, self.variance, self.merge), Mean(old.generator)
 
         def add(client: ClientId, sent: Statistics) -> None:
-            check_generator(client, sent.generator, old.generator)
+            check_tensors(client, sent.generator, old.generator, "its generator")
             merging.add(client, sent.mean, sent.y, sent.count, sent.variance)
             mean.add(sent.generator)
 

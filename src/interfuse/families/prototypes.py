@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -44,14 +44,19 @@ class CountedMeans(ClassMeans):
     count: Annotated[Float32[Tensor, "present"], Disclosure.STATISTICS]
 
 
-def fused_share(client: Client[Any]) -> Batch:
-    """The client's whole training share at the fusion layer, ``[samples, d]``, with its labels.
+def share_through(client: Client[Any], run: Callable[[Inputs], Tensor]) -> Batch:
+    """What the client's model, or a part of it, makes of the whole training share, with its labels.
 
-    Evaluation mode and the model as it is now: features gathered while it trained are those of models that are gone.
+    Evaluation mode and the model as it is now: what was gathered while it trained is of models that are gone.
     """
     with client.model.evaluating():
-        chunks = [Batch(client.model.base(batch.x), batch.y) for batch in client.data.train_batches(_CHUNK)]
+        chunks = [Batch(run(batch.x), batch.y) for batch in client.data.train_batches(_CHUNK)]
     return Batch(torch.cat([chunk.features for chunk in chunks]), torch.cat([chunk.y for chunk in chunks]))
+
+
+def fused_share(client: Client[Any]) -> Batch:
+    """The client's whole training share at the fusion layer, ``[samples, d]``, with its labels."""
+    return share_through(client, client.model.base)
 
 
 def class_means(rows: Batch, classes: int, weights: Float32[Tensor, "rows"] | None = None) -> CountedMeans:

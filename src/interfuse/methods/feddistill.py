@@ -16,18 +16,16 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import Notice
-from interfuse.families.class_merging import check_rows
-from interfuse.families.class_tables import ClassTable, mean_table, placed
+from interfuse.families.checks import rows_of_all
+from interfuse.families.class_tables import mean_table, placed
 from interfuse.families.holdings import one_a_round
 from interfuse.families.own_training import OwnTraining
-from interfuse.families.prototypes import Taken
+from interfuse.families.prototypes import Taken, share_through
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, State
 from interfuse.method import Fraction, NonNegative
 from interfuse.models import SplitModel
 from interfuse.server import Server
-
-_CHUNK = 500
 
 
 class ClassLogits(Message):
@@ -86,11 +84,7 @@ class FedDistill(OwnTraining):
     def round(self, server: Server[Teacher], clients: Clients) -> None:
         old, classes = server.state, server.dims["classes"]
         known = ClassLogits(old.logits[old.known], old.known.nonzero().flatten())
-        replies = clients.sample(self.participation).call(self.train, known)
-        for client, sent in replies.items():
-            check_rows(client, sent.mean, sent.y, torch.ones(len(sent.y)))
-        y = torch.cat([sent.y.long() for sent in replies.values()])
-        new = mean_table(Batch(torch.cat([sent.mean for sent in replies.values()]), y), classes)
+        new = mean_table(rows_of_all(clients.sample(self.participation).call(self.train, known)), classes)
         merged = torch.where(new.present[:, None], new.rows, old.logits.to(new.rows))
         server.state = Teacher(merged, new.present | old.known.to(new.present.device))
 
@@ -99,16 +93,9 @@ class FedDistill(OwnTraining):
         table = placed(teacher.mean, teacher.y, client.dims["classes"])
         loss = partial(taught, table=table.rows, known=table.present, weight=self.weight)
         fitted = self.fit(client, loss, outputs_of="modular" if self.logits == "during" else None)
-        means = own_logits(client) if fitted.outputs is None else mean_table(fitted.outputs, client.dims["classes"])
+        rows = share_through(client, client.model) if fitted.outputs is None else fitted.outputs
+        means = mean_table(rows, client.dims["classes"])
         return ClassLogits(means.rows[means.present], means.y)
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return one_a_round(profiles, self.participation, "what all answer is what one client answers")
-
-
-def own_logits(client: Client) -> ClassTable:
-    """The mean logits of a client's training samples by class, of its model as it is, in evaluation mode."""
-    with client.model.evaluating():
-        found = [Batch(client.model(batch.x), batch.y) for batch in client.data.train_batches(_CHUNK)]
-    rows = Batch(torch.cat([batch.features for batch in found]), torch.cat([batch.y for batch in found]))
-    return mean_table(rows, client.dims["classes"])

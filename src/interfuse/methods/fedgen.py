@@ -13,9 +13,9 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.families.averaging import Averaging
 from interfuse.families.averaging import Global as ServersModel
-from interfuse.families.generator_learning import LearningFromGenerator, WeightsAndCounts, WeightsAndGenerator
 from interfuse.families.heads import check_common_head
 from interfuse.families.holdings import by_architecture
+from interfuse.families.learning_from_generators import LearningFromGenerator, WeightsAndCounts, WeightsAndGenerator
 from interfuse.handler import on_client
 from interfuse.server import Server
 from interfuse.training import Exponential

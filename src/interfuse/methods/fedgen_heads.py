@@ -10,9 +10,9 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.families.generator_learning import LearningFromGenerator, WeightsAndCounts, WeightsAndGenerator
 from interfuse.families.heads import check_common_head
 from interfuse.families.holdings import HeldMean, WeightRule, initial_weights
+from interfuse.families.learning_from_generators import LearningFromGenerator, WeightsAndCounts, WeightsAndGenerator
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors, State, Weights
 from interfuse.method import Fraction

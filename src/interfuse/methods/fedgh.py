@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.data import Batch
+from interfuse.families.checks import rows_of_all
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import ClassMeans, class_means, fused_share
 from interfuse.handler import on_client
@@ -37,9 +35,8 @@ class FedGH(GlobalHead):
     }
 
     def round(self, server: Server, clients: Clients) -> None:
-        sent = clients.sample(self.participation).call(self.train, self.head(server)).values()
-        means = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
-        self.train_head(server, means)
+        sent = clients.sample(self.participation).call(self.train, self.head(server))
+        self.train_head(server, rows_of_all(sent))
 
     @on_client
     def train(self, client: Client, head: Weights) -> ClassMeans:

@@ -16,8 +16,9 @@ from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ConfigError
 from interfuse.families.averaging import Global
+from interfuse.families.checks import blaming
 from interfuse.families.factors import Factored, factored, multiplied
-from interfuse.families.memes import MEME, MODEL, MemeLearning, blaming
+from interfuse.families.memes import MEME, MODEL, MemeLearning
 from interfuse.families.mutual import Over, divergence
 from interfuse.handler import on_client
 from interfuse.messages import Dims, Message
@@ -96,7 +97,7 @@ class FedKD(MemeLearning):
         shapes = {key: tuple(tensor.shape) for key, tensor in mean.server.items()}
 
         def add(client: ClientId, reply: Factored) -> None:
-            with blaming(client):
+            with blaming(client, "its meme"):
                 self.take(mean, chosen.profiles[client], multiplied(reply, shapes))
 
         chosen.call(self.distil, Compressed(factored(mean.server, energy), energy), each=add)

@@ -16,7 +16,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
 from interfuse.errors import Notice
-from interfuse.families.class_merging import check_rows
+from interfuse.families.checks import rows_of_all
 from interfuse.families.class_tables import mean_table
 from interfuse.families.heads import shuffled
 from interfuse.families.knowledge import (
@@ -31,6 +31,7 @@ from interfuse.families.knowledge import (
     transferred,
 )
 from interfuse.families.own_training import OwnTraining
+from interfuse.families.prototypes import share_through
 from interfuse.handler import on_client
 from interfuse.messages import Dims, Disclosure, Message, NamedTensors, State
 from interfuse.method import Count, Fraction, Network, NonNegative, Steps
@@ -117,7 +118,7 @@ class FedKTL(OwnTraining):
     def start(self, server: Server[Global], clients: Clients) -> Global:
         shape = tuple(server.public.rows(torch.zeros(1, dtype=torch.int64)).features.shape[1:])
         how = (self.generator_steps, self.generator_batch_size, self.generator_lr)
-        decoder = trained_decoder(server.public, shape, self.latent, *how, server.generator)
+        decoder = trained_decoder(server.public, shape, self.latent, *how, server.generator, server.device)
         clients.call(self.begin, Frame(simplex(server.dims["classes"], server.generator)))
         return Global(decoder.tensors(), Knowledge(torch.zeros(0, *shape), torch.zeros(0, self.latent)))
 
@@ -126,10 +127,7 @@ class FedKTL(OwnTraining):
         client.state = Own(frame.columns.clone())
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        replies = clients.sample(self.participation).call(self.train, server.state.knowledge)
-        for client, sent in replies.items():
-            check_rows(client, sent.mean, sent.y, torch.ones(len(sent.y)))
-        rows = Batch(torch.cat([r.mean for r in replies.values()]), torch.cat([r.y.long() for r in replies.values()]))
+        rows = rows_of_all(clients.sample(self.participation).call(self.train, server.state.knowledge))
         server.state = Global(server.state.decoder, self.knowledge(server, rows))
 
     def knowledge(self, server: Server[Global], rows: Batch) -> Knowledge:
@@ -152,10 +150,8 @@ class FedKTL(OwnTraining):
         loss = partial(transferred, frame=client.state.frame, images=known.images, latents=known.latents)
         loss = partial(loss, s=self.s, m=self.m, mu=self.mu)
         self.fit(client, loss, network=(MODEL, PROJECTOR), clip=CLIP)
-        with client.model.evaluating():
-            made = [Batch(functional.normalize(client.model(b.x)), b.y) for b in client.data.train_batches(500)]
-        rows = Batch(torch.cat([b.features for b in made]), torch.cat([b.y for b in made]))
-        means = mean_table(rows, client.dims["classes"])
+        rows = share_through(client, client.model)
+        means = mean_table(Batch(functional.normalize(rows.features), rows.y), client.dims["classes"])
         return Directions(functional.normalize(means.rows[means.y]), means.y)
 
     def predict(self, client: Client[Own], x: Inputs) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -15,6 +15,7 @@ from torch import Tensor
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ClientError, ConfigError
+from interfuse.families.checks import check_size
 from interfuse.families.class_tables import placed
 from interfuse.families.guidance import Form, guided, meta_gradient
 from interfuse.families.own_training import OwnTraining
@@ -46,6 +47,36 @@ class Global(State):
     """The guiding vectors."""
 
     vectors: Float32[Tensor, "classes width"]
+
+
+class MeanGradient:
+    """By class the mean of what clients sent, one client at a time.
+
+    Rows of zeros do not count: a class that was in nobody's step stays where it is.
+    """
+
+    def __init__(self, vectors: Float32[Tensor, "classes width"]) -> None:
+        self._total, self._holders = torch.zeros_like(vectors), torch.zeros(len(vectors), 1).to(vectors)
+
+    def take(self, client: ClientId, sent: MetaGradients) -> None:
+        """Add what a client sent: :meth:`take` is for ``clients.call(..., each=)``.
+
+        Raises:
+            ClientError: gradients are of another width, of a class twice, or too large; names the client.
+        """
+        classes, width = self._total.shape
+        if sent.gradients.shape[1] != width or len(set(sent.y.tolist())) < len(sent.y):
+            raise ClientError(f"client {client} sent gradients of no guiding vectors of {width}", client)
+        check_size(client, sent.gradients, "a gradient")
+        rows = placed(sent.gradients.to(self._total), sent.y, classes).rows
+        self._total += rows
+        self._holders += rows.any(1, keepdim=True)
+
+    def result(self) -> Float32[Tensor, "classes width"]:
+        """The mean, shortened to norm 100 at most."""
+        mean = self._total / self._holders.clamp(min=1)
+        shortened: Tensor = mean * (MOST / mean.norm().clamp(min=MOST))
+        return shortened
 
 
 @dataclass(frozen=True)
@@ -81,33 +112,15 @@ class FedL2G(OwnTraining):
             )
         vectors = torch.randn(server.dims["classes"], server.dims[unit], generator=server.generator)
         for _ in range(self.warm_up):
-            vectors = self.moved(vectors, clients.call(self.study, Guides(vectors)))
+            mean = MeanGradient(vectors)
+            clients.call(self.study, Guides(vectors), each=mean.take)
+            vectors = vectors - self.server_lr * mean.result()
         return Global(vectors)
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        sent = clients.sample(self.participation).call(self.train, Guides(server.state.vectors))
-        server.state = Global(self.moved(server.state.vectors, sent))
-
-    def moved(self, vectors: Tensor, sent: Mapping[ClientId, MetaGradients]) -> Float32[Tensor, "classes width"]:
-        """The vectors after a step along the mean of what clients sent, of norm 100 at most.
-
-        Rows of zeros do not count: a class that was in nobody's step stays where it is.
-
-        Raises:
-            ClientError: gradients are of another width, or of a class twice.
-        """
-        total, holders = torch.zeros_like(vectors), torch.zeros(len(vectors), 1).to(vectors)
-        for client, reply in sent.items():
-            rows = self.checked(client, reply, vectors)
-            total, holders = total + rows, holders + rows.any(1, keepdim=True)
-        mean = total / holders.clamp(min=1)
-        shortened: Tensor = mean * (MOST / mean.norm().clamp(min=MOST))
-        return vectors - self.server_lr * shortened
-
-    def checked(self, client: ClientId, reply: MetaGradients, vectors: Tensor) -> Float32[Tensor, "classes width"]:
-        if reply.gradients.shape[1] != vectors.shape[1] or len(set(reply.y.tolist())) < len(reply.y):
-            raise ClientError(f"client {client} sent gradients of no guiding vectors of {vectors.shape[1]}", client)
-        return placed(reply.gradients.to(vectors), reply.y, len(vectors)).rows
+        vectors, mean = server.state.vectors, MeanGradient(server.state.vectors)
+        clients.sample(self.participation).call(self.train, Guides(vectors), each=mean.take)
+        server.state = Global(vectors - self.server_lr * mean.result())
 
     @on_client
     def study(self, client: Client, guides: Guides) -> MetaGradients:

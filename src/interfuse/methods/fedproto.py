@@ -8,8 +8,7 @@ import torch
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.data import Batch
-from interfuse.families.class_merging import check_rows
+from interfuse.families.checks import check_row_counts, rows_of_all
 from interfuse.families.holdings import WeightRule
 from interfuse.families.prototypes import ClassMeans, CountedMeans, Global, PrototypeLearning, class_means, renewed
 from interfuse.handler import on_client
@@ -36,13 +35,11 @@ class FedProto(PrototypeLearning):
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         old, classes = server.state.prototypes, server.dims["classes"]
-        replies = clients.sample(self.participation).call(self.train, old)
-        sent = replies.values()
-        for client, means in replies.items():
-            check_rows(client, means.mean, means.y, means.count)
-        rows = Batch(torch.cat([means.mean for means in sent]), torch.cat([means.y.long() for means in sent]))
-        counts = torch.cat([means.count for means in sent])
-        merged = class_means(rows, classes, counts if self.weights == "samples" else None)
+        sent = clients.sample(self.participation).call(self.train, old)
+        for client, means in sent.items():
+            check_row_counts(client, means.count)
+        counts = torch.cat([means.count for means in sent.values()])
+        merged = class_means(rows_of_all(sent), classes, counts if self.weights == "samples" else None)
         server.state = Global(renewed(old, merged, classes))
 
     @on_client

@@ -15,7 +15,7 @@ from torch.nn import functional
 from interfuse.client import Client, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.families.class_merging import check_rows
+from interfuse.families.checks import rows_of_all
 from interfuse.families.class_tables import ClassTable, mean_table
 from interfuse.families.heads import shuffled
 from interfuse.families.prototypes import ClassMeans, Global, PrototypeLearning, Taken
@@ -84,11 +84,7 @@ class FedTGP(PrototypeLearning):
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         old, classes = server.state.prototypes, server.dims["classes"]
-        replies = clients.sample(self.participation).call(self.train, old)
-        for client, sent in replies.items():
-            check_rows(client, sent.mean, sent.y, torch.ones(len(sent.y)))
-        means = [Batch(sent.mean, sent.y.long()) for sent in replies.values()]
-        rows = Batch(torch.cat([sent.features for sent in means]), torch.cat([sent.y for sent in means]))
+        rows = rows_of_all(clients.sample(self.participation).call(self.train, old))
         known = mean_table(rows, classes).present.index_fill(0, old.y.long(), True)
         self.train_prototypes(server, rows, known)
         with server.network(TRAINED).evaluating():

@@ -55,17 +55,15 @@ class IFLBank(SharingWithSentBank):
         classes = server.dims["classes"]
         decoders = clients.call(self.train_decoder)
         drawn = partial(self.drawn, profiles=clients.profiles, classes=classes, generator=server.generator)
-        self.hand_out(clients, decoders, drawn)
+        self.hand_out(clients, decoders, drawn, lambda own: own.pixels)
 
     @on_client
     def train_decoder(self, client: Client) -> TrainedDecoder:
         (x, pixels), labels, classes = to_learn(client.data), client.data.labels(), client.dims["classes"]
         network = client.network("autoencoder")
         network.load(self.networks(client.profile, client.dims)["autoencoder"].build().tensors())
-        bound, batches = (
-            partial(lower_bound, classes=classes, pixels=pixels),
-            self.noisy(Batch(x, labels), client.generator),
-        )
+        bound = partial(lower_bound, classes=classes, pixels=pixels)
+        batches = self.noisy(Batch(x, labels), client.generator)
         client.fit(bound, batches, network="autoencoder", lr=self.decoder_lr, optimizer="adam")
         counts = torch.bincount(labels, minlength=classes).float()
         return TrainedDecoder(network.tensors("decoder"), counts, pixels)

@@ -35,7 +35,7 @@ class IFLBankCentroids(SharingWithSentBank):
         classes = server.dims["classes"]
         sent = clients.call(self.cluster)
         chosen = partial(self.chosen, profiles=clients.profiles, classes=classes, generator=server.generator)
-        self.hand_out(clients, sent, chosen)
+        self.hand_out(clients, sent, chosen, lambda own: own.x.dtype == torch.uint8)
 
     @on_client
     def cluster(self, client: Client) -> Images:
@@ -57,8 +57,8 @@ class IFLBankCentroids(SharingWithSentBank):
         """The bank: all centroids; of a class of which there are more than ``bank_rows``, so many of them."""
         for client, images in sent.items():
             check_images(images.x, profiles[client].sample, f"client {client}", client)
-        if len({images.x.dtype for images in sent.values()}) > 1:
-            raise ClientError("some clients sent pixels, others normalised values: they have data of different kinds")
+            if len(images.y) and int(torch.bincount(images.y.long()).max()) > self.centroids:
+                raise ClientError(f"client {client} sent more than {self.centroids} images of a class", client)
         x, y = (torch.cat([getattr(images, name) for images in sent.values()]) for name in ("x", "y"))
         order = torch.randperm(len(y), generator=generator).to(y.device)
         kept = [order[y[order] == label][: self.bank_rows] for label in range(classes)]

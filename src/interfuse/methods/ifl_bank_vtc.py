@@ -56,7 +56,7 @@ class IFLBankVTC(SharingWithSentBank):
     def start(self, server: Server, clients: Clients) -> None:
         sent = clients.call(self.train_vtc)
         drawn = partial(self.drawn, profiles=clients.profiles, dims=server.dims, generator=server.generator)
-        self.hand_out(clients, sent, drawn)
+        self.hand_out(clients, sent, drawn, lambda own: own.pixels)
 
     @on_client
     def train_vtc(self, client: Client) -> TrainedGenerator:

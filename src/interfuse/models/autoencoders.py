@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from interfuse.data import Batch
-from interfuse.models.layers import CONVOLUTIONS, TRANSPOSED, Shape
+from interfuse.models.layers import CONVOLUTIONS, TRANSPOSED, Cut, Shape
 from interfuse.models.split import SplitModel
 
 _CHANNELS = (16, 32)
@@ -65,21 +65,8 @@ def _decoder(shape: Shape, inputs: int) -> nn.Sequential:
         nn.GroupNorm(4, outer),
         nn.ReLU(),
         kind(outer, channels, 4, stride=2, padding=1),
-        _Cut(sides),
+        Cut(sides),
     )
-
-
-class _Cut(nn.Module):
-    """Points beyond the sides of a sample left away: layers make multiples of 4."""
-
-    def __init__(self, sides: list[int]) -> None:
-        super().__init__()
-        self.sides = tuple(sides)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for place, side in enumerate(self.sides, 2):
-            x = x.narrow(place, 0, side)
-        return x
 
 
 def _quarters(sides: list[int]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 from interfuse.data import Shape
 from interfuse.data.inputs import shape_text
 from interfuse.errors import ModelError
+from interfuse.models.layers import TRANSPOSED, Cut
 from interfuse.models.split import SplitModel
 
-_DOUBLED: Mapping[int, type[nn.ConvTranspose1d | nn.ConvTranspose2d]] = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d}
-"""By the number of sides of a sample; with kernel 4, stride 2 and padding 1 a side becomes twice as long."""
 _LEAK = 0.2
 
 
@@ -50,30 +48,17 @@ def vtc(latent: int, sample_shape: Shape, channels: int = 64) -> SplitModel:
         second = nn.Sequential(nn.Linear(channels, half), nn.LeakyReLU(_LEAK))
         return SplitModel({"first": first, "second": second, "last": nn.Linear(half, *sample_shape)})
     colours, *sides = sample_shape
-    quarters, doubled = [math.ceil(side / 4) for side in sides], _DOUBLED[len(sides)]
+    quarters, doubled = [math.ceil(side / 4) for side in sides], TRANSPOSED[len(sides)]
     maps = nn.Linear(latent, channels * math.prod(quarters))
     first = nn.Sequential(maps, nn.Unflatten(1, (channels, *quarters)), *_normed(channels))
     second = nn.Sequential(doubled(channels, half, 4, 2, 1, bias=False), *_normed(half))
-    last = nn.Sequential(doubled(half, colours, 4, 2, 1, bias=False), _Cut(sides))
+    last = nn.Sequential(doubled(half, colours, 4, 2, 1, bias=False), Cut(sides))
     return SplitModel({"first": first, "second": second, "last": last})
 
 
 def _normed(channels: int) -> tuple[nn.Module, nn.Module]:
     """Normalisation in eight groups, or as many as have two maps: a single point by itself has no variance."""
     return nn.GroupNorm(math.gcd(8, channels // 2) if channels > 1 else 1, channels), nn.LeakyReLU(_LEAK)
-
-
-class _Cut(nn.Module):
-    """The middle of maps, of these sides."""
-
-    def __init__(self, sides: Sequence[int]) -> None:
-        super().__init__()
-        self.sides = tuple(sides)
-
-    def forward(self, x: Float[Tensor, "batch channels ..."]) -> Float[Tensor, "batch channels ..."]:
-        for axis, side in enumerate(self.sides, 2):
-            x = x.narrow(axis, (x.shape[axis] - side) // 2, side)
-        return x
 
 
 def as_samples(

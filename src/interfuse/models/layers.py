@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from interfuse.errors import ModelError
 from interfuse.models.split import TOKENS, SplitModel
@@ -86,3 +87,16 @@ def grid(name: str, sample_shape: tuple[int, ...]) -> Shape:
             f'(models=["mlp", "shallow"]); {TOKENS}'
         )
     return sample_shape
+
+
+class Cut(nn.Module):
+    """The middle of maps, of these sides."""
+
+    def __init__(self, sides: Sequence[int]) -> None:
+        super().__init__()
+        self.sides = tuple(sides)
+
+    def forward(self, x: Float[Tensor, "batch channels ..."]) -> Float[Tensor, "batch channels ..."]:
+        for axis, side in enumerate(self.sides, 2):
+            x = x.narrow(axis, (x.shape[axis] - side) // 2, side)
+        return x

@@ -1,6 +1,6 @@
 """A generator of features: the server trains it on the clients' heads, all clients learn from it, whatever is averaged.
 
-FedGen (Zhu et al., ICML 2021). Its objectives are in :mod:`.generators`.
+FedGen (Zhu et al., ICML 2021). Its objectives are in :mod:`.feature_generators`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
-from interfuse.errors import ClientError
-from interfuse.families.generators import generating, labelled, network, regularised
+from interfuse.families.checks import check_counts
+from interfuse.families.feature_generators import generating, labelled, network, regularised
 from interfuse.families.holdings import one_of_each_architecture
 from interfuse.families.own_training import OwnTraining
 from interfuse.messages import ClassCounts, Dims, Disclosure, Message, NamedTensors, Parameters
@@ -29,7 +29,8 @@ from interfuse.server import Server
 from interfuse.training import Exponential, LearningRate, Objective, Optimizer
 
 GENERATOR_LR = Exponential(3e-4, 0.98)
-GeneratorTensors = dict[str, Annotated[Float32[Tensor, "..."], Disclosure.PARAMETERS]]
+FeatureGenerator = dict[str, Annotated[Float32[Tensor, "..."], Disclosure.PARAMETERS]]
+"""Tensors by key of the generator, which the server trains and no client: it has seen heads alone, no sample."""
 
 
 class WeightsAndGenerator(Message):
@@ -37,7 +38,7 @@ class WeightsAndGenerator(Message):
     label."""
 
     weights: Parameters
-    generator: GeneratorTensors
+    generator: FeatureGenerator
     counts: ClassCounts
 
 
@@ -64,10 +65,9 @@ class Heads:
         """Add what a client sent, the keys of which are those that it holds.
 
         Raises:
-            ClientError: a count is below 0, or there is none.
+            ClientError: as :func:`.check_counts`.
         """
-        if bool((reply.counts < 0).any()) or not bool(reply.counts.any()):
-            raise ClientError(f"client {client} sent label counts that nobody can have", client)
+        check_counts(client, reply.counts)
         self.heads.append(self.head.frozen({key: reply.weights[key] for key in self.head.tensors()}).tensors())
         self.counts.append(reply.counts)
 
