@@ -99,7 +99,7 @@ class Client(Party[S]):
 
     def begin(self, seed: int, *place: Key) -> None:
         """A handler begins: its place in the run, from which :attr:`generator` is derived."""
-        self.steps = self.left_out = 0
+        self.count_anew()
         self._seed, self._place, self._generator = seed, place, None
 
     @property

@@ -60,6 +60,16 @@ class Request:
         return configured if self.program.partition(".")[0] == "method" else NO_CODECS
 
 
+WORK, TRAINING = "local work, all clients", "training "
+"""Phases of a round that are parts of others, or side by side: work at clients, and what the names of those begin with
+that are the training of one network."""
+
+
+def is_part(phase: str) -> bool:
+    """Whether the seconds of a phase are counted in another too."""
+    return phase == WORK or phase.startswith(TRAINING)
+
+
 @dataclass(frozen=True)
 class Failure:
     """Why there is no reply of a client: it failed, was late, or was away all the time."""
@@ -72,8 +82,9 @@ class Failure:
 @dataclass(frozen=True)
 class Answer:
     """What comes back from one client: its reply or a failure, the seconds and gradient steps of its work, the
-    sizes of the reply in bytes, raw and on the wire, as who coded or received it has counted them, and the rows that it
-    had to leave out of its training."""
+    sizes of the reply in bytes, raw and on the wire, as who coded or received it has counted them, the rows that it
+    had to leave out of its training, and the seconds of that by network, which nobody but this machine's own clients
+    tells."""
 
     client: ClientId
     reply: Message | Failure | None
@@ -81,6 +92,7 @@ class Answer:
     steps: int = 0
     size: tuple[int, int] = (0, 0)
     left_out: int = 0
+    training: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -453,7 +465,9 @@ class Clients:
         outgoing = self._outgoing(declaration.message_type, message, request)
         found = _Answers({}, [], {})
         for answer in _in_order(exchange.engine.call(request, outgoing), list(outgoing)):
-            exchange.seconds["local work, all clients"] += answer.seconds
+            exchange.seconds[WORK] += answer.seconds
+            for network, seconds in answer.training.items():
+                exchange.seconds[f"{TRAINING}{network}, all clients"] += seconds
             exchange.steps[answer.client] += answer.steps
             exchange.left_out[answer.client] += answer.left_out
             if isinstance(answer.reply, Failure):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import time
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -158,6 +159,7 @@ class Party(Generic[S]):
         trainer: What carries out :meth:`fit`.
         steps: Gradient steps since the handler, or the round, began.
         left_out: Rows that it had to leave out of its training since then; see :class:`.training.Fitted`.
+        training: Seconds of :meth:`fit` since then, by network.
         begun: It has its first state.
     """
 
@@ -180,7 +182,13 @@ class Party(Generic[S]):
         self.lend: Callable[[str], None] | None = None
         self.trainer: Trainer = fit
         self.begun = True
-        self.steps = self.left_out = self.round = 0
+        self.round = 0
+        self.count_anew()
+
+    def count_anew(self) -> None:
+        """A handler or a round begins: nothing of it is done yet."""
+        self.steps = self.left_out = 0
+        self.training: defaultdict[str, float] = defaultdict(float)
 
     @property
     def public(self) -> PublicData:
@@ -240,10 +248,12 @@ class Party(Generic[S]):
             model = self.network(network)
         else:
             model = side_by_side({name: self.network(name) for name in network})
+        began = time.perf_counter()
         done = self.trainer(
             model, losses, batches,
             slots=slots, round=max(self.round - 1, 0), autocast=self._autocast, **options,
         )  # fmt: skip
+        self.training[network if isinstance(network, str) else " and ".join(network)] += time.perf_counter() - began
         self.steps += done.steps
         self.left_out += done.left_out
         return done

@@ -60,7 +60,7 @@ class Server(Party[S]):
         """Go to a place in the run."""
         self._blanked.clear()
         self.scratch.clear()
-        self.steps = self.left_out = 0
+        self.count_anew()
         for held in self.networks.values():
             if held.module is not None:
                 held.module.reset()

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import re
+import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 from worlds import tiny_dataset
 
 import interfuse
-from interfuse import Result, SplitModel
+from interfuse import Client, Clients, Method, Network, Profile, Result, Server, SplitModel, cross_entropy, on_client
+from interfuse.data import Batch
+from interfuse.messages import Dims
 from interfuse.models import Builder
+from interfuse.numerics import Numerics
 from interfuse.report import diagnose
 from interfuse.report.progress import Standing
 from interfuse.runs import Given, Row, execute, parse_config
@@ -117,3 +123,56 @@ def test_a_line_without_the_counts_says_that_nothing_was_left_out() -> None:
         "steps": {"clients": 1, "server": 0}, "failures": [], "outstanding": 0, "virtual_seconds": {}, "seconds": {},
     }  # fmt: skip
     assert Row.model_validate(old).left_out.total == 0
+
+
+A_MOMENT = 0.02  # seconds
+
+
+def slow(model: SplitModel, batch: Batch, step: int) -> Tensor:
+    time.sleep(A_MOMENT)
+    return cross_entropy(model, batch, step)
+
+
+def side_by_side(model: SplitModel, batch: Batch, step: int) -> Tensor:
+    return slow(model.inner("model"), batch, step) + cross_entropy(model.inner("small"), batch, step)
+
+
+@dataclass(frozen=True)
+class ThreeNetworks(Method):
+    """Clients train a model, a small network, and both in one step; the server trains one of its own."""
+
+    def networks(self, owner: Profile | None, dims: Dims) -> dict[str, Network]:
+        def build() -> SplitModel:
+            return SplitModel({"layer": nn.Sequential(nn.Flatten(), nn.Linear(5, dims["classes"]))})
+
+        return {"own" if owner is None else "small": Network(build)}
+
+    def round(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)
+        server.fit(slow, 2 * [Batch(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))], network="own", lr=0.1)
+
+    @on_client
+    def train(self, client: Client) -> None:
+        client.fit(slow, steps=2, lr=0.1)
+        client.fit(slow, steps=1, lr=0.1)
+        client.fit(slow, steps=2, lr=0.1, network="small")
+        client.fit(side_by_side, steps=1, lr=0.1, network=("model", "small"))
+
+
+@pytest.mark.usefixtures("no_report")
+@pytest.mark.parametrize(("workers", "together", "computations"), [(1, 1, 3), (2, 1, 3), (1, 2, 2)])
+def test_seconds_of_training_by_network(workers: int, together: int, computations: int, tmp_path: Path) -> None:
+    """Of three clients in two rounds; they are parts of other phases, and no time of the run's own."""
+    summary = interfuse.run(
+        ThreeNetworks(), data=tiny_dataset(), models=["logistic"], clients=3, rounds=2, fusion_width=8, beside=[],
+        eval_every=2, out=tmp_path / "r", progress=interfuse.Silent(),
+        workers=workers, numerics=Numerics(together=together),
+    ).summary  # fmt: skip
+    phases = dict(summary.seconds_by_phase)
+    least = {"model": 3 * 2 * computations, "small": 2 * 2 * computations, "model and small": 2 * computations}
+    clients = {name: phases.pop(f"training {name}, all clients") for name in least}
+    assert all(clients[name] >= steps * A_MOMENT for name, steps in least.items())
+    assert sum(clients.values()) <= phases.pop("local work, all clients") + 1e-3
+    assert 4 * A_MOMENT <= phases.pop("training own, server") <= phases["server"]
+    assert set(phases) == {"calls", "server", "evaluation", "commit"}
+    assert summary.seconds == pytest.approx(sum(phases.values()), abs=0.01)

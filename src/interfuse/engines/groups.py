@@ -98,7 +98,13 @@ def run_group(host: Host, numerics: Numerics, request: Request, tasks: Sequence[
         for handling in handlings:
             handling.leave()
     seconds = (time.perf_counter() - began) / len(tasks)
-    return [replace(answers[place], seconds=seconds) for place in range(len(tasks))]
+    return [_with_share(answers[place], seconds, len(tasks)) for place in range(len(tasks))]
+
+
+def _with_share(answer: Answer, seconds: float, clients: int) -> Answer:
+    """An answer with its share of what the group took: while one trains, the others wait in their ``fit``."""
+    training = {network: waited / clients for network, waited in answer.training.items()}
+    return replace(answer, seconds=seconds, training=training)
 
 
 def _carried_out(

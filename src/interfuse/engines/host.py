@@ -186,7 +186,7 @@ class Host:
         if request.undoable and before is not None:
             self._before[client] = before
         done = resident.client
-        return Answer(client, reply, time.perf_counter() - began, done.steps, size, done.left_out)
+        return Answer(client, reply, time.perf_counter() - began, done.steps, size, done.left_out, done.training)
 
     def _reply(
         self, resident: Resident, handler: Handler[Any, Any], request: Request, message: Message | None

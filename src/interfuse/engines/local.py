@@ -175,6 +175,7 @@ class Workers:
         steps: int,
         size: Sequence[int],
         left_out: int,
+        training: Mapping[str, float],
     ) -> Answer:
         """What a worker answered, with the reply copied out of its memory."""
         if request.heading == "training":
@@ -182,9 +183,10 @@ class Workers:
         if reason is not None:
             return Answer(client, Failure(client, reason), seconds)
         if places is None or reply_type is None:
-            return Answer(client, None, seconds, steps, left_out=left_out)
+            return Answer(client, None, seconds, steps, left_out=left_out, training=training)
         raw, wire = size
-        return Answer(client, unflatten(reply_type, worker.up.read(places)), seconds, steps, (raw, wire), left_out)
+        reply = unflatten(reply_type, worker.up.read(places))
+        return Answer(client, reply, seconds, steps, (raw, wire), left_out, training)
 
     def _programs(self, request: Request) -> Any:
         return self._setup.programs_of(next(iter(self.profiles)))[request.program]
@@ -407,7 +409,8 @@ def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping
             failed = answer.reply if isinstance(answer.reply, Failure) else None
             sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
             reason = None if failed is None else failed.reason
-            answers.append([answer.client, sent, reason, answer.seconds, answer.steps, answer.size, answer.left_out])
+            work = (answer.seconds, answer.steps, answer.size, answer.left_out, answer.training)
+            answers.append([answer.client, sent, reason, *work])
         for _, number in group:
             if last[number] == place:
                 received.pop(number, None)

@@ -13,12 +13,13 @@ from typing import Protocol, TypeVar
 import rich.progress
 from rich.console import Console
 
+from interfuse.clients import is_part
 from interfuse.errors import numbers
 from interfuse.references import short_name
 from interfuse.report.text import percent, size
 from interfuse.runs import Progress, Row, RunConfig, Silent
 from interfuse.runs.summary import mean
-from interfuse.runs.summing import WORK, scores_of
+from interfuse.runs.summing import scores_of
 from interfuse.runs.words import ALONE_IN_A_BATCH
 
 REDRAW_SECONDS = 0.1
@@ -90,7 +91,7 @@ class Standing:
         self._uplink = f"uplink {size(row.uplink.raw)}"
         evaluation = row.seconds.get("evaluation", 0.0)
         if self.round:
-            self._trained.append(sum(s for phase, s in row.seconds.items() if phase != WORK) - evaluation)
+            self._trained.append(sum(s for phase, s in row.seconds.items() if not is_part(phase)) - evaluation)
         if row.accuracy:
             self._evaluated.append(evaluation)
             self._measured = self.round

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from interfuse.client import ClientId
-from interfuse.clients import Engine
+from interfuse.clients import TRAINING, Engine
 from interfuse.data import Dataset, Partition, deal, is_path, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
@@ -447,6 +447,7 @@ class _Run:
         work()
         worked = time.perf_counter() - began
         seconds = {"server": worked - exchange.seconds["calls"], **exchange.seconds}
+        seconds |= {f"{TRAINING}{name}, server": spent for name, spent in self.federation.server.training.items()}
         totals = exchange.ledger.totals()
         row: dict[str, object] = {
             "round": self.federation.round,

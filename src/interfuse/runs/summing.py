@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from interfuse.client import ClientId
+from interfuse.clients import is_part
 from interfuse.errors import Notice
 from interfuse.evaluation import Accuracies, Measurements, Side, measured_on
 from interfuse.method import disclosures
@@ -49,8 +50,6 @@ ON_THE_CURVE = 10
 """The last points of the curve, whose spread is the stability."""
 FEWEST_POINTS = 3
 """Fewer have no spread worth a number."""
-WORK = "local work, all clients"
-"""A phase that others contain."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def summarise(
         seed=config.seed,
         rounds=config.rounds if stopped is None else stopped.round,
         stopped=stopped,
-        seconds=round(sum(seconds for phase, seconds in phases.items() if phase != WORK), 3),
+        seconds=round(sum(seconds for phase, seconds in phases.items() if not is_part(phase)), 3),
         run=str(folder.path),
         evaluation=config.evaluation,
         protocol=said_of(plain(config.model_dump())),
