@@ -231,3 +231,32 @@ def test_a_folder_as_htfllib_has_it_is_written_and_converted(tmp_path: Path, mon
     monkeypatch.delenv("HTFLLIB", raising=False)
     with pytest.raises(SystemExit, match="HTFLLIB is not set to the path of a checkout"):
         htfl.main([])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+def test_the_peak_of_some_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was needed before does not count, nor does what is there already."""
+    monkeypatch.syspath_prepend(FOLDER)
+    peak_of, million = module("phases").peak_of, 1_000_000
+    kept = torch.ones(25 * million)  # 100 MB, of pages that were written
+    assert (
+        80 * million <= peak_of(lambda: torch.ones(20 * million).sum() + torch.ones(10 * million).sum()) < 140 * million
+    )
+    assert peak_of(lambda: kept.sum()) < 20 * million
+
+
+def test_a_joint_step_has_the_losses_of_both_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    phases = module("phases")
+    client = phases.Client("htfl-cnn-narrow", (1, 16, 16), 3, 8, 4, "cpu")
+    for name, work in phases.PHASES.items():
+        before = {
+            key: tensor.clone() for net in (client.model, client.generator) for key, tensor in net.tensors().items()
+        }
+        work(client, 1)
+        changed = {
+            part for part, net in (("model", client.model), ("generator", client.generator))
+            if any(not torch.equal(before[key], tensor) for key, tensor in net.tensors().items())
+        }  # fmt: skip
+        joint = name in phases.JOINT
+        assert changed == ({"model", "generator"} if joint else {"generator"} if name == "generator" else {"model"})
