@@ -33,6 +33,18 @@ def texts(table: Table, line: int) -> dict[str, str]:
     return dict(zip(table.heads, (cell.text for cell in table.lines[line]), strict=True))
 
 
+def test_a_round_chosen_on_test_rows_is_told_wherever_it_stands(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg", columns=["own", "own-best-on-test"])
+    found, anchor = rows(plan, [finished(entry, tmp_path) for entry in plan.entries])
+    first = tables(plan, found, anchor)[0]
+    assert first.heads[2] == "best round on test rows"
+    told = "chosen on the very rows that it is tested on"
+    assert told in first.caption
+    assert told in to_latex(plan, [first], []).replace("\n", " ")
+    usual = plan_of("ifl", "fedavg", columns=["own", "own-by-rows"])
+    assert told not in tables(usual, found, anchor)[0].caption
+
+
 @pytest.fixture
 def compared(tmp_path: Path) -> tuple[Plan, list[Row], Anchor | None]:
     """Of four entries one failed, and one has lost a seed."""

@@ -91,6 +91,11 @@ def test_people_whose_rows_are_divided_have_no_test_rows_of_their_own() -> None:
         make_shares(data(), IID(), 3, 0, test="source")
 
 
+def test_a_source_whose_test_rows_are_all_of_others_gives_nobody_any() -> None:
+    with pytest.raises(DataError, match=r"no test row is of a group that a client has, .* test_groups alike"):
+        make_shares(data(test_groups=[7] * 7), Natural(), 3, 0, test="source")
+
+
 def test_the_digest_of_the_data_is_that_of_older_runs_and_shares_say_the_rest() -> None:
     assert data().digest == data(test_groups=None).digest
 

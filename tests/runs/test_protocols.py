@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import interfuse
 from interfuse import comparison
 from interfuse.cli.app import app
-from interfuse.cli.configuration import configure
-from interfuse.data import IID, Dirichlet, Natural, Sampling
+from interfuse.cli.configuration import changed_partition, configure, partition_of
+from interfuse.data import IID, Dirichlet, Natural, Pathological, Sampling
 from interfuse.errors import ConfigError
 from interfuse.methods import built_in
 from interfuse.methods.fedproto import FedProto
@@ -70,6 +70,36 @@ def test_what_is_said_goes_before() -> None:
 def test_a_folder_of_theirs_keeps_its_division() -> None:
     config = parse_config({"method": "fedproto", "protocol": "htfllib", "partition": {"name": "natural"}})
     assert (config.test, config.divide, config.make_partition()) == ("source", "train", Natural())
+
+
+def test_a_division_that_an_option_names_has_what_goes_with_it(tmp_path: Path) -> None:
+    given = configure("fedproto", {"protocol": "htfllib"}, partition={"name": "natural"})
+    assert (given.test, given.divide, given.make_partition()) == ("source", "train", Natural())
+    (tmp_path / "mine.toml").write_text('method = "fedproto"\nprotocol = "htfllib"\nrounds = 3\n')
+    mine = str(tmp_path / "mine.toml")
+    read = configure(mine, {}, partition={"name": "natural"})
+    assert (read.rounds, read.test, read.divide, read.make_partition()) == (3, "source", "train", Natural())
+    assert configure(mine, {}, partition={"alpha": 0.5}).make_partition() == Dirichlet(0.5, minimum=40, balanced=True)
+    assert (configure(mine, {}).test, configure(mine, {}).divide) == (0.25, "all")
+    assert configure(mine, {"divide": "train"}, partition={"name": "natural"}).divide == "train"
+
+
+def test_its_pathological_division_is_that_of_their_scripts() -> None:
+    theirs = Pathological(5, alike=True, uneven=True)
+    given = configure("fedproto", {"protocol": "htfllib"}, partition={"name": "pathological", "classes_per_client": 5})
+    assert given.make_partition() == theirs
+    assert (given.test, given.divide) == (0.25, "all")
+    assert "partition.alike = True" in said_of(plain(given.model_dump()))
+
+
+def test_a_comparison_changes_the_partition_of_its_protocol() -> None:
+    of_recipe, options = {"protocol": "htfllib", "clients": 4}, {"protocol": "htfllib"}
+    for values in (of_recipe, options):
+        before = partition_of(values)
+        assert changed_partition(before, {"alpha": 0.5})["balanced"] is True
+    own = {"protocol": "htfllib", "partition": {"name": "shards"}}
+    assert partition_of(own) == {"name": "shards"}
+    assert partition_of({}) == {"name": "iid"}
 
 
 def test_a_run_is_repeated_without_the_word(tmp_path: Path) -> None:

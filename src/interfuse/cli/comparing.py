@@ -23,6 +23,7 @@ from interfuse.cli.configuration import (
     method_names,
     numbers,
     one_or_listed,
+    partition_of,
     reading,
     table_of_options,
     test_rows,
@@ -69,7 +70,6 @@ from interfuse.comparison.table import Cell, Table
 from interfuse.errors import ConfigError, nearest
 from interfuse.references import is_reference, short_name
 from interfuse.runs.config import absolute_paths
-from interfuse.runs.protocols import run_under
 
 PADDING = 3
 """Letters between two columns in a terminal."""
@@ -154,8 +154,7 @@ def compare(
         "shards_per_client": shards,
     }
     if asked := given(asked):
-        set_here = {} if protocol is None else run_under(protocol, {})
-        before = recipe.run.get("partition", set_here.get("partition", {"name": "iid"}))
+        before = partition_of({**recipe.run, **run})
         run["partition"] = changed_partition(before, absolute_paths(asked, Path.cwd()))
     for text in assignments or ():
         assign(run, text)

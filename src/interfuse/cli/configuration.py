@@ -17,7 +17,8 @@ from interfuse.methods import built_in, find
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
 from interfuse.runs.config import absolute_paths, table_of
-from interfuse.runs.protocols import under_protocol
+from interfuse.runs.protocols import run_under
+from interfuse.toml import read_toml
 from interfuse.wire.codecs.rules import DEFAULT
 
 OPTION_OF = {
@@ -53,14 +54,10 @@ def configure(
         ConfigError: something is unknown, impossible, or does not belong together.
     """
     values = _begin_with(what)
-    if options.get("protocol") is not None:
-        values = under_protocol(values | {"protocol": options["protocol"]}, "interfuse run")
     for key, value in absolute_paths(given(options), Path.cwd()).items():
         values[key] = (values.get(key) or {}) | given(value) if isinstance(value, Mapping) else value
     if asked := given(partition or {}):
-        values["partition"] = changed_partition(
-            values.get("partition", {"name": "iid"}), absolute_paths(asked, Path.cwd())
-        )
+        values["partition"] = changed_partition(partition_of(values), absolute_paths(asked, Path.cwd()))
     for text in assignments:
         assign(values, text)
     config = parse_config(values, "interfuse run")
@@ -80,10 +77,21 @@ def _begin_with(what: str) -> dict[str, Any]:
         return {"method": what}
     path = Path(what) if what.endswith(".toml") else recipes.find(what)
     if path is not None:
-        return absolute_paths(read_config(path).model_dump(exclude_unset=True), path.parent)
+        said = read_toml(path)
+        # without what a protocol sets: that depends on the options too
+        values = {key: value for key, value in read_config(path).model_dump(exclude_unset=True).items() if key in said}
+        return absolute_paths(values, path.parent)
     if not (is_reference(what) or what.endswith(".py") or what in method_names()):
         raise ConfigError(f"no method or recipe {what!r}: {nearest(what, {*method_names(), *recipes.names()})}")
     return absolute_paths({"method": what}, Path.cwd())
+
+
+def partition_of(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The partition of a run with these values: its own, that of its protocol, or the default."""
+    name = values.get("protocol")
+    usual = {"name": "iid"} if name is None else run_under(name, {})["partition"]
+    found: Mapping[str, Any] = values.get("partition", usual)
+    return found
 
 
 def changed_partition(before: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:

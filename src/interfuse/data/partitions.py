@@ -450,6 +450,11 @@ def _with_held(dataset: Dataset, shares: Sequence[Share], parts: Sequence[Rows])
                     "test rows are nobody's own: take --partition natural, or give a fraction, such as test = 0.25"
                 )
     owners = np.array([owner.get(group, -1) for group in tested.tolist()], np.int64)
+    if not (owners >= 0).any():
+        raise DataError(
+            f"data set {dataset.name!r}: no test row is of a group that a client has, so test = 'source' gives nobody "
+            "any: give a fraction, such as test = 0.25, or name groups and test_groups alike in the source"
+        )
     return [replace(share, held=np.flatnonzero(owners == client)) for client, share in enumerate(shares)]
 
 
