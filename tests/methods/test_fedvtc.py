@@ -32,10 +32,11 @@ from interfuse.clients import Answer, Request
 from interfuse.data import Batch, Dataset
 from interfuse.errors import ClientError, ConfigError, ModelError
 from interfuse.evaluation import evaluate
+from interfuse.families.class_statistics import ClassStatistics, Kind
 from interfuse.families.class_tables import ClassTable
 from interfuse.families.drawing import (
-    divergence,
     drawing_to,
+    gaussian_divergence,
     learning_to_draw,
     load_generator,
     matching,
@@ -44,7 +45,6 @@ from interfuse.families.drawing import (
     reconstruction,
 )
 from interfuse.families.priors import VTC, Prior, Statistics
-from interfuse.families.statistics import ClassStatistics, Kind
 from interfuse.federation import Federation
 from interfuse.messages import Message, flatten
 from interfuse.methods.fedvtc import FedVTC
@@ -111,10 +111,12 @@ def normals(mean: Tensor, variance: Tensor) -> Independent:
 
 def test_vtc_2_the_divergence_is_that_of_torch_and_0_of_equals_alone() -> None:
     z, own, c, of_all = gaussians()
-    torch.testing.assert_close(divergence(z, own, c, of_all), kl_divergence(normals(z, own), normals(c, of_all)))
-    assert torch.equal(divergence(z, own, z, own), torch.zeros(4, dtype=torch.float64))
-    assert (divergence(z, own, c, own) > 0).all()
-    assert (divergence(z, own, z, of_all) > 0).all()
+    torch.testing.assert_close(
+        gaussian_divergence(z, own, c, of_all), kl_divergence(normals(z, own), normals(c, of_all))
+    )
+    assert torch.equal(gaussian_divergence(z, own, z, own), torch.zeros(4, dtype=torch.float64))
+    assert (gaussian_divergence(z, own, c, own) > 0).all()
+    assert (gaussian_divergence(z, own, z, of_all) > 0).all()
 
 
 def test_vtc_2_the_divergence_is_the_mean_of_log_ratios_of_samples() -> None:
@@ -122,7 +124,7 @@ def test_vtc_2_the_divergence_is_the_mean_of_log_ratios_of_samples() -> None:
     v = z + own.sqrt() * torch.randn(50_000, 4, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     ratios = normals(z, own).log_prob(v) - normals(c, of_all).log_prob(v)
     error = ratios.std(0) / len(v) ** 0.5
-    assert ((ratios.mean(0) - divergence(z, own, c, of_all)).abs() < 4 * error).all()
+    assert ((ratios.mean(0) - gaussian_divergence(z, own, c, of_all)).abs() < 4 * error).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,7 +261,7 @@ def test_vtc_9_the_pull_has_the_gradient_of_the_divergence_to_the_mean_and_none_
     loss, plain = (drawing_to(known, 1e-4, pull)(model, Batch(z, y), 0) for pull in (2.5, 0.0))
     (found,) = torch.autograd.grad(loss - plain, z)
     variance = known.variance.expand(3, 8)
-    of_divergence = divergence(z, variance[y], known.means.rows[y], variance[y])
+    of_divergence = gaussian_divergence(z, variance[y], known.means.rows[y], variance[y])
     (expected,) = torch.autograd.grad(of_divergence.sum(), z)
     factor = 2.5 * 2 / (4 * 8) / (1 / variance[[0, 2]]).mean()
     torch.testing.assert_close(found[[0, 2, 3]], factor * expected[[0, 2, 3]])

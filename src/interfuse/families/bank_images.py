@@ -49,7 +49,7 @@ def normalised(data: ClientData, x: Shaped[Tensor, "n *sample"]) -> Float[Tensor
     return found
 
 
-def bounds(data: ClientData) -> Float[Tensor, "2 channels"] | None:
+def pixel_bounds(data: ClientData) -> Float[Tensor, "2 channels"] | None:
     """The normalised values of pixels 0 and 1, by channel; None: samples are no pixels.
 
     Raises:

@@ -19,9 +19,9 @@ from torch import Tensor
 from interfuse.client import Client
 from interfuse.data import Batch
 from interfuse.errors import ModelError
+from interfuse.families.class_statistics import ClassStatistics
 from interfuse.families.class_tables import ClassTable, floored
 from interfuse.families.prototypes import pulled
-from interfuse.families.statistics import ClassStatistics
 from interfuse.messages import Disclosure, NamedTensors
 from interfuse.models import SplitModel, run_with
 from interfuse.models.generators import as_samples
@@ -31,7 +31,7 @@ GeneratorTensors = dict[str, Annotated[Float[Tensor, "..."], Disclosure.GENERATO
 """Tensors by key of a generator of samples, which clients train on theirs."""
 
 
-def divergence(
+def gaussian_divergence(
     mean: Float[Tensor, "batch d"],
     variance: Float[Tensor, "#batch d"],
     target: Float[Tensor, "batch d"],
@@ -40,6 +40,8 @@ def divergence(
     """KL(N(mean, diag variance) ‖ N(target, diag target_variance)) of each row, in closed form:
 
     ½ Σ_j [ln(τ_j²/σ_j²) − 1 + σ_j²/τ_j² + (z_j − c_j)²/τ_j²]. Variances are above 0.
+
+    Training has its gradient alone: see :func:`drawing_to`.
     """
     ratio = variance / target_variance
     return 0.5 * (ratio - 1 - ratio.log() + (mean - target).square() / target_variance).sum(1)
@@ -59,7 +61,7 @@ def drawing_to(known: ClassStatistics, floor: float, pull: float) -> Objective:
     """Cross entropy and the pull to the means of classes, weighted by 1/σ² with σ² at least ``floor``: see
     :func:`.pulled` and :func:`precisions`.
 
-    The penalty is 2/d times the part of the :func:`divergence` that an extractor can change, in these units.
+    The penalty is 2/d times the part of the :func:`gaussian_divergence` that an extractor can change, in these units.
     """
     means, weights = known.means, precisions(floored(known.variance, floor), known.means)
     return partial(pulled, table=means.rows, present=means.present, pull=pull, weights=weights)

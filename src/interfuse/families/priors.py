@@ -17,10 +17,10 @@ from interfuse.data.inputs import shape_text
 from interfuse.errors import ModelError
 from interfuse.families.checks import check_tensors
 from interfuse.families.class_merging import Merging, Rule
+from interfuse.families.class_statistics import ClassStatistics, CountedVariances, Kind, KnownVariances
 from interfuse.families.class_tables import ClassTable
 from interfuse.families.drawing import GeneratorTensors, latents_of, load_generator
 from interfuse.families.own_training import OwnTraining
-from interfuse.families.statistics import ClassStatistics, CountedVariances, Kind, KnownVariances
 from interfuse.handler import on_client
 from interfuse.messages import Dims, State
 from interfuse.method import ALL, NOTHING, Count, Fraction, Network

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.families.averaging import Averaging, Global
+from interfuse.families.averaging import AveragingModels, Global
 from interfuse.families.balanced import balanced_batches
 from interfuse.handler import on_client
 from interfuse.messages import Weights
@@ -14,7 +14,7 @@ from interfuse.server import Server
 
 
 @dataclass(frozen=True)
-class FedAvgBalanced(Averaging):
+class FedAvgBalanced(AveragingModels):
     """Federated averaging (McMahan et al., AISTATS 2017) whose clients see each of their classes as often as any other.
 
     Not from a paper. Batches are as many and as large as FedAvg's, drawn as those of ``local-balanced``.
@@ -22,10 +22,7 @@ class FedAvgBalanced(Averaging):
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         _ = server.dims["classes"]  # what is balanced
-        chosen, weights = clients.sample(self.participation), server.state.weights
-        mean = self.means(weights, chosen)
-        chosen.call(self.train, self.models(weights, chosen), each=lambda client, sent: mean.take(client, sent.tensors))
-        server.state = Global(mean.result())
+        super().round(server, clients)
 
     @on_client
     def train(self, client: Client, received: Weights) -> Weights:

@@ -10,11 +10,11 @@ from typing import Literal
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
+from interfuse.families.class_statistics import ClassStatistics
 from interfuse.families.drawing import drawing_to, learning_to_draw, own_rows, rehearsal
 from interfuse.families.holdings import one_a_round
 from interfuse.families.priors import VTC, Global, Prior, SharedPrior
 from interfuse.families.prototypes import fused_share
-from interfuse.families.statistics import ClassStatistics
 from interfuse.handler import on_client
 from interfuse.method import Count, NonNegative, Steps
 from interfuse.server import Server

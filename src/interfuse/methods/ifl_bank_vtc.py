@@ -11,14 +11,14 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.families.bank_images import bounds, check_images, outputs_of, to_keep
+from interfuse.families.bank_images import check_images, outputs_of, pixel_bounds, to_keep
 from interfuse.families.banks import Images, SharingWithSentBank, apportioned
 from interfuse.families.class_merging import Merging
+from interfuse.families.class_statistics import ClassStatistics, KnownVariances
 from interfuse.families.class_tables import placed
 from interfuse.families.drawing import latents_of, learning_to_draw, own_rows
 from interfuse.families.priors import VTC, Statistics
 from interfuse.families.prototypes import fused_share
-from interfuse.families.statistics import ClassStatistics, KnownVariances
 from interfuse.handler import on_client
 from interfuse.messages import Dims
 from interfuse.method import NOTHING, Count, Network, NonNegative, Steps
@@ -61,7 +61,7 @@ class IFLBankVTC(SharingWithSentBank):
     @on_client
     def train_vtc(self, client: Client) -> TrainedGenerator:
         own = ClassStatistics.of(fused_share(client), client.dims["classes"], "diagonal")
-        network, ends = client.network(VTC), bounds(client.data)
+        network, ends = client.network(VTC), pixel_bounds(client.data)
         network.load(self.networks(client.profile, client.dims)[VTC].build().tensors())
         loss = partial(
             learning_to_draw,
