@@ -25,7 +25,7 @@ from interfuse.methods.pooled import Pooled
 
 WITHOUT = {"fedbuff", "ifl-async"}
 """Everybody is always at work: there are no rounds to take part in."""
-SMALL = {"local_steps": 1, "batch_size": 4, "joins_at": 4, "server_steps": 1, "generator_steps": 1, "decoder_steps": 0}
+SMALL = {"local_steps": 1, "batch_size": 4, "joins_at": 4, "server_steps": 1, "generator_steps": 0, "decoder_steps": 0}
 SMALL |= {"vtc_steps": 0}
 DRAWN = sorted(built_in().keys() - WITHOUT - {"pooled"})  # pooled trains at the server
 

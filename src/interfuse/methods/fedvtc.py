@@ -49,7 +49,7 @@ class FedVTC(SharedPrior):
     pull: NonNegative = 0.1  # lambda: weight of the squared distance to the class mean, by 1/σ² with a mean of 1
     floor: Rate = 1e-4  # least variance in the weights of the pull
     generator_epochs: Count = 5  # epochs of the generator in a round, by Adam, which begins anew
-    generator_steps: Count | None = None  # steps of the generator in a round; instead of generator_epochs [interfuse]
+    generator_steps: Steps | None = None  # steps of the generator in a round; instead of generator_epochs [interfuse]
     generator_lr: LearningRate = 1e-3  # learning rate of the generator
     noise: NonNegative = 1.0  # of features in the generator's training, in standard deviations of a class [paper notes]
     reconstruction: NonNegative = 1.0  # weight of ‖x′ − x‖², a sum over the values of a sample [reconstruction]
