@@ -33,6 +33,7 @@ from torch.nn import functional
 import interfuse
 from interfuse.data import Dataset, Share
 from interfuse.engines import InProcess
+from interfuse.errors import ConfigError
 from interfuse.families.priors import Prior
 from interfuse.federation import Federation
 from interfuse.methods.ifl_bank import IFLBank, TrainedDecoder
@@ -133,7 +134,9 @@ def searched(decode: Callable[[Tensor], Tensor], starts: Tensor, x: Tensor) -> T
     return -search_errors(decode, x, [starts], STEPS)
 
 
-def of_prior(result: Result, prior: Prior, dataset: Dataset, train: Rows, test: Rows) -> Iterator[tuple[str, Estimate]]:
+def of_prior(
+    result: Result, prior: Prior, dataset: Dataset, train: Rows, test: Rows, span: float
+) -> Iterator[tuple[str, Estimate]]:
     """On class means, and on the mean generator, where it travels with them."""
     y_of_means = prior.y.long()
     rows = [(dataset.normalise(x), y) for x, y in alike(of_classes(train, y_of_means), test, SEARCHED)]
@@ -157,9 +160,9 @@ def of_prior(result: Result, prior: Prior, dataset: Dataset, train: Rows, test: 
     _, place = nearest_of_class(centres, y_of_means, *train)
     means = torch.stack([train[0][train[1] == label].double().mean(0) for label in y_of_means])
     for name, truth in (("nearest", train[0][place].double()), ("mean", means)):
-        yield f"PSNR of the generator at class means to the {name} training row, dB", median(psnr(centres, truth, 255))
+        yield f"PSNR of the generator at class means to the {name} training row, dB", median(psnr(centres, truth, span))
         if centres.ndim == 4:
-            yield f"SSIM of the generator at class means to the {name} training row", median(ssim(centres, truth, 255))
+            yield f"SSIM of the generator at class means to the {name} training row", median(ssim(centres, truth, span))
     yield "membership by z = g(x), with client 0's extractor, AUC", area(*made)
     yield "membership by search, AUC", area(*(searched(decode, table[y], x) for x, y in rows))
 
@@ -203,6 +206,8 @@ def attack(run: Path, each: int = 100) -> dict[str, Estimate]:
     result = interfuse.load_run(run)
     setup = assemble(result.config)
     clients, dataset = range(result.config.clients), setup.datasets[0]
+    if any(other is not dataset for other in setup.datasets):
+        raise ConfigError("clients have several data sets; these attacks are for runs with one")
     span = 255.0 if dataset.bounds is not None else float(dataset.drawable.max() - dataset.drawable.min())
     test, classes = (dataset.x_test, dataset.y_test), range(dataset.classes)
     everybody = both([of(setup.datasets[client], setup.shares[client]) for client in clients])
@@ -217,7 +222,7 @@ def attack(run: Path, each: int = 100) -> dict[str, Estimate]:
             found |= {f"client {client}: {name}": one for name, one in by_draws(drawn, own, test, span).items()}
     prior = result.deployed(0)
     if isinstance(prior, Prior):
-        found |= of_prior(result, prior, dataset, everybody, test)
+        found |= of_prior(result, prior, dataset, everybody, test, span)
     if isinstance(setup.method, IFLBank):
         found |= of_decoders(setup.method, setup, test)
     return found

@@ -105,3 +105,18 @@ def test_newcomers_who_cannot_join_are_refused_before_nodes_are_waited_for(
     with pytest.raises(ConfigError, match=setting):
         coordinate(recipe, tmp_path / "run", terms, Silent())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"train_rows": 100}, "train_rows: .* leave it out"),
+        ({"test": "source"}, "Set divide = 'train', and test to"),
+        ({"divide": "all"}, "Set divide = 'train', and test to"),
+        ({"protocol": "htfllib"}, "which a protocol may set, .* Set divide = 'train'"),
+    ],
+)
+def test_what_divides_the_rows_of_a_simulation_is_refused(asked: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=told):
+        coordinate(parse_config(asked), tmp_path / "run", Terms(Loopback(), nodes=2), Silent())
+    assert not (tmp_path / "run").exists()

@@ -129,6 +129,8 @@ def test_copies_are_found_and_fresh_samples_are_none() -> None:
     unlike = copies(drawn, torch.full((600,), 7), (train, y), (fresh, y))
     assert unlike.verbatim.rows == 0
     assert math.isnan(unlike.distance.value)
+    alone = copies(drawn, y, (train, y), (fresh[:0], y[:0]))
+    assert (alone.nearly.rows, alone.reference.rows, alone.verbatim.rows) == (0, 0, 600)
 
 
 def test_the_ratio_of_signal_to_noise_in_closed_form() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from worlds import Recorder, same_bits
@@ -14,7 +15,7 @@ from worlds import Recorder, same_bits
 import interfuse
 from interfuse.data import load
 from interfuse.engines import InProcess
-from interfuse.errors import ModelError
+from interfuse.errors import ConfigError, ModelError
 from interfuse.families.priors import Prior
 from interfuse.federation import Federation
 from interfuse.references import load_file
@@ -37,9 +38,9 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return found
 
 
-def run(path: Path, method: str, **settings: Any) -> Result:
+def run(path: Path, method: str, data: str | list[str] = "digits", **settings: Any) -> Result:
     return interfuse.run(
-        method, data="digits", partition=interfuse.Dirichlet(0.5), models=["mlp-linear"], fusion_width=8, clients=2,
+        method, data=data, partition=interfuse.Dirichlet(0.5), models=["mlp-linear"], fusion_width=8, clients=2,
         rounds=1, beside=[], settings={"local_steps": 1} | settings, out=path, progress=interfuse.Silent(),
     )  # fmt: skip
 
@@ -87,6 +88,25 @@ def test_generators_are_attacked_where_they_travel(script: ModuleType, tmp_path:
     assert "membership by class means, with client 0's extractor, AUC" in found
     text = (tmp_path / "run/attacks/attacks.md").read_text()
     assert len(text.splitlines()) == 2 + len(found)
+
+
+def test_values_without_bounds_have_the_span_of_the_data_and_several_data_sets_are_refused(
+    script: ModuleType, tmp_path: Path
+) -> None:
+    """Digits from 0 to 1 in place of 0 to 255."""
+    digits = load("digits")
+    x, x_test = (np.asarray(part, np.float32) / 255 for part in (digits.drawable, digits.x_test))
+    np.savez(tmp_path / "unit.npz", x_train=x, y_train=digits.y_train, x_test=x_test, y_test=digits.y_test)
+    unit = str(tmp_path / "unit.npz")
+    settings = {"channels": 4, "generator_steps": 2, "latents": 0}
+    run(tmp_path / "run", "fedvtc", data=unit, **settings)
+    found = script.attack(tmp_path / "run", 2)
+    psnr = {name: one.value for name, one in found.items() if name.startswith("PSNR")}
+    assert len(psnr) == 4
+    assert all(abs(value) < 30 for value in psnr.values()), "255 in the place of 1 is 48 dB more"
+    run(tmp_path / "both", "fedvtc", data=["digits", unit], **settings)
+    with pytest.raises(ConfigError, match="clients have several data sets"):
+        script.attack(tmp_path / "both", 2)
 
 
 def test_a_result_draws_and_says_what_it_was_given(tmp_path: Path) -> None:

@@ -82,6 +82,8 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
         raise ConfigError("devices: between parties time is real; virtual devices are for simulations, leave them out")
     if config.numerics.together > 1:
         raise ConfigError(f"numerics.together = {config.numerics.together}: each party trains by itself, use 1")
+    if config.train_rows is not None:
+        raise ConfigError("train_rows: between parties everybody's rows are its own; leave it out")
     _own_test(config)
     if config.client and max(config.client) >= nodes:
         raise ConfigError(f"settings for client {max(config.client)}, but clients are 0 to {nodes - 1}")
@@ -95,8 +97,8 @@ def _own_test(config: RunConfig) -> float:
     """The fraction of its rows that a party tests on."""
     if config.test == "source" or config.divide == "all":
         raise ConfigError(
-            "test = 'source' and divide = 'all' are for simulations: between parties everybody's rows are its own, and "
-            "test is the fraction of them that a party tests on"
+            "test = 'source' and divide = 'all', which a protocol may set, are for simulations: between parties "
+            "everybody's rows are its own. Set divide = 'train', and test to the fraction that a party tests on"
         )
     return config.test
 

@@ -128,7 +128,7 @@ class Copies:
         distance: Median distance of a sample to the nearest training row of its class.
         reference: The same of a fresh row: what two unlike samples of one class are apart.
         verbatim: Share of samples that are a training row.
-        nearly: Share that is nearer to a training row than 99 % of the fresh rows are.
+        nearly: Share that is nearer to a training row than 99 % of the fresh rows are; nothing where none is fresh.
     """
 
     distance: Estimate
@@ -147,8 +147,8 @@ def copies(
     own, _ = nearest_of_class(x, y, *train)
     others, _ = nearest_of_class(*fresh, *train)
     own, others = own[own.isfinite()], others[others.isfinite()]
-    usual = torch.quantile(others, 0.01) if len(others) else torch.tensor(-torch.inf)
-    return Copies(median(own), median(others), part(own == 0), part(own < usual))
+    nearly = own < torch.quantile(others, 0.01) if len(others) else own[:0].bool()
+    return Copies(median(own), median(others), part(own == 0), part(nearly))
 
 
 def psnr(x: Float[Tensor, "n *sample"], y: Float[Tensor, "n *sample"], span: float = 1.0) -> Float[Tensor, "n"]:
