@@ -44,6 +44,7 @@ def write_run(
     method: str = "ifl",
     discloses: Sequence[str] = ("features", "labels"),
     compositions: bool = True,
+    protocol: str = "",
 ) -> Path:
     """A finished run of random accuracies that rise to about ``rise``. Every client sends ``upload`` bytes a round."""
     random = np.random.default_rng([seed, clients, rounds, upload, round(1000 * rise)])
@@ -63,6 +64,7 @@ def write_run(
     down = {"raw": 3 * rounds * upload * clients, "wire": 2 * rounds * wire * clients}
     summary = summary_values() | {
         "method": method, "seed": seed, "rounds": rounds, "seconds": 0.5 * (rounds + 1), "discloses": list(discloses),
+        "protocol": protocol,
         **final(last), "best": {"round": rounds - every, "validation_accuracy": 0.5, **final(best)},
         "stability": float(random.uniform(0, 0.1)),
         "own_by_samples": 0.25 + seed / 100,

@@ -45,6 +45,28 @@ def test_a_round_chosen_on_test_rows_is_told_wherever_it_stands(tmp_path: Path) 
     assert told not in tables(usual, found, anchor)[0].caption
 
 
+def test_a_protocol_is_told_once_and_what_single_entries_have_otherwise_beside_them(tmp_path: Path) -> None:
+    plan = plan_of("ifl", "fedavg", "local", "other")
+    said = "protocol theirs sets initial = common, lr = 0.1"
+    texts_of = [
+        f"{said}, pull = 1; otherwise than it: rounds = 2 (9)",
+        f"{said}; otherwise than it: rounds = 2 (9), clients = 3 (20), meme = a (b)",
+        f"{said}; otherwise than it: rounds = 2 (9)",
+        "",
+    ]
+    done = [finished(e, tmp_path, protocol=text) for e, text in zip(plan.entries, texts_of, strict=True)]
+    found, _ = rows(plan, done)
+    told = {note.text: list(note.entries) for note in footnotes(found) if "theirs" in note.text}
+    assert told == {
+        "by protocol theirs, whose settings the report of each run lists; otherwise than it: rounds = 2 (9)": [
+            "ifl", "fedavg", "local",
+        ],
+        "otherwise than protocol theirs: clients = 3 (20), meme = a (b)": ["fedavg"],
+    }  # fmt: skip
+    followed, _ = rows(plan, [finished(plan.entries[0], tmp_path / "alone", protocol=said)])
+    assert footnotes(followed)[0].text == "by protocol theirs, whose settings the report of each run lists"
+
+
 @pytest.fixture
 def compared(tmp_path: Path) -> tuple[Plan, list[Row], Anchor | None]:
     """Of four entries one failed, and one has lost a seed."""

@@ -22,7 +22,7 @@ from interfuse.methods import built_in
 from interfuse.methods.fedproto import FedProto
 from interfuse.runs import RunConfig, execute, parse_config, read_config
 from interfuse.runs.config import plain
-from interfuse.runs.protocols import protocols, said_of
+from interfuse.runs.protocols import departures, protocols, said_of
 
 SMALL = ["--clients", "3", "--rounds", "1", "--models", "logistic", "--width", "8", "--beside", "none", "--quiet"]
 
@@ -124,6 +124,10 @@ def test_what_it_set_and_what_is_otherwise_is_said() -> None:
     assert otherwise == "rounds = 9 (1000), batch_size = 5 (10)"
     assert "partition.alpha = 0.1" in set_here
     assert "weights = uniform" in set_here
+    assert departures(said_of(plain(config.model_dump()))) == (
+        "htfllib", ["rounds = 9 (1000)", "batch_size = 5 (10)"],
+    )  # fmt: skip
+    assert departures(set_here) == ("htfllib", [])
     assert said_of(plain(RunConfig().model_dump())) == ""
     divided = parse_config({"method": "fedproto", "protocol": "htfllib", "partition": {"name": "iid"}})
     assert said_of(plain(divided.model_dump())).endswith("otherwise than it: partition.name = iid (dirichlet)")

@@ -14,6 +14,7 @@ from interfuse.comparison.recipe import keys_of
 from interfuse.comparison.resolution import paired
 from interfuse.report.text import percent
 from interfuse.runs.differences import difference, points
+from interfuse.runs.protocols import departures
 from interfuse.runs.summary import NO_COLLABORATION, mean
 from interfuse.runs.verdict import OTHER_STEPS, SMALL_LOSS
 from interfuse.runs.words import counts
@@ -52,13 +53,22 @@ def mark_of(place: int) -> str:
 
 
 def _protocols(rows: Sequence[Row]) -> Iterator[Footnote]:
-    """Whose protocol the runs follow, and what they have otherwise."""
-    by_text: dict[str, list[str]] = {}
+    """Whose protocol the runs follow, and what all or some of them have otherwise; what it sets is in their reports."""
+    by_name: dict[str, dict[str, list[str]]] = {}
     for row in rows:
-        by_text.setdefault(row.runs[0].summary.protocol, []).append(row.name)
-    for text, names in by_text.items():
-        if text:
-            yield Footnote("", text, names)
+        if said := row.runs[0].summary.protocol:
+            name, other = departures(said)
+            by_name.setdefault(name, {})[row.name] = other
+    for name, others in by_name.items():
+        alike = [one for one in next(iter(others.values())) if all(one in other for other in others.values())]
+        text = f"by protocol {name}, whose settings the report of each run lists"
+        yield Footnote("", f"{text}; otherwise than it: {', '.join(alike)}" if alike else text, list(others))
+        alone: dict[str, list[str]] = {}
+        for entry, other in others.items():
+            if own := [one for one in other if one not in alike]:
+                alone.setdefault(", ".join(own), []).append(entry)
+        for text, entries in alone.items():
+            yield Footnote("", f"otherwise than protocol {name}: {text}", entries)
 
 
 def _warnings(rows: Sequence[Row]) -> Iterator[Footnote]:

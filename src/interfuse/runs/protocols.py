@@ -15,6 +15,7 @@ from interfuse.methods import find, name_of
 
 TABLES = ("partition", "sampling")
 """Keys of a run whose values are tables: what is set of them beside a protocol leaves the rest of them."""
+_OTHERWISE = "; otherwise than it: "
 
 
 @cache
@@ -89,7 +90,13 @@ def said_of(values: Mapping[str, Any]) -> str:
     kept = [f"{key} = {_shown(value)}" for key, value in wanted.items() if has.get(key) == value]
     other = [f"{key} = {_shown(has.get(key))} ({_shown(v)})" for key, v in wanted.items() if has.get(key) != v]
     text = f"protocol {name} sets {', '.join(kept)}"
-    return f"{text}; otherwise than it: {', '.join(other)}" if other else text
+    return f"{text}{_OTHERWISE}{', '.join(other)}" if other else text
+
+
+def departures(said: str) -> tuple[str, list[str]]:
+    """The name of a protocol, and what a run has otherwise, from what :func:`said_of` says of the run."""
+    head, _, other = said.partition(_OTHERWISE)
+    return head.removeprefix("protocol ").split(" ")[0], other.split(", ") if other else []
 
 
 def _table(name: str) -> Mapping[str, Any]:
