@@ -27,6 +27,11 @@ from interfuse.errors import DataError
 OFFICIAL = Path(os.environ.get("INTERFUSE_DATA") or Path(__file__).parents[3] / "shared" / "data")
 STEMS = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 
+SMALL = jpeg(np.zeros((64, 64, 3), np.uint8))
+SIZES = SMALL.index(b"\xff\xc0") + 5
+HUGE = SMALL[:SIZES] + b"\xff\xdc" * 2 + SMALL[SIZES + 4 :]
+"""An image that says of itself that it has 65,500 by 65,500 points."""
+
 needs_official = pytest.mark.skipif(
     not OFFICIAL.is_dir(), reason="the official files are not here: set INTERFUSE_DATA to a folder that holds them"
 )
@@ -225,6 +230,8 @@ class TestArchives:
             ({"val/images/val_0.JPEG": None}, "no archive of Tiny ImageNet: .*val_0.JPEG"),
             ({"val/images/val_0.JPEG": b"no image"}, "no archive of Tiny ImageNet: cannot identify"),
             ({"val/images/val_0.JPEG": jpeg(np.zeros((64, 32), np.uint8))}, "val_0.JPEG has 32 by 64 points, must"),
+            ({"val/images/val_0.JPEG": HUGE}, "no archive of Tiny ImageNet: Image size .* could be decompression bomb"),
+            ({"val/val_annotations.txt": b"../../val_0.JPEG\tn2\n"}, "no archive of Tiny ImageNet: .*There is no item"),
             ({"val/val_annotations.txt": b"val_0.JPEG\tn9\n"}, "no archive of Tiny ImageNet: 'n9'"),
             ({"words.txt": b"n1\ta\n"}, "no archive of Tiny ImageNet: 'n2'"),
         ],

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import track
 
 from interfuse.data.formats import Arrays
+from interfuse.data.reading import UNREADABLE
 from interfuse.data.sources import Labels, Rows, Split
 from interfuse.errors import DataError
 
@@ -29,6 +30,8 @@ def read_tiny_imagenet(raw: bytes, label: str) -> Arrays:
     Raises:
         DataError: a file is missing or no image of this size, or an image has a class that ``wnids.txt`` has not.
     """
+    from PIL import Image  # comes with Matplotlib, and is slow to import
+
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             numbers = sorted(_text(archive, "wnids.txt").split())
@@ -41,7 +44,7 @@ def read_tiny_imagenet(raw: bytes, label: str) -> Arrays:
             x_test = _images(archive, [f"{_ROOT}/val/images/{name}" for name, _ in held], label)
             words = dict(line.split("\t", 1) for line in _text(archive, "words.txt").splitlines() if line.strip())
             names = _short([words[number] for number in numbers], numbers)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError) as error:
         raise DataError(f"{label} is no archive of Tiny ImageNet: {error}") from error
     return x_train, y_train, x_test, y_test, np.array(names)
 
@@ -70,7 +73,7 @@ def _training_images(members: Sequence[str], numbers: Sequence[str], label: str)
 
 def _images(archive: zipfile.ZipFile, paths: Sequence[str], label: str) -> UInt8[np.ndarray, "n 3 64 64"]:
     """Decoded one by one into the array that is kept: all of the training part are 1.2 GB."""
-    from PIL import Image  # comes with Matplotlib, and is slow to import
+    from PIL import Image
 
     console = Console(stderr=True)
     found = np.empty((len(paths), 3, _SIDE, _SIDE), np.uint8)
