@@ -66,7 +66,7 @@ def test_all_that_cannot_work_is_named_at_once_and_nothing_begins(tmp_path: Path
     first, *lines = str(caught.value).splitlines()
     assert first == "2 of 3 entries cannot work, so nothing was begun; or leave them out with --skip-refused"
     assert [line.partition(":")[0] for line in lines] == ["- lg, seed 0, seed 1", "- hetero, seed 0, seed 1"]
-    assert "LG-FedAvg would average nothing" in lines[0]
+    assert "there is nothing to average" in lines[0]
     assert not (tmp_path / "out").exists()
 
 

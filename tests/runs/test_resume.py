@@ -79,6 +79,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "ifl-bank-centroids": {"settings": {"local_steps": 2, "smallest_cluster": 3}, "rounds": 2},
     "ifl-bank-vtc": {"settings": {"local_steps": 2, "vtc_steps": 2, "bank_rows": 5}, "rounds": 2},
     "ifl-bank-public": {"settings": {"local_steps": 2, "bank_rows": 5}, "rounds": 2, "public": "in-memory:tiny"},
+    "fedktl": {"settings": {"local_steps": 2, "generator_steps": 2}, "rounds": 2, "public": "in-memory:tiny"},
 }
 BUFFERS = {
     "settings": {"buffers": "local", "participation": 0.67, "optimizer": "sgd", "momentum": 0.9},

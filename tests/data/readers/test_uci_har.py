@@ -70,7 +70,7 @@ def test_it_is_the_named_data_set(folder: Path) -> None:
     windows, labels, people = (np.concatenate(parts) for parts in zip(TRAIN, TEST, strict=True))
     raw = har_zip(windows, labels - 1, people, np.arange(len(labels)) >= len(TRAIN[1]), nested=False)
     named, data = official_people(*read_har_archive(raw, "zip")), loaded(folder)
-    *parts, blocks, tested = named
+    *parts, blocks, tested, _ = named
     np.testing.assert_array_equal(tested, data.test_groups)
     for a, b in zip(parts, (data.x_train, data.y_train, data.x_test, data.y_test, data.groups), strict=True):
         np.testing.assert_array_equal(a, b)
