@@ -79,6 +79,9 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "ifl-bank-centroids": {"settings": {"local_steps": 2, "smallest_cluster": 3}, "rounds": 2},
     "ifl-bank-vtc": {"settings": {"local_steps": 2, "vtc_steps": 2, "bank_rows": 5}, "rounds": 2},
     "ifl-bank-public": {"settings": {"local_steps": 2, "bank_rows": 5}, "rounds": 2, "public": "in-memory:tiny"},
+    "fedvtc": {
+        "settings": {"local_steps": 1, "generator_steps": 2, "finetune_epochs": 1, "latents": 3, "channels": 4},
+    },
     "fedktl": {"settings": {"local_steps": 2, "generator_steps": 2}, "rounds": 2, "public": "in-memory:tiny"},
 }
 BUFFERS = {
