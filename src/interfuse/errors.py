@@ -82,7 +82,8 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     "did you mean 'tau'? valid: rounds, tau"
     """
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=6, cutoff=0.5)
+    folded = {known.casefold(): known for known in names}
+    close = [folded[near] for near in difflib.get_close_matches(name.casefold(), folded, n=6, cutoff=0.5)]
     listed = ", ".join(names)
     if close and len(names) > SHOWN:
         near = sorted(close[1:])

@@ -164,18 +164,18 @@ def noted(tmp_path: Path, **changes: dict[str, object]) -> tuple[Plan, list[Row]
     return plan, found, footnotes(found)
 
 
-WARNING = {"name": "method and clients do not fit", "text": "Every mean is over one client.", "remedy": "Give one."}
+WARNING = {"name": "what the method says", "text": "Every mean is over one client.", "remedy": "Give one."}
 
 
 def test_what_a_run_warns_of_stands_beside_its_entry_in_every_format(tmp_path: Path) -> None:
     plan, found, beside = noted(tmp_path, fedavg={"warnings": [WARNING]})
     own = [note for note in beside if "one client" in note.text]
     assert [(note.text, note.entries) for note in own] == [
-        ("method and clients do not fit: Every mean is over one client.", ["fedavg"])
+        ("what the method says: Every mean is over one client.", ["fedavg"])
     ]
     mark, made = own[0].mark, tables(plan, found, None, beside)
     assert [mark in line[0].marks.split(",") for line in made[0].lines] == [False, True, False]
-    assert f"{mark}: method and clients do not fit: Every mean is over one client." in made[0].notes
+    assert f"{mark}: what the method says: Every mean is over one client." in made[0].notes
     assert f"| fedavg [{made[0].lines[1][0].marks}] |" in to_markdown("t", made, [])
     assert rf"fedavg$^{{{made[0].lines[1][0].marks}}}$ &" in to_latex(plan, made, [])
     assert own[0].text in to_csv(plan, found, beside).splitlines()[2]

@@ -134,7 +134,7 @@ def test_a_real_run_says_it_everywhere(tmp_path: Path) -> None:
     said = result.summary
     assert said.rows["global"] == len(digits.y_test)
     assert said.rows["own"] == 2  # a tenth of ten rows each
-    assert warned(said)[0] == "method and clients do not fit"
+    assert warned(said)[0] == "what the method says"
     assert "every mean is over one client" in said.headline.text
     console = Console(width=1000)
     with console.capture() as captured:

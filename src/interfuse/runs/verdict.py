@@ -220,7 +220,7 @@ def _warning(name: str, text: str, remedy: str) -> Diagnosis:
 def _notice(summary: Summary, rows: Sequence[Row]) -> Diagnosis | None:
     """What the method itself had to say of these clients before it began."""
     notice = summary.notice
-    return None if notice is None else _warning("method and clients do not fit", notice.text, notice.remedy)
+    return None if notice is None else _warning("what the method says", notice.text, notice.remedy)
 
 
 def _no_steps(summary: Summary, rows: Sequence[Row]) -> bool:
