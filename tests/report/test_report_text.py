@@ -13,6 +13,7 @@ from interfuse.report import console_summary
 from interfuse.report.text import percent, size, title
 from interfuse.runs import Summary
 from interfuse.runs.words import counts, percents
+from interfuse.wire import Volume
 
 UNKNOWN = {"mean": None, "std": None, "per_client": []}
 
@@ -123,6 +124,13 @@ def test_console_leads_with_compositions_then_own_accuracy() -> None:
     assert any(line.split() == ["Local", "88.9", "±", "0.3", "87.6", "±", "0.3", "29.9"] for line in lines)
     assert lines[-2].startswith("uplink: 11.1 MB per client, 44.3 MB in sum")
     assert lines[-1].startswith("report: runs/run/report.html")
+
+
+def test_console_tells_what_went_up_before_the_rounds() -> None:
+    summary = summary_of()
+    start = summary.start_bytes.model_copy(update={"uplink": Volume(813_000, 813_000)})
+    lines = printed(summary.model_copy(update={"start_bytes": start}))
+    assert lines[-2].endswith("in sum; 813.0 kB more in sum before the first round")
 
 
 @pytest.mark.parametrize("fake", [FakeRun(compositions=False), FakeRun(clients=1), FakeRun(clients=40), LOCAL])

@@ -66,7 +66,9 @@ def console_summary(summary: Summary) -> RenderableType:
         parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
     sent = summary.uplink_bytes.raw
     each = sent / max(1, len(summary.clients))
+    before = summary.start_bytes.uplink.raw
     uplink = f"uplink: {size(each)} per client, {size(sent)} in sum"
+    uplink += f"; {size(before)} more in sum before the first round" if before else ""
     if summary.evaluation != "none":
         parts += [_scores(summary), Text("")]
     return Group(*parts, Text(uplink), Text(f"report: {summary.run}/report.html"))
