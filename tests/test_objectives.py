@@ -88,6 +88,7 @@ def of_extractor(model: SplitModel, generator: torch.Generator) -> dict[str, Any
         "deviations": rand(generator, CLASSES, WIDTH),
         "means": rand(generator, 2, WIDTH),
         "spread": rand(generator, 2, WIDTH),
+        "targets": rand(generator, 2, WIDTH),
         "bounds": torch.stack([-rand(generator, INPUTS), rand(generator, INPUTS)]),
         "latents": 3,
         "weights": (1.0, 0.5),

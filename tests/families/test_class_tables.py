@@ -146,3 +146,14 @@ def test_rows_are_placed_at_their_classes(y: list[int]) -> None:
     assert torch.equal(table.rows, means.rows)
     assert torch.equal(table.count, means.count)
     assert means.y.tolist() == sorted(set(y))
+
+
+def test_a_covariance_with_a_negative_diagonal_is_refused() -> None:
+    """Off its diagonal it may be negative."""
+    mean, y, count, covariance = sent(rows_of([0, 0, 1]), "full")
+    merging = Merging(CLASSES, D, "full")
+    covariance[0, 0, 1] = covariance[0, 1, 0] = -2.0
+    merging.add(0, mean, y, count, covariance)
+    covariance[1, 2, 2] = -1e-3
+    with pytest.raises(ClientError, match="client 7 .*below 0"):
+        merging.add(7, mean, y, count, covariance)

@@ -1,10 +1,11 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
 from interfuse.data.batches import Batch, ClientData, Drawn, EpochOrder, PublicData, SampleOrder, Sampling
-from interfuse.data.dataset import Dataset, Normalisation, Normalise, stratified_subset
+from interfuse.data.dataset import Dataset, Normalise, stratified_subset
 from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
 from interfuse.data.loading import available, is_path, load, load_with
+from interfuse.data.normalising import Normalisation
 from interfuse.data.partitions import (
     IID,
     PARTITIONS,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -12,13 +11,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from jaxtyping import Bool, Float, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from interfuse.data.axes import arranged
 from interfuse.data.inputs import ONLY, Inputs, Shape, each, named, rows_of, shape_of, together
 from interfuse.data.likeness import Range, check_like, range_of, unlike
+from interfuse.data.normalising import Normalisation, normalisation_of, require
 from interfuse.data.reading import Layout, Reading, listed
 from interfuse.data.targets import clean, plain_origin, read_targets, regression
 from interfuse.data.task import Regression, Task
@@ -28,60 +28,6 @@ from interfuse.randomness import numpy_generator
 Normalise = Literal["data", "plain"]
 """How a model's inputs are made: by mean and deviation of the training rows; or plainly, whatever the rows are like:
 bytes mapped to [-1, 1], other numbers as they come."""
-
-_FAR = 100.0
-"""Standard deviations between a mean and 0 from which it is subtracted first."""
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """``(x / scale - mean) / std`` as float32.
-
-    :param scale: ``x / scale`` maps a row to [0, 1]: 255 for usual images, 1 for floats that need none.
-    :param mean: of the scaled training rows, one number a channel (axis 1), or one for all channels.
-    :param std: as ``mean``; positive.
-    """
-
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, x: Shaped[Tensor, "batch *sample"]) -> Float[Tensor, "batch *sample"]:
-        """The rows normalised, a new tensor on the device of ``x``."""
-        factors = [1 / (self.scale * std) for std in self.std]
-        offsets = [-mean / std for mean, std in zip(self.mean, self.std, strict=True)]
-        out = x.to(torch.float32, copy=True)
-        if max(map(abs, offsets)) > _FAR:
-            # the product would round away what the sum is to tell apart
-            mean = torch.tensor(self.mean, dtype=torch.float64).mul_(self.scale).float().to(x.device)
-            factor = torch.tensor(factors, device=x.device)
-            shape = (-1, *[1] * (x.ndim - 2)) if len(factors) > 1 else (1,)
-            return out.sub_(mean.reshape(shape)).mul_(factor.reshape(shape))
-        # One multiplication and one addition in place beat the formula as written and torch.addcmul two to four times.
-        if len(factors) == 1:
-            return out.mul_(factors[0]).add_(offsets[0])
-        per_channel = (-1, *[1] * (x.ndim - 2))
-        factor, offset = torch.tensor([factors, offsets], device=x.device).reshape(2, *per_channel)
-        return out.mul_(factor).add_(offset)
-
-    def undone(self, x: Float[Tensor, "batch *sample"]) -> Float64[Tensor, "batch *sample"]:
-        """The rows that normalised ones are of: the inverse, up to rounding."""
-        numbers = torch.tensor([self.std, self.mean], dtype=torch.float64, device=x.device)
-        std, mean = numbers.reshape(2, -1, *[1] * (x.ndim - 2)).unbind()
-        return x.double().mul(std).add(mean).mul(self.scale)
-
-    def check(self, channels: int) -> None:
-        """Check that it fits so many channels.
-
-        Raises:
-            DataError: it does not.
-        """
-        _require(math.isfinite(self.scale) and self.scale > 0, f"scale is {self.scale}, must be positive")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            many = f"{name} has {len(values)} numbers; {channels} channels need as many, or 1"
-            _require(len(values) in (1, channels), many)
-            _require(all(map(math.isfinite, values)), f"{name} is not finite")
-        _require(min(self.std) > 0, "std must be positive; give 1 for a constant channel")
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,16 +77,16 @@ class Dataset:
         _check_inputs("x_train", self.x_train)
         _check_inputs("x_test", self.x_test)
         rows = rows_of(self.x_train)
-        _require(rows > 0, "x_train has no rows; at least one is needed")
+        require(rows > 0, "x_train has no rows; at least one is needed")
         train, test = named(self.x_train), named(self.x_test)
         alike = train.keys() == test.keys()
-        _require(alike, f"x_test has the inputs {', '.join(test)}, but x_train {', '.join(train)}")
+        require(alike, f"x_test has the inputs {', '.join(test)}, but x_train {', '.join(train)}")
         for name, x in train.items():
             held = test[name]
             fits = held.shape[1:] == x.shape[1:] and held.dtype == x.dtype
-            _require(fits, f"x_test holds {_kind(held)} rows, but x_train {_kind(x)}")
+            require(fits, f"x_test holds {_kind(held)} rows, but x_train {_kind(x)}")
             if x.dtype != torch.int64:
-                _require(name in self.normalisation, f"normalisation is missing for {name!r}")
+                require(name in self.normalisation, f"normalisation is missing for {name!r}")
                 self.normalisation[name].check(x.shape[1])
         self.task.check("y_train", self.y_train, rows)
         self.task.check("y_test", self.y_test, rows_of(self.x_test))
@@ -149,15 +95,15 @@ class Dataset:
             ("groups", self.groups, rows), ("blocks", self.blocks, rows), ("test_groups", self.test_groups, held_rows)
         ):  # fmt: skip
             if numbers is not None:
-                _require(numbers.dtype == torch.int64, f"{name} is {numbers.dtype}, must be int64")
+                require(numbers.dtype == torch.int64, f"{name} is {numbers.dtype}, must be int64")
                 one = f"{name} has shape {list(numbers.shape)}, needs {[many]}, one a row"
-                _require(list(numbers.shape) == [many], one)
-                _require(not many or int(numbers.min()) >= 0, f"{name} has numbers below 0")
+                require(list(numbers.shape) == [many], one)
+                require(not many or int(numbers.min()) >= 0, f"{name} has numbers below 0")
         alone = "test_groups without groups: say whose the training rows are too"
-        _require(self.test_groups is None or self.groups is not None, alone)
+        require(self.test_groups is None or self.groups is not None, alone)
         if self.columns:
             wide = tuple(self.shape) if isinstance(self.shape, tuple) else ()
-            _require(wide == (len(self.columns),), f"columns has {len(self.columns)} names, but samples are {wide}")
+            require(wide == (len(self.columns),), f"columns has {len(self.columns)} names, but samples are {wide}")
 
     @property
     def classes(self) -> int:
@@ -428,7 +374,7 @@ class Dataset:
         with _naming(name):
             train, held = _named_arrays(x_train), _named_arrays(x_test)
             alike = train.keys() == held.keys()
-            _require(alike, f"x_test has the inputs {', '.join(held)}, but x_train {', '.join(train)}")
+            require(alike, f"x_test has the inputs {', '.join(held)}, but x_train {', '.join(train)}")
             tensors: dict[str, Tensor] = {}
             tensors_held: dict[str, Tensor] = {}
             for key, values in train.items():
@@ -457,7 +403,7 @@ class Dataset:
             y_test=_targets(targets.test, targets.task),
             task=targets.task,
             normalisation={
-                key: _normalisation(rows, scale, mean, std)
+                key: normalisation_of(rows, scale, mean, std)
                 for key, rows in tensors.items()
                 if rows.dtype != torch.int64
             },
@@ -512,7 +458,7 @@ class Dataset:
             y_test=self.y_train[held],
             task=task,
             normalisation={
-                key: _normalisation(named(x)[key], of.scale, None, None) for key, of in self.normalisation.items()
+                key: normalisation_of(named(x)[key], of.scale, None, None) for key, of in self.normalisation.items()
             },
             groups=None if self.groups is None else self.groups[stay],
             blocks=None if self.blocks is None else self.blocks[stay],
@@ -548,24 +494,19 @@ def stratified_subset(
     return np.sort(np.concatenate([np.empty(0, np.int64), *chosen]))
 
 
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise DataError(problem)
-
-
 def _check_inputs(field_name: str, x: Inputs) -> None:
     several = named(x)
-    _require(isinstance(x, Tensor) or len(several) > 1, f"{field_name} has one input by name; give it as a tensor")
+    require(isinstance(x, Tensor) or len(several) > 1, f"{field_name} has one input by name; give it as a tensor")
     for name, tensor in several.items():
         subject = field_name if name == ONLY else f"{field_name}[{name!r}]"
         known = tensor.dtype in (torch.uint8, torch.float32, torch.int64)
-        _require(known, f"{subject} is {tensor.dtype}, must be uint8, float32 or int64")
+        require(known, f"{subject} is {tensor.dtype}, must be uint8, float32 or int64")
         shape = f"{subject} has shape {list(tensor.shape)}, needs at least 2 axes (rows and values or channels)"
-        _require(tensor.ndim >= 2, shape)
+        require(tensor.ndim >= 2, shape)
         finite = not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-        _require(finite, f"{subject} has values that are not finite")
+        require(finite, f"{subject} has values that are not finite")
         alike = f"{subject} has {len(tensor)} rows, not {rows_of(x)} as the others"
-        _require(len(tensor) == rows_of(x), alike)
+        require(len(tensor) == rows_of(x), alike)
 
 
 def _kind(x: Tensor) -> str:
@@ -608,7 +549,7 @@ def _numbered(part: str, values: ArrayLike | Tensor | None) -> tuple[Tensor | No
         said = listed([f"{name} is {number}" for number, name in enumerate(names)])
         return torch.from_numpy(numbers.reshape(cleaned.shape).astype(np.int64)), said
     whole = np.require(cleaned, np.int64, requirements=["C", "W"])
-    _require(np.array_equal(whole, cleaned), f"{part} has numbers that are not whole")
+    require(np.array_equal(whole, cleaned), f"{part} has numbers that are not whole")
     return torch.from_numpy(whole), ""
 
 
@@ -621,38 +562,7 @@ def _numbered_alike(
         return numbers, _numbered("test_groups", test_groups)[0], said
     sides = [_array(groups), _array(test_groups)]
     for part, side in zip(("groups", "test_groups"), sides, strict=True):
-        _require(side.ndim == 1, f"{part} has shape {list(side.shape)}, needs one a row")
+        require(side.ndim == 1, f"{part} has shape {list(side.shape)}, needs one a row")
     both, said = _numbered("groups", np.concatenate(sides))
     assert both is not None
     return both[: len(sides[0])], both[len(sides[0]) :], said
-
-
-def _normalisation(
-    x: Tensor, scale: float | None, mean: Sequence[float] | None, std: Sequence[float] | None
-) -> Normalisation:
-    if scale is None:
-        scale = 255.0 if x.dtype == torch.uint8 else 1.0
-    if mean is None or std is None:
-        found_mean, found_std = _moments(x, scale)
-        mean = found_mean if mean is None else mean
-        std = found_std if std is None else std
-    return Normalisation(scale, tuple(mean), tuple(std))
-
-
-def _moments(x: Tensor, scale: float) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of ``x / scale`` per channel (axis 1), summed in float64."""
-    channels = x.transpose(0, 1).flatten(1) if x.ndim > 1 and x.numel() else torch.zeros(1, 1)
-    variance, mean = zip(*(_variance_mean(channel) for channel in channels), strict=True)
-    std = [math.sqrt(v) / scale for v in variance]
-    return [m / scale for m in mean], [s if s > 0 else 1.0 for s in std]
-
-
-def _variance_mean(values: Tensor) -> tuple[float, float]:
-    if values.dtype == torch.uint8:
-        # Counting the 256 values needs no float copy of a large image set.
-        counts = torch.bincount(values, minlength=256).double()
-        grey = torch.arange(256, dtype=torch.float64)
-        mean = (counts @ grey) / counts.sum()
-        return float((counts @ (grey - mean) ** 2) / counts.sum()), float(mean)
-    variance, mean = torch.var_mean(values.double(), correction=0)
-    return float(variance), float(mean)

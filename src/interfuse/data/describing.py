@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from interfuse.data.dataset import Dataset, Normalisation
+from interfuse.data.dataset import Dataset
 from interfuse.data.inputs import ONLY, Inputs, named
+from interfuse.data.normalising import Normalisation
 from interfuse.data.reading import listed
 from interfuse.data.task import Regression
 

@@ -69,6 +69,29 @@ def check_rows(
     check_size(client, mean, "a mean")
 
 
+def check_statistics(
+    client: ClientId,
+    mean: Float[Tensor, "present d"],
+    y: Shaped[Tensor, "present"],
+    count: Float[Tensor, "present"],
+    variance: Float[Tensor, "..."],
+    shape: tuple[int, ...],
+) -> None:
+    """Check rows of classes with the variances within these, which are of this shape, or covariances.
+
+    Raises:
+        ClientError: as :func:`check_rows`, or variances are of another shape, one is below 0 (of a covariance, on the
+            diagonal), or too large; names the client.
+    """
+    check_rows(client, mean, y, count)
+    if tuple(variance.shape) != shape:
+        raise ClientError(f"client {client} sent variances of shape {tuple(variance.shape)}, expected {shape}", client)
+    least = variance if variance.ndim < 3 else variance.diagonal(dim1=1, dim2=2)
+    if bool((least < 0).any()):
+        raise ClientError(f"client {client} sent a variance below 0: {float(least.min()):g}", client)
+    check_size(client, variance, "a variance", power=2)
+
+
 def check_row_counts(client: ClientId, count: Float[Tensor, "present"]) -> None:
     """Check how many samples each row is of.
 

@@ -9,8 +9,7 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from interfuse.client import ClientId
-from interfuse.errors import ClientError
-from interfuse.families.checks import check_rows, check_size
+from interfuse.families.checks import check_statistics
 from interfuse.families.class_tables import ClassTable, Spread, placed
 
 Rule = Literal["total", "sq-weight", "pooled"]
@@ -47,19 +46,11 @@ class Merging:
         of these classes alone; of ``shared`` ones the single row.
 
         Raises:
-            ClientError: as :func:`.check_rows`, or a variance is below 0, too large, or of another shape; names the
-                client.
+            ClientError: as :func:`.check_statistics`.
         """
         classes, within = len(self._count), self._within.shape[1:]
-        check_rows(client, mean, y, count)
-        expected = (1 if self.spread == "shared" else len(y), *within)
-        if tuple(variance.shape) != expected:
-            raise ClientError(
-                f"client {client} sent variances of shape {tuple(variance.shape)}, expected {expected}", client
-            )
-        if self.spread != "full" and bool((variance < 0).any()):
-            raise ClientError(f"client {client} sent a variance below 0: {float(variance.min()):g}", client)
-        check_size(client, variance, "a variance", power=2)
+        rows_of_variances = 1 if self.spread == "shared" else len(y)
+        check_statistics(client, mean, y, count, variance, (rows_of_variances, *within))
         self._device = mean.device
         rows, own = (t.detach().to("cpu", torch.float64) for t in (mean, variance))
         table = placed(rows, y.cpu(), classes, count.to("cpu", torch.float64))

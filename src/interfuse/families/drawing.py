@@ -87,10 +87,10 @@ def learning_to_draw(
     deviations: Float[Tensor, "classes d"],
     means: Float[Tensor, "present d"],
     spread: Float[Tensor, "present d"],
+    targets: Float[Tensor, "present d"],
     bounds: Float[Tensor, "2 channels"] | None,
     latents: int,
     weights: tuple[float, float],
-    targets: Float[Tensor, "present d"] | None = None,
 ) -> Tensor:
     """What a generator ψ loses: w_1 · reconstruction of x from v = g(x) + σ_k ε, plus w_2 · distribution matching on
     v ~ N(c_y, σ²) of some classes. The extractor g stays as it is.
@@ -99,9 +99,9 @@ def learning_to_draw(
         extractor: The module that the client's model is; ``tensors`` are its values.
         deviations: σ_k of each class.
         means, spread: c_y and σ of the classes that are matched.
+        targets: Where the features of what is drawn for these should have their means.
         latents: How many are drawn for each of these.
         weights: w_1 and w_2.
-        targets: Where the features of what is drawn for these should have their means; at c_y where it is not given.
     """
     with torch.no_grad():
         z = run_with(extractor, tensors, batch.x, "base")
@@ -111,7 +111,7 @@ def learning_to_draw(
         return loss
     v = means[:, None] + spread[:, None] * torch.randn(len(means), latents, means.shape[1], device=means.device)
     again = run_with(extractor, tensors, as_samples(model(v.flatten(0, 1)), bounds), "base")
-    return loss + weights[1] * matching(again.reshape(len(means), latents, -1), means if targets is None else targets)
+    return loss + weights[1] * matching(again.reshape(len(means), latents, -1), targets)
 
 
 def load_generator(network: SplitModel, tensors: NamedTensors) -> None:

@@ -36,8 +36,9 @@ class FedVTC(SharedPrior):
 
     A round draws each client's features to the global means of their classes, weighted by 1/σ²; takes class means and
     variances of its features anew; and trains its generator, with the model frozen, to make x of g(x) plus noise, and
-    of the global prior samples whose features have the mean of their class. Samples of all classes that somebody has,
-    drawn from the prior, then fine-tune every whole model. Models may differ in all but the width of the fusion layer.
+    of the global prior samples whose features have the client's own mean of their class. Samples of all classes that
+    somebody has, drawn from the prior, then fine-tune every whole model. Models may differ in all but the width of the
+    fusion layer.
 
     The closed-form divergence of the paper has one part that a gradient reaches: the distance of features to class
     means, which ``pull`` weights. Variances are measured, and the extractor is frozen while the generator trains.
@@ -55,7 +56,7 @@ class FedVTC(SharedPrior):
     reconstruction: NonNegative = 1.0  # weight of ‖x′ − x‖², a sum over the values of a sample [reconstruction]
     matching: NonNegative = 1.0  # weight of the distribution matching, a sum over features [reconstruction]
     matching_latents: Steps = 4  # drawn for each class in a step, for the distribution matching [reconstruction]
-    matched: Literal["own", "all"] = "own"  # classes matched: those it has, at its own means, or all [interfuse]
+    match_to: Literal["own", "global"] = "own"  # class means that samples drawn must have in its features [interfuse]
     finetune: Literal["post", "every_round"] = "post"  # after the last round, or in each, behind the own training
     finetune_epochs: Steps = 50  # each over all that is drawn, then over the own rows
     finetune_lr: LearningRate = 0.005  # learning rate of fine-tuning
@@ -78,7 +79,8 @@ class FedVTC(SharedPrior):
         learns what deceives these. And as long as features of clients differ, no sample of a class has the mean of all
         clients in the features of one; it has the client's own.
         """
-        y = known.means.y if self.matched == "all" else known.means.y[own.means.present[known.means.y]]
+        aim = own.means if self.match_to == "own" else known.means
+        y = known.means.y[aim.present[known.means.y]]
         loss = partial(
             learning_to_draw,
             extractor=client.model,
@@ -89,7 +91,7 @@ class FedVTC(SharedPrior):
             bounds=client.data.bounds,
             latents=self.matching_latents,
             weights=(self.reconstruction, self.matching),
-            targets=own.means.rows[y] if self.matched == "own" else None,
+            targets=aim.rows[y],
         )
         rows = own_rows(client, self.batch_size, epochs=self.generator_epochs, steps=self.generator_steps)
         client.fit(loss, rows, network=VTC, lr=self.generator_lr, optimizer=ADAM)

@@ -59,7 +59,7 @@ class IFLBankCentroids(SharingWithSentBank):
             check_images(images.x, profiles[client].sample, f"client {client}", client)
             if len(images.y) and int(torch.bincount(images.y.long()).max()) > self.centroids:
                 raise ClientError(f"client {client} sent more than {self.centroids} images of a class", client)
-        x, y = (torch.cat([getattr(images, name) for images in sent.values()]) for name in ("x", "y"))
+        x, y = (torch.cat(parts) for parts in zip(*((images.x, images.y) for images in sent.values()), strict=True))
         order = torch.randperm(len(y), generator=generator).to(y.device)
         kept = [order[y[order] == label][: self.bank_rows] for label in range(classes)]
         places = torch.cat([order[:0], *kept]).sort().values

@@ -13,7 +13,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.families.bank_images import check_images, outputs_of, pixel_bounds, to_keep
 from interfuse.families.banks import Images, SharingWithSentBank, apportioned
-from interfuse.families.class_merging import Merging
+from interfuse.families.checks import check_statistics
 from interfuse.families.class_statistics import ClassStatistics, KnownVariances
 from interfuse.families.class_tables import placed
 from interfuse.families.drawing import latents_of, learning_to_draw, own_rows
@@ -70,6 +70,7 @@ class IFLBankVTC(SharingWithSentBank):
             deviations=self.noise * own.deviations,
             means=own.means.rows[:0],
             spread=own.deviations[:0],
+            targets=own.means.rows[:0],
             bounds=ends,
             latents=0,
             weights=(1.0, 0.0),
@@ -88,7 +89,7 @@ class IFLBankVTC(SharingWithSentBank):
         """The bank: of each class so many images, of each generator in proportion to its client's rows of the class."""
         counts, x = {}, list[Tensor]()
         for client, own in sent.items():
-            Merging(dims["classes"], dims["d"], "diagonal").add(client, own.mean, own.y, own.count, own.variance)
+            check_statistics(client, own.mean, own.y, own.count, own.variance, (len(own.y), dims["d"]))
             counts[client] = placed(own.mean, own.y, dims["classes"], own.count).count
         shares = apportioned(counts, self.bank_rows)
         for client, y in shares.items():
