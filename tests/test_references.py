@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from interfuse.errors import ConfigError
-from interfuse.references import is_reference, load_reference
+from interfuse.references import is_reference, load_reference, whole_path
 
 CODE = """
 from __future__ import annotations
@@ -81,3 +81,10 @@ def test_a_file_that_cannot_be_imported_leaves_nothing_behind(tmp_path: Path) ->
 def test_is_reference() -> None:
     assert is_reference("package.module:x")
     assert not is_reference("cnn")
+
+
+def test_a_folder_of_a_transformers_model_gets_its_whole_path(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    assert whole_path("hf:small?answers=1,2", tmp_path) == f"hf:{tmp_path / 'small'}?answers=1,2"
+    for name in ("hf:owner/model?revision=abc", "cnn", "mine:small", "small"):
+        assert whole_path(name, tmp_path) == name

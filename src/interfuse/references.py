@@ -15,10 +15,20 @@ from interfuse.errors import ConfigError, nearest
 IN_MEMORY = "in-memory:"
 """Begins the name of something that was given as an object and cannot be found again by name."""
 
+HUB = "hf:"
+"""Begins the name of a model of transformers: ``hf:FOLDER``, or of a hub, ``hf:NAME?revision=COMMIT``."""
+
 
 def is_reference(text: str) -> bool:
     """Whether ``text`` is meant as a reference to code rather than as a built-in name."""
     return ":" in text
+
+
+def whole_path(text: str, folder: Path) -> str:
+    """``hf:FOLDER`` with the whole path, where the folder lies in this one; any other name as it is."""
+    place, question, options = text.removeprefix(HUB).partition("?")
+    found = (folder / Path(place).expanduser()).resolve()
+    return f"{HUB}{found}{question}{options}" if text.startswith(HUB) and found.is_dir() else text
 
 
 def short_name(reference: str) -> str:

@@ -20,7 +20,7 @@ from torch import nn
 
 from interfuse.data import Shape
 from interfuse.errors import ConfigError, ModelError, nearest
-from interfuse.models import htfllib, resnets
+from interfuse.models import backbones, htfllib, resnets
 from interfuse.models.contrasts import cut_after, deep, residual, shallow, transformer
 from interfuse.models.layers import convolution, grid, head, last_convolution, two_parts
 from interfuse.models.resnets import DEPTHS, WIDTHS, resnet
@@ -141,13 +141,16 @@ def expanded(models: Iterable[M]) -> list[M | str]:
 def resolve(reference: str | Callable[..., object]) -> Builder:
     """The builder for a name, for ``package.module:function`` or ``path/file.py:function``, or a function.
 
-    A name is one of the zoo or a variant (:func:`interfuse.models.resnets.named`,
-    :func:`interfuse.models.htfllib.named`). A function gets those of the keywords ``sample_shape``, ``classes`` and
-    ``width`` that it names, and returns a :class:`SplitModel` or a pair (base block, modular block).
+    A name is one of the zoo, a variant (:func:`interfuse.models.resnets.named`,
+    :func:`interfuse.models.htfllib.named`), or one of transformers (:func:`interfuse.models.backbones.named`). A
+    function gets those of the keywords ``sample_shape``, ``classes`` and ``width`` that it names, and returns a
+    :class:`SplitModel` or a pair (base block, modular block).
 
     Raises:
         ConfigError: the name is unknown, the reference cannot be loaded or is no such function.
     """
+    if isinstance(reference, str) and (backbone := backbones.named(reference)) is not None:
+        return backbone
     if isinstance(reference, str) and not is_reference(reference):
         builder = _ZOO.get(reference) or resnets.named(reference) or htfllib.named(reference)
         if builder is None:

@@ -45,6 +45,7 @@ from interfuse.references import (
     short_name,
     source_digest,
     source_of,
+    whole_path,
 )
 from interfuse.runs.protocols import under_protocol
 from interfuse.runs.stopping import EarlyStopping
@@ -523,11 +524,11 @@ def _absolute_data(name: str, folder: Path) -> str:
 
 
 def _absolute(name: str, folder: Path) -> str:
-    """``mine.py`` or ``mine.py:Class`` with the whole path; any other name as it is."""
+    """``mine.py``, ``mine.py:Class`` or ``hf:FOLDER`` with the whole path; any other name as it is."""
     place, colon, _ = name.rpartition(":")
     file = place if colon and place.endswith(".py") else name
     if not file.endswith(".py"):
-        return name
+        return whole_path(name, folder)
     return str((folder / Path(file).expanduser()).resolve()) + name[len(file) :]
 
 

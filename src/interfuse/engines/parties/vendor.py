@@ -24,7 +24,7 @@ from interfuse.messages import Disclosure, kind_of, leaves
 from interfuse.messages.encoding import codec_of
 from interfuse.method import Method
 from interfuse.models import Builder, resolve, split_at
-from interfuse.references import is_reference, load_reference
+from interfuse.references import is_reference, load_reference, whole_path
 from interfuse.setup import with_class_names
 from interfuse.toml import read_toml
 from interfuse.wire import Codec, Codecs
@@ -252,5 +252,5 @@ def _located(name: str, folder: Path) -> str:
     """A name, or the whole path of what lies in the vendor's folder: ``model.py:build``, ``rows.npz``, ``images``."""
     place, _, rest = name.partition(":")
     if is_reference(name) and not place.endswith(".py"):
-        return name
+        return whole_path(name, folder)
     return str(folder / place) + (f":{rest}" if rest else "") if (folder / place).exists() else name

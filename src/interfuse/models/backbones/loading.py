@@ -1,0 +1,156 @@
+"""Transformers models from local folders and, for those online, from a hub. Needs the extra ``[transformers]``."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+from urllib.parse import parse_qs
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+
+from interfuse.data import Shape
+from interfuse.errors import ConfigError, nearest
+from interfuse.models.backbones.stages import Body, Kind, sharing_copy, split_model
+from interfuse.models.split import SplitModel
+
+_OPTIONS = ("gguf", "revision", "kind", "answers")
+_COMMIT = 40  # hexadecimal digits of a commit
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Where a transformers model is, and how it answers.
+
+    Attributes:
+        place: A local folder, or a name of a hub.
+        gguf: The GGUF file in it to read; None: safetensors.
+        revision: The commit at the hub, 40 hexadecimal digits: names of branches and tags move.
+        kind: None: as the model's own configuration says.
+        answers: The token of each class, whose rows of the head answer; empty: a new head.
+    """
+
+    place: str
+    gguf: str | None = None
+    revision: str | None = None
+    kind: Kind | None = None
+    answers: tuple[int, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Reference:
+        """A reference out of ``FOLDER`` or ``NAME?revision=COMMIT``, with options as in an address.
+
+        >>> Reference.parse("models/small?gguf=small.gguf&answers=12,7")
+        Reference(place='models/small', gguf='small.gguf', revision=None, kind=None, answers=(12, 7))
+
+        Raises:
+            ConfigError: an option is unknown or impossible, or there is neither such a folder nor a revision.
+        """
+        place, _, query = text.partition("?")
+        options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+        for name in options:
+            if name not in _OPTIONS:
+                raise ConfigError(f"model 'hf:{text}' has the option {name!r}: {nearest(name, _OPTIONS)}")
+        kinds = {kind: kind for kind in get_args(Kind)}
+        if options.get("kind", "causal") not in kinds:
+            raise ConfigError(f"model 'hf:{text}': kind is {options['kind']!r}, must be {' or '.join(kinds)}")
+        try:
+            answers = tuple(int(token) for token in options.get("answers", "").split(",") if token)
+        except ValueError:
+            raise ConfigError(
+                f"model 'hf:{text}': answers are numbers of tokens with commas between, one a class"
+            ) from None
+        kind = kinds[options["kind"]] if "kind" in options else None
+        return cls(place, options.get("gguf"), options.get("revision"), kind, answers)
+
+    def check(self) -> None:
+        """Check that there is something to load, as far as that can be told without a network.
+
+        Raises:
+            ConfigError: there is neither such a folder nor a commit.
+        """
+        folder = Path(self.place).expanduser()
+        if folder.is_dir():
+            if self.gguf is not None and not (folder / self.gguf).is_file():
+                raise ConfigError(f"model 'hf:{self.place}': the folder has no file {self.gguf}")
+            return
+        digits = set(self.revision or "") <= set("0123456789abcdef")
+        if self.revision is None or len(self.revision) != _COMMIT or not digits:
+            raise ConfigError(
+                f"model 'hf:{self.place}': there is no such folder; for a model of a hub add its commit, as in "
+                f"'hf:{self.place}?revision=...' with {_COMMIT} hexadecimal digits"
+            )
+
+
+def build(reference: Reference, sample_shape: Shape, classes: int, width: int) -> SplitModel:
+    """A split model of the transformers model; see :func:`~.stages.split_model`. ``width`` changes nothing."""
+    body = body_of(sharing_copy(load(reference)))
+    return split_model(body, sample_shape, classes, answers=reference.answers or None)
+
+
+@functools.cache
+def load(reference: Reference) -> PreTrainedModel:
+    """The model with its weights in float32, in evaluation mode: once in a process, so it must not be changed.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read.
+    """
+    reference.check()
+    folder = Path(reference.place).expanduser()
+    place, local = (str(folder), True) if folder.is_dir() else (reference.place, False)
+    where: dict[str, Any] = {"local_files_only": local, "revision": reference.revision or "main"}
+    if reference.gguf is not None:
+        where["gguf_file"] = reference.gguf
+    try:
+        config = AutoConfig.from_pretrained(place, **where)
+        kind = reference.kind or kind_of(config, reference.gguf)
+        make = AutoModelForCausalLM if kind == "causal" else AutoModel
+        # No pickle: weights are safetensors or GGUF. Code of the model's own is never run.
+        safe = {} if reference.gguf is not None else {"use_safetensors": True}
+        model: PreTrainedModel = make.from_pretrained(place, config=config, dtype=torch.float32, **where, **safe)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
+    return settled(model)
+
+
+def settled(model: PreTrainedModel) -> PreTrainedModel:
+    """The model in evaluation mode, without what it has beside body and head, its tensors in memory of their own."""
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data = tensor.detach().clone()  # weights may lie in a mapped file, which cannot be shared
+    body = base_of(model)
+    if "pooler" in dict(body.named_children()):
+        body.register_module("pooler", None)  # its output is not what answers
+    return model.eval()
+
+
+def kind_of(config: Any, gguf: str | None = None) -> Kind:
+    """How a model answers that says nothing else: as the class it was saved as, a GGUF as a causal one."""
+    saved = (config.architectures or ["?ForCausalLM" if gguf is not None else "?Model"])[0]
+    return "causal" if saved.endswith(("ForCausalLM", "LMHeadModel")) else "encoder"
+
+
+def base_of(model: PreTrainedModel) -> nn.Module:
+    """The model without its head."""
+    base: nn.Module = model.base_model
+    return base
+
+
+def body_of(model: PreTrainedModel) -> Body:
+    """The parts of a transformers model that answer."""
+    body, head = base_of(model), model.get_output_embeddings()
+    embedding = model.get_input_embeddings()
+    config = model.config
+    return Body(
+        body,
+        prefix=model.base_model_prefix or "model",
+        embedding=next(name for name, module in body.named_modules() if module is embedding),
+        kind="encoder" if head is None else "causal",
+        width=config.hidden_size,
+        padding=config.pad_token_id,
+        vocabulary=None if head is None else head.weight,
+        spread=config.initializer_range,
+    )
