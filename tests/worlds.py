@@ -24,6 +24,7 @@ from interfuse.clock import UNIFORM, Devices
 from interfuse.data import IID, Classification, Dataset, EpochOrder, Normalisation, Partition, Share, make_shares
 from interfuse.engines import InProcess, Room, local
 from interfuse.evaluation import evaluation
+from interfuse.families.adapters import AdapterTraining
 from interfuse.families.intermediate import PARTS, IntermediateLearning
 from interfuse.federation import Federation, check
 from interfuse.handler import Handler
@@ -145,9 +146,52 @@ def depth3(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitMode
 
 
 def fitting(method: Method | type[Method], models: Sequence[str | Builder]) -> Sequence[str | Builder]:
-    """Models of two blocks with the parts that the method asks for."""
+    """Models of two blocks with the parts or layers that the method asks for."""
     kind = method if isinstance(method, type) else type(method)
+    if issubclass(kind, AdapterTraining):
+        return [(llama2, llama3)[i % 2] for i in range(len(models))]
     return [in_three_parts(model) for model in models] if issubclass(kind, IntermediateLearning) else models
+
+
+class LlamaLayer(nn.Module):
+    """A layer whose linear layers have the names of Llama's, without normalisation."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.self_attn = nn.ModuleDict({f"{name}_proj": nn.Linear(width, width, bias=False) for name in "qkvo"})
+        sizes = {"gate_proj": (width, 12), "up_proj": (width, 12), "down_proj": (12, width)}
+        self.mlp = nn.ModuleDict({name: nn.Linear(*size, bias=False) for name, size in sizes.items()})
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (self.self_attn[f"{name}_proj"](x) for name in "qkv")
+        x = x + self.self_attn["o_proj"](functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return x + self.mlp["down_proj"](functional.silu(self.mlp["gate_proj"](x)) * self.mlp["up_proj"](x))
+
+
+class TinyLlama(nn.Module):
+    """Every value of a sample is a token; the last one's hidden state is the output, cut to the width."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(1, width)
+        self.layers = nn.ModuleList(LlamaLayer(width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x.flatten(1)[:, :, None])
+        for layer in self.layers:
+            h = layer(h)
+        return torch.relu(h[:, -1])
+
+
+def llama2(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Two layers of a transformer."""
+    return SplitModel({"transformer": TinyLlama(2, width), "answer": nn.Linear(width, classes)})
+
+
+def llama3(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+    """Three layers, wider inside."""
+    last = nn.Sequential(TinyLlama(3, 10), nn.Linear(10, width))
+    return SplitModel({"transformer": last, "answer": nn.Linear(width, classes)})
 
 
 def in_three_parts(model: str | Builder) -> Builder:

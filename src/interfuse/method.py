@@ -71,6 +71,8 @@ class Method(Program):
     ``interfuse`` where these are silent. What stands in brackets at the end of a field's comment goes before."""
     agreed: ClassVar[Collection[str]] = ()
     """Hyperparameters that no client may have of its own."""
+    references: ClassVar[Mapping[str, str]] = {}
+    """The methods that run beside this one in the place of a reference, by the latter's name, such as ``local``."""
     lasting: ClassVar[bool] = True
     """Whether parameters that a client sends mean the same in each round: what rounding lost can then be sent later."""
 
@@ -127,6 +129,15 @@ class Method(Program):
             dims: Sizes bound for the run.
         """
         return {}
+
+    def adapted(self, model: SplitModel) -> SplitModel:
+        """A client's new model as the method trains it: with adapters, for instance. PyTorch's global generator is
+        seeded around the call. Clients of one architecture get models of one shape.
+
+        Raises:
+            ModelError: the method cannot work with such a model; says what to do.
+        """
+        return model
 
     def finish(self, server: Server[Any], clients: Clients) -> None:
         """Once, after the last round, as a part of it."""

@@ -202,7 +202,7 @@ class Setup:
         def build(key: tuple[Key, ...]) -> SplitModel:
             builder, width, seed = self.builders[client], self.width, self.seed
             return make_model(
-                builder, dataset.shape, dataset.task.outputs, width, seed, key, self.device, self.numerics
+                self.method, builder, dataset.shape, dataset.task.outputs, width, seed, key, self.device, self.numerics
             )
 
         return self._given.built(architecture, build, *initial_key(self.initial, *key))
@@ -417,6 +417,7 @@ class Setup:
 
 
 def make_model(
+    method: Method,
     builder: Builder,
     shape: Shape,
     outputs: int,
@@ -426,8 +427,10 @@ def make_model(
     device: str,
     numerics: Numerics,
 ) -> SplitModel:
-    """A new model for samples of a shape; its initial values are a function of seed and key."""
-    return make(partial(builder, shape, outputs, width), seed, "model", *key, device=device, numerics=numerics)
+    """A new model for samples of a shape, as a method trains it; its initial values are a function of seed and key."""
+    return make(
+        lambda: method.adapted(builder(shape, outputs, width)), seed, "model", *key, device=device, numerics=numerics
+    )
 
 
 def as_inputs(dataset: Dataset, numerics: Numerics, x: Inputs) -> Inputs:

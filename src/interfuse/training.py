@@ -353,6 +353,7 @@ class FitOptions(TypedDict, total=False):
         clip: Largest global norm of the gradient of a step.
         outputs_of: A part whose outputs are kept, see :class:`Fitted`: the first that the losses let it make of each
             batch.
+        scales: By part or group of keys, what the learning rate of its parameters is multiplied with; 1 for others.
     """
 
     lr: Required[float | Schedule]
@@ -361,6 +362,7 @@ class FitOptions(TypedDict, total=False):
     optimizer: Optimizer | OptimizerName
     clip: float | None
     outputs_of: str | None
+    scales: Mapping[str, float]
 
 
 class Trainer(Protocol):
@@ -413,7 +415,7 @@ def fit(
     parameters = {key: p for key, p in model.parameters_of(parts).items() if p.requires_grad}
     rate = (lambda round, step: lr) if isinstance(lr, int | float) else lr
     settings = Optimizer(optimizer) if isinstance(optimizer, str) else optimizer
-    step = settings.stepper(parameters, {} if slots is None else slots)
+    step = _stepper(model, settings, parameters, {} if slots is None else slots, options.get("scales", {}))
     device = next((p.device.type for p in parameters.values()), "cpu")
     steps = samples = left_out = 0
     rates = 0.0
@@ -447,6 +449,29 @@ def fit(
     if not math.isfinite(mean):
         raise diverged(steps, mean)
     return Fitted(steps, samples, rates, mean, left_out, _joined(outputs) if outputs else None)
+
+
+def _stepper(
+    model: SplitModel,
+    optimizer: Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    slots: OptimizerState,
+    scales: Mapping[str, float],
+) -> Callable[[float], None]:
+    """A step of all parameters, of which some have another learning rate; see :class:`FitOptions`."""
+    scale = {key: factor for part, factor in scales.items() for key in model.parameters_of(part)}
+    by_factor: dict[float, dict[str, torch.nn.Parameter]] = {}
+    for key, parameter in parameters.items():
+        by_factor.setdefault(scale.get(key, 1.0), {})[key] = parameter
+    steppers = [(factor, optimizer.stepper(some, slots)) for factor, some in by_factor.items()]
+    if len(steppers) == 1 and steppers[0][0] == 1.0:
+        return steppers[0][1]
+
+    def step(lr: float) -> None:
+        for factor, stepper in steppers:
+            stepper(lr * factor)
+
+    return step
 
 
 def diverged(steps: int, mean: float) -> DivergedError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import worlds
 from torch import Tensor, nn
 from worlds import (
     Recorder,
@@ -55,6 +56,7 @@ def tiny(name: str) -> Method:
     wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
     wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
     wanted |= {"decoder_steps": 2, "vtc_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
+    wanted |= {"rank": 2, "alpha": 4.0, "blocks": 2, "probe": f"{worlds.__file__}:llama2"}
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
@@ -247,7 +249,7 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
         measured = evaluate(f, full=True)
         assert all(math.isfinite(value) for value in measured.common)
     owned = everything_owned(f)
-    assert any(key.endswith("weight") for key in owned)
+    assert any(key.endswith(("weight", ".A", ".P")) for key in owned)
     assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
 
 

@@ -136,6 +136,18 @@ class SplitModel(nn.Module):
         """The same stage modules (shared, not copied) with other cuts."""
         return self._of_stages(self._stages, parts)
 
+    def grouped(self, groups: Mapping[str, Collection[str]], *, given: str) -> SplitModel:
+        """The same stage modules (shared, not copied) and parts with these groups of keys; what is in none of them is
+        given, as a group of that name.
+
+        Raises:
+            ModelError: as on construction.
+        """
+        named = {key for keys in groups.values() for key in keys}
+        further = {**groups, given: [key for key in self.state_dict() if key not in named]}
+        stages = {name: self.get_submodule(name) for name in self._stages}
+        return SplitModel(stages, self._parts, groups=further, given=given)
+
     def only(self, parts: Parts) -> SplitModel:
         """A model of the stages of these parts alone, the same modules (shared, not copied)."""
         return self._of_stages(self._expand(parts), None)

@@ -342,7 +342,8 @@ def _references(config: RunConfig, method: Method) -> dict[str, tuple[RunConfig,
     for name in config.beside:
         if name not in REFERENCES:
             raise ConfigError(f"beside: {name!r} is no reference: {nearest(name, REFERENCES)}")
-        kind = built_in()[name]
+        stands_in = method.references.get(name, name)
+        kind = built_in()[stands_in]
         known = {f.name for f in fields(kind)}
 
         def shared(values: Mapping[str, Any], known: set[str] = known) -> dict[str, Any]:
@@ -355,10 +356,10 @@ def _references(config: RunConfig, method: Method) -> dict[str, tuple[RunConfig,
             text = f"beside = {name!r} takes settings of equal names from the method: {error}; or use beside = []"
             raise ConfigError(text) from None
         own = {client: shared(values) for client, values in config.client.items()}
-        alike = {"method": name, "settings": settings_of(reference), "client": own, "beside": (), "codecs": {}}
+        alike = {"method": stands_in, "settings": settings_of(reference), "client": own, "beside": (), "codecs": {}}
         # whatever a protocol sets is in what is shared
         found[name] = config.model_copy(update=alike | {"unset": (), "protocol": None}), reference
-    return {name: reference for name, reference in found.items() if name != config.method}
+    return {name: (run, own) for name, (run, own) in found.items() if run.method != config.method}
 
 
 def begin_or_resume(

@@ -122,7 +122,9 @@ class Own(_OfContract):
 
     def _model(self, key: tuple[Key, ...]) -> SplitModel:
         at, shape = self.contract, self.dataset.shape
-        return make_model(self.builder, shape, at.classes, at.fusion_width, at.seed, key, self.device, at.numerics)
+        return make_model(
+            self.method, self.builder, shape, at.classes, at.fusion_width, at.seed, key, self.device, at.numerics
+        )
 
     @cached_property
     def trial(self) -> Trial:
@@ -292,7 +294,9 @@ class RemoteSetup(_OfContract):
 
         def build(key: tuple[Key, ...]) -> SplitModel:
             builder = self.builders[architecture]()
-            return make_model(builder, shapes.sample, classes, width, self.seed, key, self.device, self.numerics)
+            return make_model(
+                self.method, builder, shapes.sample, classes, width, self.seed, key, self.device, self.numerics
+            )
 
         return self._given.built(architecture, build, *initial_key(self.initial, *key))
 
