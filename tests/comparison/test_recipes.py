@@ -67,7 +67,7 @@ def skip_without(recipe: Recipe) -> None:
     tables = [recipe.run, *(entry.run for entry in recipe.entries)]
     for data in (table.get("data", "digits") for table in tables):
         for one in [data] if isinstance(data, str) else data:
-            if states[one] not in ("shipped", "found", "cached"):
+            if states[one] not in ("shipped", "installed", "found", "cached"):
                 pytest.skip(f"the files of {one} are not in INTERFUSE_DATA")
 
 

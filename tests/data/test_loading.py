@@ -36,8 +36,11 @@ def test_available_names_what_load_takes(tmp_path: Path) -> None:
         "svhn",
         "usps",
     ]
-    assert list(infos) == ["digits", *images, "har", "har-people"]
+    questions = ["easy-vqa", "easy-vqa-domains", "easy-vqa-unseen", "easy-vqa-public"]
+    assert list(infos) == ["digits", *images, "har", "har-people", *questions]
     assert infos["digits"].state == "shipped"
+    packaged = {infos.pop(name).state for name in questions}
+    assert packaged <= {"installed", "not installed"}
     assert {info.state for info in infos.values()} == {"shipped", "download"}
     digits = load("digits")
     assert (len(digits.x_train), len(digits.x_test)) == (infos["digits"].rows_train, infos["digits"].rows_test)

@@ -234,6 +234,14 @@ class TestNatural:
         assert sum(map(len, owners)) == len(set().union(*owners))
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
 
+    def test_in_the_order_of_their_numbers(self) -> None:
+        groups = np.array([7, 3, 3, 9, 7, 1, 8])
+        found = [Natural(drawn=False).split(np.zeros(7, np.int64), 2, rng(seed), groups) for seed in range(9)]
+        # 1, 3, 7 and then 8, 9
+        assert {tuple(map(tuple, shares)) for shares in found} == {((0, 1, 2, 4, 5), (3, 6))}
+        alone = Natural(drawn=False).split(np.zeros(7, np.int64), 5, rng(), groups)
+        assert [groups[rows[0]] for rows in alone] == [1, 3, 7, 8, 9]
+
     def test_too_many_clients(self) -> None:
         with pytest.raises(DataError, match=r"3 clients, but the data has 2 groups.*: --clients 2 \(clients=2\)"):
             Natural().split(np.zeros(4, np.int64), 3, rng(), np.array([0, 0, 1, 1]))
@@ -251,6 +259,9 @@ class TestParse:
         assert parse_partition("pathological", classes_per_client=3) == Pathological(3)
         assert parse_partition("shards", shards_per_client=3) == Shards(3)
         assert parse_partition("natural") == Natural()
+        assert parse_partition("natural", drawn=False) == Natural(drawn=False)
+        with pytest.raises(ConfigError, match="must be true or false"):
+            parse_partition("natural", drawn="no")
         assert set(PARTITIONS) == {"iid", "dirichlet", "pathological", "shards", "natural"}
 
     def test_unknown(self) -> None:

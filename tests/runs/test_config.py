@@ -169,7 +169,9 @@ def test_a_file_that_is_no_configuration_is_named(content: bytes | None, told: s
         read_config(path)
 
 
-@pytest.mark.parametrize("partition", [IID(), Dirichlet(0.3, minimum=4), Pathological(3), Natural()])
+@pytest.mark.parametrize(
+    "partition", [IID(), Dirichlet(0.3, minimum=4), Pathological(3), Natural(), Natural(drawn=False)]
+)
 def test_a_partition_survives_the_file(partition: Any) -> None:
     assert parse_config({"partition": partition_values(partition)}).make_partition() == partition
 

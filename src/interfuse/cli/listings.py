@@ -16,6 +16,7 @@ from rich.text import Text
 from interfuse import data, models, report
 from interfuse.cli.configuration import method_names
 from interfuse.cli.kinds import as_given, in_words
+from interfuse.data.inputs import shape_text
 from interfuse.handler import handlers
 from interfuse.messages import Leaf, leaves
 from interfuse.method import Method, disclosures_of, settings
@@ -53,8 +54,7 @@ def datasets() -> RenderableType:
     """The named data sets, and whether they are here."""
     infos = data.available()
     rows = [
-        (i.name, i.state, f"{i.rows_train:,} + {i.rows_test:,}", "×".join(map(str, i.shape)), str(i.classes))
-        for i in infos
+        (i.name, i.state, f"{i.rows_train:,} + {i.rows_test:,}", shape_text(i.shape), str(i.classes)) for i in infos
     ]
     notes = [f"{i.name}: {i.licence}{f'; {i.note}' if i.note else ''}" for i in infos]
     lacking = [

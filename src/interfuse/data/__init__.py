@@ -4,7 +4,7 @@ from interfuse.data.batches import Batch, ClientData, Drawn, EpochOrder, PublicD
 from interfuse.data.dataset import Dataset, Normalise, stratified_subset
 from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
-from interfuse.data.loading import available, is_path, load, load_with
+from interfuse.data.loading import available, is_path, is_read, load, load_with
 from interfuse.data.normalising import Normalisation
 from interfuse.data.partitions import (
     IID,
@@ -83,6 +83,7 @@ __all__ = [
     "description",
     "format_of",
     "is_path",
+    "is_read",
     "load",
     "load_folder",
     "load_table",

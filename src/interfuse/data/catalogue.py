@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float32, Int16
 
+from interfuse.data.easy_vqa import EASY_VQA
 from interfuse.data.fetch import RemoteFile, registered
 from interfuse.data.formats import (
     Reader,
@@ -27,6 +28,7 @@ from interfuse.data.formats import (
 )
 from interfuse.data.recordings import ACTIVITIES, by_person, official_people
 from interfuse.data.sources import DIGIT_NAMES, Labels, Layout, Rows, Source, Split, every_fifth
+from interfuse.data.task_sets import TaskSet
 from interfuse.data.tiny_imagenet import arranged, read_tiny_imagenet
 
 _SHA256 = registered(Path(__file__).with_name("registry.txt"))
@@ -270,3 +272,5 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         )
     }
 )
+
+TASK_SETS: Mapping[str, TaskSet] = MappingProxyType({made.name: made for made in EASY_VQA})

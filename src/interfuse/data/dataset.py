@@ -47,6 +47,8 @@ class Dataset:
         rows of a block all go to its training, its validation or its test share. None where all rows stand alone.
     :param test_groups: the natural client of each test row, numbered as ``groups`` are, so that a client can have the
         test rows of its own; None where nobody knows.
+    :param group_names: what each group is (a person, a task), by number; several may be called alike. Empty where
+        nobody named them.
     :param columns: names of the columns of a table, in their order; empty where it has none.
     :param reading: how its source was understood.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
@@ -64,6 +66,7 @@ class Dataset:
     groups: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     test_groups: Int64[Tensor, "n_test"] | None = field(default=None, repr=False)
+    group_names: tuple[str, ...] = field(default=(), repr=False)
     note: str = ""
     licence: str = "not stated"
     columns: tuple[str, ...] = field(default=(), repr=False)
@@ -101,6 +104,11 @@ class Dataset:
                 require(not many or int(numbers.min()) >= 0, f"{name} has numbers below 0")
         alone = "test_groups without groups: say whose the training rows are too"
         require(self.test_groups is None or self.groups is not None, alone)
+        if self.group_names:
+            numbered = [numbers for numbers in (self.groups, self.test_groups) if numbers is not None and len(numbers)]
+            most = max((int(numbers.max()) + 1 for numbers in numbered), default=0)
+            short = f"group_names has {len(self.group_names)} names, but groups go to {most - 1}"
+            require(len(self.group_names) >= most, short)
         if self.columns:
             wide = tuple(self.shape) if isinstance(self.shape, tuple) else ()
             require(wide == (len(self.columns),), f"columns has {len(self.columns)} names, but samples are {wide}")
@@ -338,6 +346,7 @@ class Dataset:
         groups: ArrayLike | Tensor | None = None,
         blocks: ArrayLike | Tensor | None = None,
         test_groups: ArrayLike | Tensor | None = None,
+        group_names: Sequence[str] = (),
         note: str = "",
         licence: str = "not stated",
         columns: Sequence[str] = (),
@@ -363,7 +372,7 @@ class Dataset:
         - ``mean`` and ``std`` are those of the scaled training rows, per channel (per column of ``[n, columns]``); a
           constant channel gets a ``std`` of 1. So are those of a regression's targets;
         - ``groups`` and ``blocks`` are numbers, or texts that are numbered in their order; ``test_groups`` are of the
-          same kind as ``groups``.
+          same kind as ``groups``, and ``group_names`` are those of numbers; texts are their own names.
 
         Raises:
             DataError: an array has not the form described in :class:`Dataset`, or two readings are likely.
@@ -391,10 +400,10 @@ class Dataset:
             )
             for text in targets.said:
                 reading = reading.saying("labels", text)
-            people, tested, said = _numbered_alike(groups, test_groups)
-            reading = reading.saying("groups", said)
-            chains, said = _numbered("blocks", blocks)
-            reading = reading.saying("blocks", said)
+            people, tested, names_found = _numbered_alike(groups, test_groups)
+            reading = reading.saying("groups", _as_numbers(names_found))
+            chains, names_of_blocks = _numbered("blocks", blocks)
+            reading = reading.saying("blocks", _as_numbers(names_of_blocks))
         return cls(
             name=name,
             x_train=together(tensors),
@@ -410,6 +419,7 @@ class Dataset:
             groups=people,
             blocks=chains,
             test_groups=tested,
+            group_names=tuple(group_names) or names_found,
             note=note,
             licence=licence,
             columns=tuple(columns),
@@ -539,30 +549,33 @@ def _targets(y: np.ndarray, task: Task) -> Tensor:
     return torch.from_numpy(kept[:, np.newaxis] if kept.ndim == 1 and task.dtype.is_floating_point else kept)
 
 
-def _numbered(part: str, values: ArrayLike | Tensor | None) -> tuple[Tensor | None, str]:
-    """Groups or blocks as numbers, and how texts among them were numbered."""
+def _numbered(part: str, values: ArrayLike | Tensor | None) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Groups or blocks as numbers, and texts among them in the order of their numbers."""
     if values is None:
-        return None, ""
+        return None, ()
     cleaned = clean(_array(values), plain_origin(part))
     if cleaned.dtype.kind == "U":
         names, numbers = np.unique(cleaned, return_inverse=True)
-        said = listed([f"{name} is {number}" for number, name in enumerate(names)])
-        return torch.from_numpy(numbers.reshape(cleaned.shape).astype(np.int64)), said
+        return torch.from_numpy(numbers.reshape(cleaned.shape).astype(np.int64)), tuple(map(str, names))
     whole = np.require(cleaned, np.int64, requirements=["C", "W"])
     require(np.array_equal(whole, cleaned), f"{part} has numbers that are not whole")
-    return torch.from_numpy(whole), ""
+    return torch.from_numpy(whole), ()
+
+
+def _as_numbers(names: Sequence[str]) -> str:
+    return listed([f"{name} is {number}" for number, name in enumerate(names)])
 
 
 def _numbered_alike(
     groups: ArrayLike | Tensor | None, test_groups: ArrayLike | Tensor | None
-) -> tuple[Tensor | None, Tensor | None, str]:
+) -> tuple[Tensor | None, Tensor | None, tuple[str, ...]]:
     """Groups of training and of test rows: one text has one number in both."""
     if groups is None or test_groups is None:
-        numbers, said = _numbered("groups", groups)
-        return numbers, _numbered("test_groups", test_groups)[0], said
+        numbers, names = _numbered("groups", groups)
+        return numbers, _numbered("test_groups", test_groups)[0], names
     sides = [_array(groups), _array(test_groups)]
     for part, side in zip(("groups", "test_groups"), sides, strict=True):
         require(side.ndim == 1, f"{part} has shape {list(side.shape)}, needs one a row")
-    both, said = _numbered("groups", np.concatenate(sides))
+    both, names = _numbered("groups", np.concatenate(sides))
     assert both is not None
-    return both[: len(sides[0])], both[len(sides[0]) :], said
+    return both[: len(sides[0])], both[len(sides[0]) :], names

@@ -13,7 +13,7 @@ from interfuse.data.dataset import Dataset
 from interfuse.data.inputs import ONLY, Inputs, named
 from interfuse.data.normalising import Normalisation
 from interfuse.data.reading import listed
-from interfuse.data.task import Regression
+from interfuse.data.task import Classification, Regression
 
 SHOWN = 12
 """Names or channels that are shown one by one."""
@@ -163,7 +163,7 @@ def _sizes(numbers: Tensor | None) -> list[int]:
 
 def _doubts(dataset: Dataset) -> Iterator[str]:
     """What is likely not meant."""
-    if dataset.classes:
+    if isinstance(dataset.task, Classification):  # questions have many answers, of which a client's need but some
         train, test = (_counts(dataset, y) for y in (dataset.y_train, dataset.y_test))
         if dataset.classes == 1:
             yield f"there is one class, {dataset.class_names[0]}, so nothing to tell apart"

@@ -21,10 +21,11 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
 import pooch  # type: ignore[import-untyped]
@@ -78,6 +79,13 @@ class RemoteFile:
                 yield folder / Path(self.name).stem, self.unpacked_sha256
 
 
+class Hashed(Protocol):
+    """What has a SHA-256."""
+
+    @property
+    def sha256(self) -> str: ...
+
+
 @dataclass(frozen=True)
 class Places:
     """Where files are looked for.
@@ -125,9 +133,9 @@ class Places:
         """Where the cache holds ``file`` if it does."""
         return self.cache / file.folder / file.name
 
-    def decoded(self, file: RemoteFile) -> Path:
-        """Where the cache holds the arrays of ``file`` if it does."""
-        return self.cache / "decoded" / f"{file.sha256}.npz"
+    def decoded(self, origin: Hashed) -> Path:
+        """Where the cache holds the arrays of a file, or of a package, if it does."""
+        return self.cache / "decoded" / f"{origin.sha256}.npz"
 
     def urls(self, file: RemoteFile) -> list[str]:
         """Where ``file`` is downloaded from, in the order of trial."""
@@ -148,10 +156,15 @@ def load_arrays(file: RemoteFile, places: Places) -> Arrays:
     Raises:
         DataError: the file is nowhere, or the user's copy of it is corrupt.
     """
-    arrays = _read_decoded(places.decoded(file))
+    return decoded_once(places.decoded(file), lambda: file.read(_contents(file, places), file.label))
+
+
+def decoded_once(path: Path, decode: Callable[[], Arrays]) -> Arrays:
+    """The arrays that the cache holds under this path; decoded now, and put there, where it does not."""
+    arrays = _read_decoded(path)
     if arrays is None:
-        arrays = file.read(_contents(file, places), file.label)
-        _write_decoded(places.decoded(file), arrays)
+        arrays = decode()
+        _write_decoded(path, arrays)
     return arrays
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from interfuse.data.catalogue import SOURCES
+from interfuse.data.catalogue import SOURCES, TASK_SETS
 from interfuse.data.dataset import Dataset
 from interfuse.data.fetch import Places
 from interfuse.data.readers import READERS, read_path
@@ -24,10 +24,13 @@ def load(
     group: str | None = None,
     drop: str | Sequence[str] | None = None,
     layout: Layout | None = None,
+    tasks: Sequence[str] = (),
+    rows: int | Sequence[int] | None = None,
+    test_rows: int | None = None,
 ) -> Dataset:
     """The data set that is meant:
 
-    - a name of :func:`available`;
+    - a name of :func:`available`, of which those that are made of tasks take ``tasks``, ``rows`` and ``test_rows``;
     - the path of a file or folder: a table (CSV, Parquet), a folder of images, an ``.npz``, and what else
       docs/data.md lists. Where it has no test rows, a fixed fifth is the test set, see :meth:`Dataset.with_held_out`;
     - ``package.module:function`` or ``path/file.py:function``, a function without arguments that returns a
@@ -40,13 +43,14 @@ def load(
         ConfigError: there is no such name, the reference leads nowhere, or an option cannot be used.
         DataError: the data is missing, corrupt, or has the wrong form, or two readings are likely.
     """
-    said = {"label": label, "classes": classes, "task": task, "group": group, "drop": drop, "layout": layout}
-    return load_with(source, ReadOptions.of(said))
+    files = {"label": label, "classes": classes, "task": task, "group": group, "drop": drop, "layout": layout}
+    made = {"tasks": tasks, "rows": rows, "test_rows": test_rows}
+    return load_with(source, ReadOptions.of({**files, **made}))
 
 
 def load_with(source: str | Path | Dataset, options: ReadOptions) -> Dataset:
     """As :func:`load`."""
-    if not is_path(source):
+    if not is_read(source):
         options.only(format="what is no file or folder")
     if isinstance(source, Dataset):
         return source
@@ -54,14 +58,16 @@ def load_with(source: str | Path | Dataset, options: ReadOptions) -> Dataset:
         return load_digits()
     if source in SOURCES:
         return SOURCES[str(source)].load(Places.from_environment())
+    if source in TASK_SETS:
+        return TASK_SETS[str(source)].load(options)
     if is_path(source):
         return read_path(Path(source).expanduser(), options).with_held_out()
     if is_reference(str(source)):
         return _call(str(source))
     formats = ", ".join(reader.format for reader in READERS)
     raise ConfigError(
-        f"unknown data set {str(source)!r}: {nearest(str(source), [DIGITS, *SOURCES])}; or give the path of {formats}, "
-        "or 'package.module:function' or 'file.py:function'"
+        f"unknown data set {str(source)!r}: {nearest(str(source), [DIGITS, *SOURCES, *TASK_SETS])}; or give the path "
+        f"of {formats}, or 'package.module:function' or 'file.py:function'"
     )
 
 
@@ -71,7 +77,7 @@ def is_path(source: str | Path | Dataset, folder: Path = Path()) -> bool:
     Args:
         folder: Where relative paths begin.
     """
-    if isinstance(source, Dataset) or source in ("", DIGITS) or source in SOURCES:
+    if isinstance(source, Dataset) or source in ("", DIGITS) or source in SOURCES or source in TASK_SETS:
         return False
     text = str(source)
     if text.startswith(IN_MEMORY) or (is_reference(text) and ".py:" in text):
@@ -81,10 +87,16 @@ def is_path(source: str | Path | Dataset, folder: Path = Path()) -> bool:
     return not is_reference(text) and ("/" in text or Path(text).suffix != "")
 
 
+def is_read(source: str | Path | Dataset) -> bool:
+    """Whether options of reading say something of a source: it is a path, or a named set that is made of tasks."""
+    return is_path(source) or source in TASK_SETS
+
+
 def available() -> list[DatasetInfo]:
     """The named data sets and whether they are here; nothing is downloaded or read."""
     places = Places.from_environment()
-    return [DIGITS_INFO, *(source.info(places) for source in SOURCES.values())]
+    made = (made.info() for made in TASK_SETS.values())
+    return [DIGITS_INFO, *(source.info(places) for source in SOURCES.values()), *made]
 
 
 def _call(reference: str) -> Dataset:

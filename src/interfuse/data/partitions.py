@@ -279,7 +279,16 @@ class Natural:
 
     Which client has which is drawn, even where each has one: models are dealt to clients in turn, and one architecture
     would meet the same people under every seed.
+
+    :param drawn: false where it is a matter of the experiment who has which: client 0 has the first groups by number,
+        the last client the last ones; of sizes that differ the larger come first.
     """
+
+    drawn: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.drawn, bool):
+            raise ConfigError(f"Natural: drawn is {self.drawn!r}, must be true or false")
 
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """See :meth:`Partition.split`."""
@@ -291,8 +300,12 @@ class Natural:
                 f"Natural: {clients} clients, but the data has {len(names)} groups; take at most as many: "
                 f"--clients {len(names)} (clients={len(names)})"
             )
-        # Two draws: of who has one group more, and of the groups that each has.
-        owner = rng.permutation(clients)[rng.permutation(len(names)) % clients][numbers]
+        if self.drawn:
+            # Two draws: of who has one group more, and of the groups that each has.
+            owners = rng.permutation(clients)[rng.permutation(len(names)) % clients]
+        else:
+            owners = np.sort(np.arange(len(names)) % clients)
+        owner = owners[numbers]
         return [np.flatnonzero(owner == client) for client in range(clients)]
 
 

@@ -50,6 +50,10 @@ class ReadOptions:
         group: The column (or array) that says whose a row is: a person, a device, a site. Its rows stay together.
         drop: Columns that are no features, such as identifiers.
         layout: What the axes of ``x`` are; None: as the source says, refused where two readings are likely.
+        tasks: Which tasks a named set is made of, in the order of its groups; empty: those that it usually has. A task
+            that is named twice is two groups, with other rows of it.
+        rows: Training rows of a task: one number for all, or one each; empty: all that it has.
+        test_rows: Test rows of a task; None: as many as the set usually has.
     """
 
     label: tuple[str, ...] = ()
@@ -58,10 +62,13 @@ class ReadOptions:
     group: str | None = None
     drop: tuple[str, ...] = ()
     layout: Layout | None = None
+    tasks: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
+    test_rows: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ReadOptions:
-        """Options by name; several names are a list, or one text with commas; None is not given.
+        """Options by name; several names are a list, or one text with commas; numbers may be texts; None is not given.
 
         Raises:
             ConfigError: there is no such option, or it cannot have this value.
@@ -73,9 +80,12 @@ class ReadOptions:
                 raise ConfigError(f"no option {name!r} of reading: {nearest(name, known)}")
             if value is None:
                 continue
-            several = name in ("label", "classes", "drop")
-            if several:
-                parts = value.split(",") if isinstance(value, str) else value
+            if name == "rows":
+                value = tuple(_count(name, one) for one in _parted(value))
+            elif name == "test_rows":
+                value = _count(name, value)
+            elif name in ("label", "classes", "drop", "tasks"):
+                parts = _parted(value)
                 if not isinstance(parts, Sequence) or not all(map(str, parts)):
                     raise ConfigError(f"option {name} of reading is {value!r}, must be one or several names")
                 # a blank is a name where the classes are characters
@@ -92,7 +102,11 @@ class ReadOptions:
     def values(self) -> dict[str, str | list[str]]:
         """The inverse of :meth:`of`: what was said, as plain values."""
         given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items() if v not in (None, ())}
+        return {
+            name: [str(one) for one in v] if isinstance(v, tuple) else str(v)
+            for name, v in given.items()
+            if v not in (None, ())
+        }
 
     def only(self, *usable: str, format: str) -> None:
         """Refuse what a format cannot use.
@@ -104,6 +118,18 @@ class ReadOptions:
             if name not in usable:
                 takes = f"; it takes {', '.join(usable)}" if usable else ""
                 raise ConfigError(f"{name} means nothing for {format}: leave it out{takes}")
+
+
+def _parted(value: Any) -> Any:
+    """Several values, which a text has commas between; one number is itself."""
+    return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
+
+
+def _count(name: str, value: Any) -> int:
+    text = str(value).strip()
+    if not (text.isdecimal() and int(text)):
+        raise ConfigError(f"option {name} of reading has {value!r}, must be whole numbers from 1")
+    return int(text)
 
 
 @dataclass(frozen=True)

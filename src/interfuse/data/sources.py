@@ -12,8 +12,9 @@ from jaxtyping import Integer, Shaped
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.fetch import Places, RemoteFile, load_arrays
+from interfuse.data.inputs import Shape
 
-State = Literal["shipped", "found", "cached", "download", "incomplete"]
+State = Literal["shipped", "installed", "found", "cached", "download", "incomplete", "not installed"]
 Rows = Shaped[np.ndarray, "n *sample"]
 Labels = Integer[np.ndarray, "n"]
 
@@ -41,14 +42,14 @@ class DatasetInfo:
     """What can be said of a named data set without loading it.
 
     :param shape: of one sample, channels first.
-    :param state: ``shipped`` with interfuse; ``found`` whole in INTERFUSE_DATA; ``cached``, needing no network;
-        ``download``, nothing of it is here; ``incomplete``, the rest would be downloaded. Files are looked up by name;
-        hashes are checked when the set is loaded.
+    :param state: ``shipped`` with interfuse; ``installed``, or not, as a package of its own; ``found`` whole in
+        INTERFUSE_DATA; ``cached``, needing no network; ``download``, nothing of it is here; ``incomplete``, the rest
+        would be downloaded. Files are looked up by name; hashes are checked when the set is loaded.
     :param missing: files that would be downloaded; empty where all are here.
     """
 
     name: str
-    shape: tuple[int, ...]
+    shape: Shape
     classes: int
     rows_train: int
     rows_test: int

@@ -28,6 +28,7 @@ from interfuse.data import (
     Test,
     format_of,
     is_path,
+    is_read,
     load_with,
     parse_partition,
 )
@@ -254,8 +255,10 @@ class RunConfig(BaseModel):
         Raises:
             InterfuseError: as for :func:`interfuse.load`.
         """
+        if name in self.data_names and is_read(name):
+            return load_with(name, ReadOptions.of(self.read))
         files = [one for one in self.data_names if is_path(one)] or [name]
-        alike = is_path(name) and (name in files or _format(name) in {_format(one) for one in files})
+        alike = is_path(name) and _format(name) in {_format(one) for one in files}
         return load_with(name, ReadOptions.of(self.read if alike else {}))
 
     def make_partition(self) -> Partition:

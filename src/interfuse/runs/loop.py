@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from interfuse.client import ClientId
 from interfuse.clients import TRAINING, Engine
-from interfuse.data import Dataset, Partition, deal, is_path, testing_on_shares
+from interfuse.data import Dataset, Partition, deal, is_read, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
@@ -145,7 +145,7 @@ def _datasets(config: RunConfig, given: Given) -> Sequence[Dataset]:
         if any(name.startswith(IN_MEMORY) for name in config.data_names):
             names = ", ".join(config.data_names)
             raise RunError(f"the data of this run was given as an object ({names}); give it again: data=...")
-        if config.read and not any(is_path(one) for one in (*config.data_names, config.public) if one):
+        if config.read and not any(is_read(one) for one in (*config.data_names, config.public) if one):
             raise ConfigError(f"read says how files are read, but data is {', '.join(config.data_names)}: leave it out")
         return [config.load(name) for name in config.data_names]
     return [given.dataset] if isinstance(given.dataset, Dataset) else given.dataset

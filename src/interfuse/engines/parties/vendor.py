@@ -12,7 +12,7 @@ from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from interfuse.data import Dataset, Layout, ReadOptions, format_of, is_path, load_with, numbered, read_path
+from interfuse.data import Dataset, Layout, ReadOptions, format_of, is_path, is_read, load_with, numbered, read_path
 from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
 from interfuse.engines.parties.frames import MESSAGE
@@ -79,6 +79,7 @@ class DataTable(_Table):
         label: The column of labels of a table, or several.
         classes: Names of the classes in the order of their numbers, as all parties agreed on them.
         task, group, drop, layout: How files are read otherwise, see :class:`interfuse.data.ReadOptions`.
+        tasks, rows: What a named set is made of, where it is made of tasks; see the same.
         test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
         public: The public data that a method uses, as ``source``; its training rows.
     """
@@ -90,6 +91,8 @@ class DataTable(_Table):
     group: Name | None = None
     drop: tuple[Name, ...] = ()
     layout: Layout | None = None
+    tasks: tuple[Name, ...] = ()
+    rows: int | tuple[int, ...] | None = None
     test: Name | None = None
     public: Name | None = None
 
@@ -100,7 +103,7 @@ class DataTable(_Table):
 
     def _check_read(self, sources: Sequence[str]) -> None:
         """Refuse options that nothing is read by."""
-        if not any(map(is_path, sources)):
+        if not any(map(is_read, sources)):
             replace(self.options, classes=None).only(format=f"[data] source = {self.source!r}, which is no file")
 
     def load_public(self, folder: Path) -> Dataset | None:
@@ -137,9 +140,9 @@ class DataTable(_Table):
         return replace(own, x_test=public.x_test, y_test=public.y_test)
 
     def _read(self, source: str, folder: Path) -> Dataset:
-        if not is_path(source):
-            return load_with(source, ReadOptions())
         own = _located(self.source, folder)
+        if not is_path(source):
+            return load_with(source, self.options if is_read(source) and source == own else ReadOptions())
         alike = not is_path(own) or format_of(Path(source)) == format_of(Path(own))
         return read_path(Path(source), self.options if alike else ReadOptions())
 
