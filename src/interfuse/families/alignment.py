@@ -1,0 +1,248 @@
+"""FedMosaic's alignment of A and B, once before the first round, so that P and Q mean the same in models that differ.
+
+One client of the smallest architecture, the anchor, runs public data through its frozen backbone and tells what its
+random A reads of some tokens, and what finds its B. One client of each other architecture fits its own A and B to that
+and hands them to the server, which hands them to all clients of the architecture. So nobody hands over a backbone: what
+is told of a token are ``rank`` numbers for each matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from jaxtyping import Bool, Float32, Int64
+from torch import Tensor
+
+from interfuse.client import Client, ClientId
+from interfuse.clients import Clients
+from interfuse.errors import ClientError, ModelError
+from interfuse.families.adapters import Adapters, AdapterTraining, carrying
+from interfuse.families.alignment_maps import (
+    aligned_reading,
+    coordinates,
+    least_squares,
+    mapped_writing,
+    shares,
+    whitening_map,
+)
+from interfuse.families.checks import check_size
+from interfuse.families.public_tokens import Seen, Tokens, chosen_rows, chosen_tokens, layer_of, observed, vocabulary
+from interfuse.handler import on_client
+from interfuse.messages import Disclosure, Message, NamedTensors, Precision
+from interfuse.method import Count, NonNegative
+from interfuse.models import SplitModel
+from interfuse.server import Server
+
+Alignments = Literal["residual", "base_outputs", "gradients", "released", "none"]
+"""By what B of one model corresponds to B of another:
+
+* ``base_outputs``: the least-squares map of what the linear layers put out;
+* ``residual``: the same, but that of the residual stream where a linear layer writes into it (own work);
+* ``gradients``: equal effects on the models' outputs, Bᵀg ≈ B_sᵀg_s for gradients g of random sums of these (own work);
+* ``released``: FedMosaic's code, which turns B inside the space of its random columns;
+* ``none``: nothing, and A stays random too.
+"""
+WRITE_TO_STREAM = ("o", "down")
+"""The linear layers whose outputs are added to the residual stream."""
+_DEFECTIVE = 1e-6
+"""A singular value below this part of the largest is none."""
+
+
+class Landmarks(Message):
+    """What the anchor's carriers make of tokens of the public data.
+
+    Attributes:
+        row, place, answer: See :class:`.Tokens`.
+        read: A h.
+        written: What finds B, of the same tokens; of none where A is enough.
+        vocabulary: How many tokens the model knows.
+    """
+
+    row: Annotated[Int64[Tensor, "tokens"], Disclosure.FEATURES]
+    place: Annotated[Int64[Tensor, "tokens"], Disclosure.FEATURES]
+    answer: Annotated[Bool[Tensor, "tokens"], Disclosure.FEATURES]
+    read: Annotated[Float32[Tensor, "blocks linears tokens rank"], Disclosure.FEATURES, Precision.ROUNDED]
+    written: Annotated[Float32[Tensor, "blocks linears written rank"], Disclosure.FEATURES, Precision.ROUNDED]
+    vocabulary: int
+
+
+@dataclass(frozen=True)
+class Alignment(AdapterTraining):
+    """Methods whose clients have a frozen A and B in some layers, which are aligned before the first round."""
+
+    blocks: Count = 4  # N_B: layers that carry P and Q
+    align: Alignments = "residual"  # by what B corresponds between models; none leaves A random too [interfuse]
+    align_samples: Count = 5000  # rows of the public data, evenly spread, or all
+    align_tokens: Count = 4096  # tokens of these rows, evenly spread, or all [interfuse]
+    align_ridge: NonNegative = 1e-2  # of the least squares, in mean variances of what is mapped [interfuse]
+
+    def align_bases(self, server: Server[Any], clients: Clients) -> dict[ClientId, Adapters]:
+        """A and B of every architecture, by the client that found them: the first of those that have it.
+
+        Raises:
+            ConfigError: the run has no public data.
+            ClientError: a client found what nobody can have found; names it.
+        """
+        profiles = clients.profiles
+        first: dict[str, ClientId] = {}
+        for client in clients:
+            first.setdefault(profiles[client].architecture, client)
+        anchor = min(first.values(), key=lambda client: (profiles[client].size, client))
+        others = [client for client in first.values() if client != anchor]
+        if self.align == "none" or not others:
+            found = dict(clients.only(first.values()).call(self.own_basis))
+        else:
+            rows = chosen_rows(server.public, self.align_samples)
+            marks = clients.only([anchor]).call(self.describe)[anchor]
+            check_landmarks(anchor, marks, rows, (self.blocks, len(self.linears), self.rank), self.align != "released")
+            found = dict(clients.only(others).call(self.find_basis, marks))
+            found |= clients.only([anchor]).call(self.own_basis)
+        for client, basis in found.items():
+            check_basis(client, basis.tensors, self.blocks * len(self.linears), self.rank)
+        return found
+
+    def hand_bases(self, clients: Clients, bases: Mapping[ClientId, Adapters]) -> None:
+        """Give every client the A and B of its architecture, as somebody of it has found them."""
+        profiles = clients.profiles
+        of = {profiles[client].architecture: basis for client, basis in bases.items()}
+        clients.call(self.take_basis, {client: of[profiles[client].architecture] for client in clients})
+
+    @on_client
+    def describe(self, client: Client[Any]) -> Landmarks:
+        rows = chosen_rows(client.public, self.align_samples)
+        tokens = chosen_tokens(client.model, client.public, rows, self.align_tokens)
+        weights, shape = shares(tokens.answer.double()), (self.blocks, len(self.linears))
+        read, written = [], []
+        for path, seen in self._observed(client, tokens).items():
+            A, B = basis_of(client.model, path)
+            read.append((seen.inputs.double() @ A.T).float())
+            if self.align == "gradients":
+                written.append((seen.outputs.double() @ B).float())
+            elif self.align != "released":
+                written.append(coordinates(seen.outputs, B, weights, self.align_ridge).float())
+        none = torch.zeros(*shape, 0, self.rank)
+        return Landmarks(
+            row=tokens.row,
+            place=tokens.place,
+            answer=tokens.answer,
+            read=torch.stack(read).unflatten(0, shape),
+            written=torch.stack(written).unflatten(0, shape) if written else none,
+            vocabulary=vocabulary(client.model),
+        )
+
+    @on_client
+    def find_basis(self, client: Client[Any], marks: Landmarks) -> Adapters:
+        own = vocabulary(client.model)
+        if own != marks.vocabulary:
+            raise ModelError(
+                f"client {client.id}'s model knows {own} tokens, the smallest one {marks.vocabulary}: they have "
+                "different tokenizers, and A and B are aligned token by token; take models of one tokenizer, or "
+                "align = 'none'"
+            )
+        weights = shares(marks.answer.double())
+        read, written = marks.read.flatten(0, 1).double(), marks.written.flatten(0, 1).double()
+        found: NamedTensors = {}
+        seen_at = self._observed(client, Tokens(marks.row, marks.place, marks.answer))
+        for number, (path, seen) in enumerate(seen_at.items()):
+            A = aligned_reading(seen.inputs, read[number], weights, self.align_ridge)
+            if self.align == "released":
+                B = basis_of(client.model, path)[1] @ whitening_map(read[number], seen.inputs.double() @ A.T)
+            elif self.align == "gradients":
+                B = least_squares(seen.outputs, written[number], weights, self.align_ridge)
+            else:
+                B = mapped_writing(seen.outputs, written[number])
+            found |= {f"{path}.A": A.float(), f"{path}.B": B.float()}
+        return Adapters(found)
+
+    @on_client
+    def own_basis(self, client: Client[Any]) -> Adapters:
+        paths = [path for block in carrying(client.model, self.blocks, self.linears) for path in block]
+        return Adapters(client.model.live(f"{path}.{name}" for path in paths for name in "AB"))
+
+    @on_client
+    def take_basis(self, client: Client[Any], basis: Adapters) -> None:
+        client.model.load(basis.tensors)
+
+    def _observed(self, client: Client[Any], tokens: Tokens) -> dict[str, Seen]:
+        """What the carriers see of these tokens, by their paths."""
+        model, sources = client.model, {}
+        for block in carrying(model, self.blocks, self.linears):
+            for linear, path in zip(self.linears, block, strict=True):
+                stream = self.align == "residual" and linear in WRITE_TO_STREAM
+                sources[path] = layer_of(path, model) if stream else f"{path}.base"
+        seen = observed(model, client.public, tokens, sources, gradients=self.align == "gradients")
+        return {path: seen[path] for path in sources}
+
+
+def basis_of(model: SplitModel, path: str) -> tuple[Tensor, Tensor]:
+    """A and B of a linear layer, in float64."""
+    live = model.live([f"{path}.A", f"{path}.B"])
+    return live[f"{path}.A"].double(), live[f"{path}.B"].double()
+
+
+def check_landmarks(
+    client: ClientId, marks: Landmarks, rows: Int64[Tensor, "rows"], shape: tuple[int, int, int], finds_b: bool
+) -> None:
+    """Check what an anchor tells.
+
+    Args:
+        rows: Of the public data, among which the tokens are.
+        shape: Blocks, linear layers, rank.
+        finds_b: There is to be something that finds B.
+
+    Raises:
+        ClientError: it is of another shape, of no or other tokens, too large, or of fewer dimensions than the rank;
+            names the client.
+    """
+    blocks, linears, rank = shape
+    tokens = len(marks.row)
+    wanted = (blocks, linears, tokens, rank), (blocks, linears, tokens if finds_b else 0, rank)
+    if (found := (tuple(marks.read.shape), tuple(marks.written.shape))) != wanted:
+        raise ClientError(f"client {client} sent landmarks of shapes {found}, expected {wanted}", client)
+    order = torch.stack([marks.row, marks.place], 1)
+    if tokens < rank or not bool(torch.isin(marks.row, rows).all()) or int(marks.place.min()) < 0:
+        raise ClientError(
+            f"client {client} sent landmarks of {tokens} tokens, of which some are none, or too few", client
+        )
+    if not torch.equal(order, order.unique(dim=0)):
+        raise ClientError(f"client {client} sent landmarks of tokens that are out of order, or there twice", client)
+    check_size(client, marks.read, "a landmark")
+    check_size(client, marks.written, "a landmark")
+    for sent in (marks.read, *([marks.written] if finds_b else [])):
+        check_rank(client, sent.flatten(0, 1), "landmarks")
+
+
+def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int) -> None:
+    """Check A and B of a client, of which the engine has seen to it that their shapes are those of its model.
+
+    Raises:
+        ClientError: some are missing, rows of an A are not orthonormal, or a B is too large or of a lower rank; names
+            the client.
+    """
+    paths = sorted({key.rpartition(".")[0] for key in tensors})
+    if len(paths) != linears or tensors.keys() != {f"{path}.{name}" for path in paths for name in "AB"}:
+        text = f"client {client} sent A and B of {len(paths)} linear layers, or others, expected {linears}"
+        raise ClientError(text, client)
+    for path in paths:
+        A, B = tensors[f"{path}.A"], tensors[f"{path}.B"]
+        if float((A @ A.T - torch.eye(rank)).abs().max()) > 1e-3:
+            raise ClientError(f"client {client} sent an A whose rows are not orthonormal", client)
+        check_size(client, B, "a B")
+        check_rank(client, B[None], "a B")
+
+
+def check_rank(client: ClientId, matrices: Float32[Tensor, "n rows rank"], what: str) -> None:
+    """Check that columns of matrices are independent.
+
+    Raises:
+        ClientError: those of one are not; names the client.
+    """
+    values = torch.linalg.svdvals(matrices.double())
+    if bool((values[:, -1] <= _DEFECTIVE * values[:, 0]).any()):
+        rank = matrices.shape[-1]
+        raise ClientError(
+            f"client {client} sent {what} of a rank below {rank}: take more public data, or a lower rank", client
+        )
