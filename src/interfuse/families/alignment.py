@@ -61,10 +61,10 @@ class Landmarks(Message):
         vocabulary: How many tokens the model knows.
     """
 
-    row: Annotated[Int64[Tensor, "tokens"], Disclosure.FEATURES]
-    place: Annotated[Int64[Tensor, "tokens"], Disclosure.FEATURES]
-    answer: Annotated[Bool[Tensor, "tokens"], Disclosure.FEATURES]
-    read: Annotated[Float32[Tensor, "blocks linears tokens rank"], Disclosure.FEATURES, Precision.ROUNDED]
+    row: Annotated[Int64[Tensor, "landmarks"], Disclosure.FEATURES]
+    place: Annotated[Int64[Tensor, "landmarks"], Disclosure.FEATURES]
+    answer: Annotated[Bool[Tensor, "landmarks"], Disclosure.FEATURES]
+    read: Annotated[Float32[Tensor, "blocks linears landmarks rank"], Disclosure.FEATURES, Precision.ROUNDED]
     written: Annotated[Float32[Tensor, "blocks linears written rank"], Disclosure.FEATURES, Precision.ROUNDED]
     vocabulary: int
 
@@ -128,8 +128,8 @@ class Alignment(AdapterTraining):
             row=tokens.row,
             place=tokens.place,
             answer=tokens.answer,
-            read=torch.stack(read).unflatten(0, shape),
-            written=torch.stack(written).unflatten(0, shape) if written else none,
+            read=torch.stack(read).reshape(*shape, -1, self.rank),
+            written=torch.stack(written).reshape(*shape, -1, self.rank) if written else none,
             vocabulary=vocabulary(client.model),
         )
 
@@ -207,7 +207,7 @@ def check_landmarks(
         raise ClientError(
             f"client {client} sent landmarks of {tokens} tokens, of which some are none, or too few", client
         )
-    if not torch.equal(order, order.unique(dim=0)):
+    if not torch.equal(order, torch.unique(order, dim=0)):
         raise ClientError(f"client {client} sent landmarks of tokens that are out of order, or there twice", client)
     check_size(client, marks.read, "a landmark")
     check_size(client, marks.written, "a landmark")

@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from interfuse.data import IGNORED, PublicData
-from interfuse.errors import ConfigError, ModelError
+from interfuse.data import PublicData
+from interfuse.data.task import IGNORED
+from interfuse.errors import ModelError
 from interfuse.models import SplitModel
 from interfuse.models.adapters import transformer_layers
 from interfuse.randomness import generator
@@ -44,13 +45,7 @@ class Seen:
 
 
 def chosen_rows(public: PublicData, most: int) -> Int64[Tensor, "rows"]:
-    """All rows of the public data, or so many of them, evenly spread.
-
-    Raises:
-        ConfigError: it has no row.
-    """
-    if not len(public):
-        raise ConfigError("the run's public data has no rows, but A and B are aligned on some: name another data set")
+    """All rows of the public data, or so many of them, evenly spread."""
     return _evenly(torch.arange(len(public)), most)
 
 
@@ -64,7 +59,7 @@ def chosen_tokens(model: SplitModel, public: PublicData, rows: Int64[Tensor, "ro
     """
     layers, draws = _layers(model), generator(0, "tokens")
     row, place, answer = [], [], []
-    for index in rows.split(BATCH):
+    for index in torch.split(rows, BATCH):
         batch = public.rows(index)
         with _recording(model, (layers[0], layers[-1]), graph=True) as seen:
             output = model(batch.x)
@@ -95,10 +90,10 @@ def observed(
     Raises:
         ModelError: the model's sequences have no such places.
     """
-    rows, at = tokens.row.unique(return_inverse=True)
+    rows, at = torch.unique(tokens.row, return_inverse=True)
     draws = generator(0, "cotangents")
     found: dict[str, list[Seen]] = {path: [] for path in sources}
-    for number, index in enumerate(rows.split(BATCH)):
+    for number, index in enumerate(torch.split(rows, BATCH)):
         batch = public.rows(index)
         with _recording(model, {*sources, *sources.values()}, graph=gradients) as seen:
             output = model(batch.x)
