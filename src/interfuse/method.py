@@ -163,6 +163,12 @@ class Method(Program):
         has to draw with; None: it draws none. For pictures and attacks, in simulations alone."""
         return None
 
+    def shown(self, server: Server[Any]) -> Mapping[str, Tensor]:
+        """What there is to see of the server's state after a round, by name: a number ``[]``, one for each client
+        ``[clients]``, or one for each two of them ``[clients, clients]``; NaN where it is unknown. It is a part of
+        ``metrics.jsonl``, of the summary and of the report, and changes nothing."""
+        return {}
+
     def alone(self) -> dict[str, Any]:
         """Settings of the Local run beside this method that it does not take from the method's of equal names."""
         return {}

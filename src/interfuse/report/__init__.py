@@ -25,12 +25,13 @@ def write(folder: Path) -> Path:
     from interfuse.report.html import page
     from interfuse.report.plots import ON_PAPER, figures, save
     from interfuse.report.samples import samples_figure
+    from interfuse.report.shown import shown_figures
 
     run = load(folder)
     plots, report = folder / "plots", folder / "report.html"
     try:
         plots.mkdir(exist_ok=True)
-        made = figures(run)
+        made = figures(run) | shown_figures(run.rows, run.summary)
         if run.drawn:
             made["samples"] = samples_figure(run.drawn, run.summary.class_names)
         drawn = {name: save(figure, plots, name, paper=name in ON_PAPER) for name, figure in made.items()}

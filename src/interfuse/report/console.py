@@ -48,6 +48,7 @@ def console_summary(summary: Summary) -> RenderableType:
         mean, alone = (scores.metric(name, side).mean for scores in (summary, local))
         form = percent if name in METRICS else number
         parts.append(_line(f"{side} {called}", mean, [] if math.isnan(alone) else [("Local", alone)], form))
+    parts += [_line(name, value, [], "{:.3g}".format) for name, value in summary.shown.means.items()]
     stopped = "" if summary.stopped is None else f"{capital(str(summary.stopped))}.\n"
     parts += [Text(summary.headline.text), Text(stopped)]
     if summary.protocol:

@@ -16,6 +16,7 @@ from interfuse.references import short_name
 from interfuse.report.plots import MOST_NUMBERS, inline_svg
 from interfuse.report.run import Run
 from interfuse.report.samples import samples_text
+from interfuse.report.shown import shown_texts
 from interfuse.report.text import (
     EXPLAINED,
     METRICS,
@@ -63,6 +64,7 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         sides=sides(summary),
         svgs=svgs,
         samples=samples_text(run.drawn, summary.class_names, len(summary.clients)) if run.drawn else "",
+        shown=shown_texts(summary, run.rounds_done),
         measured=measured(summary),
         over_clients=over_clients(summary),
         percentages=METRICS,

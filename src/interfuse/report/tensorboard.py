@@ -62,7 +62,8 @@ class TensorBoard(Callback):
                 "score/composition": scores_of(point).mean_composition,
             }
         )
-        self._scalars(values | scores, row.round)
+        shown = {f"shown/{name}": value for name, value in row.shown.means.items()}
+        self._scalars(values | scores | shown, row.round)
 
     def on_end(self, summary: Summary) -> None:
         metrics = {f"final/{name}": summary.metric(name, told_by(name)).mean for name in measured(summary)}

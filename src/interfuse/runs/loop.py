@@ -39,7 +39,7 @@ from interfuse.runs.drawn import write_drawn
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.protocols import said_of
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
-from interfuse.runs.summing import Facts, scores_of, stopped_early, summarise, untrained, with_metrics
+from interfuse.runs.summing import Facts, scores_of, shown, stopped_early, summarise, untrained, with_metrics
 from interfuse.runs.verdict import concluded
 from interfuse.setup import Serving, Setup, check_device, check_steps, with_class_names, with_settings
 from interfuse.wire import Codecs
@@ -473,6 +473,8 @@ class _Run:
             improved = not first and self._improves(point)
         if first or last:
             row["similarity"] = similarity(self.federation)
+        if type(self.setup.method).shown is not Method.shown:
+            row["shown"] = shown(self.setup.method, self.federation.server)
         written = time.perf_counter()
         if improved:
             assert self.best is not None

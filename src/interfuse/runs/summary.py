@@ -150,6 +150,24 @@ class Point(Record):
     rows: dict[Evidence, int] = {}
 
 
+class Shown(Record):
+    """What a method shows of its state after a round, by name; NaN is unknown.
+
+    Attributes:
+        clients: A number for each client.
+        pairs: A row and a column for each client; of more than 64 clients there is none.
+    """
+
+    numbers: dict[str, Number] = {}
+    clients: dict[str, Numbers] = {}
+    pairs: dict[str, Rows] = {}
+
+    @property
+    def means(self) -> dict[str, float]:
+        """What has one number, and the mean over clients of what has one for each."""
+        return self.numbers | {name: mean(values) for name, values in self.clients.items()}
+
+
 class Row(Record):
     """A line of ``metrics.jsonl``; bytes and virtual seconds are totals since the start.
 
@@ -168,6 +186,7 @@ class Row(Record):
     virtual_seconds: dict[str, Number]
     accuracy: Point | None = None
     similarity: Rows | None = None
+    shown: Shown = Shown()
     seconds: dict[str, Number]
 
 
@@ -302,13 +321,18 @@ class Blocks(Record):
 
 
 class ClientFacts(Record):
-    """What is known of a client; None is unknown."""
+    """What is known of a client; None is unknown.
+
+    Attributes:
+        groups: The people or tasks that its rows are of, where these have names.
+    """
 
     id: int
     architecture: str
     parameters: Blocks | None
     data: str
     samples: int | None
+    groups: tuple[str, ...] = ()
 
 
 class Stopped(Record):
@@ -411,6 +435,7 @@ class Summary(Scores, What):
 
     Attributes:
         untrained: Clients that made no gradient step in the whole run.
+        shown: What the method shows after the last round.
     """
 
     best: BestRound | None
@@ -420,6 +445,7 @@ class Summary(Scores, What):
     gradient_steps: Steps
     untrained: tuple[int, ...] = ()
     left_out: LeftOut = LeftOut()
+    shown: Shown = Shown()
     virtual_seconds: dict[str, Number]
     missing_replies: dict[str, int]
     uplink_bytes: Volume

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from interfuse.client import ClientId
 from interfuse.clients import is_part
-from interfuse.errors import Notice
-from interfuse.evaluation import Accuracies, Measurements, Side, measured_on
-from interfuse.method import disclosures
+from interfuse.errors import ConfigError, Notice
+from interfuse.evaluation import MOST_COMPOSED, Accuracies, Measurements, Side, measured_on
+from interfuse.method import Method, disclosures
 from interfuse.references import short_name
 from interfuse.runs.config import RunConfig, plain
 from interfuse.runs.folder import RunFolder
@@ -36,6 +36,7 @@ from interfuse.runs.summary import (
     Row,
     Rows,
     Scores,
+    Shown,
     Spread,
     Steps,
     Stopped,
@@ -43,6 +44,7 @@ from interfuse.runs.summary import (
     mean,
     std,
 )
+from interfuse.server import Server
 from interfuse.setup import Serving
 from interfuse.wire import Ledger, Totals
 
@@ -159,6 +161,7 @@ def summarise(
         ),
         untrained=untrained(rows, config.clients),
         left_out=left_out(rows),
+        shown=rows[-1].shown if rows else Shown(),
         virtual_seconds=rows[-1].virtual_seconds if rows else {},
         missing_replies={kind: kinds[kind] for kind in ("failed", "late", "away")},
         uplink_bytes=training.uplink,
@@ -210,6 +213,25 @@ def left_out(rows: Sequence[Row]) -> LeftOut:
     for row in rows:
         clients.update(row.left_out.clients)
     return LeftOut(clients=dict(sorted(clients.items())), server=sum(row.left_out.server for row in rows))
+
+
+def shown(of: Method, server: Server[Any]) -> Shown:
+    """What a method shows of the server's state, to six places behind the point.
+
+    Raises:
+        ConfigError: it shows what is no number, nor numbers of clients or of pairs of them.
+    """
+    count = server.dims["clients"]
+    found: tuple[dict[str, Any], ...] = ({}, {}, {})
+    for name, values in of.shown(server).items():
+        if values.ndim > 2 or any(size != count for size in values.shape):
+            shape = f"of shape {tuple(values.shape)}"
+            raise ConfigError(
+                f"{type(of).__name__}.shown has {name!r} {shape}; it shows numbers [], [{count}] or [{count}, {count}]"
+            )
+        if values.ndim < 2 or count <= MOST_COMPOSED:
+            found[values.ndim][name] = values.detach().double().cpu().numpy().round(6).tolist()
+    return Shown.model_validate(dict(zip(("numbers", "clients", "pairs"), found, strict=True)))
 
 
 def _both(totals: Totals) -> Moved:
