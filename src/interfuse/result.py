@@ -139,12 +139,13 @@ class Result:
         return self._summary
 
     def curve(self, name: str) -> tuple[Int64[np.ndarray, "points"], Float[np.ndarray, "points ..."]]:
-        """Rounds and values of ``own``, ``validation``, ``global`` (by client) or ``composition`` (base, modular).
+        """Rounds and values of ``own``, ``others``, ``validation``, ``global`` (by client) or ``composition`` (base,
+        modular).
 
         NaN is unknown, as of clients that are not evaluated; ``summary.evaluated`` names those that are.
         """
-        if name not in ("own", "validation", "common", "global", "composition"):
-            raise ConfigError(f"no curve {name!r}: own, validation, global or composition")
+        if name not in ("own", "others", "validation", "common", "global", "composition"):
+            raise ConfigError(f"no curve {name!r}: own, others, validation, global or composition")
         points = {row.round: row.accuracy for row in self.metrics if row.accuracy}
         rounds = np.array(list(points), dtype=np.int64)
         if name == "composition":

@@ -141,7 +141,7 @@ class Serving(Agreed, Protocol):
     def make_clock(self) -> Clock: ...
 
 
-ExtraPrograms = Callable[[Sequence[Dataset]], Callable[[Method], Mapping[str, Program]]]
+ExtraPrograms = Callable[["Setup"], Callable[[Method], Mapping[str, Program]]]
 """From the data sets of the clients to programs by path, for a method with these hyperparameters."""
 
 
@@ -164,7 +164,7 @@ class Setup:
         architectures: Name of the builder of each client; equal names mean equal architectures.
         devices: What the virtual clock goes by.
         overrides: Hyperparameters that differ for a client.
-        extra_programs: Makes programs beside a method, such as the evaluation, from the data sets.
+        extra_programs: Makes programs beside a method, such as the evaluation, for this set-up.
         codecs: What is done to the method's messages on their way.
         public_set: Its training rows are what everybody has.
         initial: Whose initial values are the same.
@@ -409,7 +409,7 @@ class Setup:
 
     @cached_property
     def _extra(self) -> Callable[[Method], Mapping[str, Program]] | None:
-        return None if self.extra_programs is None else self.extra_programs(self.datasets)
+        return None if self.extra_programs is None else self.extra_programs(self)
 
     def __getstate__(self) -> dict[str, object]:
         """What it was made of: another process works out the rest again."""

@@ -74,7 +74,7 @@ from interfuse.data import describe as described
 from interfuse.data.readers import htfllib, tables
 from interfuse.data.reading import UNREADABLE
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
-from interfuse.evaluation import METRICS
+from interfuse.evaluation import ACROSS_TASKS, METRICS
 from interfuse.report.progress import shown
 from interfuse.report.tensorboard import TensorBoard
 from interfuse.runs import Callback, Given, RunConfig
@@ -143,7 +143,10 @@ _PATIENCE = "Stop once the validation score has not risen for N points of the cu
 _MORE = "Rounds of the whole run, more than it was begun with: as if it had had so many from its beginning."
 _TRACKED = "Write scores, bytes and steps as TensorBoard reads them, while the run goes on."
 Tracked = Annotated[Path | None, option(AFTER, "DIR", _TRACKED)]
-_METRICS = f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)} (default none)."
+_METRICS = (
+    f"Measure more than accuracy at the last and the best round: {', '.join(METRICS)}; at every point of the curve: "
+    f"{', '.join(sorted(ACROSS_TASKS))} (default none)."
+)
 
 
 @app.command(no_args_is_help=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
-from interfuse.evaluation import Evidence, Side
+from interfuse.evaluation import ACROSS_TASKS, Evidence, Side
 from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
-from interfuse.references import short_name
 from interfuse.report.run import Curve, curve, load
 from interfuse.runs import RunConfig, Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores, mean, std
+from interfuse.runs.summing import class_metrics
 
 OF_FINAL = 0.95
 """The part of its final global accuracy that the anchor has to reach."""
@@ -180,6 +180,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
     local = {run.seed: run for run in runs.get("local", [])}
     baseline = {run.seed: run for run in runs.get(plan.asked.baseline or "", [])}
     measured = list(dict.fromkeys(metric for f in finished for metric in metrics_of(f.entry.config)))
+    across = {metric for f in finished for metric in f.entry.config.metrics} & ACROSS_TASKS
     made = []
     for f in finished:
         found = runs[f.entry.name]
@@ -187,6 +188,7 @@ def rows(plan: Plan, finished: Sequence[Finished]) -> tuple[list[Row], Anchor | 
             {
                 **accuracies(run.summary),
                 **metrics(run.summary, measured),
+                **across_tasks(run, across),
                 **beside_local(run.summary, local[run.seed].summary if run.seed in local else NOTHING),
                 **bytes_and_work(run.summary),
                 "flops": operations(run, f.flops),
@@ -232,8 +234,8 @@ def accuracies(summary: Summary) -> Values:
 
 
 def metrics_of(config: RunConfig) -> list[str]:
-    """The metrics of a run that have one number a client."""
-    return [name for name in map(short_name, config.metrics) if name != "recall"]
+    """The metrics of a run that have one number a client on each side."""
+    return [name for name in class_metrics(config) if name != "recall"]
 
 
 def metrics(summary: Summary, names: Sequence[str]) -> Values:
@@ -241,6 +243,25 @@ def metrics(summary: Summary, names: Sequence[str]) -> Values:
     found = {f"{side}_{name}": summary.metric(name, side).mean for name in names for side in SIDES}
     if "absent-recall" in names:
         found["lacking"] = float(summary.metric("absent-recall", "global").known)
+    return found
+
+
+def across_tasks(run: SeedRun, names: Collection[str]) -> Values:
+    """Scores on the test rows of other clients, and forgetting, where they are asked for; and with either the means of
+    own scores and those over the evaluated rounds: A_AUC of FedMosaic (arXiv:2506.11024)."""
+    if not names:
+        return {}
+    summary, trained = run.summary, run.curve.rounds > 0
+    found: Values = {"own_auc": mean(run.curve.own[trained])}
+    if "others" in names:
+        found |= {
+            "others_last": summary.others_accuracy.mean,
+            "others_best": (summary.best or NOTHING).others_accuracy.mean,
+            "others_auc": mean(run.curve.others[trained]),
+        }
+    if "forgetting" in names:
+        tasks = [value for of_client in summary.by_task for value in of_client]
+        found |= {"by_task_last": mean(tasks), "forgetting": summary.forgetting.mean}
     return found
 
 

@@ -26,8 +26,10 @@ from interfuse.runs.differences import Difference, points
 from interfuse.runs.words import counts, percents, size
 
 Methods = str | Method | type[Method]
+_OTHERS = "others, %"
 SHOWN = {
     "own, %": ("own_last", percents),
+    _OTHERS: ("others_last", percents),
     "global, %": ("global_last", percents),
     "composition, %": ("composition_last", percents),
     "uplink": ("uplink", size),
@@ -212,15 +214,17 @@ class ComparisonResult:
     def _table(self) -> tuple[list[str], list[list[str]]]:
         """Heads and lines: figures, then the own score minus that of each reference with what the seeds tell."""
         references = list(dict.fromkeys(name for row in self.rows for name in row.differences))
+        asked = any("others_last" in row.mean for row in self.rows)
+        shown = {head: of for head, of in SHOWN.items() if head != _OTHERS or asked}
         lines = [
             [
                 row.name + " *" * bool(row.notes),
-                *(form(row.mean.get(k, math.nan), row.std.get(k, math.nan)) for k, form in SHOWN.values()),
+                *(form(row.mean.get(k, math.nan), row.std.get(k, math.nan)) for k, form in shown.values()),
                 *(_told(row.differences.get(name, {}).get("own_last")) for name in references),
             ]
             for row in self.rows
         ]
-        return ["", *SHOWN, *(f"own − {name}, ± 95 %" for name in references)], lines
+        return ["", *shown, *(f"own − {name}, ± 95 %" for name in references)], lines
 
     def _said(self) -> list[str]:
         """What stands beside figures, then the notes on all."""

@@ -12,6 +12,7 @@ from interfuse.comparison.notes import Footnote, rows_behind
 from interfuse.comparison.plan import Plan
 from interfuse.comparison.resolution import best_of, paired
 from interfuse.errors import ConfigError, nearest
+from interfuse.evaluation import ACROSS_TASKS
 from interfuse.report.text import EXPLAINED, METRICS, UNKNOWN, capital, figures, with_article
 from interfuse.runs.differences import points
 from interfuse.runs.words import counts, decimals, operations, percents, size
@@ -211,6 +212,9 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
         ranked = resolution(rows, [column for column in known if column.ranked])
         text = "In %, after the last round: on own test shares, and on the common test set."
         make.add("Metrics beyond accuracy", text, known, [ranked, *explained])
+    if across := across_tasks(plan):
+        ranked = resolution(rows, [column for column in across if column.ranked])
+        make.add(f"{word} across tasks", f"{over}. {word} in %. {ACROSS}", across, [ranked])
     if coded:
         text = "Bytes of all clients before and after codecs, headers of messages included; and how many times less."
         make.add("On the wire", text, _WIRE)
@@ -273,7 +277,8 @@ def references(plan: Plan, rows: Sequence[Row]) -> list[Row]:
 
 def compared_by(plan: Plan) -> dict[str, str]:
     """What differences are taken of, key by heading: scores, and metrics of which more is better."""
-    return SCORES | {column.head: column.key for column in _metrics(asked_metrics(plan)) if column.ranked}
+    others = {"others": "others_last"} if "others" in asked_across(plan) else {}
+    return SCORES | others | {column.head: column.key for column in _metrics(asked_metrics(plan)) if column.ranked}
 
 
 def _differences(make: _Maker, reference: Row) -> Table:
@@ -303,6 +308,13 @@ def _difference(make: _Maker, row: Row, reference: Row, key: str) -> Cell:
     return Cell(points(found) + f" {UNTOLD}" * found.untold, make.marks((row, reference), key))
 
 
+ACROSS = (
+    "Own is on a client’s own test rows, others on those of the other clients, a mean over these. Over rounds: the "
+    "mean over the points of the curve after the start. By task: the mean over all tasks of all clients. Forgetting: "
+    "the best score on an earlier task on the curve minus the last one, a mean over the earlier tasks of each client; "
+    "less is better."
+)
+"""What a reader has to know of scores across tasks."""
 MAIN = ("own", "global", "composition", "uplink", "steps")
 _BEST = tuple(
     Column(name, f"{name}_best", name=f"{name}-best", ranked=True) for name in ("own", "global", "composition")
@@ -371,7 +383,7 @@ def columns_of(plan: Plan) -> list[Column]:
     """
     asked = plan.asked
     limits = [f"{uplink:.0f}" for uplink in asked.uplinks] + ["anchor"] * (asked.anchor is not None)
-    known = [*_ALWAYS, *_metrics(asked_metrics(plan))]
+    known = [*_ALWAYS, *_metrics(asked_metrics(plan)), *across_tasks(plan)]
     known += [*_until(asked.accuracies, True), *_until_other(asked.accuracies), *_until_when(asked.accuracies)]
     known += [*_rounds(asked.accuracies) * (asked.baseline is not None), *_within(limits, asked.anchor, True)]
     known += _NEWCOMERS * bool(newcomers_of(plan))
@@ -379,7 +391,8 @@ def columns_of(plan: Plan) -> list[Column]:
     for name in asked.columns:
         if name not in by_name:
             raise ConfigError(f"columns: no {name!r}: {nearest(name, by_name)}")
-    return [by_name[name] for name in asked.columns or MAIN]
+    main = ("own", "others", *MAIN[1:]) if "others" in asked_across(plan) else MAIN
+    return [by_name[name] for name in asked.columns or main]
 
 
 def _until(accuracies: Sequence[float], coded: bool) -> list[Column]:
@@ -404,6 +417,26 @@ def _until_other(accuracies: Sequence[float]) -> list[Column]:
 def asked_metrics(plan: Plan) -> list[str]:
     """Metrics of any entry that have one number a client."""
     return list(dict.fromkeys(name for entry in plan.entries for name in metrics_of(entry.config)))
+
+
+def asked_across(plan: Plan) -> frozenset[str]:
+    """Of :data:`.ACROSS_TASKS`, those that any entry asks for."""
+    return ACROSS_TASKS & {name for entry in plan.entries for name in entry.config.metrics}
+
+
+def across_tasks(plan: Plan) -> list[Column]:
+    """Columns of what is asked for of clients on others' tasks, and on their own ones in time."""
+    asked = asked_across(plan)
+    found = [Column("own, last", "own_last", name="own-last", ranked=True)]
+    found += [Column("own, over rounds", "own_auc", name="own-auc", ranked=True)]
+    if "others" in asked:
+        found += [Column("others", "others_last", name="others", ranked=True)]
+        found += [Column("others, best round", "others_best", name="others-best", ranked=True)]
+        found += [Column("others, over rounds", "others_auc", name="others-auc", ranked=True)]
+    if "forgetting" in asked:
+        found += [Column("own, by task", "by_task_last", name="by-task", ranked=True)]
+        found += [Column("forgetting", "forgetting", name="forgetting")]
+    return found if asked else []
 
 
 def _metrics(names: Sequence[str]) -> list[Column]:

@@ -76,6 +76,11 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
     """
     if nodes < 1:
         raise ConfigError(f"--nodes {nodes}: at least one is needed")
+    if "others" in config.metrics:
+        raise ConfigError(
+            "metrics = others: no party's test rows go to another one, so nobody else's model can answer them: leave "
+            "it out, or measure it in a simulation"
+        )
     if config.metrics:
         raise ConfigError("metrics beyond accuracy need statistics of the parties' own data: use metrics = []")
     if config.devices != UNIFORM:

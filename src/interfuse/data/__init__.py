@@ -1,6 +1,16 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
-from interfuse.data.batches import Batch, ClientData, Drawn, EpochOrder, PublicData, SampleOrder, Sampling
+from interfuse.data.batches import (
+    Batch,
+    ClientData,
+    Drawn,
+    EpochOrder,
+    PublicData,
+    SampleOrder,
+    Sampling,
+    spread,
+    tasks_of,
+)
 from interfuse.data.dataset import Dataset, Normalise, stratified_subset
 from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
@@ -92,7 +102,9 @@ __all__ = [
     "numbered",
     "parse_partition",
     "read_path",
+    "spread",
     "stratified_subset",
+    "tasks_of",
     "testing_on_shares",
     "warnings_of",
 ]

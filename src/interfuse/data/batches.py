@@ -16,7 +16,7 @@ from interfuse.data.dataset import Dataset
 from interfuse.data.inputs import Inputs, each, named, split
 from interfuse.data.partitions import Share
 from interfuse.data.task import Task
-from interfuse.errors import ConfigError
+from interfuse.errors import ConfigError, DataError
 from interfuse.numerics import aligned
 from interfuse.randomness import numpy_generator
 
@@ -238,12 +238,36 @@ class ClientData:
 
     def test(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The client's own test rows, or the first ``limit`` of them, evenly spread where the source has them."""
+        if self.share.held is None:
+            return self._own(self.share.test[:limit], chunk)
+        return self.test_at(spread(self.tests, limit), chunk)
+
+    @property
+    def tests(self) -> int:
+        """How many own test rows the client has."""
+        return len(self.share.test if self.share.held is None else self.share.held)
+
+    def tests_by_task(self) -> list[np.ndarray]:
+        """Where its own test rows of each of the client's tasks are among all of them: a task is a group of the data
+        set, and tasks come in the order of their numbers.
+
+        Raises:
+            DataError: the data set has no groups.
+        """
+        tasks = tasks_of(self.dataset, self.share)
+        if self.share.held is None:
+            own = _groups(self.dataset)[self.share.test]
+        else:
+            assert self.dataset.test_groups is not None, "rows were held by their groups"
+            own = self.dataset.test_groups.cpu().numpy()[self.share.held]
+        return [np.flatnonzero(own == task) for task in tasks]
+
+    def test_at(self, places: np.ndarray, chunk: int = 64) -> Iterator[Batch]:
+        """Some of the client's own test rows, by place among them."""
         held = self.share.held
         if held is None:
-            return self._own(self.share.test[:limit], chunk)
-        if limit is not None and limit < len(held):
-            held = held[np.linspace(0, len(held) - 1, limit).round().astype(np.int64)]
-        return self.common_test(torch.from_numpy(held), chunk)
+            return self._own(self.share.test[places], chunk)
+        return self.common_test(torch.from_numpy(held[places]), chunk)
 
     def common_test(self, rows: Tensor | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The common test set, or some rows of it."""
@@ -255,6 +279,32 @@ class ClientData:
     def _own(self, rows: np.ndarray, chunk: int) -> Iterator[Batch]:
         for start in range(0, len(rows), chunk):
             yield self._rows(torch.from_numpy(np.asarray(rows[start : start + chunk], dtype=np.int64)))
+
+
+def tasks_of(dataset: Dataset, share: Share) -> np.ndarray:
+    """The tasks of a client in time: the groups of its rows, in the order of their numbers.
+
+    Raises:
+        DataError: the data set has no groups.
+    """
+    return np.unique(_groups(dataset)[share.rows])
+
+
+def _groups(dataset: Dataset) -> np.ndarray:
+    if dataset.groups is None:
+        raise DataError(
+            f"data set {dataset.name!r} does not say which task a row is of: tasks in time are its groups, and it has "
+            "none; give groups in the source"
+        )
+    found: np.ndarray = dataset.groups.cpu().numpy()
+    return found
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """So many of ``count`` places, evenly spread; None: all of them."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(np.int64)
 
 
 @dataclass

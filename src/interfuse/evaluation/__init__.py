@@ -17,7 +17,7 @@ from interfuse.evaluation.accuracy import (
     measure,
 )
 from interfuse.evaluation.drawn import Pictures, draw, drawn_by
-from interfuse.evaluation.metrics import METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
+from interfuse.evaluation.metrics import ACROSS_TASKS, METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
 from interfuse.evaluation.similarity import (
     features_by_group,
     groups_of_stages,
@@ -27,6 +27,7 @@ from interfuse.evaluation.similarity import (
 )
 
 __all__ = [
+    "ACROSS_TASKS",
     "METRICS",
     "MOST_COMPOSED",
     "Accuracies",

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.data import Batch, Dataset, Inputs, Task, stratified_subset
+from interfuse.data import Batch, ClientData, Inputs, Task, spread, stratified_subset
 from interfuse.data.inputs import named, together
 from interfuse.data.task import answers
 from interfuse.equals import BLOCKS, same_bits
@@ -27,14 +27,15 @@ from interfuse.handler import Program, on_client
 from interfuse.messages import Data, Disclosure, Features, Message
 from interfuse.method import Method, whole
 from interfuse.randomness import numpy_generator
+from interfuse.setup import Setup
 
 T = TypeVar("T")
 
 Mode = Literal["shared", "own", "none"]
 """What is measured: everything, on a test set that all clients have; clients' own counts alone; nothing."""
-Evidence = Literal["compositions", "own", "global"]
+Evidence = Literal["compositions", "own", "global", "others"]
 """What a figure is of: pairs of blocks on the common test set, clients on their own test shares, clients on the common
-test set."""
+test set, clients on the test shares of others."""
 
 CURVE_ROWS = 1000
 """Images of the common test set behind each point of a curve."""
@@ -74,6 +75,30 @@ class Counted(Message):
     own: Sums
     validation: Sums
     common: Sums
+
+
+class Owners(Message):
+    """Whose own test rows are asked for: all of them, or some of each, evenly spread."""
+
+    clients: tuple[int, ...]
+    full: bool
+
+    @property
+    def limit(self) -> int | None:
+        """At most so many rows of each: about as many of all of them as the common test set has behind a curve."""
+        return None if self.full else min(CURVE_OWN_ROWS, max(1, CURVE_ROWS // len(self.clients)))
+
+
+class CountedOfOthers(Message):
+    """The task's sums on the own test rows of each of some clients; zeros where their samples have another shape."""
+
+    by_owner: Annotated[Float64[Tensor, "owners sums"], Disclosure.STATISTICS]
+
+
+class CountedByTask(Message):
+    """The task's sums on the client's own test rows of each of its tasks in time, in their order."""
+
+    by_task: Annotated[Float64[Tensor, "tasks sums"], Disclosure.STATISTICS]
 
 
 class FusedTest(Message):
@@ -130,12 +155,16 @@ class Evaluation(Program):
     Attributes:
         tests: The common test set of each client, that of its data set; none where there is none in common.
         own_metrics: Those of the user by name; between parties there are none.
+        across: Which of :data:`.metrics.ACROSS_TASKS` are measured; between parties none.
+        data_of: A client's data; between parties nobody has another one's.
     """
 
     method: Method
     tests: Mapping[ClientId, CommonTest]
     mode: Mode
     own_metrics: Mapping[str, OwnMetric]
+    across: frozenset[str] = frozenset()
+    data_of: Callable[[ClientId], ClientData] | None = None
 
     @property
     def _of_the_model(self) -> bool:
@@ -146,6 +175,11 @@ class Evaluation(Program):
     def composes(self) -> bool:
         """Whether a client answers with the composition of its own two blocks."""
         return self._of_the_model and self.method.predictor() is whole
+
+    @property
+    def by_task(self) -> bool:
+        """Whether own scores are wanted for each task in time."""
+        return "forgetting" in self.across
 
     @on_client
     def count(self, client: Client, scope: Scope) -> Counted:
@@ -183,6 +217,34 @@ class Evaluation(Program):
         with client.model.evaluating():
             found = [client.task.sums(self.method.predict(client, batch.x), batch.y) for batch in batches]
         return torch.stack(found).sum(0) if found else torch.zeros(client.task.size, dtype=torch.float64)
+
+    @on_client
+    def count_of_others(self, client: Client, owners: Owners) -> CountedOfOthers:
+        """The sums on the own test rows of some clients, normalised as theirs are."""
+
+        def found() -> CountedOfOthers:
+            return CountedOfOthers(
+                torch.stack([self._sums(client, self._test_of(owner, client, owners)) for owner in owners.clients])
+            )
+
+        if not self._of_the_model:
+            return found()
+        return self._once("others", client, BLOCKS, (owners, self.method.predictor()), found)
+
+    def _test_of(self, owner: ClientId, client: Client, owners: Owners) -> Iterable[Batch]:
+        assert self.data_of is not None, "rows of others are there in a simulation alone"
+        data = self.data_of(owner)
+        if data.dataset.shape != client.profile.sample:
+            return ()
+        return data.test_at(spread(data.tests, owners.limit))
+
+    @on_client
+    def count_by_task(self, client: Client, scope: Scope) -> CountedByTask:
+        """The sums on the client's own test rows by task, at most as many of a task as else of a client."""
+        limit = None if scope.full or scope.all_own else CURVE_OWN_ROWS
+        places = client.data.tests_by_task()
+        by_task = [self._sums(client, client.data.test_at(own[spread(len(own), limit)])) for own in places]
+        return CountedByTask(torch.stack(by_task))
 
     @on_client
     def measurements(self, client: Client) -> Measurements:
@@ -247,23 +309,24 @@ class Evaluation(Program):
 
 
 def evaluation(
-    datasets: Sequence[Dataset], mode: Mode = "shared", own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
+    setup: Setup,
+    mode: Mode = "shared",
+    own_metrics: Mapping[str, OwnMetric] = MappingProxyType({}),
+    across: Iterable[str] = (),
 ) -> Callable[[Method], dict[str, Program]]:
     """The evaluation on the data sets of the clients, and what draws pictures of them, for the method with the
     hyperparameters that a client has: in a simulation."""
-    tests = {
-        id(dataset): common_test(dataset.task, dataset.y_test, dataset.name)
-        for dataset in {id(d): d for d in datasets}.values()
-    }
-    measured = evaluation_on({client: tests[id(data)] for client, data in enumerate(datasets)}, mode, own_metrics)
-    return lambda method: measured(method) | drawing(method)
+    found = {id(data): common_test(data.task, data.y_test, data.name) for data in setup.domains}
+    tests = {client: found[id(data)] for client, data in enumerate(setup.datasets)}
+    asked = frozenset(across)
+    return lambda method: (
+        {"evaluation": Evaluation(method, tests, mode, own_metrics, asked, setup.data_of)} | drawing(method)
+    )
 
 
-def evaluation_on(
-    tests: Mapping[ClientId, CommonTest], mode: Mode, own_metrics: Mapping[str, OwnMetric] = MappingProxyType({})
-) -> Callable[[Method], dict[str, Program]]:
-    """The evaluation on given common test sets."""
-    return lambda method: {"evaluation": Evaluation(method, tests, mode, own_metrics)}
+def evaluation_on(tests: Mapping[ClientId, CommonTest], mode: Mode) -> Callable[[Method], dict[str, Program]]:
+    """The evaluation on given common test sets, where nobody has anybody else's rows."""
+    return lambda method: {"evaluation": Evaluation(method, tests, mode, MappingProxyType({}))}
 
 
 def common_test(task: Task, labels: Shaped[Tensor, "n *target"], name: str) -> CommonTest:
@@ -281,6 +344,11 @@ class Accuracies:
     on the common test set (that of the base block's client); None where the fusion layers of the clients differ, and in
     large federations. ``own_by_samples`` is the score over the own rows of all evaluated clients together. ``rows`` has
     how many rows (places, for tokens) are behind the figures, each counted once, as far as they are known.
+
+    Where they are asked for: ``others`` is the mean score of each client on the test rows of the other evaluated
+    clients, each of these counting the same; ``others_matrix`` has a row for each client and a column for each owner of
+    rows, and is there for everything alone, not for a point of the curve; ``by_task`` has a row for each client, with
+    its score on its own test rows of each of its tasks in time.
     """
 
     own: list[float]
@@ -290,6 +358,9 @@ class Accuracies:
     own_by_samples: float = math.nan
     evaluated: list[ClientId] = field(default_factory=list)
     rows: dict[Evidence, int] = field(default_factory=dict)
+    others: list[float] = field(default_factory=list)
+    others_matrix: list[list[float]] = field(default_factory=list)
+    by_task: list[list[float]] = field(default_factory=list)
 
 
 def evaluate(federation: Federation, *, full: bool, all_own: bool = False) -> Accuracies:
@@ -309,12 +380,18 @@ def evaluate(federation: Federation, *, full: bool, all_own: bool = False) -> Ac
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
             matrix = _composition(federation, program, clients, full and as_asked)
+        by_owner = _by_owner(program, clients, full=full)
+        by_task = clients.call(program.count_by_task, Scope(full, False, all_own=all_own)) if program.by_task else {}
     for client, sums in counted.items():
         _check_counted(federation, program, client, sums, full=full)
     score = federation.setup.task.score
     common = {client: score(sums.common) for client, sums in counted.items()}
     if matrix is not None and as_asked:
         common |= {client: matrix[client][client] for client, sums in counted.items() if not sums.common.any()}
+    across = {of: [score(sums) for sums in found.by_owner] for of, found in by_owner.items()}
+    rows = _rows(federation, program, counted, full=full, composed=None if matrix is None else composed)
+    if by_owner:
+        rows["others"] = _rows_of_others(federation.setup.task, list(by_owner.values()))
     return Accuracies(
         own=[score(sums.own) for sums in counted.values()],
         validation=[score(sums.validation) for sums in counted.values()],
@@ -322,8 +399,30 @@ def evaluate(federation: Federation, *, full: bool, all_own: bool = False) -> Ac
         own_by_samples=score(torch.stack([sums.own for sums in counted.values()]).sum(0)) if counted else math.nan,
         composition=None if matrix is None else [_of_all(federation, row) for row in _rows_of_all(federation, matrix)],
         evaluated=some_of(federation, counted),
-        rows=_rows(federation, program, counted, full=full, composed=None if matrix is None else composed),
+        rows=rows,
+        others=[_mean_of_others(values, place) for place, values in enumerate(across.values())],
+        others_matrix=[*across.values()] if full else [],
+        by_task=[[score(sums) for sums in found.by_task] for found in by_task.values()],
     )
+
+
+def _by_owner(program: Evaluation, clients: Clients, *, full: bool) -> Mapping[ClientId, CountedOfOthers]:
+    """The sums of each evaluated client on the own test rows of each; of nobody, where they are not asked for."""
+    if "others" not in program.across:
+        return {}
+    return clients.call(program.count_of_others, Owners(tuple(clients.ids), full))
+
+
+def _mean_of_others(values: Sequence[float], own: int) -> float:
+    known = [value for place, value in enumerate(values) if place != own and not math.isnan(value)]
+    return sum(known) / len(known) if known else math.nan
+
+
+def _rows_of_others(task: Task, found: Sequence[CountedOfOthers]) -> int:
+    """How many test rows somebody else than their owner answered: each once."""
+    counts = [[task.answered(sums) for sums in of.by_owner] for of in found]
+    owners = range(len(found))
+    return sum(max((counts[client][owner] for client in owners if client != owner), default=0) for owner in owners)
 
 
 def _rows(

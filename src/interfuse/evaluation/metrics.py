@@ -25,7 +25,9 @@ METRICS = (
     "balanced-accuracy", "recall", "absent-recall", "present-recall", "accuracy-with-prior", "auroc",
     "calibration-error",
 )  # fmt: skip
-"""What a recipe can ask for."""
+"""What a recipe can ask for, of classes."""
+ACROSS_TASKS = frozenset({"others", "forgetting"})
+"""What it can ask for of any task: scores beside own ones, at every point of the curve."""
 Side = Literal["own", "global"]
 """Where a client is measured: on its own test share, or on the common test set."""
 OwnMetric = Callable[[Tensor, Tensor], float]

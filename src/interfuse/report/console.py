@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.columns import Columns
 from rich.console import Group, RenderableType
@@ -43,6 +43,12 @@ def console_summary(summary: Summary) -> RenderableType:
     own = [(name, other.own_accuracy.mean) for name, other in beside]
     if summary.evaluation != "none":
         parts.append(_line(f"own {summary.score}", summary.own_accuracy.mean, own))
+    if "others" in sides(summary):
+        own = [(name, other.others_accuracy.mean) for name, other in beside]
+        parts.append(_line(f"{summary.score} on others’ test rows", summary.others_accuracy.mean, own))
+    if not math.isnan(summary.forgetting.mean):
+        own = [(name, other.forgetting.mean) for name, other in beside]
+        parts.append(_line("forgetting of earlier tasks", summary.forgetting.mean, own))
     for name, called in measured(summary).items():
         side = told_by(name)
         mean, alone = (scores.metric(name, side).mean for scores in (summary, local))
@@ -100,13 +106,15 @@ def _scores(summary: Summary) -> Table:
     for name in shown:
         table.add_column(name, justify="right")
     for name, values in by_name(summary).items():
-        table.add_row(Text(name), *_cells(values)[: len(shown)])
+        table.add_row(Text(name), *_cells(values, shown))
     return table
 
 
-def _cells(scores: Scores) -> list[str]:
-    cells = [
-        UNKNOWN if math.isnan(spread.mean) else f"{bare_percent(spread.mean)} ± {bare_percent(spread.std)}"
-        for spread in (scores.own_accuracy, scores.global_accuracy)
-    ]
-    return [*cells, bare_percent(scores.mean_composition)]
+def _cells(scores: Scores, shown: Sequence[str]) -> list[str]:
+    spreads = {"own": scores.own_accuracy, "others": scores.others_accuracy, "global": scores.global_accuracy}
+    cells = {
+        side: UNKNOWN if math.isnan(spread.mean) else f"{bare_percent(spread.mean)} ± {bare_percent(spread.std)}"
+        for side, spread in spreads.items()
+    }
+    cells["composition"] = bare_percent(scores.mean_composition)
+    return [cells[side] for side in shown]

@@ -48,7 +48,8 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
     """
     summary, beside = run.summary, by_name(run.summary)
     recalls = {name: (values.recalls("own"), values.recalls("global")) for name, values in beside.items()}
-    scores = zip_longest(summary.own_accuracy.per_client, summary.global_accuracy.per_client, fillvalue=math.nan)
+    spreads = (summary.own_accuracy, summary.others_accuracy, summary.global_accuracy)
+    scores = zip_longest(*(spread.per_client for spread in spreads), fillvalue=math.nan)
     by_client = dict(zip(summary.evaluated_clients, scores, strict=False))
     return render(
         "run.html",
@@ -71,7 +72,7 @@ def page(run: Run, svgs: Mapping[str, str]) -> str:
         explained=[EXPLAINED[name] for name in EXPLAINED if name in summary.metrics],
         recalls={name: sides for name, sides in recalls.items() if all(sides)},
         architectures={client.id: architecture(client, summary) for client in summary.clients},
-        clients=[(client, *by_client.get(client.id, (math.nan, math.nan))) for client in summary.clients],
+        clients=[(client, *by_client.get(client.id, (math.nan, math.nan, math.nan))) for client in summary.clients],
         commands=_commands(run),
         facts=_facts(run),
         most_composed=MOST_COMPOSED,
@@ -126,6 +127,10 @@ def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     lines = [f"{n}: {percent(s.own_accuracy.mean)}" for n, s in beside]
     own, common = summary.own_accuracy, summary.global_accuracy
     found["own"] = (f"own {summary.score}", percent(own.mean), [_over_clients(own, summary), *lines])
+    lines = [f"{n}: {percent(s.others_accuracy.mean)}" for n, s in beside]
+    others = summary.others_accuracy
+    name = f"{summary.score} on others’ test rows"
+    found["others"] = (name, percent(others.mean), [_over_clients(others, summary), *lines])
     lines = [f"{n}: {percent(s.global_accuracy.mean)}" for n, s in beside]
     found["global"] = (f"global {summary.score}", percent(common.mean), [_over_clients(common, summary), *lines])
     sent = summary.uplink_bytes.raw
@@ -171,6 +176,7 @@ def _facts(run: Run) -> dict[str, str]:
         "data": summary.note if summary.parties else f"{summary.data} {summary.note}".strip(),
         f"own {summary.score}, each test row counting the same": by_rows(summary) if summary.protocol else "",
         "protocol": summary.protocol.removeprefix("protocol "),
+        "forgetting of earlier tasks": "" if math.isnan(summary.forgetting.mean) else percent(summary.forgetting.mean),
         "rounds": "" if summary.stopped is None else str(summary.stopped),
         "missing replies": missing,
         f"{'real' if summary.parties else 'virtual'} seconds": ", ".join(

@@ -36,8 +36,8 @@ from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKin
 from interfuse.runs.words import prefix_of
 
 INK, PAPER = "#1f2329", "#fefefe"
-BLUE, ORANGE, GREEN = "#3b82c4", "#d9772b", "#2f9e6e"
-CLASSES = (BLUE, ORANGE, GREEN, "#c4504f", "#8a6fc0", "#8c6d4f", "#cf6fb0", "#7f8791", "#a8a432", "#32a3b5")
+BLUE, ORANGE, GREEN, PURPLE = "#3b82c4", "#d9772b", "#2f9e6e", "#8a6fc0"
+CLASSES = (BLUE, ORANGE, GREEN, "#c4504f", PURPLE, "#8c6d4f", "#cf6fb0", "#7f8791", "#a8a432", "#32a3b5")
 SHADES = LinearSegmentedColormap.from_list("shades", ["#f4f8fc", "#8fbbe3", "#3b82c4", "#173f6b"])
 WIDTH, HEIGHT = 5.0, 3.4  # of figures, in the unit that they are laid out in
 COLUMN = 3.3  # inches: a column of a two-column page, and still legible where a telephone shrinks it to 350 pixels
@@ -231,7 +231,7 @@ def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str, cl
     handles = _lines(axes, points.rounds, points, np.ones(len(points.rounds), bool), clients)
     for name, other in beside.items():
         if name in _DASHES and len(other.rounds):
-            for values, colour in ((other.common, BLUE), (other.own, ORANGE), (other.composition, GREEN)):
+            for values, colour in _coloured(other):
                 if not np.isnan(values).all() and (name == "local" or colour != GREEN):
                     axes.plot(other.rounds, values, _DASHES[name], color=colour, linewidth=1.0, alpha=0.85)
             handles.append(_reference(name, name.title()))
@@ -259,8 +259,9 @@ def score_over_uplink(points: Curve, finals: Mapping[str, Scores], score: str, c
     if logarithmic:
         logarithmic_axis(axes)
     for name, final in finals.items():
-        ends = (final.global_accuracy.mean, final.own_accuracy.mean, final.mean_composition)
-        for value, colour in zip(ends, (BLUE, ORANGE, GREEN), strict=True):
+        spreads = (final.global_accuracy, final.own_accuracy, final.others_accuracy)
+        ends = (*(spread.mean for spread in spreads), final.mean_composition)
+        for value, colour in zip(ends, (BLUE, ORANGE, PURPLE, GREEN), strict=True):
             if not math.isnan(value) and (name == "local" or colour != GREEN):
                 axes.axhline(value, linestyle=_DASHES[name], color=colour, linewidth=1.0, alpha=0.85)
         handles.append(_reference(name, f"{name.title()}, at its end"))
@@ -277,6 +278,10 @@ def logarithmic_axis(axes: Axes, decades: float = math.inf) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def _coloured(points: Curve) -> list[tuple[Float[np.ndarray, "points"], str]]:
+    return [(points.common, BLUE), (points.own, ORANGE), (points.others, PURPLE), (points.composition, GREEN)]
+
+
 def _reference(name: str, label: str) -> Line2D:
     return Line2D([], [], linestyle=_DASHES[name], color=INK, linewidth=1.2, label=label)
 
@@ -284,7 +289,7 @@ def _reference(name: str, label: str) -> Line2D:
 def _lines(
     axes: Axes, x: NDArray[np.int64] | NDArray[np.float64], points: Curve, shown: NDArray[np.bool_], clients: str
 ) -> list[Line2D]:
-    """The three curves of the run itself."""
+    """The curves of the run itself."""
     marker = "o" if shown.sum() < 3 else ""
     low, high = (points.common - points.common_std)[shown], (points.common + points.common_std)[shown]
     axes.fill_between(x[shown], low, high, color=BLUE, alpha=0.18, linewidth=0)
@@ -292,6 +297,7 @@ def _lines(
     for values, colour, label in (
         (points.common, BLUE, f"global, ± std over {clients}"),
         (points.own, ORANGE, "own"),
+        (points.others, PURPLE, "on others’ test rows"),
         (points.composition, GREEN, "composition"),
     ):
         if not np.isnan(values).all():

@@ -31,6 +31,7 @@ class Curve:
     common: Float[np.ndarray, "points"]
     common_std: Float[np.ndarray, "points"]
     composition: Float[np.ndarray, "points"]
+    others: Float[np.ndarray, "points"]
 
 
 def curve(rows: Sequence[Row]) -> Curve:
@@ -43,6 +44,7 @@ def curve(rows: Sequence[Row]) -> Curve:
         common=np.array([mean(point.common) for _, point in points]),
         common_std=np.array([std(point.common) for _, point in points]),
         composition=np.array([_mean_of_all(point.composition) for _, point in points]),
+        others=np.array([mean(point.others) for _, point in points]),
     )
 
 

@@ -57,6 +57,7 @@ class TensorBoard(Callback):
             if point is None
             else {
                 "score/own": mean(point.own),
+                "score/others": mean(point.others),
                 "score/validation": mean(point.validation),
                 "score/global": mean(point.common),
                 "score/composition": scores_of(point).mean_composition,

@@ -78,6 +78,7 @@ def scores(summary: Summary) -> list[tuple[str, str, dict[str, str]]]:
     """What was measured: its name, the value with what stands behind it, and the values of what runs beside it."""
     kinds: Mapping[Evidence, tuple[str, Callable[[Scores], Sequence[float]]]] = {
         "own": (f"own {summary.score}", lambda s: s.own_accuracy.per_client),
+        "others": (f"{summary.score} on others’ test rows", lambda s: s.others_accuracy.per_client),
         "global": (f"global {summary.score}", lambda s: s.global_accuracy.per_client),
         "compositions": ("mean over all compositions", _of_pairs),
     }
@@ -135,8 +136,10 @@ def title(summary: Summary) -> str:
 
 
 def sides(summary: Summary) -> list[str]:
-    """What was measured of every state, as columns: a run without a common test set has own test shares at most."""
-    return {"shared": ["own", "global", "composition"], "own": ["own"], "none": []}[summary.evaluation]
+    """What was measured of every state, as columns: a run without a common test set has clients' test shares at most,
+    those of other clients where they are asked for."""
+    own = ["own", "others"] if summary.others_accuracy.per_client else ["own"]
+    return {"shared": [*own, "global", "composition"], "own": own, "none": []}[summary.evaluation]
 
 
 def architecture(client: ClientFacts, summary: Summary) -> str:

@@ -33,7 +33,7 @@ from interfuse.data import (
     parse_partition,
 )
 from interfuse.errors import ConfigError, RunError, nearest
-from interfuse.evaluation import METRICS, Mode, OwnMetric
+from interfuse.evaluation import ACROSS_TASKS, METRICS, Mode, OwnMetric
 from interfuse.method import Method
 from interfuse.methods import find, in_memory
 from interfuse.models import DEFAULT_MODELS, Builder, Initial, expanded
@@ -100,7 +100,9 @@ class RunSettings(TypedDict, total=False):
         beside: References that run after the method on the same data, seed and models: ``local``, ``pooled``.
         metrics: Beyond accuracy, for the last and the best round: ``balanced-accuracy``, ``recall``, ``absent-recall``,
             ``present-recall``, ``accuracy-with-prior``, ``auroc``, ``calibration-error``; or functions of
-            (scores ``[n, classes]``, labels ``[n]``) to a number, also ``file.py:function``.
+            (scores ``[n, classes]``, labels ``[n]``) to a number, also ``file.py:function``. Of any task, and at every
+            point of the curve: ``others``, the score on the test rows of the other clients; ``forgetting``, what is
+            lost of the best score on earlier ones of several tasks in time.
         validation, test: Fractions of each client's share. With ``test = "source"`` its own test rows are those that
             the source has for its groups, and none are taken from its share.
         divide: Which rows the clients share: the ``train`` rows of the data set, or ``all``; then the common test set
@@ -362,18 +364,23 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         texts = Codecs.parse(config.codecs).texts
     except ConfigError as error:
         raise ConfigError(f"{source}: codecs: {error}") from None
-    if config.metrics and config.evaluation != "shared":
+    if {*config.metrics} - ACROSS_TASKS and config.evaluation != "shared":
         raise ConfigError(f"{source}: metrics are measured with evaluation = 'shared', not {config.evaluation!r}")
+    if config.metrics and config.evaluation == "none":
+        raise ConfigError(
+            f"{source}: metrics = {', '.join(config.metrics)}: nothing is measured, as evaluation = 'none'"
+        )
+    known = {*METRICS, *ACROSS_TASKS}
     measured = [short_name(metric) for metric in config.metrics]
     for metric in measured:
         if measured.count(metric) > 1:
             raise ConfigError(f"{source}: metrics: two are called {metric!r}; give one of them another name")
     for metric in filter(is_reference, config.metrics):
-        if short_name(metric) in METRICS:
+        if short_name(metric) in known:
             raise ConfigError(f"{source}: metrics: {metric!r} is called like a built-in one; give it another name")
     for metric in config.metrics:
-        if metric not in METRICS and not is_reference(metric):
-            raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, METRICS)}")
+        if metric not in known and not is_reference(metric):
+            raise ConfigError(f"{source}: metrics: {metric!r} is no metric: {nearest(metric, known)}")
     for client in config.client:
         if client not in range(config.clients):
             raise ConfigError(f"{source}: [client.{client}], but clients are 0 to {config.clients - 1}")

@@ -12,11 +12,11 @@ from typing import Any, Protocol
 
 from interfuse.client import ClientId
 from interfuse.clients import TRAINING, Engine
-from interfuse.data import Dataset, Partition, deal, is_read, testing_on_shares
+from interfuse.data import Dataset, Partition, deal, is_read, tasks_of, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
 from interfuse.errors import CallbackError, ConfigError, RunError, nearest
-from interfuse.evaluation import OwnMetric, draw, evaluate, evaluation, measure, similarity, try_metrics
+from interfuse.evaluation import ACROSS_TASKS, OwnMetric, draw, evaluate, evaluation, measure, similarity, try_metrics
 from interfuse.federation import Federation, Saved, check
 from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, own_schedules
@@ -39,7 +39,17 @@ from interfuse.runs.drawn import write_drawn
 from interfuse.runs.folder import Best, Commit, RunFolder
 from interfuse.runs.protocols import said_of
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
-from interfuse.runs.summing import Facts, scores_of, shown, stopped_early, summarise, untrained, with_metrics
+from interfuse.runs.summing import (
+    Facts,
+    class_metrics,
+    point_of,
+    scores_of,
+    shown,
+    stopped_early,
+    summarise,
+    untrained,
+    with_metrics,
+)
 from interfuse.runs.verdict import concluded
 from interfuse.setup import Serving, Setup, check_device, check_steps, with_class_names, with_settings
 from interfuse.wire import Codecs
@@ -109,8 +119,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         _check_domains(found, [method, *(built_in()[name]() for name in references)])
     if given.builders is None and any(name.startswith(IN_MEMORY) for name in config.models):
         raise RunError("the models of this run were given as objects; give them again: models=[...]")
-    if config.metrics and not found[0].classes:
-        names = ", ".join(config.metrics)
+    if (of_classes := class_metrics(config)) and not found[0].classes:
+        names = ", ".join(of_classes)
         raise ConfigError(f"metrics ({names}) are of classes, but the task is {found[0].task}; leave them out")
     metrics = config.own_metrics(given.metrics)
     try_metrics(metrics, found[0].classes)
@@ -129,11 +139,16 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         architectures=_architectures(config, datasets),
         width=config.fusion_width, seed=config.seed, device=config.device, numerics=config.numerics,
         devices=config.devices, overrides=config.client,
-        extra_programs=partial(evaluation, mode=config.evaluation, own_metrics=metrics),
+        extra_programs=partial(
+            evaluation, mode=config.evaluation, own_metrics=metrics, across=ACROSS_TASKS & {*config.metrics}
+        ),
         codecs=Codecs.parse(config.codecs), public_set=_public(config, given),
         initial=config.initial, sampling=config.sampling,
     )  # fmt: skip
     check(setup)
+    if "forgetting" in config.metrics:
+        for dataset, share in zip(datasets, shares, strict=True):
+            tasks_of(dataset, share)
     for reference, alone in references.values():
         check_steps(setup, [with_settings(alone, reference.client.get(client, {})) for client in setup.profiles])
     check_run(method, list(setup.profiles), config.rounds)
@@ -467,8 +482,8 @@ class _Run:
         evaluated = time.perf_counter()
         last, improved = self.federation.round == self.federation.rounds, False
         if first or last or self.federation.round % self.config.eval_every == 0:
-            point = row["accuracy"] = Point(
-                **vars(evaluate(self.federation, full=False, all_own=self.config.curve == "all"))
+            point = row["accuracy"] = point_of(
+                evaluate(self.federation, full=False, all_own=self.config.curve == "all")
             )
             improved = not first and self._improves(point)
         if first or last:
@@ -530,7 +545,7 @@ class _Run:
     def _measure(self) -> Scores:
         """Evaluate the state as it is on everything."""
         scores = scores_of(evaluate(self.federation, full=True))
-        if not self.config.metrics:
+        if not class_metrics(self.config):
             return scores
         return with_metrics(scores, self.config, measure(self.federation))
 

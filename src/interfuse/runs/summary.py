@@ -139,6 +139,8 @@ class Point(Record):
     Attributes:
         own_by_samples: The score over the own test rows of all evaluated clients together: a mean weighted by rows.
         evaluated: Whose scores they are, in this order; empty: of all clients.
+        others: Their scores on the test rows of the other evaluated clients; empty where they are not asked for.
+        by_task: Their scores on the own test rows of each of their tasks in time, as ``others``.
     """
 
     own: Numbers
@@ -148,6 +150,8 @@ class Point(Record):
     own_by_samples: Number = math.nan
     evaluated: tuple[int, ...] = ()
     rows: dict[Evidence, int] = {}
+    others: Numbers = ()
+    by_task: Rows = ()
 
 
 class Shown(Record):
@@ -219,6 +223,10 @@ class Scores(Record):
         global_accuracy: The task's score on the common test set.
         own_accuracy: The task's score on the clients' own test shares.
         own_by_samples: The score over the own test rows of all evaluated clients together: a mean weighted by rows.
+        others_accuracy: The score of each client on the test rows of the other evaluated clients, a mean over these.
+        others_matrix: The scores behind it, own ones on the diagonal: a row for each evaluated client, a column for
+            each owner of test rows.
+        by_task: The scores of each evaluated client on the own test rows of each of its tasks in time.
         composition_matrix: A row for each base, a column for each modular block.
         evaluated: The clients that have figures, in the order of these; empty: all.
         metrics: By name and side; recall has a row for each client and a number for each class.
@@ -234,6 +242,9 @@ class Scores(Record):
     metrics: dict[str, dict[Side, Spread | Rows]] = {}
     confusion: dict[Side, Counts] = {}
     rows: dict[Evidence, int] = {}
+    others_accuracy: Spread = UNKNOWN
+    others_matrix: Rows = ()
+    by_task: Rows = ()
 
     @property
     def composition(self) -> Matrix | None:
@@ -436,6 +447,8 @@ class Summary(Scores, What):
     Attributes:
         untrained: Clients that made no gradient step in the whole run.
         shown: What the method shows after the last round.
+        forgetting: How much of its best score on an earlier task a client has lost at the end, see
+            :func:`.summing.forgetting`; unknown where it is not asked for.
     """
 
     best: BestRound | None
@@ -444,6 +457,7 @@ class Summary(Scores, What):
     stability: Number
     gradient_steps: Steps
     untrained: tuple[int, ...] = ()
+    forgetting: Spread = UNKNOWN
     left_out: LeftOut = LeftOut()
     shown: Shown = Shown()
     virtual_seconds: dict[str, Number]

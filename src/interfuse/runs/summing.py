@@ -15,7 +15,7 @@ from torch import Tensor
 from interfuse.client import ClientId
 from interfuse.clients import is_part
 from interfuse.errors import ConfigError, Notice
-from interfuse.evaluation import MOST_COMPOSED, Accuracies, Measurements, Side, measured_on
+from interfuse.evaluation import ACROSS_TASKS, MOST_COMPOSED, Accuracies, Measurements, Side, measured_on
 from interfuse.method import Method, disclosures
 from interfuse.references import short_name
 from interfuse.runs.config import RunConfig, plain
@@ -134,6 +134,9 @@ def summarise(
             phases[phase] += seconds
     kinds = Counter(failure.kind for row in rows for failure in row.failures)
     parties = folder.between_parties
+    asked: dict[str, Any] = {}
+    if "forgetting" in config.metrics:
+        asked["forgetting"] = Spread.of(forgetting(rows))
     stopped = stopped_early(config, rows)
     return Summary(
         interfuse=config.environment.get("interfuse", version("interfuse")),
@@ -160,6 +163,7 @@ def summarise(
             clients=sum(row.steps.clients for row in rows), server=sum(row.steps.server for row in rows)
         ),
         untrained=untrained(rows, config.clients),
+        **asked,
         left_out=left_out(rows),
         shown=rows[-1].shown if rows else Shown(),
         virtual_seconds=rows[-1].virtual_seconds if rows else {},
@@ -189,6 +193,26 @@ def stability(rows: Sequence[Row]) -> float:
     last = [row for row in rows if row.accuracy][-ON_THE_CURVE:]
     known = [mean(row.accuracy.common) for row in last if row.accuracy]
     return math.nan if len(known) < FEWEST_POINTS or last[0].round == 0 else std(known)
+
+
+def forgetting(rows: Sequence[Row]) -> list[float]:
+    """How much of what a client could do with its earlier tasks it has lost at the end (Chaudhry et al., ECCV 2018).
+
+    For each task but the last, in time: the best score at an earlier point of the curve, minus that at the last point;
+    the mean over these tasks, of each evaluated client. Below 0, where a task got better to the end. NaN for a client
+    with one task.
+    """
+    points = [row.accuracy.by_task for row in rows if row.accuracy is not None and row.round]
+    if len(points) < 2:
+        return [math.nan] * len(points[0] if points else ())
+    *before, last = points
+    return [
+        mean(
+            max((point[client][task] for point in before), default=math.nan) - end
+            for task, end in enumerate(tasks[:-1])
+        )
+        for client, tasks in enumerate(last)
+    ]
 
 
 def best_on_test(rows: Sequence[Row]) -> BestOnTest | None:
@@ -242,6 +266,13 @@ def scores_of(point: Point | Accuracies | None) -> Scores:
     """The scores of a point of the curve, or of an evaluation of everything."""
     if point is None:
         return NOTHING
+    across: dict[str, Any] = {}
+    if point.others:
+        across["others_accuracy"] = Spread.of(point.others)
+    if point.by_task:
+        across["by_task"] = tuple(map(tuple, point.by_task))
+    if isinstance(point, Accuracies) and point.others_matrix:
+        across["others_matrix"] = tuple(map(tuple, point.others_matrix))
     return Scores(
         global_accuracy=Spread.of(point.common),
         own_accuracy=Spread.of(point.own),
@@ -249,7 +280,19 @@ def scores_of(point: Point | Accuracies | None) -> Scores:
         own_by_samples=point.own_by_samples,
         evaluated=tuple(point.evaluated),
         rows=point.rows,
+        **across,
     )
+
+
+def point_of(found: Accuracies) -> Point:
+    """What an evaluation found as a point of the curve; what was not asked for is not there."""
+    optional = ("others", "by_task", "others_matrix")
+    return Point(**{name: value for name, value in vars(found).items() if value or name not in optional})
+
+
+def class_metrics(config: RunConfig) -> list[str]:
+    """Names of the metrics that follow from the answers of each client by class."""
+    return [name for name in map(short_name, config.metrics) if name not in ACROSS_TASKS]
 
 
 def with_metrics(scores: Scores, config: RunConfig, measured: Mapping[ClientId, Measurements]) -> Scores:
@@ -262,7 +305,7 @@ def with_metrics(scores: Scores, config: RunConfig, measured: Mapping[ClientId, 
     found = {
         "metrics": {
             name: {side: _by_client(name, [of_client[side] for of_client in values]) for side in sides}
-            for name in map(short_name, config.metrics)
+            for name in class_metrics(config)
         },
         "confusion": {side: torch.stack(by_client).sum(0).tolist() for side, by_client in sides.items()},
     }
