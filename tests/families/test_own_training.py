@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from worlds import alone
+from worlds import alone, everything_owned, federation, same_bits
 
+from interfuse.client import Client
 from interfuse.comparison.recipe import merged
 from interfuse.errors import ConfigError
 from interfuse.families.own_training import OwnTraining
@@ -18,6 +19,7 @@ from interfuse.methods.fedgen import FedGen
 from interfuse.methods.heterofl import HeteroFL
 from interfuse.methods.local import Local
 from interfuse.setup import with_settings
+from interfuse.training import Fitted
 
 TRAINING = sorted(name for name, kind in built_in().items() if issubclass(kind, OwnTraining))
 
@@ -75,3 +77,18 @@ def test_a_method_changes_defaults_that_it_inherits_by_name() -> None:
         Slow(lr=-1)
     with pytest.raises(ConfigError, match=r"Fast.usual: 'lrr' is no setting it inherits: .*lr"):
         type("Fast", (FedAvg,), {"usual": {"lrr": 1.0}})
+
+
+@dataclass(frozen=True)
+class ByPositions(FedAvg):
+    """FedAvg, where a client is asked beforehand what it will train on."""
+
+    def fit(self, client: Client[Any], losses: Any, **options: Any) -> Fitted:
+        batches = client.data.batches(self.positions(client))
+        return super().fit(client, losses, batches=batches, steps=None, epochs=None)
+
+
+@pytest.mark.parametrize("amount", [{"local_epochs": 2}, {"local_steps": 3}])
+def test_positions_are_those_of_the_batches_that_a_client_trains_on(amount: dict[str, int]) -> None:
+    runs = [federation(kind.configure({**amount, "batch_size": 7}), rounds=2) for kind in (FedAvg, ByPositions)]
+    assert same_bits(*map(everything_owned, runs))

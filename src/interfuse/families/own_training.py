@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from interfuse.client import Client
 from interfuse.errors import ConfigError
 from interfuse.method import ALTERNATIVES, Count, Fraction, Method, NonNegative, Steps, usual_amount
@@ -49,6 +51,12 @@ class OwnTraining(Method):
         """Options of ``fit``: the rate, the optimizer, and the name under which its state is kept, where it is."""
         optimizer = Optimizer(self.optimizer, self.momentum, self.weight_decay)
         return {"lr": self.lr, "optimizer": optimizer, "keep_optimizer": slots if self.keep_optimizer else None}
+
+    def positions(self, client: Client[Any]) -> list[np.ndarray]:
+        """Where the batches of a client's training of a round lie in its share, in order. They count as taken."""
+        if self.local_steps is not None:
+            return [client.order.take(self.batch_size) for _ in range(self.local_steps)]
+        return [*client.order.epochs(self.local_epochs or 0, self.batch_size)]
 
     def fit(self, client: Client[Any], losses: Objective | Mapping[str, Objective], **options: Any) -> Fitted:
         """A client's training of a round; ``options`` are further ones of :meth:`.Client.fit`."""
