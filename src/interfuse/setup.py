@@ -138,6 +138,9 @@ class Serving(Agreed, Protocol):
 
     def data_name(self, client: ClientId) -> str: ...
 
+    def groups_of(self, client: ClientId) -> Sequence[str]:
+        """Names of the people or tasks that a client's rows are of; empty where nobody knows."""
+
     def make_clock(self) -> Clock: ...
 
 
@@ -379,6 +382,14 @@ class Setup:
     def data_name(self, client: ClientId) -> str:
         """The name of a client's data set."""
         return self.datasets[client].name
+
+    def groups_of(self, client: ClientId) -> tuple[str, ...]:
+        """Names of the people or tasks that a client's training rows are of; empty where they have none."""
+        dataset, rows = self.datasets[client], self.shares[client].train
+        if dataset.groups is None or not dataset.group_names:
+            return ()
+        numbers = dataset.groups[torch.from_numpy(np.asarray(rows, np.int64))].unique().tolist()
+        return tuple(dict.fromkeys(dataset.group_names[number] for number in numbers))
 
     def data_of(self, client: ClientId) -> ClientData:
         """A client's share of its data set."""

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from small_runs import GIVEN, assert_same, config_of, outcome
 from torch import Tensor
+from worlds import tiny_dataset
 
 from interfuse import report
 from interfuse.errors import ConfigError
@@ -42,7 +43,7 @@ def config(**values: Any) -> RunConfig:
     return config_of("local", **{"rounds": 2} | values)
 
 
-def given(shows: Shows = Shows()) -> Given:
+def given(shows: Local = Shows()) -> Given:
     return replace(GIVEN, method=shows)
 
 
@@ -93,3 +94,15 @@ def test_what_is_shown_is_the_same_after_a_resume(tmp_path: Path) -> None:
 def test_what_is_of_no_clients_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"Shows.shown has 'like' of shape \(2, 2\).*\[3, 3\]"):
         running(tmp_path / "run", Shows(wrong=True))
+
+
+def test_a_client_is_called_by_the_tasks_that_its_rows_are_of(tmp_path: Path) -> None:
+    data = tiny_dataset()
+    groups = torch.arange(60) % 6
+    named = replace(data, groups=groups, group_names=("hue", "bgr", "hue", "inverted", "grey", "news"))
+    natural = config(partition={"name": "natural"}, clients=6, rounds=1, validation=0.0)
+    summary = execute(natural, tmp_path / "run", given=replace(given(Local()), dataset=named))
+    wanted = {("hue",), ("bgr",), ("inverted",), ("grey",), ("news",)}
+    assert {client.groups for client in summary.clients} == wanted
+    assert [client.groups for client in summary.clients].count(("hue",)) == 2
+    assert all(client.groups == () for client in running(tmp_path / "other").clients)

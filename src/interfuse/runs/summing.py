@@ -77,7 +77,7 @@ class Facts:
         clients = [
             ClientFacts.model_validate({
                 "id": c, "architecture": p.architecture, "parameters": parameters[p.architecture],
-                "data": setup.data_name(c), "samples": p.samples,
+                "data": setup.data_name(c), "samples": p.samples, "groups": setup.groups_of(c),
             })
             for c, p in setup.profiles.items()
         ]  # fmt: skip

@@ -327,6 +327,10 @@ class RemoteSetup(_OfContract):
         """Nothing: what a vendor calls its data is its own affair."""
         return ""
 
+    def groups_of(self, client: ClientId) -> tuple[str, ...]:
+        """Nothing, likewise."""
+        return ()
+
 
 def no_labels() -> Tensor:
     """The labels where there is no public test set."""
