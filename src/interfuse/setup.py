@@ -388,8 +388,8 @@ class Setup:
         dataset, rows = self.datasets[client], self.shares[client].train
         if dataset.groups is None or not dataset.group_names:
             return ()
-        numbers = dataset.groups[torch.from_numpy(np.asarray(rows, np.int64))].unique().tolist()
-        return tuple(dict.fromkeys(dataset.group_names[number] for number in numbers))
+        numbers = set(dataset.groups[torch.from_numpy(np.asarray(rows, np.int64))].tolist())
+        return tuple(dict.fromkeys(dataset.group_names[number] for number in sorted(numbers)))
 
     def data_of(self, client: ClientId) -> ClientData:
         """A client's share of its data set."""
