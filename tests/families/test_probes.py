@@ -10,7 +10,15 @@ from worlds import classes_of, wide
 
 from interfuse.data import Batch
 from interfuse.errors import ModelError
-from interfuse.families.probes import frozen_probe, kept_rows, mean_of, probe_gradient, probed_weight, sanitised
+from interfuse.families.probes import (
+    frozen_probe,
+    kept_rows,
+    mean_of,
+    probe_gradient,
+    probed_weight,
+    sanitised,
+    sketched,
+)
 from interfuse.models import SplitModel
 
 D, HIDDEN, CLASSES, ROWS, TIME = 64, 96, 5, 7, 3
@@ -173,3 +181,24 @@ def test_noise_has_the_deviation_that_was_asked_for() -> None:
     assert float(noise(1e-4, "absolute").std()) == pytest.approx(1e-4, rel=0.03)
     assert float(noise(0.1, "relative").std()) == pytest.approx(0.003, rel=0.03)
     assert torch.equal(noise(1e-2, "absolute"), noise(1e-2, "absolute"))  # of the generator alone
+
+
+def test_a_sketch_keeps_inner_products_in_the_mean_and_cosines_nearly() -> None:
+    noise = torch.Generator().manual_seed(0)
+    x = torch.randn(19, 128, generator=noise)
+    y = 0.6 * x + 0.8 * torch.randn(19, 128, generator=noise)
+    exact, size = float((x * y).sum()), 1024
+    found = torch.tensor([float((sketched(x, size, s) * sketched(y, size, s)).sum()) for s in range(200)])
+    deviation = ((x.square().sum() * y.square().sum() + exact**2) / size).sqrt()
+    assert abs(float(found.mean()) - exact) < 3 * float(deviation) / 200**0.5
+    assert float(found.std()) < 1.15 * float(deviation)
+    errors = [abs(cosine(sketched(x, size, s), sketched(y, size, s)) - cosine(x, y)) for s in range(200)]
+    assert max(errors) < 4 / size**0.5
+
+
+def test_a_sketch_is_linear_and_the_same_for_all_who_know_the_seed() -> None:
+    x, y = torch.randn(2, 5, 7, generator=torch.Generator().manual_seed(0))
+    assert sketched(x, 16).shape == (1, 16)
+    torch.testing.assert_close(sketched(2 * x - y, 16), 2 * sketched(x, 16) - sketched(y, 16))
+    assert torch.equal(sketched(x, 16, 3), sketched(x, 16, 3))
+    assert not torch.equal(sketched(x, 16, 3), sketched(x, 16, 4))

@@ -16,6 +16,7 @@ from interfuse.families.relevance import (
     Relevance,
     RelevanceGuided,
     Similarity,
+    calibrated,
     effective_sources,
     relevance,
     weights,
@@ -142,6 +143,28 @@ def test_the_sheet_s_example_of_how_selective_the_published_temperature_is() -> 
     assert found[9].item() == pytest.approx(0.08, abs=5e-3)
     assert float(effective_sources(weights(matrix, 0.5))[0]) == pytest.approx(8.0, abs=0.05)
     assert float(effective_sources(weights(matrix, 1 / 16))[0]) == pytest.approx(2.0, abs=0.05)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4, 40])
+@pytest.mark.parametrize("sources", [1.5, 2.0, 3.0])
+def test_a_calibrated_temperature_gives_as_many_sources_as_wanted(count: int, sources: float) -> None:
+    matrix = relevance(gradients(count)) * torch.tensor([[1e-4], [1.0], [10.0], [0.3]]).repeat(10, 1)[:count]
+    temperatures = calibrated(matrix, sources)
+    found = effective_sources(weights(matrix, temperatures))
+    torch.testing.assert_close(found, torch.full((count,), min(sources, max(1.0, count - 1.0))), atol=1e-4, rtol=0)
+    assert temperatures.isfinite().all()
+
+
+def test_a_calibrated_temperature_where_not_all_is_known() -> None:
+    matrix, kinds = relevance(gradients(6)), torch.tensor([0, 0, 0, 0, 1, 2])
+    matrix[4] = matrix[:, 4] = torch.nan
+    found = effective_sources(weights(matrix, calibrated(matrix, 2.0)))
+    torch.testing.assert_close(found, torch.tensor([2.0, 2, 2, 2, 1, 2]), atol=1e-4, rtol=0)
+    among = kinds[:, None] == kinds
+    found = effective_sources(weights(matrix, calibrated(matrix, 2.0, among), among))
+    torch.testing.assert_close(found, torch.tensor([2.0, 2, 2, 2, 1, 1]), atol=1e-4, rtol=0)
+    alike = torch.ones(5, 5)  # four that are equally relevant cannot be two
+    assert effective_sources(weights(alike, calibrated(alike, 2.0))).tolist() == pytest.approx([4.0] * 5)
 
 
 def unknown(count: int, rows: int = 6, columns: int = 9) -> Relevance:

@@ -126,3 +126,13 @@ def mean_of(gradients: Iterable[Tensor], shape: Sequence[int]) -> Tensor:
     """Their mean; zeros of this shape where there is none."""
     found = [*gradients]
     return torch.stack(found).mean(0) if found else torch.zeros(*shape)
+
+
+def sketched(gradient: Float[Tensor, "rows columns"], size: int, seed: int = 0) -> Float[Tensor, "1 size"]:
+    """A random projection, the same for all who know the seed: each value, with a random sign, is added to one of
+    ``size`` places (Charikar, Chen and Farach-Colton, ICALP 2002). Inner products stay what they are in the mean, with
+    a variance of at most (‖x‖² ‖y‖² + ⟨x, y⟩²) / size; sums of gradients are sums of sketches."""
+    values, drawn = gradient.flatten(), generator_of(seed, "sketch", gradient.numel())
+    places = torch.randint(size, values.shape, generator=drawn).to(values.device)
+    signs = 2 * torch.randint(2, values.shape, generator=drawn).to(values) - 1
+    return values.new_zeros(size).index_add(0, places, signs * values)[None]

@@ -80,7 +80,11 @@ def relevance(gradients: Float[Tensor, "clients rows columns"], similarity: Simi
     return found
 
 
-def weights(matrix: Matrix, temperature: float, among: Bool[Tensor, "clients clients"] | None = None) -> Matrix:
+def weights(
+    matrix: Matrix,
+    temperature: float | Float[Tensor, "clients 1"],
+    among: Bool[Tensor, "clients clients"] | None = None,
+) -> Matrix:
     """softmax over j of S_ij / τ, without j = i: rows sum to 1. Who has nobody has itself.
 
     Args:
@@ -93,6 +97,19 @@ def weights(matrix: Matrix, temperature: float, among: Bool[Tensor, "clients cli
     logits = (matrix - best).double() / temperature  # in float32 the smallest temperatures would be 0
     found = torch.where(allowed, logits, -torch.inf).softmax(1).to(matrix)
     return torch.where(allowed.any(1, keepdim=True), found, torch.eye(len(matrix)).to(matrix))
+
+
+def calibrated(
+    matrix: Matrix, sources: float, among: Bool[Tensor, "clients clients"] | None = None
+) -> Float[Tensor, "clients 1"]:
+    """For each row the temperature at which :func:`weights` have so many effective sources, by bisection: they rise
+    with it, from the number of largest relevances to that of all others. Beyond these it is one of the ends."""
+    low, high = (torch.full((len(matrix), 1), end, dtype=torch.float64, device=matrix.device) for end in (-20.0, 20.0))
+    for _ in range(60):
+        middle = (low + high) / 2
+        few = (effective_sources(weights(matrix, middle.exp(), among)) < sources)[:, None]
+        low, high = torch.where(few, middle, low), torch.where(few, high, middle)
+    return ((low + high) / 2).exp()
 
 
 def effective_sources(of: Matrix) -> Float[Tensor, "clients"]:
