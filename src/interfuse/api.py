@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack, cast, overload
 
 from interfuse import report
 from interfuse.clock import named
-from interfuse.data import Dataset, Divide, Partition, Sampling, load
+from interfuse.data import Dataset, Divide, Partition, Sampling, Tasks, load
 from interfuse.errors import ConfigError
 from interfuse.evaluation import OwnMetric
 from interfuse.method import Method, layered
@@ -157,6 +157,7 @@ _PLAIN: Mapping[str, Callable[[Any], Any]] = {
     "client": lambda own: {c: {key: _plain_setting(v) for key, v in values.items()} for c, values in own.items()},
     "numerics": asdict,
     "sampling": lambda sampling: asdict(sampling) if isinstance(sampling, Sampling) else sampling,
+    "tasks": lambda tasks: asdict(tasks) if isinstance(tasks, Tasks) else tasks,
     "stop": lambda stop: None if stop is None else asdict(stop),
     "devices": lambda devices: asdict(named(devices) if isinstance(devices, str) else devices),
 }

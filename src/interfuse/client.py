@@ -97,6 +97,11 @@ class Client(Party[S]):
         """The client's model."""
         return self.network("model")
 
+    def enter(self, round: int) -> None:
+        """A round is under way, with the training rows that have come by then."""
+        self.round = round
+        self.data.arrived = self.order.enter(round)
+
     def begin(self, seed: int, *place: Key) -> None:
         """A handler begins: its place in the run, from which :attr:`generator` is derived."""
         self.count_anew()

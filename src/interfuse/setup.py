@@ -27,11 +27,13 @@ from interfuse.data import (
     Share,
     Sizes,
     Task,
+    Tasks,
     class_counts,
     describe,
     numbered,
     warnings_of,
 )
+from interfuse.data.arrival import AT_ONCE
 from interfuse.data.batches import EVERY_SAMPLE
 from interfuse.data.inputs import each, shape_text
 from interfuse.errors import ConfigError, ModelError, Notice, numbers
@@ -88,6 +90,9 @@ class Hosting(Agreed, Protocol):
 
     @property
     def sampling(self) -> Sampling: ...
+
+    @property
+    def tasks(self) -> Tasks: ...
 
     def method_of(self, client: ClientId) -> Method: ...
 
@@ -172,6 +177,7 @@ class Setup:
         public_set: Its training rows are what everybody has.
         initial: Whose initial values are the same.
         sampling: How clients go through their samples.
+        tasks: When these are there.
     """
 
     method: Method
@@ -190,6 +196,7 @@ class Setup:
     public_set: Dataset | None = None
     initial: Initial = "own"
     sampling: Sampling = EVERY_SAMPLE
+    tasks: Tasks = AT_ONCE
 
     @cached_property
     def _given(self) -> Given:

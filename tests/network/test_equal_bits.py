@@ -30,6 +30,8 @@ def test_a_network_gives_the_bits_of_the_local_engine(method: str, tmp_path: Pat
                 "normalise": "plain",
                 "initial": "common",
             }
+        if method == "scaffold":
+            recipe |= {"tasks": {"arrival": "static", "memory": 5}}
         config = four.prepare(recipe, models, allow={"retention": method == "fedin"})  # features of a round
         nodes = four.all_nodes()
         coordinator = four.coordinate()

@@ -94,6 +94,13 @@ _ORDER = "Order of a client's samples: shuffled in each epoch, or as stored (def
 Order = Annotated[str | None, option(HOW, "NAME", _ORDER)]
 _LAST = "A last batch that is too small: keep, drop, or spread over the others (default keep)."
 LastBatch = Annotated[str | None, option(HOW, "NAME", _LAST, "--last-batch")]
+_ARRIVAL = (
+    "A client's training rows come at-once, dynamic: task after task (a task is a group of the data set), or static: "
+    "all tasks mixed, a part a round (default at-once)."
+)
+Arrival = Annotated[str | None, option(HOW, "NAME", _ARRIVAL)]
+_REPLAY = "With --arrival dynamic or static: rows of earlier rounds that are drawn again, 0 for none (default all)."
+Replay = Annotated[int | None, option(HOW, "N", _REPLAY)]
 _MODELS = (
     "Models, dealt to the clients in turn: `interfuse models` lists them; or file.py:function "
     f"(default {','.join(DEFAULT.models)})."

@@ -25,7 +25,17 @@ TABLES_ALONE = ("columns", "caption")
 """What is asked of tables alone, so that it may change when all runs are finished."""
 QUICKER = {"smoke": "a quick try", "small": "the small size"}
 """What a recipe may be besides what it says: a quick try, and what one machine does in some hours."""
-LEVELS = {"read": 1, "settings": 1, "client": 2, "numerics": 1, "codecs": 1, "devices": 1, "stop": 1, "sampling": 1}
+LEVELS = {
+    "read": 1,
+    "settings": 1,
+    "client": 2,
+    "numerics": 1,
+    "codecs": 1,
+    "devices": 1,
+    "stop": 1,
+    "sampling": 1,
+    "tasks": 1,
+}
 """Tables to which another table adds, and how deep; any other value is replaced."""
 
 Grid = dict[str, list[Any]]

@@ -205,7 +205,7 @@ def make_contract(config: RunConfig, method: Method, run: str, public: Public) -
         public_data="" if public.data is None else public.data.name,
         public_digest="" if public.data is None else public.data.digest,
         class_names=names_digest(run, public.class_names) if public.named else "",
-        initial=config.initial, sampling=config.sampling, normalise=config.normalise,
+        initial=config.initial, sampling=config.sampling, tasks=config.tasks, normalise=config.normalise,
     )  # fmt: skip
 
 

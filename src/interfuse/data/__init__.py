@@ -1,5 +1,6 @@
 """Data sets (found, downloaded, verified, cached) and their division between clients."""
 
+from interfuse.data.arrival import AT_ONCE, Tasks, arriving
 from interfuse.data.batches import (
     Batch,
     ClientData,
@@ -51,6 +52,7 @@ from interfuse.data.task import (
 )
 
 __all__ = [
+    "AT_ONCE",
     "IID",
     "PARTITIONS",
     "Batch",
@@ -85,7 +87,9 @@ __all__ = [
     "Share",
     "Sizes",
     "Task",
+    "Tasks",
     "Test",
+    "arriving",
     "available",
     "class_counts",
     "deal",

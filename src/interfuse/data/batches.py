@@ -74,6 +74,9 @@ class SampleOrder(Protocol):
     was made of.
     """
 
+    def enter(self, round: int) -> int:
+        """A round is under way, 0 before the first. Returns how many rows are there: the first ones of the share."""
+
     def take(self, count: int) -> np.ndarray:
         """The next ``min(count, size)`` positions in the share."""
 
@@ -110,6 +113,10 @@ class EpochOrder:
             shuffled = numpy_generator(self.seed, "order", self.client, self.epoch).permutation(self.size)
             self._permutation = (self.epoch, shuffled)
         return self._permutation[1]
+
+    def enter(self, round: int) -> int:
+        """All rows are there from the beginning."""
+        return self.size
 
     def saved(self) -> dict[str, Tensor]:
         """All there is to keep, as tensors by name."""
@@ -182,6 +189,7 @@ class ClientData:
     Attributes:
         inputs: From rows as stored to normalised inputs of a model.
         public: What everybody has beside; None where the run has no public data.
+        arrived: So many training rows are there so far, the first ones of the share; all, unless they come in time.
     """
 
     def __init__(
@@ -189,6 +197,7 @@ class ClientData:
     ) -> None:
         self.dataset, self.share, self.inputs, self.public = dataset, share, inputs, public
         self._train = torch.from_numpy(np.asarray(share.train, dtype=np.int64))
+        self.arrived = len(self._train)
 
     @property
     def task(self) -> Task:
@@ -219,18 +228,19 @@ class ClientData:
         return map(Batch, pieces, torch.split(together.y, sizes))
 
     def train_batches(self, chunk: int) -> Iterator[Batch]:
-        """The whole training share as it lies, once; the client's order of samples goes on untouched."""
-        positions = np.arange(len(self._train))
+        """The whole training share as it lies, once, as far as it has come; the client's order of samples goes on
+        untouched."""
+        positions = np.arange(self.arrived)
         return (self.train(positions[start : start + chunk]) for start in range(0, len(positions), chunk))
 
     def raw(self, positions: np.ndarray | None = None) -> Batch:
-        """Rows of the training share as stored, not normalised: by position in it, or all."""
-        rows = self._train if positions is None else self._train[torch.from_numpy(positions)]
+        """Rows of the training share as stored, not normalised: by position in it, or all that have come."""
+        rows = self._train[: self.arrived] if positions is None else self._train[torch.from_numpy(positions)]
         return Batch(each(lambda x: x[rows], self.dataset.x_train), self.dataset.y_train[rows])
 
     def labels(self) -> Tensor:
-        """The targets of the whole training share ``[n, ...]``."""
-        return self.dataset.y_train[self._train]
+        """The targets of the whole training share ``[n, ...]``, as far as it has come."""
+        return self.dataset.y_train[self._train[: self.arrived]]
 
     def validation(self, limit: int | None = None, chunk: int = 64) -> Iterator[Batch]:
         """The validation share, or its first ``limit`` rows (their order is random already)."""
@@ -256,7 +266,7 @@ class ClientData:
         """
         tasks = tasks_of(self.dataset, self.share)
         if self.share.held is None:
-            own = _groups(self.dataset)[self.share.test]
+            own = groups_of(self.dataset)[self.share.test]
         else:
             assert self.dataset.test_groups is not None, "rows were held by their groups"
             own = self.dataset.test_groups.cpu().numpy()[self.share.held]
@@ -287,10 +297,15 @@ def tasks_of(dataset: Dataset, share: Share) -> np.ndarray:
     Raises:
         DataError: the data set has no groups.
     """
-    return np.unique(_groups(dataset)[share.rows])
+    return np.unique(groups_of(dataset)[share.rows])
 
 
-def _groups(dataset: Dataset) -> np.ndarray:
+def groups_of(dataset: Dataset) -> np.ndarray:
+    """The group of each training row, as :func:`tasks_of` takes them.
+
+    Raises:
+        DataError: there are none.
+    """
     if dataset.groups is None:
         raise DataError(
             f"data set {dataset.name!r} does not say which task a row is of: tasks in time are its groups, and it has "

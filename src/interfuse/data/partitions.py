@@ -370,7 +370,7 @@ def parse_partition(name: str, **options: Any) -> Partition:
 
 @dataclass(frozen=True, eq=False)
 class Share:
-    """One client's rows: sorted, disjoint indices into the training rows of a data set.
+    """One client's rows: disjoint indices into the training rows of a data set, sorted, unless they come in time.
 
     :param held: where its own test rows come from the source: indices into the test rows of the data set. Then ``test``
         is empty.
@@ -399,17 +399,22 @@ def make_shares(
     validation: float = 0.1,
     test: Test = 0.1,
     key: tuple[str, ...] = (),
+    *,
+    apart: bool = True,
 ) -> list[Share]:
     """Divide the training rows between clients, and each client's rows at random into training, validation and test.
 
     Validation and test get their fraction of the n rows, rounded to the nearest whole number, halves up; where that
     leaves nothing to train on, test and then validation give up rows until one training row is left. Where the data
     set has blocks, whole blocks are moved until validation and test have at least so many rows, while one block is left
-    to train on; where it has groups and no blocks, whole groups, unless the client is a single group. How the rows of
+    to train on; where it has groups and no blocks, and these are to be ``apart``, whole groups, unless the client is a
+    single group. How the rows of
     client c divide depends on (seed, key, c) and these rows only, not on the number of clients.
 
     :param seed: of the run: partition and division follow from it.
     :param key: tells apart divisions under one seed, so that they are independent of each other.
+    :param apart: whether a client's groups are to be divided whole: people are, tasks in time are not, of which each
+        has its rows to train on, to validate and to test.
     :param validation: fraction of a client's rows, from 0, below 1 together with ``test``.
     :param test: the same; or ``"source"``: a client has all test rows of its groups, and none are taken from those that
         it could train on.
@@ -439,7 +444,9 @@ def make_shares(
             validation,
             cut,
             numpy_generator(seed, *key, "shares", client),
-            blocks if blocks is not None or groups is None or len(np.unique(groups[rows])) == 1 else groups,
+            blocks
+            if blocks is not None or groups is None or not apart or len(np.unique(groups[rows])) == 1
+            else groups,
         )
         for client, rows in enumerate(parts)
     ]
@@ -478,6 +485,8 @@ def deal(
     seed: int,
     validation: float = 0.1,
     test: Test = 0.1,
+    *,
+    apart: bool = True,
 ) -> tuple[list[Dataset], list[Share]]:
     """Deal data sets to the clients in turn, and divide each between its own clients as :func:`make_shares` does.
 
@@ -497,7 +506,7 @@ def deal(
     for first, dataset in enumerate(datasets):
         own = range(first, clients, len(datasets))
         key = ("data set", dataset.name) if len(datasets) > 1 else ()
-        divided = make_shares(dataset, partition, len(own), seed, validation, test, key)
+        divided = make_shares(dataset, partition, len(own), seed, validation, test, key, apart=apart)
         shares |= zip(own, divided, strict=True)
     return [datasets[c % len(datasets)] for c in range(clients)], [shares[c] for c in range(clients)]
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interfuse.client import Client, ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
-from interfuse.data import EpochOrder
+from interfuse.data import arriving
 from interfuse.engines.resting import RestingFile, Room
 from interfuse.equals import Equals
 from interfuse.errors import ClientError, InterfuseError, MessageError, RunError
@@ -261,8 +261,8 @@ class Host:
         if client in self._residents:
             return self._residents[client]
         setup = self._setup
-        method, profile, data = setup.method_of(client), setup.profiles[client], setup.data_of(client)
-        order = EpochOrder(setup.seed, client, len(data.share.train), sampling=setup.sampling)
+        method, profile = setup.method_of(client), setup.profiles[client]
+        data, order = arriving(setup.data_of(client), setup.tasks, setup.sampling, setup.seed, client)
         made: Client[Any] = Client(
             profile, data, order, setup.dims, setup.secret, setup.numerics.autocast, state_type(method.new_client)
         )
@@ -281,7 +281,8 @@ class Host:
         """Have state made, and what does not last blank, unless the handler goes on with it. Modules come when they are
         asked for."""
         client = resident.client
-        client.round = self._round = request.round
+        self._round = request.round
+        client.enter(request.round)
         self._call_up(resident)
         if not client.begun:
             try:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from interfuse.clock import Devices
 from interfuse.data import (
+    AT_ONCE,
     PARTITIONS,
     Dataset,
     Divide,
@@ -25,6 +26,7 @@ from interfuse.data import (
     Partition,
     ReadOptions,
     Sampling,
+    Tasks,
     Test,
     format_of,
     is_path,
@@ -112,6 +114,8 @@ class RunSettings(TypedDict, total=False):
         initial: Initial values of a client's networks are its ``own``, or ``common`` to all of an architecture.
         sampling: How a client goes through its samples, :class:`interfuse.data.Sampling`: in which order, and what
             becomes of a last batch that is too small.
+        tasks: When a client's training rows are there, :class:`interfuse.data.Tasks`: at once, task after task, or
+            mixed in equal parts; and how those that came are replayed.
         evaluation: ``shared``: on the common test set too; ``own``: clients count on their own shares; ``none``.
         classes: Names of the classes in their order: the data has to have these, or numbers only; empty: its own.
         train_rows: The training rows are cut down to so many fixed rows, every class in its proportion, before they are
@@ -154,6 +158,7 @@ class RunSettings(TypedDict, total=False):
     normalise: Normalise
     initial: Initial
     sampling: Mapping[str, str] | Sampling
+    tasks: Mapping[str, str | int | float] | Tasks
     evaluation: Mode
     classes: Sequence[str]
     train_rows: int | None
@@ -204,6 +209,7 @@ class RunConfig(BaseModel):
     normalise: Normalise = "data"
     initial: Initial = "own"
     sampling: Sampling = Sampling()
+    tasks: Tasks = AT_ONCE
     evaluation: Mode = "shared"
     classes: tuple[str, ...] = ()
     train_rows: Annotated[int, Ge(1)] | None = None
@@ -313,9 +319,15 @@ class RunConfig(BaseModel):
         return values
 
 
+_OF_DATACLASSES = {
+    "numerics": Numerics,
+    "devices": Devices,
+    "stop": EarlyStopping,
+    "sampling": Sampling,
+    "tasks": Tasks,
+}
 TABLES: Mapping[str, Sequence[str]] = {"execution": tuple(Execution.model_fields)} | {
-    table: tuple(f.name for f in fields(kind))
-    for table, kind in (("numerics", Numerics), ("devices", Devices), ("stop", EarlyStopping), ("sampling", Sampling))
+    table: tuple(f.name for f in fields(kind)) for table, kind in _OF_DATACLASSES.items()
 }
 """Tables of a recipe whose keys are the same for every method, and these keys."""
 
@@ -384,7 +396,12 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
     for client in config.client:
         if client not in range(config.clients):
             raise ConfigError(f"{source}: [client.{client}], but clients are 0 to {config.clients - 1}")
-    config = config.model_copy(update={"codecs": texts})
+    if config.tasks.in_time and config.sampling.order == "stored":
+        raise ConfigError(
+            f"{source}: sampling.order = 'stored' goes through rows as they lie, and with tasks.arrival = "
+            f"{config.tasks.arrival!r} they are drawn by how often they were used: leave one of them out"
+        )
+    config = config.model_copy(update={"codecs": texts, "tasks": config.tasks.within(config.rounds)})
     try:
         to_toml(config)
     except TypeError as error:

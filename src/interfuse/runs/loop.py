@@ -128,7 +128,13 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         schedule(0, 0)
     partition = given.partition or config.make_partition()
     datasets, shares = deal(
-        found, partition, config.clients, config.seed, validation=config.validation, test=config.test
+        found,
+        partition,
+        config.clients,
+        config.seed,
+        validation=config.validation,
+        test=config.test,
+        apart=not config.tasks.in_time,
     )
     if config.divide == "all":
         datasets, shares = testing_on_shares(datasets, shares)
@@ -143,10 +149,10 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
             evaluation, mode=config.evaluation, own_metrics=metrics, across=ACROSS_TASKS & {*config.metrics}
         ),
         codecs=Codecs.parse(config.codecs), public_set=_public(config, given),
-        initial=config.initial, sampling=config.sampling,
+        initial=config.initial, sampling=config.sampling, tasks=config.tasks.within(config.rounds),
     )  # fmt: skip
     check(setup)
-    if "forgetting" in config.metrics:
+    if "forgetting" in config.metrics or config.tasks.arrival == "dynamic":
         for dataset, share in zip(datasets, shares, strict=True):
             tasks_of(dataset, share)
     for reference, alone in references.values():

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from interfuse.client import ClientId, Profile
-from interfuse.data import Normalise, Sampling
+from interfuse.data import AT_ONCE, Normalise, Sampling, Tasks
 from interfuse.errors import InterfuseError
 from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
@@ -53,7 +53,7 @@ class Contract(BaseModel):
         seed: From which nodes derive initial values, orders and divisions.
         public_test: Name of the public test set; with it ``test_labels``, the digest of its labels.
         public_data: Name of the public data that a method uses; with it ``public_digest``, that of its rows.
-        initial, sampling, normalise: As in a run's configuration.
+        initial, sampling, tasks, normalise: As in a run's configuration.
         class_names: Keyed digest of the names of classes in their order, see :func:`names_digest`; empty where the
             coordinator knows none, and the nodes have to agree with each other.
     """
@@ -88,6 +88,7 @@ class Contract(BaseModel):
     class_names: Name = ""
     initial: Initial = "own"
     sampling: Sampling = Sampling()
+    tasks: Tasks = AT_ONCE
     normalise: Normalise = "data"
 
 

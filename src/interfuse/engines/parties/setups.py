@@ -22,8 +22,10 @@ from interfuse.data import (
     Share,
     Sizes,
     Task,
+    Tasks,
     make_shares,
     numbered,
+    tasks_of,
 )
 from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest, names_digest
 from interfuse.errors import ConfigError, ModelError, Notice
@@ -62,7 +64,11 @@ def programs_between(contract: Contract, labels: Tensor, clients: int, method: M
 def own_share(contract: Contract, dataset: Dataset) -> Share:
     """A vendor's rows as training, validation and test share: what a simulation with one data set a client makes."""
     key = ("data set", dataset.name)
-    return make_shares(dataset, IID(), 1, contract.seed, contract.validation, contract.test, key)[0]
+    apart = not contract.tasks.in_time
+    share = make_shares(dataset, IID(), 1, contract.seed, contract.validation, contract.test, key, apart=apart)[0]
+    if contract.tasks.arrival == "dynamic":
+        tasks_of(dataset, share)
+    return share
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,6 +197,10 @@ class NodeSetup(Own):
     @property
     def sampling(self) -> Sampling:
         return self.contract.sampling
+
+    @property
+    def tasks(self) -> Tasks:
+        return self.contract.tasks
 
     @cached_property
     def _programs(self) -> dict[str, Program]:
