@@ -172,6 +172,16 @@ class TestTheSets:
         few = load("easy-vqa-domains", tasks=tasks, rows=20)
         assert torch.equal(few.y_train[:20], dataset.y_train[:20])
 
+    def test_one_task_read_alone(self) -> None:
+        tasks = ["hue/colour", "bgr/shape"]
+        both = load("easy-vqa-domains", tasks=tasks, rows=9, test_rows=5)
+        alone = load("easy-vqa-domains", tasks=tasks, rows=9, test_rows=5, place=1)
+        np.testing.assert_array_equal(pictures(alone), pictures(both)[9:])
+        np.testing.assert_array_equal(pictures(alone, "test"), pictures(both, "test")[5:])
+        assert torch.equal(alone.y_train, both.y_train[9:])
+        assert alone.groups is not None
+        assert alone.groups.tolist() == [1] * 9
+
     @pytest.mark.parametrize(
         ("name", "said", "error", "told"),
         [
@@ -180,6 +190,7 @@ class TestTheSets:
             ("easy-vqa-domains", {"rows": 3000}, DataError, r"original/colour has \d+ rows here, not 3000"),
             ("easy-vqa-domains", {"rows": 0}, ConfigError, "must be whole numbers from 1"),
             ("easy-vqa-domains", {"label": "x"}, ConfigError, "label means nothing for easy-vqa-domains"),
+            ("easy-vqa-domains", {"place": 10}, ConfigError, "place 10 of easy-vqa-domains: there are 10 tasks"),
             ("easy-vqa", {"tasks": ["hue/colour"] * 2}, ConfigError, "have one twice"),
             ("digits", {"tasks": "hue/colour"}, ConfigError, "tasks means nothing"),
         ],

@@ -36,10 +36,10 @@ def test_available_names_what_load_takes(tmp_path: Path) -> None:
         "svhn",
         "usps",
     ]
-    questions = ["easy-vqa", "easy-vqa-domains", "easy-vqa-unseen", "easy-vqa-public"]
-    assert list(infos) == ["digits", *images, "har", "har-people", *questions]
+    made = ["easy-vqa", "easy-vqa-domains", "easy-vqa-unseen", "easy-vqa-public", "bbc-news", "bbc-news-public"]
+    assert list(infos) == ["digits", *images, "har", "har-people", *made]
     assert infos["digits"].state == "shipped"
-    packaged = {infos.pop(name).state for name in questions}
+    packaged = {infos.pop(name).state for name in made}
     assert packaged <= {"installed", "not installed"}
     assert {info.state for info in infos.values()} == {"shipped", "download"}
     digits = load("digits")

@@ -15,7 +15,7 @@ from interfuse.data.batches import (
 from interfuse.data.dataset import Dataset, Normalise, stratified_subset
 from interfuse.data.describing import DataFacts, describe, description, warnings_of
 from interfuse.data.inputs import Inputs, Shape
-from interfuse.data.loading import available, is_path, is_read, load, load_with
+from interfuse.data.loading import available, family_of, is_path, is_read, load, load_with
 from interfuse.data.normalising import Normalisation
 from interfuse.data.partitions import (
     IID,
@@ -95,6 +95,7 @@ __all__ = [
     "deal",
     "describe",
     "description",
+    "family_of",
     "format_of",
     "is_path",
     "is_read",

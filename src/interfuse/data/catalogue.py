@@ -14,6 +14,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import Float32, Int16
 
+from interfuse.data.bbc_news import BBC_NEWS
 from interfuse.data.easy_vqa import EASY_VQA
 from interfuse.data.fetch import RemoteFile, registered
 from interfuse.data.formats import (
@@ -273,4 +274,4 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
     }
 )
 
-TASK_SETS: Mapping[str, TaskSet] = MappingProxyType({made.name: made for made in EASY_VQA})
+TASK_SETS: Mapping[str, TaskSet] = MappingProxyType({made.name: made for made in (*EASY_VQA, *BBC_NEWS)})

@@ -1,7 +1,7 @@
 """easy-VQA (Victor Zhou, MIT): questions about a shape in a small picture, and the same in other visual domains.
 
 Yes/no questions are there to be asked for, and are a trap: their wording alone answers 88 % of those about colours
-and 69 % of those about shapes, since an image has one shape and most of what is asked for is not there.
+and 68 % of those about shapes, since an image has one shape and most of what is asked for is not there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from interfuse.data.packages import Package
 from interfuse.data.reading import Reading, ReadOptions, listed
 from interfuse.data.sources import DatasetInfo
 from interfuse.data.task import QuestionAnswering
-from interfuse.data.task_sets import TaskSet
+from interfuse.data.task_sets import TaskSet, first, places
 from interfuse.errors import ConfigError, DataError
 
 Pictures = UInt8[np.ndarray, "n 3 side side"]
@@ -213,11 +213,11 @@ class EasyVQA(TaskSet):
         for place, task in enumerate(tasks):
             rows, of = train.of(task), self.pictures[place :: len(tasks)] if self.dealt else self.pictures
             rows = rows[np.isin(train.pictures[rows], of)]
-            own.append(_first(rows, options.rows[place] if options.rows else None, task))
+            own.append(first(rows, options.rows[place] if options.rows else None, task))
             rows = test.of(task)
             # clients with one task begin at different test pictures
             rows = np.roll(rows, -(place * len(rows) // len(tasks))) if self.dealt else rows
-            held.append(_first(rows, options.test_rows or self.tested, task))
+            held.append(first(rows, options.test_rows or self.tested, task))
         return Dataset.from_arrays(
             self.name,
             _inputs(train, pictures, tasks, own),
@@ -229,8 +229,8 @@ class EasyVQA(TaskSet):
             # not those of the rows: clients whose rows differ, and the public rows, are to see pictures alike
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
-            groups=_places(own),
-            test_groups=_places(held),
+            groups=places(own),
+            test_groups=places(held),
             group_names=tasks,
             blocks=train.pictures[np.concatenate(own)],
             note=self.note,
@@ -243,16 +243,6 @@ class EasyVQA(TaskSet):
                 ),
             ),
         )
-
-
-def _first(rows: Rows, wanted: int | None, task: str) -> Rows:
-    if wanted is not None and wanted > len(rows):
-        raise DataError(f"{task} has {len(rows)} rows here, not {wanted}: ask for fewer, or for fewer tasks")
-    return rows[:wanted]
-
-
-def _places(rows: Sequence[Rows]) -> Rows:
-    return np.repeat(np.arange(len(rows)), [len(of) for of in rows])
 
 
 def _inputs(asked: Asked, pictures: Pictures, tasks: Sequence[str], rows: Sequence[Rows]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from interfuse.data.catalogue import SOURCES, TASK_SETS
 from interfuse.data.dataset import Dataset
 from interfuse.data.fetch import Places
-from interfuse.data.readers import READERS, read_path
+from interfuse.data.readers import READERS, format_of, read_path
 from interfuse.data.reading import Layout, ReadOptions
 from interfuse.data.sources import DIGITS, DIGITS_INFO, DatasetInfo, load_digits
 from interfuse.errors import ConfigError, DataError, nearest
@@ -27,10 +27,14 @@ def load(
     tasks: Sequence[str] = (),
     rows: int | Sequence[int] | None = None,
     test_rows: int | None = None,
+    place: int | None = None,
+    tokenizer: str | Sequence[str] = (),
+    length: int | None = None,
 ) -> Dataset:
     """The data set that is meant:
 
-    - a name of :func:`available`, of which those that are made of tasks take ``tasks``, ``rows`` and ``test_rows``;
+    - a name of :func:`available`, of which those that are made of tasks take ``tasks``, ``rows``, ``test_rows`` and
+      ``place``, and those of texts also ``tokenizer`` and ``length``;
     - the path of a file or folder: a table (CSV, Parquet), a folder of images, an ``.npz``, and what else
       docs/data.md lists. Where it has no test rows, a fixed fifth is the test set, see :meth:`Dataset.with_held_out`;
     - ``package.module:function`` or ``path/file.py:function``, a function without arguments that returns a
@@ -44,7 +48,14 @@ def load(
         DataError: the data is missing, corrupt, or has the wrong form, or two readings are likely.
     """
     files = {"label": label, "classes": classes, "task": task, "group": group, "drop": drop, "layout": layout}
-    made = {"tasks": tasks, "rows": rows, "test_rows": test_rows}
+    made = {
+        "tasks": tasks,
+        "rows": rows,
+        "test_rows": test_rows,
+        "place": place,
+        "tokenizer": tokenizer,
+        "length": length,
+    }
     return load_with(source, ReadOptions.of({**files, **made}))
 
 
@@ -90,6 +101,11 @@ def is_path(source: str | Path | Dataset, folder: Path = Path()) -> bool:
 def is_read(source: str | Path | Dataset) -> bool:
     """Whether options of reading say something of a source: it is a path, or a named set that is made of tasks."""
     return is_path(source) or source in TASK_SETS
+
+
+def family_of(source: str) -> str | None:
+    """What people call the format of a path, or the family of a set that is made of tasks; None: it is neither."""
+    return type(TASK_SETS[source]).__name__ if source in TASK_SETS else format_of(Path(source).expanduser())
 
 
 def available() -> list[DatasetInfo]:

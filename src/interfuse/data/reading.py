@@ -54,6 +54,11 @@ class ReadOptions:
             that is named twice is two groups, with other rows of it.
         rows: Training rows of a task: one number for all, or one each; empty: all that it has.
         test_rows: Test rows of a task; None: as many as the set usually has.
+        place: The one of these tasks, from 0, that is read alone, with the rows that it has among them: what a vendor
+            has where others have the rest. None: all of them.
+        tokenizer: What makes tokens of texts, see :func:`.tokenizing.tokenizer_named`; of several, a sample has an
+            input each, by their names.
+        length: Tokens of a text.
     """
 
     label: tuple[str, ...] = ()
@@ -65,6 +70,9 @@ class ReadOptions:
     tasks: tuple[str, ...] = ()
     rows: tuple[int, ...] = ()
     test_rows: int | None = None
+    place: int | None = None
+    tokenizer: tuple[str, ...] = ()
+    length: int | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ReadOptions:
@@ -82,9 +90,9 @@ class ReadOptions:
                 continue
             if name == "rows":
                 value = tuple(_count(name, one) for one in _parted(value))
-            elif name == "test_rows":
-                value = _count(name, value)
-            elif name in ("label", "classes", "drop", "tasks"):
+            elif name in ("test_rows", "length", "place"):
+                value = _count(name, value, least=0 if name == "place" else 1)
+            elif name in ("label", "classes", "drop", "tasks", "tokenizer"):
                 parts = _parted(value)
                 if not isinstance(parts, Sequence) or not all(map(str, parts)):
                     raise ConfigError(f"option {name} of reading is {value!r}, must be one or several names")
@@ -108,6 +116,10 @@ class ReadOptions:
             if v not in (None, ())
         }
 
+    def for_others(self) -> ReadOptions:
+        """What goes for another source of the same kind too: not which tasks are taken, and how many rows."""
+        return replace(self, tasks=(), rows=(), test_rows=None, place=None)
+
     def only(self, *usable: str, format: str) -> None:
         """Refuse what a format cannot use.
 
@@ -125,10 +137,10 @@ def _parted(value: Any) -> Any:
     return value.split(",") if isinstance(value, str) else [value] if isinstance(value, int) else value
 
 
-def _count(name: str, value: Any) -> int:
+def _count(name: str, value: Any, least: int = 1) -> int:
     text = str(value).strip()
-    if not (text.isdecimal() and int(text)):
-        raise ConfigError(f"option {name} of reading has {value!r}, must be whole numbers from 1")
+    if not (text.isdecimal() and int(text) >= least):
+        raise ConfigError(f"option {name} of reading has {value!r}, must be whole numbers from {least}")
     return int(text)
 
 

@@ -8,14 +8,20 @@ rows of the same task.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+from jaxtyping import Int64
 
 from interfuse.data.dataset import Dataset
+from interfuse.data.inputs import each
 from interfuse.data.reading import ReadOptions
 from interfuse.data.sources import DatasetInfo
-from interfuse.errors import ConfigError, nearest
+from interfuse.errors import ConfigError, DataError, nearest
+
+R = TypeVar("R", np.ndarray, list[Any])
 
 
 class TaskSet(ABC):
@@ -28,7 +34,7 @@ class TaskSet(ABC):
 
     name: str
     usual: tuple[str, ...]
-    takes: ClassVar[tuple[str, ...]] = ("tasks", "rows", "test_rows")
+    takes: ClassVar[tuple[str, ...]] = ("tasks", "rows", "test_rows", "place")
 
     @property
     @abstractmethod
@@ -61,4 +67,41 @@ class TaskSet(ABC):
                 "each"
             )
         rows = options.rows * len(tasks) if len(options.rows) == 1 else options.rows
-        return self.make(tasks, replace(options, rows=rows))
+        place = options.place
+        if place is not None and place >= len(tasks):
+            raise ConfigError(f"place {place} of {self.name}: there are {len(tasks)} tasks, from 0")
+        made = self.make(tasks, replace(options, rows=rows))
+        return made if place is None else alone(made, place)
+
+
+def alone(dataset: Dataset, group: int) -> Dataset:
+    """The same with the rows of one group alone, which keeps its number."""
+    assert dataset.groups is not None
+    assert dataset.test_groups is not None
+    own, held = ((numbers == group).nonzero()[:, 0] for numbers in (dataset.groups, dataset.test_groups))
+    return replace(
+        dataset,
+        x_train=each(lambda x: x[own], dataset.x_train),
+        y_train=dataset.y_train[own],
+        x_test=each(lambda x: x[held], dataset.x_test),
+        y_test=dataset.y_test[held],
+        groups=dataset.groups[own],
+        test_groups=dataset.test_groups[held],
+        blocks=None if dataset.blocks is None else dataset.blocks[own],
+    )
+
+
+def first(rows: R, wanted: int | None, task: str) -> R:
+    """So many rows of a task, or all.
+
+    Raises:
+        DataError: it has fewer.
+    """
+    if wanted is not None and wanted > len(rows):
+        raise DataError(f"{task} has {len(rows)} rows here, not {wanted}: ask for fewer, or for fewer tasks")
+    return rows[:wanted]
+
+
+def places(rows: Sequence[Sized]) -> Int64[np.ndarray, "rows"]:
+    """The number of its task for each row of all of them."""
+    return np.repeat(np.arange(len(rows)), [len(of) for of in rows])

@@ -28,7 +28,7 @@ from interfuse.data import (
     Sampling,
     Tasks,
     Test,
-    format_of,
+    family_of,
     is_path,
     is_read,
     load_with,
@@ -263,11 +263,12 @@ class RunConfig(BaseModel):
         Raises:
             InterfuseError: as for :func:`interfuse.load`.
         """
-        if name in self.data_names and is_read(name):
-            return load_with(name, ReadOptions.of(self.read))
-        files = [one for one in self.data_names if is_path(one)] or [name]
-        alike = is_path(name) and _format(name) in {_format(one) for one in files}
-        return load_with(name, ReadOptions.of(self.read if alike else {}))
+        options = ReadOptions.of(self.read)
+        if name in self.data_names:
+            return load_with(name, options if is_read(name) else ReadOptions())
+        own = [one for one in self.data_names if is_read(one)] or [name]
+        alike = is_read(name) and family_of(name) in map(family_of, own)
+        return load_with(name, options.for_others() if alike else ReadOptions())
 
     def make_partition(self) -> Partition:
         """The partition that ``partition`` names."""
@@ -334,10 +335,6 @@ TABLES: Mapping[str, Sequence[str]] = {"execution": tuple(Execution.model_fields
 GIVEN_APART = {"method", "unset", "execution", "sources", "environment"}
 if RunSettings.__annotations__.keys() != {*RunConfig.model_fields, *Execution.model_fields} - GIVEN_APART:
     raise TypeError("RunSettings has to have the keys of RunConfig and of Execution, no others")
-
-
-def _format(path: str) -> str | None:
-    return format_of(Path(path).expanduser())
 
 
 def parse_config(values: Mapping[str, Any], source: str = "configuration") -> RunConfig:
@@ -540,6 +537,9 @@ def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             changed[key] = (
                 [whole(str(name), folder) for name in changed[key]] if several else whole(str(changed[key]), folder)
             )
+    if isinstance(changed.get("read"), Mapping) and (names := changed["read"].get("tokenizer")):
+        whole_names = [whole_path(one, folder) for one in (names.split(",") if isinstance(names, str) else names)]
+        changed["read"] = {**changed["read"], "tokenizer": whole_names}
     if isinstance(changed.get("partition"), Mapping):
         changed["partition"] = absolute_paths(changed["partition"], folder)
     return changed

@@ -12,7 +12,18 @@ from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from torch import nn
 
-from interfuse.data import Dataset, Layout, ReadOptions, format_of, is_path, is_read, load_with, numbered, read_path
+from interfuse.data import (
+    Dataset,
+    Layout,
+    ReadOptions,
+    family_of,
+    format_of,
+    is_path,
+    is_read,
+    load_with,
+    numbered,
+    read_path,
+)
 from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
 from interfuse.engines.parties.frames import MESSAGE
@@ -79,7 +90,8 @@ class DataTable(_Table):
         label: The column of labels of a table, or several.
         classes: Names of the classes in the order of their numbers, as all parties agreed on them.
         task, group, drop, layout: How files are read otherwise, see :class:`interfuse.data.ReadOptions`.
-        tasks, rows: What a named set is made of, where it is made of tasks; see the same.
+        tasks, rows, place, tokenizer, length: What is read of a named set that is made of tasks, and how texts become
+            tokens; see the same.
         test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
         public: The public data that a method uses, as ``source``; its training rows.
     """
@@ -93,6 +105,9 @@ class DataTable(_Table):
     layout: Layout | None = None
     tasks: tuple[Name, ...] = ()
     rows: int | tuple[int, ...] | None = None
+    place: int | None = None
+    tokenizer: Name | tuple[Name, ...] | None = None
+    length: int | None = None
     test: Name | None = None
     public: Name | None = None
 
@@ -114,6 +129,7 @@ class DataTable(_Table):
         """The vendor's rows as training rows, with the public test set as test rows (none where there is none)."""
         self._check_read([_located(one, folder) for one in (self.source, self.test, self.public) if one is not None])
         own = with_class_names(self._read(_located(self.source, folder), folder), self.classes or ())
+        own = replace(own, test_groups=None)  # its test rows will be others
         if self.test is None:
             return replace(own, x_test=each(lambda x: x[:0], own.x_train), y_test=own.y_train[:0])
         if self.test == self.source:
@@ -141,10 +157,13 @@ class DataTable(_Table):
 
     def _read(self, source: str, folder: Path) -> Dataset:
         own = _located(self.source, folder)
+        said = self.options
+        said = replace(said, tokenizer=tuple(_located(name, folder) for name in said.tokenizer))
         if not is_path(source):
-            return load_with(source, self.options if is_read(source) and source == own else ReadOptions())
+            alike = is_read(source) and family_of(source) == family_of(own)
+            return load_with(source, (said if source == own else said.for_others()) if alike else ReadOptions())
         alike = not is_path(own) or format_of(Path(source)) == format_of(Path(own))
-        return read_path(Path(source), self.options if alike else ReadOptions())
+        return read_path(Path(source), said if alike else ReadOptions())
 
 
 class AllowTable(_Table):

