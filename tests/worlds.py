@@ -30,7 +30,7 @@ from interfuse.federation import Federation, check
 from interfuse.handler import Handler
 from interfuse.messages import Message, flatten
 from interfuse.method import Method
-from interfuse.methods import find
+from interfuse.methods import built_in, find
 from interfuse.methods.local import Local
 from interfuse.models import Builder, SplitModel, pair, resolve
 from interfuse.numerics import DEFAULT, Numerics
@@ -69,6 +69,16 @@ def dataset_of(x: Tensor, y: Tensor, classes: int, *, test_rows: int = 6) -> Dat
 def classes_of(count: int) -> Classification:
     """So many classes."""
     return Classification(tuple(f"class {i}" for i in range(count)))
+
+
+def tiny(name: str, **smaller: Any) -> Method:
+    """A built-in method with small settings, and with all that it can send, where it has them."""
+    kind = built_in()[name]
+    wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
+    wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
+    wanted |= {"decoder_steps": 2, "vtc_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
+    wanted |= {"rank": 2, "alpha": 4.0, "blocks": 2, "probe": f"{__file__}:llama2"} | smaller
+    return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
 def shares_of(*rows: Sequence[int]) -> list[Share]:

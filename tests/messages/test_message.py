@@ -37,8 +37,9 @@ from interfuse.messages import (
     settled,
     unflatten,
 )
-from interfuse.messages.delivery import check, disturbed, narrow, unmodified
+from interfuse.messages.delivery import LARGEST, check, disturbed, narrow, unmodified
 from interfuse.messages.encoding import decode, encode, sizes
+from interfuse.wire import Codecs
 
 DIMS = {"classes": 3, "clients": 2, "d": 4}
 
@@ -596,6 +597,23 @@ def test_what_was_added_up_is_no_variance(key: str) -> None:
         check(Weights({key: added}), DIMS)
     check(Weights({key: added.abs(), "running_mean": added, "weight": added}), DIMS)
     check(Change({"weight": added}, {"running_mean": added}), DIMS)
+
+
+@pytest.mark.parametrize("codecs", [{}, {"default": "zstd"}])
+def test_a_receiver_looks_at_values_whatever_the_codec(codecs: dict[str, str]) -> None:
+    """Without a codec nothing but NaN was looked for: a variance below 0 came through."""
+    known = Codecs.parse(codecs)
+    for key, value, words in (
+        ("w", 1.1 * LARGEST, "values up to 1e\\+09 in size, found 1.1e\\+09"),
+        ("w", -1.1 * LARGEST, "values up to"),
+        ("n.running_var", 1.1 * LARGEST**2, "values up to 1e\\+18"),
+        ("n.running_var", -0.1, "variances"),
+    ):
+        data = encode(Weights({key: torch.tensor([1.0, value])}), known)
+        with pytest.raises(MessageError, match=words):
+            decode(data, Weights, DIMS, codecs=known)
+    fine = Weights({"w": torch.tensor([LARGEST, -LARGEST]), "n.running_var": torch.tensor([0, LARGEST**2])})
+    assert same_bits(flatten(decode(encode(fine, known), Weights, DIMS, codecs=known)), flatten(fine))
 
 
 def test_noise_leaves_a_variance_one() -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import worlds
 from torch import Tensor, nn
 from worlds import (
     Recorder,
@@ -23,6 +22,7 @@ from worlds import (
     resident,
     same_bits,
     shares_of,
+    tiny,
     tiny_dataset,
     wide,
 )
@@ -48,16 +48,6 @@ from interfuse.wire import Entry, Volume
 BLOCKS = ("base", "modular")
 EVERY = sorted(built_in())
 every_method = pytest.mark.parametrize("name", EVERY)
-
-
-def tiny(name: str) -> Method:
-    """A method with small settings, and with all that it can send, where it has them."""
-    kind = built_in()[name]
-    wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
-    wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
-    wanted |= {"decoder_steps": 2, "vtc_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
-    wanted |= {"rank": 2, "alpha": 4.0, "blocks": 2, "probe": f"{worlds.__file__}:llama2"}
-    return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
 OTHERWISE: dict[str, list[dict[str, Any]]] = {"ifl-capped": [{"downlink": "mixed", "downlink_rows": 6}]}

@@ -148,7 +148,7 @@ class Parties:
             "model": {"build": model, "architecture": model, "public": True},
             "data": {"source": str(file), "test": str(file)},
             "allow": {
-                "methods": ["ifl", "fedin", "fedavg", "scaffold", "splitfed-v1", "fedvtc", "ifl-bank"],
+                "methods": ["ifl", "fedin", "fedavg", "scaffold", "splitfed-v1", "fedvtc", "fedkd", "ifl-bank"],
                 "disclosures": [
                     "features", "labels", "parameters", "gradients", "statistics", "prototypes", "generators",
                 ],

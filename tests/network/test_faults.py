@@ -8,18 +8,21 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from parties import assert_equal_to_local, parties, until
+from parties import assert_equal_to_local, parties, states, until
 
 from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.parties import node, participation
 from interfuse.engines.parties.frames import Reply, frames
 from interfuse.evaluation.accuracy import Counted, FusedTest
+from interfuse.families.factors import Factored
 from interfuse.families.fusion import FusionOutputs
+from interfuse.families.priors import Statistics
 from interfuse.messages import Message
 
 M = TypeVar("M", bound=Message)
@@ -122,6 +125,38 @@ def test_a_run_goes_on_without_a_node_that_lies(name: str, tmp_path: Path) -> No
         assert None not in last["accuracy"]["own"]
         if lie is not silent:  # which does not come to reading why
             until(lambda: any(e["event"] in ("ends", "connects again") for e in three.events("cat")), 15)
+
+
+LIES_OF_METHODS: dict[str, tuple[dict[str, Any], Callable[[], None], str]] = {
+    "fedvtc": (
+        {"local_steps": 1, "generator_steps": 1, "channels": 4, "finetune_epochs": 1, "latents": 1, "batch_size": 8},
+        in_messages(lambda m: replace(m, count=-m.count), Statistics),
+        "client 2 sent counts that are not above 0",
+    ),
+    "fedkd": (
+        {"local_steps": 1, "batch_size": 8},
+        in_messages(lambda m: replace(m, whole={}, factors={}), Factored),
+        "client 2 sent what is not its meme",
+    ),
+}
+
+
+@pytest.mark.parametrize("method", LIES_OF_METHODS)
+def test_so_it_does_where_the_method_finds_the_lie(method: str, tmp_path: Path) -> None:
+    """What is well formed is judged at the server. All fields of all methods are in test_hostile_replies."""
+    settings, lie, reason = LIES_OF_METHODS[method]
+    with parties(tmp_path, THREE, secure=False) as three:
+        three.prepare({"method": method, "settings": settings, "rounds": 2}, ["logistic"])
+        coordinator = three.coordinate("--minimum", "2", "--back", "2")
+        honest = [three.node(vendor) for vendor in ("ant", "bee")]
+        three.node("cat", lie=lie)
+        assert coordinator.wait() == 0, three.everything()
+        assert [process.wait() for process in honest] == [0, 0], three.everything()
+        gone = [e for e in three.events() if e["event"] == "goes on without"]
+        assert [e["node"] for e in gone] == ["cat"]
+        assert reason in gone[0]["reason"], gone
+        assert three.rounds_done() == 3
+        assert all(t.isfinite().all() for t in states(three.run, {}).values() if t.is_floating_point())
 
 
 def test_a_run_stops_below_its_minimum_and_goes_on_once_the_node_is_mended(tmp_path: Path) -> None:

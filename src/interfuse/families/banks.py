@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped, UInt
 from torch import Tensor
 
-from interfuse.client import Client, ClientId
+from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.data.inputs import shape_text
 from interfuse.families.bank_images import check_images, normalised
-from interfuse.families.checks import check_counts
+from interfuse.families.checks import check_batch, check_counts
 from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingInRounds
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, State
@@ -52,8 +52,11 @@ class SharingWithBank(SharingInRounds):
 
     def round(self, server: Server, clients: Clients) -> None:
         chosen = clients.sample(self.participation)
-        outputs = chosen.call(self.train_base)
+        outputs = self.outputs(chosen)
         chosen.call(self.train_modular, FusionPairs(tuple(outputs.values())))
+
+    def check_pair(self, client: Profile, pair: FusionOutputs) -> None:
+        check_batch(client.id, pair.y)  # a minibatch may have more rows than the client's own
 
     @on_client
     def train_base(self, client: Client[Any]) -> FusionOutputs:

@@ -1,12 +1,12 @@
 """Checks of what clients send: who sends what nobody can have is named, and a run goes on without it.
 
-An engine has seen to it before that fields have their types and shapes, that values are finite, and that the numbers of
-classes are below ``classes``.
+An engine has seen to it before that fields have their types and shapes, that values are finite and (but for statistics,
+labels and data) not too large to compute with, and that the numbers of classes are below ``classes``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from interfuse.client import ClientId
 from interfuse.data import Batch
 from interfuse.errors import ClientError, ModelError
-from interfuse.messages import NamedTensors
+from interfuse.messages import Change, NamedTensors
+from interfuse.messages.delivery import LARGEST
 
-_LARGEST, _MOST = 1e9, 1e12
-"""Of a mean, the square root of a variance, or a gradient; and of a count. No honest one is near. Squares of the former
-and products of both stay finite when features and clients are summed up."""
+_MOST = 1e12
+"""Of a count. No honest one is near, and its products with squares of features stay finite when these and clients are
+summed up."""
 
 
 class RowsByClass(Protocol):
@@ -110,8 +111,8 @@ def check_size(client: ClientId, values: Float[Tensor, "..."], what: str, power:
     Raises:
         ClientError: one is; names the client.
     """
-    if values.numel() and float(values.abs().amax()) > _LARGEST**power:
-        raise ClientError(f"client {client} sent {what} above {_LARGEST**power:.0e}", client)
+    if values.numel() and float(values.abs().amax()) > LARGEST**power:
+        raise ClientError(f"client {client} sent {what} above {LARGEST**power:.0e}", client)
 
 
 def check_counts(client: ClientId, counts: Float[Tensor, "classes"]) -> None:
@@ -139,6 +140,37 @@ def check_tensors(client: ClientId, sent: NamedTensors, declared: NamedTensors, 
         if shapes.get(key) != wanted.get(key):
             found, expected = shapes.get(key, "nothing"), wanted.get(key, "nothing")
             raise ClientError(f"client {client} sent as {what} {key[:80]!r} {found}, expected {expected}", client)
+
+
+def check_change(client: ClientId, sent: Change, held: NamedTensors, statistics: Collection[str]) -> None:
+    """Check that a client sent the change of just those tensors that it holds and that are no statistics, and the rest.
+
+    Raises:
+        ClientError: as :func:`check_tensors`.
+    """
+    check_tensors(client, sent.change, {k: t for k, t in held.items() if k not in statistics}, "its change")
+    check_tensors(client, sent.statistics, {k: t for k, t in held.items() if k in statistics}, "its statistics")
+
+
+def check_batch(client: ClientId, y: Shaped[Tensor, "batch ..."], most: int | None = None, least: int = 1) -> None:
+    """Check how many rows a client sent; ``most`` None: however many there may be.
+
+    Raises:
+        ClientError: they are fewer or more; names the client.
+    """
+    if not least <= len(y) <= (len(y) if most is None else most):
+        expected = f"at least {least}" if most is None else f"{least} to {most}"
+        raise ClientError(f"client {client} sent {len(y)} rows, expected {expected}", client)
+
+
+def check_number(client: ClientId, value: float, what: str) -> None:
+    """Check a number that counts something, and may be 0.
+
+    Raises:
+        ClientError: it is below 0, or too large to compute with; names the client.
+    """
+    if not 0 <= value <= LARGEST:
+        raise ClientError(f"client {client} sent {value:g} as {what}, expected 0 to {LARGEST:g}", client)
 
 
 @contextmanager

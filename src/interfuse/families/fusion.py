@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from interfuse.client import Client, ClientId, Profile
+from interfuse.clients import Clients, Replies
 from interfuse.data import Batch
 from interfuse.errors import Notice
+from interfuse.families.checks import check_batch
 from interfuse.families.holdings import one_a_round
 from interfuse.handler import on_client
 from interfuse.messages import Features, Message, State, Targets
@@ -64,6 +66,21 @@ class SharingFusionOutputs(Method):
     def train_modular(self, client: Client, fused: FusionPairs) -> None:
         """A step of the modular block on each pair, in their order."""
         self.fit_modular(client, batches_of(fused), client.modular_loss)
+
+    def outputs(self, clients: Clients, deadline: float | None = None) -> Replies[FusionOutputs]:
+        """What :meth:`train_base` of these clients brings.
+
+        Raises:
+            ClientError: as :func:`.check_batch`, or too few replied.
+        """
+        sent = clients.call(self.train_base, deadline=deadline)
+        for client, pair in sent.items():
+            self.check_pair(clients.profiles[client], pair)
+        return sent
+
+    def check_pair(self, client: Profile, pair: FusionOutputs) -> None:
+        """Check that a pair is of a minibatch, which no client has of more rows than it has samples."""
+        check_batch(client.id, pair.y, client.samples)
 
     def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
         return {"base": min(self.batch_size, samples)}

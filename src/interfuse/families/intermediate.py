@@ -14,9 +14,10 @@ from torch import Tensor
 from interfuse.aggregation import BufferPolicy
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
-from interfuse.errors import Notice
+from interfuse.errors import ClientError, Notice
 from interfuse.families.averaging import Averaging
 from interfuse.families.averaging import Global as ServersModel
+from interfuse.families.checks import check_batch
 from interfuse.families.heads import check_same_cuts
 from interfuse.families.imitation import Normalisation, imitation, noisy, stacked
 from interfuse.handler import on_client
@@ -48,6 +49,26 @@ class Global(ServersModel):
     pool: dict[int, FeaturePair]
 
 
+def check_features(client: Profile, sent: tuple[FeaturePair, ...]) -> FeaturePair:
+    """The one batch of features that a client sent.
+
+    Raises:
+        ClientError: there are none or several, of no row or of more than the client has, or of another shape than its
+            model's; names the client.
+    """
+    if len(sent) != 1:
+        raise ClientError(f"client {client.id} sent {len(sent)} batches of features, expected 1", client.id)
+    (pair,) = sent
+    check_batch(client.id, pair.s_in, client.samples)
+    for tensor, part in ((pair.s_in, PARTS[0]), (pair.s_out, PARTS[1])):
+        if tuple(tensor.shape[1:]) != client.cuts[part]:
+            raise ClientError(
+                f"client {client.id} sent features of shape {tuple(tensor.shape[1:])}, expected {client.cuts[part]}",
+                client.id,
+            )
+    return pair
+
+
 @dataclass(frozen=True)
 class IntermediateLearning(Averaging):
     """Averaging whose clients send a batch of features with their models, and get others' with the next one.
@@ -75,7 +96,7 @@ class IntermediateLearning(Averaging):
 
         def add(client: ClientId, reply: ModelAndFeatures) -> None:
             mean.take(client, reply.weights)
-            (pool[client],) = reply.features
+            pool[client] = check_features(chosen.profiles[client], reply.features)
 
         chosen.call(self.train, given, each=add)
         server.state = Global(mean.result(), pool)

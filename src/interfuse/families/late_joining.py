@@ -46,7 +46,7 @@ class LateJoining(SharingInRounds):
     def exchange(self, incumbents: Clients) -> FusionPairs:
         """A round of IFL among those of the incumbents who are drawn; returns their pairs."""
         chosen = incumbents.sample(self.participation)
-        pairs = FusionPairs(tuple(chosen.call(self.train_base).values()))
+        pairs = FusionPairs(tuple(self.outputs(chosen).values()))
         chosen.call(self.train_modular, pairs)
         return pairs
 

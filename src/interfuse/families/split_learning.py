@@ -14,6 +14,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ConfigError, Notice
+from interfuse.families.checks import check_batch
 from interfuse.families.holdings import (
     HeldMean,
     WeightRule,
@@ -158,6 +159,8 @@ class EndToEnd(SplitLearning):
         """A step of these clients and of the server parts behind them; none of a client where either has to leave its
         batch out."""
         sent = clients.call(self.forward)
+        for client, smashed in sent.items():
+            check_batch(client, smashed.y, clients.profiles[client].samples, least=0)
         served = {client: self.serve(server, tails[client], z) for client, z in sent.items() if len(z.y)}
         if answers := {client: gradient for client, gradient in served.items() if gradient is not None}:
             clients.call(self.backward, answers)

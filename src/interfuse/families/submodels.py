@@ -75,7 +75,7 @@ class MaskedSubModels(SubModels):
 
         def add(client: ClientId, reply: TrainedOnClasses) -> None:
             rows[client] = reply.present.nonzero().flatten()
-            own = {key: reply.tensors[key][rows[client]] for key in classifiers[client]}
+            own = {key: t[rows[client]] for key, t in reply.tensors.items() if key in classifiers[client]}
             mean.take(client, reply.tensors | own)
 
         mean = self.means(weights, chosen, trained)

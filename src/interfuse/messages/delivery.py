@@ -17,6 +17,14 @@ from interfuse.errors import MessageError
 from interfuse.messages.records import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, mapped
 from interfuse.numerics import aligned
 
+LARGEST = 1e9
+"""In size, of what a client computed: no honest value is near, and squares and sums over clients of such values stay
+finite. Of a running variance, its square."""
+_COMPUTED = frozenset(Disclosure) - {
+    Disclosure.DATA, Disclosure.LABELS, Disclosure.STATISTICS, Disclosure.SURROGATES,
+}  # fmt: skip
+"""Disclosures of what has no unit of its own; data may be in any, and statistics may add up."""
+
 
 def _unsigned(classes: int) -> torch.dtype:
     return torch.uint8 if classes <= 256 else torch.uint16 if classes <= 65536 else torch.uint32
@@ -94,9 +102,8 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
         check_declared(name, path, leaf, tensor.dtype, tuple(tensor.shape), dims, keys, bound)
-        if finite and tensor.dtype.is_floating_point and not _finite(tensor):
-            bad = int((~torch.isfinite(tensor)).sum())
-            raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
+        if finite and tensor.dtype.is_floating_point:
+            _check_values(name, path, leaf, tensor)
         if finite and _is_variance(leaf, path) and tensor.numel() and (least := float(tensor.min())) < 0:
             raise MessageError(name, path, "variances, which a rule may average but not add or subtract", f"{least:g}")
         if leaf.disclosure is Disclosure.LABELS and tensor.numel():
@@ -105,6 +112,17 @@ def check(message: M, dims: Dims, keys: Mapping[str, tuple[int, ...]] | None = N
 
     mapped(message, change)
     return message
+
+
+def _check_values(name: str, path: str, leaf: Leaf, tensor: Tensor) -> None:
+    """Numbers are finite, and not too large to compute with."""
+    bounded = leaf.disclosure in _COMPUTED
+    limit = LARGEST**2 if _is_variance(leaf, path) else LARGEST
+    if _within(tensor, limit) if bounded else _finite(tensor):
+        return
+    if bad := int((~torch.isfinite(tensor)).sum()):
+        raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
+    raise MessageError(name, path, f"values up to {limit:g} in size", f"{float(tensor.abs().max()):g}")
 
 
 def _is_variance(leaf: Leaf, path: str) -> bool:
@@ -124,6 +142,14 @@ def _check_labels(name: str, path: str, leaf: Leaf, tensor: Tensor, dims: Dims) 
         known = (tensor >= 0) & (tensor < dims["tokens"]) | (tensor == IGNORED)
         if not bool(known.all()):
             raise MessageError(name, path, f"tokens below {dims['tokens']}, or {IGNORED}", "others")
+
+
+def _within(tensor: Tensor, limit: float) -> bool:
+    """Whether all values are numbers up to this size: one pass without a temporary."""
+    if not tensor.numel():
+        return True
+    low, high = torch.aminmax(tensor)
+    return bool(low >= -limit) and bool(high <= limit)  # NaN is neither
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -162,8 +162,8 @@ def decode(
     kind, packed = wire.decode(data, None, limits)
     if kind != kind_of(expected):
         raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
-    if not codecs:  # tensors that are not finite are refused above
-        return check(unflatten(expected, packed), dims, keys, finite=False)
+    if not codecs:
+        return check(unflatten(expected, packed), dims, keys)
     names, bound = frozenset(packed), dict[tuple[str, str], int]()
 
     def look(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:

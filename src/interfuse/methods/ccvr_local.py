@@ -11,6 +11,7 @@ from interfuse.families.calibration import Calibrating
 from interfuse.families.moments import ClassMoments, moments_of
 from interfuse.handler import on_client
 from interfuse.messages import Features, Labels, Message, NamedTensors, State
+from interfuse.messages.delivery import LARGEST
 from interfuse.method import Fraction
 from interfuse.server import Server
 
@@ -60,7 +61,8 @@ class CCVRLocal(Calibrating):
         moments = self.gaussians(server)
         clients.call(self.moments, each=moments.take)
         rows = self.drawn(server, moments)
-        clients.call(self.retrain, Drawn(rows.features, rows.y))
+        # what is drawn around the largest mean that a client may send could not travel
+        clients.call(self.retrain, Drawn(rows.features.clamp(-LARGEST, LARGEST), rows.y))
 
     @on_client
     def moments(self, client: Client[Own]) -> ClassMoments:

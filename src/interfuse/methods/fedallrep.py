@@ -9,6 +9,7 @@ import torch
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch
+from interfuse.families.checks import check_batch
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import fused_share
 from interfuse.handler import on_client
@@ -43,7 +44,10 @@ class FedAllRep(GlobalHead):
     }
 
     def round(self, server: Server, clients: Clients) -> None:
-        sent = clients.sample(self.participation).call(self.train, self.head(server)).values()
+        replies = clients.sample(self.participation).call(self.train, self.head(server))
+        for client, own in replies.items():
+            check_batch(client, own.y, clients.profiles[client].samples)
+        sent = replies.values()
         self.train_head(server, Batch(torch.cat([own.z for own in sent]), torch.cat([own.y.long() for own in sent])))
 
     @on_client

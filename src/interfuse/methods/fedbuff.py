@@ -11,6 +11,7 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.errors import Notice
 from interfuse.families.averaging import Global
+from interfuse.families.checks import check_change
 from interfuse.families.holdings import held, initial_weights, nothing_in_common
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
@@ -42,9 +43,11 @@ class FedBuff(OwnTraining):
         return Global(initial_weights(server, clients))
 
     def round(self, server: Server[Global], clients: Clients) -> None:
-        weights, updates = server.state.weights, []
-        stream = clients.stream(self.train, held(weights, clients).__getitem__)
+        weights, profiles, updates = server.state.weights, clients.profiles, []
+        given = held(weights, clients)
+        stream = clients.stream(self.train, given.__getitem__)
         for arrival in islice(stream, self.replies or len(clients)):
+            check_change(arrival.client, arrival.reply, given[arrival.client].tensors, profiles[arrival.client].buffers)
             sent, scale = arrival.reply, (1 + server.round - arrival.round) ** -self.damping
             new = moved(weights, sent.change, sent.statistics, self.server_lr * scale, scale)
             updates.append((keys_plan(new), new, 1.0))

@@ -16,7 +16,7 @@ from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.errors import ConfigError
 from interfuse.families.averaging import Global
-from interfuse.families.checks import blaming
+from interfuse.families.checks import blaming, check_size
 from interfuse.families.factors import Factored, factored, multiplied
 from interfuse.families.memes import MEME, MODEL, MemeLearning
 from interfuse.families.mutual import Over, divergence
@@ -98,7 +98,10 @@ class FedKD(MemeLearning):
 
         def add(client: ClientId, reply: Factored) -> None:
             with blaming(client, "its meme"):
-                self.take(mean, chosen.profiles[client], multiplied(reply, shapes))
+                sent = multiplied(reply, shapes)
+                for tensor in sent.values():
+                    check_size(client, tensor.double().norm(), "a tensor with a norm")
+                self.take(mean, chosen.profiles[client], sent)
 
         chosen.call(self.distil, Compressed(factored(mean.server, energy), energy), each=add)
         server.state = Global(mean.result())

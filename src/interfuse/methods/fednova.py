@@ -11,6 +11,7 @@ from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError
 from interfuse.families.averaging import Averaging, Global
+from interfuse.families.checks import check_change, check_number
 from interfuse.handler import on_client
 from interfuse.messages import Change, Weights
 from interfuse.server import Server
@@ -43,11 +44,15 @@ class FedNova(Averaging):
 
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, old = clients.sample(self.participation), server.state.weights
-        replies = chosen.call(self.train, self.models(old, chosen))
+        w = self.models(old, chosen)
+        replies = chosen.call(self.train, w)
+        for client, reply in replies.items():
+            check_change(client, reply, w[client].tensors, chosen.profiles[client].buffers)
+            check_number(client, reply.steps, "its steps")
         none = {key: torch.zeros(()) for key in old}
         steps = {c: {key: torch.tensor(r.steps) for key in (*r.change, *r.statistics)} for c, r in replies.items()}
         # each client as if it had made tau_eff steps: the mean of these is the rule above, key by key
-        tau_eff, w = self.models(self.mean(none, steps, chosen), chosen), self.models(old, chosen)
+        tau_eff = self.models(self.mean(none, steps, chosen), chosen)
         levelled = {c: moved(w[c].tensors, r.change, r.statistics, tau_eff[c].tensors) for c, r in replies.items()}
         server.state = Global(self.mean(old, levelled, chosen))
 

@@ -11,9 +11,10 @@ from jaxtyping import Float32
 from torch import Tensor
 from torch.nn import functional
 
-from interfuse.client import Client
+from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch
+from interfuse.errors import ClientError
 from interfuse.families.heads import GlobalHead
 from interfuse.families.prototypes import class_means, fused_share
 from interfuse.handler import on_client
@@ -49,7 +50,10 @@ class FedRE(GlobalHead):
     }
 
     def round(self, server: Server, clients: Clients) -> None:
-        sent = clients.sample(self.participation).call(self.train, self.head(server)).values()
+        replies = clients.sample(self.participation).call(self.train, self.head(server))
+        for client, mixture in replies.items():
+            check_mixture(client, mixture.y)
+        sent = replies.values()
         labels = torch.stack([mixture.y for mixture in sent])
         rows = Batch(torch.stack([mixture.z for mixture in sent]), torch.arange(len(sent)))
         self.train_head(server, rows, partial(entangled_cross_entropy, labels=labels))
@@ -64,6 +68,16 @@ class FedRE(GlobalHead):
         weights = 1 - torch.rand(len(means.y), generator=client.generator).to(means.mean)
         weights = weights / weights.sum()
         return Entangled(weights @ means.mean, weights @ functional.one_hot(means.y, classes).to(weights))
+
+
+def check_mixture(client: ClientId, y: Float32[Tensor, "classes"]) -> None:
+    """Check that labels are mixed by weights.
+
+    Raises:
+        ClientError: one is below 0, or their sum is not 1; names the client.
+    """
+    if bool((y < 0).any()) or not abs(float(y.double().sum()) - 1) < 1e-3:
+        raise ClientError(f"client {client} sent mixed labels that are below 0, or do not add up to 1", client)
 
 
 def entangled_cross_entropy(

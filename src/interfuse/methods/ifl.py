@@ -20,5 +20,5 @@ class IFL(SharingInRounds):
 
     def round(self, server: Server, clients: Clients) -> None:
         chosen = clients.sample(self.participation)
-        outputs = chosen.call(self.train_base)
+        outputs = self.outputs(chosen)
         chosen.call(self.train_modular, FusionPairs(tuple(outputs.values())))

@@ -29,7 +29,7 @@ class IFLAblations(SharingInRounds):
 
     def round(self, server: Server[Late], clients: Clients) -> None:
         chosen = clients.sample(self.participation)
-        outputs = chosen.call(self.train_base)
+        outputs = self.outputs(chosen)
         given = FusionPairs(tuple(outputs.values()))
         if self.pairs == "own":
             chosen.call(self.train_modular, {c: FusionPairs((own,) * len(outputs)) for c, own in outputs.items()})

@@ -36,6 +36,7 @@ class IFLAsync(SharingFusionOutputs):
             return FusionPairs(tuple(pair for pair in latest if len(pair.y)))
 
         for arrival in islice(clients.stream(self.work, known), self.replies or len(clients)):
+            self.check_pair(clients.profiles[arrival.client], arrival.reply)
             latest[arrival.client] = arrival.reply
         server.state = Late(FusionPairs(tuple(latest)))
 

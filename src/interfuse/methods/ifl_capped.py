@@ -39,7 +39,7 @@ class IFLCapped(SharingInRounds):
 
     def round(self, server: Server, clients: Clients) -> None:
         chosen = clients.sample(self.participation)
-        given = FusionPairs(tuple(chosen.call(self.train_base).values()))
+        given = FusionPairs(tuple(self.outputs(chosen).values()))
         if self.downlink == "mixed":
             classes, rows = server.dims["classes"], rows_of(given)
             z, y = mixed(rows, classes, self.downlink_rows, self.mixed_rows, server.generator)

@@ -28,7 +28,7 @@ class IFLFixedSteps(SharingInRounds):
 
     def round(self, server: Server, clients: Clients) -> None:
         chosen = clients.sample(self.participation)
-        rows = rows_of(FusionPairs(tuple(chosen.call(self.train_base).values())))
+        rows = rows_of(FusionPairs(tuple(self.outputs(chosen).values())))
         most = self.modular_steps * self.modular_batch_size or len(rows.y)
         chosen.call(self.train_modular, divided(rows, self.modular_steps, most, server.generator))
 

@@ -9,6 +9,7 @@ from typing import Literal
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.data import Batch
+from interfuse.families.checks import check_batch, check_tensors
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
 from interfuse.messages import FeatureGradients, Features, Labels, Message
@@ -52,7 +53,11 @@ class IFLLateAnswers(LateJoining):
             turn = (server.round - self.joins_at) * self.local_steps + step
             teacher = incumbents.ids[turn % len(incumbents)] if self.teacher == "turns" else self.teacher
             questions, asked = newcomers.call(self.ask), incumbents.only([teacher])
+            for client, question in questions.items():
+                check_batch(client, question.y, clients.profiles[client].samples, least=0)
             replies = {c: asked.call(self.answer, q)[teacher] for c, q in questions.items() if len(q.y)}
+            for client, reply in replies.items():
+                check_tensors(teacher, {"gradient": reply.gradient}, {"gradient": questions[client].z}, "its answer")
             if replies:
                 newcomers.call(self.learn, replies)
         newcomers.call(self.follow)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
+from interfuse.families.checks import check_tensors
 from interfuse.families.late_joining import LateJoining
 from interfuse.handler import on_client
 from interfuse.messages import Message, Parameters
@@ -52,7 +53,11 @@ class IFLLatePublished(LateJoining):
             self.exchange(incumbents)
             return
         if server.round == self.joins_at:
-            newcomers.call(self.adopt, incumbents.only([self.teacher]).call(self.publish)[self.teacher])
+            asked = incumbents.only([self.teacher])
+            published = asked.call(self.publish)[self.teacher]
+            declared = server.new_model(asked.architecture).tensors("modular")
+            check_tensors(self.teacher, published.tensors, declared, "its modular block")
+            newcomers.call(self.adopt, published)
         newcomers.call(self.catch_up)
 
     @on_client

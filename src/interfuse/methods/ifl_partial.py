@@ -18,6 +18,6 @@ class IFLPartial(SharingInRounds):
 
     def round(self, server: Server, clients: Clients) -> None:
         deadline = self.deadline or None
-        outputs = clients.sample(self.participation).call(self.train_base, deadline=deadline)
+        outputs = self.outputs(clients.sample(self.participation), deadline)
         there = clients.only(outputs)  # the others are away, or still at their base blocks
         there.call(self.train_modular, FusionPairs(tuple(outputs.values())), deadline=deadline)

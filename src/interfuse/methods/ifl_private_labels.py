@@ -48,7 +48,7 @@ class IFLPrivateLabels(SharingInRounds):
 
     def round(self, server: Server, clients: Clients) -> None:
         chosen = clients.sample(self.participation)
-        outputs = chosen.call(self.train_base)
+        outputs = self.outputs(chosen)
         chosen.call(self.train_modular, FusionPairs(tuple(outputs.values())))
 
     @on_client

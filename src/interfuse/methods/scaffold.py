@@ -14,6 +14,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.families.averaging import Averaging
 from interfuse.families.averaging import Global as ServersModel
+from interfuse.families.checks import check_tensors
 from interfuse.families.holdings import by_architecture
 from interfuse.handler import on_client
 from interfuse.messages import Message, NamedTensors, Parameters, State
@@ -84,6 +85,7 @@ class SCAFFOLD(Averaging):
         mean, control = self.means(old.weights, chosen), dict(old.control)
 
         def add(client: ClientId, reply: ModelAndControl) -> None:
+            check_tensors(client, reply.control, c[client].tensors, "its control variate")
             mean.take(client, reply.weights)
             for key, change in reply.control.items():
                 name = groups[client] + key

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import Batch, Inputs
+from interfuse.families.checks import check_batch
 from interfuse.families.heads import check_common_head
 from interfuse.families.split_learning import Global, Smashed, SplitLearning, Tail
 from interfuse.handler import on_client
@@ -49,6 +50,8 @@ class SplitFedLocal(SplitLearning):
         chosen = clients.sample(self.participation)
         self.hand_out_fronts(server, chosen)
         sent = chosen.call(self.train)
+        for client, outputs in sent.items():
+            check_batch(client, outputs.y, chosen.profiles[client].samples)
         if self.server_copies == "each":
             copies = self.tail_of_each(server, chosen)
             for client, outputs in sent.items():
