@@ -25,6 +25,7 @@ from interfuse.party import ALL as ALL
 from interfuse.party import BUFFERS as BUFFERS
 from interfuse.party import NOTHING as NOTHING
 from interfuse.party import Network as Network
+from interfuse.references import is_reference
 from interfuse.server import Server
 from interfuse.training import OwnSchedule
 
@@ -329,6 +330,17 @@ def own_schedules(method: Method) -> dict[str, OwnSchedule]:
         for name, value in vars(program).items()
         if isinstance(value, OwnSchedule)
     }
+
+
+def own_code(method: Method) -> dict[str, str]:
+    """The references of code, or of models elsewhere, that settings name, those of methods that it wraps included."""
+    named = {
+        name: value
+        for program in programs(method, "method").values()
+        for name, value in vars(program).items()
+        if isinstance(value, str) and is_reference(value)
+    }
+    return named | {name: schedule.function for name, schedule in own_schedules(method).items()}
 
 
 def disclosures_of(kind: type[Program]) -> frozenset[Disclosure]:

@@ -63,7 +63,7 @@ def test_no_schedule_travels_and_none_is_loaded(everybody: bool, tmp_path: Path)
     public = Public(2, ["a", "b"], torch.zeros(4, dtype=torch.int64), None)
     contract = make_contract(config, config.make_method(), "run", public)
     with pytest.raises(
-        JoinError, match=r"lr: expected a number or a schedule of interfuse, .* found .*strange.py:rate"
+        JoinError, match=r"lr: expected a value that interfuse itself knows, .* found .*strange.py:rate"
     ):
         method_of(contract)
     assert not any(name.startswith("strange") for name in sys.modules)

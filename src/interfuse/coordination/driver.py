@@ -27,7 +27,7 @@ from interfuse.engines.parties.setups import RemoteSetup, no_labels
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.messages import Disclosure
-from interfuse.method import Method, check_run, disclosures, own_schedules, retained
+from interfuse.method import Method, check_run, disclosures, own_code, retained
 from interfuse.models import resolve
 from interfuse.result import Result
 from interfuse.runs import Progress, RunConfig, conduct
@@ -118,9 +118,10 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     method = config.make_method()
     if Disclosure.DATA in disclosures(method):
         raise ConfigError(f"{config.method} brings everybody's data to one place: that is not for parties")
-    for name, schedule in own_schedules(method).items():
+    for name, reference in own_code(method).items():
         raise ConfigError(
-            f"{name} = {schedule.function!r}: between parties no code travels; give a number, Exponential or Cosine"
+            f"{name} = {reference!r}: between parties no code travels; give a number, Exponential or Cosine for a "
+            "rate, or the name of a built-in model"
         )
     check_codecs(Codecs.parse(config.codecs), method)
     check_run(method, range(terms.nodes), config.rounds)

@@ -21,7 +21,7 @@ from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
 from interfuse.handler import handlers, programs
 from interfuse.messages import Disclosure, Leaf, Message, leaves
-from interfuse.method import Method, disclosures, own_schedules, retained
+from interfuse.method import Method, disclosures, own_code, retained
 from interfuse.methods import find
 from interfuse.models import Initial
 from interfuse.numerics import Numerics
@@ -182,8 +182,8 @@ def method_of(contract: Contract) -> Method:
     """
     method = find(contract.method).configure(dict.fromkeys(contract.unset) | contract.settings)
     for own in ({}, *contract.client_settings.values()):
-        for name, schedule in own_schedules(with_settings(method, own)).items():
-            raise JoinError(name, "a number or a schedule of interfuse, since no code travels", schedule.function)
+        for name, reference in own_code(with_settings(method, own)).items():
+            raise JoinError(name, "a value that interfuse itself knows, since no code travels", reference)
     same("method's handlers and messages", contract.interface, interface(method))
     same("discloses", sorted(contract.discloses), sorted(disclosures(method)))
     same("retains", sorted(contract.retains), sorted(retained(method)))
