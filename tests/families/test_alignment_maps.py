@@ -57,6 +57,10 @@ def test_least_squares_is_numpys_with_the_ridge_as_further_rows() -> None:
     assert close(least_squares(10 * x, y, weights, 0.3), found / 10)  # the ridge goes by the scale of x
 
 
+def test_of_what_is_always_0_every_map_is_0() -> None:
+    assert not least_squares(torch.zeros(TOKENS, SMALL), normal(TOKENS, RANK), even(), 1e-2).any()
+
+
 def test_answers_and_all_tokens_count_alike() -> None:
     weights = shares(torch.tensor([0.0, 1, 0, 0, 1]))
     assert torch.allclose(weights, torch.tensor([0.1, 0.35, 0.1, 0.1, 0.35], dtype=torch.float64))

@@ -32,9 +32,10 @@ from interfuse.families.checks import check_size
 from interfuse.families.public_tokens import Seen, Tokens, chosen_rows, chosen_tokens, layer_of, observed, vocabulary
 from interfuse.handler import on_client
 from interfuse.messages import Disclosure, Message, NamedTensors, Precision
-from interfuse.method import Count, NonNegative
+from interfuse.method import Count
 from interfuse.models import SplitModel
 from interfuse.server import Server
+from interfuse.training import Rate
 
 Alignments = Literal["residual", "base_outputs", "gradients", "released", "none"]
 """By what B of one model corresponds to B of another:
@@ -77,7 +78,7 @@ class Alignment(AdapterTraining):
     align: Alignments = "residual"  # by what B corresponds between models; none leaves A random too [interfuse]
     align_samples: Count = 5000  # rows of the public data, evenly spread, or all
     align_tokens: Count = 4096  # tokens of these rows, evenly spread, or all [interfuse]
-    align_ridge: NonNegative = 1e-2  # of the least squares, in mean variances of what is mapped [interfuse]
+    align_ridge: Rate = 1e-2  # of the least squares, in mean variances of what is mapped [interfuse]
 
     def align_bases(self, server: Server[Any], clients: Clients) -> dict[ClientId, Adapters]:
         """A and B of every architecture, by the client that found them: the first of those that have it.

@@ -14,6 +14,9 @@ from torch import Tensor
 GAMMA = 1e-4
 """Added to the diagonal of second moments before they are whitened, as in FedMosaic's release."""
 
+_NOTHING = 1e-30
+"""In the place of the mean variance of what is always 0, of which every map is 0."""
+
 
 def polar(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
     """U Vᵀ of the singular value decomposition U Σ Vᵀ: the nearest matrix with orthonormal rows, or columns."""
@@ -100,4 +103,5 @@ def _weighted(x: Float[Tensor, "tokens m"], weights: Float[Tensor, "tokens"]) ->
 def _damped(x: Float[Tensor, "tokens m"], weights: Float[Tensor, "tokens"], ridge: float) -> Float[Tensor, "m m"]:
     """XᵀWX with the ridge, times the mean of its diagonal, on the diagonal."""
     moments = x.double().T @ _weighted(x, weights)
-    return moments + ridge * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype, device=x.device)
+    mean = moments.diagonal().mean().clamp(min=_NOTHING)
+    return moments + ridge * mean * torch.eye(len(moments), dtype=moments.dtype, device=x.device)
