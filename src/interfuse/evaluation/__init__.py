@@ -18,6 +18,14 @@ from interfuse.evaluation.accuracy import (
 )
 from interfuse.evaluation.drawn import Pictures, draw, drawn_by
 from interfuse.evaluation.metrics import ACROSS_TASKS, METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
+from interfuse.evaluation.sequences import (
+    SequenceScores,
+    continued,
+    exact_match,
+    rouge_l,
+    sequence_scores,
+    token_f1,
+)
 from interfuse.evaluation.similarity import (
     features_by_group,
     groups_of_stages,
@@ -38,20 +46,26 @@ __all__ = [
     "Mode",
     "OwnMetric",
     "Pictures",
+    "SequenceScores",
     "Side",
     "common_test",
     "compose",
+    "continued",
     "draw",
     "drawn_by",
     "evaluate",
     "evaluation",
     "evaluation_on",
+    "exact_match",
     "features_by_group",
     "groups_of_stages",
     "linear_cka",
     "measure",
     "measured_on",
+    "rouge_l",
+    "sequence_scores",
     "similarity",
     "similarity_by_group",
+    "token_f1",
     "try_metrics",
 ]
