@@ -72,7 +72,7 @@ def facts(found: data.DataFacts) -> RenderableType:
 
 def zoo() -> RenderableType:
     """The models of the zoo."""
-    rows = [(info.name, info.summary) for info in models.available()]
+    rows = [*((info.name, info.summary) for info in models.available()), *models.backbones.NAMES.items()]
     default = f"Without --models the clients get, in turn: {', '.join(models.DEFAULT_MODELS)}."
     several = [f"{name} stands for {', '.join(members)}." for name, members in models.FEDERATIONS.items()]
     variants = (
@@ -83,7 +83,10 @@ def zoo() -> RenderableType:
         "Behind the name of a model that begins with tv- or htfl- may follow -narrow (a quarter of all widths) and "
         "-h256 (a hidden layer of 256 in the modular block)."
     )
-    return Group(table(("model", "what it is"), rows), default, *several, variants, quarter)
+    transformers = (
+        "hf:FOLDER is a model that transformers has saved, hf:NAME?revision=COMMIT one of a hub (docs/model.md)."
+    )
+    return Group(table(("model", "what it is"), rows), default, *several, variants, quarter, transformers)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str | Text]], title: str | None = None) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from interfuse.models import backbones
 from interfuse.models.making import Given, Initial, initial_key, make
 from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with, side_by_side
 from interfuse.models.splitting import split_at
@@ -18,6 +19,7 @@ __all__ = [
     "Parts",
     "SplitModel",
     "available",
+    "backbones",
     "expanded",
     "initial_key",
     "make",

@@ -122,7 +122,7 @@ _BY_PLAIN_NAME = {name.lower(): members for name, members in FEDERATIONS.items()
 
 
 def available() -> list[ModelInfo]:
-    """The models of the zoo."""
+    """The models of the zoo. What is made of transformers is :data:`.backbones.NAMES`."""
     return [ModelInfo(name, (builder.__doc__ or "").splitlines()[0]) for name, builder in _ZOO.items()]
 
 
@@ -155,7 +155,7 @@ def resolve(reference: str | Callable[..., object]) -> Builder:
         builder = _ZOO.get(reference) or resnets.named(reference) or htfllib.named(reference)
         if builder is None:
             raise ConfigError(
-                f"unknown model {reference!r}: {nearest(reference, [*_ZOO, *FEDERATIONS])}; "
+                f"unknown model {reference!r}: {nearest(reference, [*_ZOO, *FEDERATIONS, *backbones.NAMES])}; "
                 "or name your own as 'package.module:function' or 'path/file.py:function'"
             )
         return partial(_of_one_input, reference, builder)

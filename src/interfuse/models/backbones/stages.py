@@ -127,6 +127,13 @@ class Transformer(nn.Module):
 
     def forward(self, x: Inputs) -> Tensor:
         """Tokens ``[batch, time]`` to ``[batch, width]``, or with ``every`` to ``[batch, time, width]``."""
+        if self.picture is None:
+            return self.after_tower(x)
+        inputs = named(x)
+        return self.after_tower({**inputs, self.picture: self.tower(inputs[self.picture])})
+
+    def after_tower(self, x: Inputs) -> Tensor:
+        """The same from what the tower makes of the picture, ``[batch, k, features]``."""
         inputs = named(x)
         tokens, body = inputs[self.tokens], self.get_submodule(self.prefix)
         if self.kind == "encoder":
@@ -136,7 +143,7 @@ class Transformer(nn.Module):
             return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         embedded, before = body.get_submodule(self.embedding)(tokens), 0
         if self.picture is not None:
-            seen = self.projector(self.tower(inputs[self.picture]))
+            seen = self.projector(inputs[self.picture])
             embedded, before = torch.cat([seen, embedded], 1), seen.shape[1]
         hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state
         if self.every:

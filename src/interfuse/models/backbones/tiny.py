@@ -1,0 +1,233 @@
+"""Small backbones for experiments: trained once on a machine on the public part of a data set, in less than a minute.
+
+``vqa-s``, ``vqa-m`` and ``vqa-q`` are trained by themselves, ``vqa-g`` is grown from ``vqa-s`` and trained on. One
+frozen tower makes tokens of a picture for all of them. Each has a variant ``...-random``, whose transformer, projection
+and head are not trained: a control.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import torch
+import transformers
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from interfuse.data import Dataset, Shape, load
+from interfuse.data.easy_vqa import NOTHING, TOKENS
+from interfuse.data.inputs import each, named, shape_text
+from interfuse.errors import ModelError
+from interfuse.models.backbones.deriving import grow
+from interfuse.models.backbones.keeping import digest_of, kept
+from interfuse.models.backbones.loading import body_of
+from interfuse.models.backbones.pretraining import BUILD, Course, train
+from interfuse.models.backbones.stages import Sight, Transformer, sharing_copy, split_model
+from interfuse.models.split import SplitModel
+from interfuse.randomness import seeded
+
+HEAD = 16
+"""Width of an attention head, the same in all, so that positions mean the same in a model and in what it grows to."""
+EPS = 1e-6
+
+_KINDS = MappingProxyType({"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)})
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A small backbone.
+
+    Attributes:
+        kind: Its family.
+        feed: Hidden units of a layer's feed-forward network.
+        course: How it is trained, where it is grown, after that.
+        parent: What it is grown from.
+        public: The name of the data set on whose training rows it is trained.
+        tokens: Size of the vocabulary.
+        padding: The token of places without one.
+    """
+
+    kind: str
+    width: int
+    layers: int
+    feed: int
+    course: Course
+    parent: str | None = None
+    public: str = "easy-vqa-public"
+    tokens: int = TOKENS
+    padding: int = NOTHING
+
+
+TINY: Mapping[str, Tiny] = MappingProxyType(
+    {
+        "vqa-s": Tiny("llama", 48, 4, 128, Course(steps=400, batch=32, lr=3e-3)),
+        "vqa-g": Tiny("llama", 80, 8, 216, Course(steps=200, batch=32, lr=1e-3), parent="vqa-s"),
+        "vqa-m": Tiny("llama", 64, 6, 172, Course(steps=400, batch=32, lr=3e-3)),
+        "vqa-q": Tiny("qwen2", 64, 4, 172, Course(steps=400, batch=32, lr=3e-3)),
+    }
+)
+TOWER = Course(steps=1600, batch=32, lr=5e-3, decay=0.05)
+CHANNELS = (16, 32, 64)
+"""Of the tower's convolutions; the last is the width of its tokens."""
+
+
+def build(name: str, random: bool, sample_shape: Shape, classes: int, width: int) -> SplitModel:
+    """A model of this module by name. ``width`` changes nothing.
+
+    Raises:
+        ModelError: it was not trained on samples of this shape, or not on so many classes.
+    """
+    known = public(TINY[name].public)
+    if sample_shape != known.shape or classes != known.classes:
+        raise ModelError(
+            f"model {name!r} is made for {known.name} ({shape_text(known.shape)}; {known.classes} classes), but "
+            f"samples are {shape_text(sample_shape)} and have {classes}: take data of that kind, or another model"
+        )
+    return untrained(TINY[name]) if random else sharing_copy(pretrained(name))
+
+
+@functools.cache
+def public(name: str) -> Dataset:
+    """The data that a family is trained on."""
+    return load(name)
+
+
+@functools.cache
+def pretrained(name: str) -> SplitModel:
+    """The model after its training: from the cache, or trained now. It must not be changed."""
+    tiny = TINY[name]
+    with seeded(0, "backbone", name):
+        model = untrained(tiny)
+    origin = None if tiny.parent is None else pretrained(tiny.parent)
+    common = digest_of(model.live(model.given_keys))
+    before = None if origin is None else digest_of(origin.state_dict())
+    depends = (tiny, HEAD, EPS, BUILD, transformers.__version__, public(tiny.public).digest, common, before)
+
+    def made() -> Mapping[str, Tensor]:
+        if origin is not None and tiny.parent is not None:
+            grow(origin.tensors(), model.tensors(), (TINY[tiny.parent].layers, tiny.layers))
+        _learn(name, tiny, model)
+        return model.tensors()
+
+    model.load(kept(name, depends, made))
+    return model.eval()
+
+
+def untrained(tiny: Tiny) -> SplitModel:
+    """A new model, with values that the global generator draws, and the common tower where samples have pictures."""
+    known = public(tiny.public)
+    model = causal(tiny)
+    body = body_of(model)
+    pictures = [x for x in named(known.x_train).values() if x.dim() == 4]
+    sight = Sight(sharing_copy(tower(tiny.public)), nn.Linear(CHANNELS[-1], tiny.width)) if pictures else None
+    head = torch.randn(known.classes, tiny.width) * body.spread
+    return split_model(body, known.shape, known.classes, head=head, sight=sight)
+
+
+def causal(tiny: Tiny) -> PreTrainedModel:
+    """Its transformer alone."""
+    config, model = _KINDS[tiny.kind]
+    parent = tiny if tiny.parent is None else TINY[tiny.parent]
+    made: PreTrainedModel = model(
+        config(
+            vocab_size=tiny.tokens, hidden_size=tiny.width, intermediate_size=tiny.feed, num_hidden_layers=tiny.layers,
+            num_attention_heads=tiny.width // HEAD, num_key_value_heads=tiny.width // HEAD, head_dim=HEAD,
+            max_position_embeddings=512, pad_token_id=tiny.padding, rms_norm_eps=EPS * parent.width / tiny.width,
+        )
+    )  # fmt: skip
+    return made
+
+
+def _learn(name: str, tiny: Tiny, model: SplitModel) -> None:
+    """Train all of it but the tower, whose output is computed once."""
+    known = public(tiny.public)
+    stage = model.get_submodule("transformer")
+    assert isinstance(stage, Transformer)
+    x, y = known.normalise(known.x_train), known.y_train
+    if stage.picture is not None:
+        x = {**named(x), stage.picture: _seen(stage.get_submodule("tower"), named(x)[stage.picture])}
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def loss(rows: Int64[Tensor, "batch"]) -> Tensor:
+        hidden = stage.after_tower(each(lambda of: of[rows], x))
+        return functional.cross_entropy(model.modular(hidden), y[rows])
+
+    train(name, parameters, loss, len(y), tiny.course, name)
+
+
+@torch.no_grad()
+def _seen(tower: nn.Module, pictures: Tensor) -> Float[Tensor, "n k features"]:
+    return torch.cat([tower(some) for some in torch.split(pictures, 256)])
+
+
+class Places(nn.Module):
+    """A feature map [batch, channels, height, width] as tokens [batch, height·width, channels]."""
+
+    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch k channels"]:
+        return x.flatten(2).transpose(1, 2)
+
+
+@functools.cache
+def tower(name: str) -> nn.Sequential:
+    """What makes 16 tokens of 64 of a picture of 32 by 32: trained with answers, then frozen. It must not be changed.
+
+    It is trained with batch normalisation, which then becomes part of the convolutions: the same function, and nothing
+    that depends on a mode.
+    """
+    known, plain = public(name), _convolutions(normalised=False)
+    depends = (TOWER, CHANNELS, BUILD, known.digest)
+    plain.load_state_dict(kept(f"tower-{name}", depends, lambda: _tower(known).state_dict()))
+    return plain.eval().requires_grad_(False)
+
+
+def _tower(known: Dataset) -> nn.Sequential:
+    shape = known.shape
+    assert not isinstance(shape, tuple)
+    picture = next(name for name, one in shape.items() if len(one) == 3)
+    question = next(name for name, one in shape.items() if len(one) == 1)
+    inputs, y = named(known.normalise(known.x_train)), known.y_train
+    with seeded(0, "tower"):
+        made = _convolutions(normalised=True)
+        # the wording says what is asked, the picture what is answered, so their scores add up
+        answer = nn.LazyLinear(known.classes)
+        answer(made(inputs[picture][:2]).flatten(1))
+        asked = nn.EmbeddingBag(int(inputs[question].max()) + 1, known.classes, mode="sum")
+
+    def loss(rows: Int64[Tensor, "batch"]) -> Tensor:
+        turned = _turned(inputs[picture][rows])
+        scores = answer(made(turned).flatten(1)) + asked(inputs[question][rows])
+        return functional.cross_entropy(scores, y[rows])
+
+    train("tower", [*made.parameters(), *answer.parameters(), *asked.parameters()], loss, len(y), TOWER, "tower")
+    return _folded(made.eval())
+
+
+def _turned(x: Tensor) -> Tensor:
+    """A batch turned and mirrored by chance in one of eight ways, which neither colours nor shapes mind."""
+    way = int(torch.randint(8, ()))
+    x = x.flip(2) if way & 1 else x
+    x = x.flip(3) if way & 2 else x
+    return x.transpose(2, 3) if way & 4 else x
+
+
+def _convolutions(normalised: bool) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for few, many in zip((3, *CHANNELS), CHANNELS, strict=False):
+        layers.append(nn.Conv2d(few, many, 3, padding=1, bias=not normalised))
+        layers += [nn.BatchNorm2d(many)] if normalised else []
+        layers += [nn.MaxPool2d(2), nn.ReLU()]
+    return nn.Sequential(*layers, Places())
+
+
+def _folded(made: nn.Sequential) -> nn.Sequential:
+    plain, layers = _convolutions(normalised=False), [layer for layer in made if not isinstance(layer, nn.BatchNorm2d)]
+    norms = iter(layer for layer in made if isinstance(layer, nn.BatchNorm2d))
+    for layer, into in zip(layers, plain, strict=True):
+        if isinstance(layer, nn.Conv2d):
+            into.load_state_dict(nn.utils.fuse_conv_bn_eval(layer, next(norms)).state_dict())
+    return plain
