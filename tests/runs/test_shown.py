@@ -71,7 +71,7 @@ def test_it_can_be_seen_in_terminal_and_report(tmp_path: Path) -> None:
     assert "tau  0.123" in text
     page = report.write(tmp_path / "run").read_text(encoding="utf-8")
     assert "<h2>Inside " in page
-    assert "like after round 2" in page
+    assert "Like after round 2" in page
     assert {path.name for path in (tmp_path / "run/plots").glob("shown-*.png")} == {
         f"shown-{name}.png" for name in ("tau", "sources", "like")
     }

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from interfuse.report.plots import BLUE, HEIGHT, MOST_NUMBERS, SHADES, WIDTH, canvas, drawable, shortened, style
+from interfuse.report.text import capital
 from interfuse.runs import Row, Summary
 from interfuse.runs.summary import mean, std
 
@@ -67,8 +68,8 @@ def pairs_figure(matrix: Float[np.ndarray, "clients clients"], name: str, client
     axes.grid(visible=False)
     axes.set(title=drawable(name, "shown"))
     if len(matrix) <= MOST_NAMES:
-        names = [shortened(drawable(text, str(place)), 16) for place, text in enumerate(clients)]
-        size = min(8.0, 120 / len(matrix))
+        names = [shortened(drawable(text, str(place)), 20) for place, text in enumerate(clients)]
+        size = min(7.0, 110 / len(matrix))
         axes.set_yticks(range(len(names)), names, fontsize=size)
         axes.set_xticks(range(len(names)), [text.split(" ")[0] for text in names], fontsize=size)
     else:
@@ -81,9 +82,9 @@ def pairs_figure(matrix: Float[np.ndarray, "clients clients"], name: str, client
                 colour = "#ffffff" if value > low + DARK * (high - low) else "#10151b"
                 text = f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
                 axes.text(
-                    column, row, text, ha="center", va="center", fontsize=min(7.0, 56 / len(matrix)), color=colour
+                    column, row, text, ha="center", va="center", fontsize=min(7.0, 46 / len(matrix)), color=colour
                 )
-    figure.colorbar(image, ax=axes, shrink=0.9).outline.set_visible(False)
+    figure.colorbar(image, ax=axes, shrink=0.7).outline.set_visible(False)
     return figure
 
 
@@ -103,14 +104,12 @@ def shown_texts(summary: Summary, round: int) -> Mapping[str, str]:
         round: The last one so far.
     """
     shown, after = summary.shown, f"after round {round}"
-    found = {file_of(name): f"{name}: {value:.3g} {after}." for name, value in shown.numbers.items()}
+    found = {file_of(name): f"{capital(name)}: {value:.3g} {after}." for name, value in shown.numbers.items()}
     for name, values in shown.clients.items():
         spread = f"{mean(values):.3g} ± {std(values):.2g} {after}"
-        found[file_of(name)] = f"{name}, mean over clients within one standard deviation: {spread}."
+        found[file_of(name)] = f"{capital(name)}, mean over clients within one standard deviation: {spread}."
     for name, pairs in shown.pairs.items():
         low, high = scale_of(np.array(pairs, dtype=float))
-        text = (
-            f"{name} {after}: a row and a column for each client; off the diagonal {low:.2f} to {high:.2f}, by colour."
-        )
+        text = f"{capital(name)} {after}: a row and a column for each client; off the diagonal {low:.2f} to {high:.2f}, by colour."
         found[file_of(name)] = text
     return found
