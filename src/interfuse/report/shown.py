@@ -110,6 +110,6 @@ def shown_texts(summary: Summary, round: int) -> Mapping[str, str]:
         found[file_of(name)] = f"{capital(name)}, mean over clients within one standard deviation: {spread}."
     for name, pairs in shown.pairs.items():
         low, high = scale_of(np.array(pairs, dtype=float))
-        text = f"{capital(name)} {after}: a row and a column for each client; off the diagonal {low:.2f} to {high:.2f}, by colour."
-        found[file_of(name)] = text
+        ends = f"off the diagonal {low:.2f} to {high:.2f}, by colour"
+        found[file_of(name)] = f"{capital(name)} {after}: a row and a column for each client; {ends}."
     return found
