@@ -148,7 +148,8 @@ class RelevanceGuided(Method):
         probe = self.networks(next(iter(clients.profiles.values())), server.dims)[PROBE].build()
         d, columns = probe.parameters_of()[probed_weight(probe)].shape
         count = server.dims["clients"]
-        empty = torch.zeros(count, len(kept_rows(d, self.kept, self.rows)), columns)
+        one = self.packed(torch.zeros(len(kept_rows(d, self.kept, self.rows)), columns))
+        empty = torch.zeros(count, *one.shape)
         unknown = torch.full((count, count), torch.nan)
         return Relevance(empty.to(server.device), unknown.to(server.device), unknown.to(server.device))
 
@@ -169,7 +170,11 @@ class RelevanceGuided(Method):
             )
             for batch in client.data.batches(positions[:: self.gradient_every])
         )  # fmt: skip
-        return ProbeGradient(mean_of(found, (len(index), shape[1])))
+        return ProbeGradient(self.packed(mean_of(found, (len(index), shape[1]))))
+
+    def packed(self, gradient: Float[Tensor, "kept hidden"]) -> Float[Tensor, "rows columns"]:
+        """A round's gradient as it is sent."""
+        return gradient
 
     def informed(self, server: Server[Any], old: Relevance, sent: Mapping[ClientId, ProbeGradient]) -> Relevance:
         """What the server knows once these clients have sent theirs.
