@@ -161,7 +161,7 @@ def fitting(method: Method | type[Method], models: Sequence[str | Builder]) -> S
     """Models of two blocks with the parts or layers that the method asks for."""
     kind = method if isinstance(method, type) else type(method)
     if issubclass(kind, AdapterTraining):
-        return [(llama2, llama3)[i % 2] for i in range(len(models))]
+        return [llama2, llama3]
     return [in_three_parts(model) for model in models] if issubclass(kind, IntermediateLearning) else models
 
 

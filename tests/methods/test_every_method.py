@@ -34,6 +34,7 @@ from interfuse.clock import Devices
 from interfuse.data import Dataset, Dirichlet, load
 from interfuse.errors import ClientError
 from interfuse.evaluation import compose, draw, evaluate, measure
+from interfuse.families.adapters import AdapterTraining
 from interfuse.families.memes import MemeLearning
 from interfuse.families.prototypes import PrototypeLearning
 from interfuse.federation import Federation
@@ -87,7 +88,7 @@ class Watcher(Recorder):
     def _look(self, client: ClientId) -> None:
         assert self.federation is not None
         for tensor in resident(self.federation, client).model.tensors(["base", "modular"]).values():
-            for row in tensor.reshape(tensor.shape[0], -1):
+            for row in tensor.reshape(len(tensor) if tensor.ndim else 1, -1):
                 if row.isfinite().all() and row.unique().numel() > 2:
                     self.parameters[row.numpy().tobytes()] = None
 
@@ -124,7 +125,8 @@ def test_parameters_are_sent_only_where_that_is_declared(name: str) -> None:
     # changes tell the parameters to whoever knows where they began, but are not these
     kind = built_in()[name]
     others = name in ("fednova", "fedbuff") or issubclass(kind, MemeLearning)  # a meme is no part of the model
-    assert bool(sent) == (Disclosure.PARAMETERS in disclosures_of(kind) and not others)
+    declared = {Disclosure.PARAMETERS, Disclosure.ADAPTERS} & disclosures_of(kind)
+    assert bool(sent) == (bool(declared) and not others)
 
 
 @every_method
@@ -245,11 +247,13 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
 
 AVERAGING = [name for name in EVERY if Disclosure.PARAMETERS in disclosures_of(built_in()[name])]
 """Methods whose server takes tensors of clients' models."""
+NORMED = [name for name in EVERY if not issubclass(built_in()[name], AdapterTraining)]
+"""Methods whose models may have statistics; transformers have none."""
 
 
 @pytest.mark.parametrize(
     ("name", "model"),
-    [*((name, "cnn-bn") for name in EVERY), *((name, "resnet10-narrow@0.25") for name in AVERAGING)],
+    [*((name, "cnn-bn") for name in NORMED), *((name, "resnet10-narrow@0.25") for name in AVERAGING)],
 )
 def test_statistics_stay_those_of_the_clients(name: str, model: str) -> None:
     """Defaults, five rounds of 20 steps on shares that are unlike each other, one of two clients three times slower."""

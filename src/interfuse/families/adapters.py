@@ -85,11 +85,18 @@ def carrying(model: SplitModel, blocks: int, linears: tuple[str, ...]) -> list[l
     return [list(chosen(layers[number], linears).values()) for number in carriers(len(layers), blocks)]
 
 
-def own_cores(model: SplitModel, paths: list[list[str]]) -> BlockAdapters:
-    """A client's own P and Q, as they travel."""
+def own_cores(model: SplitModel, paths: list[list[str]], shape: tuple[int, int, int]) -> BlockAdapters:
+    """A client's own P and Q, as they travel.
+
+    Args:
+        shape: Blocks, linear layers, rank.
+    """
     live = model.live(f"{path}.{OWN}.{name}" for block in paths for path in block for name in "PQ")
-    P, Q = ([[live[f"{path}.{OWN}.{name}"] for path in block] for block in paths] for name in "PQ")
-    return BlockAdapters(torch.stack([torch.stack(b) for b in P]), torch.stack([torch.stack(b) for b in Q]))
+    P, Q = ([live[f"{path}.{OWN}.{name}"] for block in paths for path in block] for name in "PQ")
+    rank, empty = shape[2], torch.zeros(0)
+    return BlockAdapters(
+        (torch.stack(P) if P else empty).reshape(*shape, rank), (torch.stack(Q) if Q else empty).reshape(shape)
+    )
 
 
 def load_cores(model: SplitModel, paths: list[list[str]], cores: BlockAdapters) -> None:

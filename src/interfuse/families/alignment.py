@@ -74,6 +74,8 @@ class Landmarks(Message):
 class Alignment(AdapterTraining):
     """Methods whose clients have a frozen A and B in some layers, which are aligned before the first round."""
 
+    origin = "FedMosaic's release"
+
     blocks: Count = 4  # N_B: layers that carry P and Q
     align: Alignments = "residual"  # by what B corresponds between models; none leaves A random too [interfuse]
     align_samples: Count = 5000  # rows of the public data, evenly spread, or all

@@ -123,7 +123,7 @@ class RelevanceGuided(Method):
     """Methods whose clients get more from those whose data do the same to the probe."""
 
     origin = "FedMosaic's release"
-    agreed: ClassVar = ("probe", "kept", "rows", "jacobian")
+    agreed: ClassVar[tuple[str, ...]] = ("probe", "kept", "rows", "jacobian")
 
     probe: str = "vqa-s"  # W_s: the small frozen network, a model of the zoo [interfuse]
     temperature: Annotated[float, Gt(0)] = 0.5  # tau: of the softmax over relevances

@@ -34,8 +34,9 @@ FAMILIES: Mapping[str, Mapping[str, str]] = {
     "CLIP": _LLAMA | {"o": "self_attn.out_proj"} | _TWO,
 }
 """Where the linear layers are inside a layer, by family."""
-OWN, RECEIVED, GATE, BASIS, BACKBONE = "own", "received", "gate", "basis", "backbone"
-"""Groups of keys: what a client trains; such from others, frozen; how the two are mixed; frozen A and B; the rest."""
+OWN, CORES, RECEIVED, GATE, BASIS, BACKBONE = "own", "cores", "received", "gate", "basis", "backbone"
+"""Groups of keys: what a client trains; of that P and Q; such from others, frozen; how the two are mixed; frozen A and
+B; all the rest."""
 GateName = Literal["scalar", "input", "half"]
 
 
@@ -269,7 +270,8 @@ Make = Callable[[int, int, nn.Linear], Adapted]
 def adapt(model: SplitModel, linears: tuple[str, ...], make: Make) -> SplitModel:
     """The same model with adapters on some linear layers of all its transformer's layers; all else is given.
 
-    Groups of its keys are :data:`OWN`, :data:`RECEIVED`, :data:`GATE`, :data:`BASIS` and :data:`BACKBONE`.
+    Groups of its keys are :data:`OWN`, :data:`RECEIVED`, :data:`GATE`, :data:`BASIS`, :data:`CORES` and
+    :data:`BACKBONE`.
 
     Raises:
         ModelError: as :func:`transformer_layers` and :func:`chosen`.
@@ -288,4 +290,5 @@ def adapt(model: SplitModel, linears: tuple[str, ...], make: Make) -> SplitModel
                 first = key.partition(".")[0]
                 if first != "base":
                     groups[first if first in groups else BASIS].append(f"{path}.{key}")
+    groups[CORES] = [key for key in groups[OWN] if key.endswith((".P", ".Q"))]
     return model.grouped(groups, given=BACKBONE)

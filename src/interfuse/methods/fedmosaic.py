@@ -1,0 +1,50 @@
+"""FedMosaic: relevance-guided mixtures of adapters whose shared part has one shape in all models (RELA, Co-LoRA)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.families.adapters import carrying
+from interfuse.families.alignment import Alignment
+from interfuse.families.mosaic import Mosaic, MosaicLearning
+from interfuse.models.adapters import Adapted, CoLoRALinear, DualLoRALinear, carriers, make_gate
+from interfuse.server import Server
+
+
+@dataclass(frozen=True)
+class FedMosaic(MosaicLearning, Alignment):
+    """Personalised federations of different transformers (Seo et al., ICLR 2026, arXiv:2506.11024).
+
+    In the last layer of each of ``blocks`` pieces of a transformer an adapter is B (P A x + Q): A and B are frozen, and
+    aligned between architectures once, on public data; P and Q have one shape in all models. Other layers have LoRA.
+    A client trains its own adapters beside frozen ones that it received, mixed by a gate; then it sends its P and Q,
+    its LoRA, and what its batches do to a small frozen network that all have in common. From the latter the server
+    tells whose data are alike, and mixes for each client the P and Q of all others, and the LoRA of those with its
+    architecture, never its own. Gates stay at home.
+
+    Where the authors' release and the paper differ, defaults are the paper's but for two: gradients go through the
+    probe's normalisation exactly, and B is aligned by what corresponds between the models. In the release B stays in
+    the space of its random columns, whatever the data.
+    """
+
+    agreed: ClassVar[tuple[str, ...]] = (*MosaicLearning.agreed, "blocks")
+
+    @property
+    def core_shape(self) -> tuple[int, int, int]:
+        return self.blocks, len(self.linears), self.rank
+
+    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+        kind = CoLoRALinear if layer in carriers(layers, self.blocks) else DualLoRALinear
+        return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
+
+    def carriers_of(self, client: Client[Any]) -> list[list[str]]:
+        return carrying(client.model, self.blocks, self.linears)
+
+    def start(self, server: Server[Any], clients: Clients) -> Mosaic:
+        self.hand_bases(clients, self.align_bases(server, clients))
+        return super().start(server, clients)
