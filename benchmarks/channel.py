@@ -100,13 +100,14 @@ def measured(method: Channel, models: Sequence[str], task: str, draw: int) -> di
     with setup.numerics.applied():
         source, *targets = (client_of(setup, number) for number in range(len(models)))
         found: dict[str, Any] = {"task": task, "draw": draw, "source": {"before": accuracy(source)}}
-        zero = own_cores(source.model, carrying(source.model, method.blocks, method.linears))
+        shape = (method.blocks, len(method.linears), method.rank)
+        zero = own_cores(source.model, carrying(source.model, method.blocks, method.linears), shape)
         zero = BlockAdapters(torch.zeros_like(zero.P), torch.zeros_like(zero.Q))
         landmarks = {mode: replace(method, align=mode).describe(source) for mode in MODES if mode != "none"}
         order = EpochOrder(draw, 0, len(source.data.labels()))
         method.train(source, [source.data.train(order.take(method.batch_size)) for _ in range(method.source_steps)])
         found["source"]["after"] = accuracy(source)
-        cores = own_cores(source.model, carrying(source.model, method.blocks, method.linears))
+        cores = own_cores(source.model, carrying(source.model, method.blocks, method.linears), shape)
         cores = BlockAdapters(cores.P.clone(), cores.Q.clone())
         reverse = BlockAdapters(cores.P.flip(0), cores.Q.flip(0))
         for target in targets:
