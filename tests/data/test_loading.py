@@ -37,7 +37,8 @@ def test_available_names_what_load_takes(tmp_path: Path) -> None:
         "usps",
     ]
     made = ["easy-vqa", "easy-vqa-domains", "easy-vqa-unseen", "easy-vqa-public", "bbc-news", "bbc-news-public"]
-    assert list(infos) == ["digits", *images, "har", "har-people", *made]
+    hub = ["drake", "drake-unseen", "hflb"]
+    assert list(infos) == ["digits", *images, "har", "har-people", *made, *hub]
     assert infos["digits"].state == "shipped"
     packaged = {infos.pop(name).state for name in made}
     assert packaged <= {"installed", "not installed"}

@@ -27,6 +27,7 @@ from interfuse.data.formats import (
     read_mat,
     read_npz,
 )
+from interfuse.data.instructions import INSTRUCTIONS
 from interfuse.data.recordings import ACTIVITIES, by_person, official_people
 from interfuse.data.sources import DIGIT_NAMES, Labels, Layout, Rows, Source, Split, every_fifth
 from interfuse.data.task_sets import TaskSet
@@ -274,4 +275,4 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
     }
 )
 
-TASK_SETS: Mapping[str, TaskSet] = MappingProxyType({made.name: made for made in (*EASY_VQA, *BBC_NEWS)})
+TASK_SETS: Mapping[str, TaskSet] = MappingProxyType({made.name: made for made in (*EASY_VQA, *BBC_NEWS, *INSTRUCTIONS)})

@@ -30,11 +30,13 @@ def load(
     place: int | None = None,
     tokenizer: str | Sequence[str] = (),
     length: int | None = None,
+    side: int | None = None,
+    revision: str | None = None,
 ) -> Dataset:
     """The data set that is meant:
 
     - a name of :func:`available`, of which those that are made of tasks take ``tasks``, ``rows``, ``test_rows`` and
-      ``place``, and those of texts also ``tokenizer`` and ``length``;
+      ``place``, those of texts also ``tokenizer`` and ``length``, and those of a hub ``side`` and ``revision``;
     - the path of a file or folder: a table (CSV, Parquet), a folder of images, an ``.npz``, and what else
       docs/data.md lists. Where it has no test rows, a fixed fifth is the test set, see :meth:`Dataset.with_held_out`;
     - ``package.module:function`` or ``path/file.py:function``, a function without arguments that returns a
@@ -55,6 +57,8 @@ def load(
         "place": place,
         "tokenizer": tokenizer,
         "length": length,
+        "side": side,
+        "revision": revision,
     }
     return load_with(source, ReadOptions.of({**files, **made}))
 

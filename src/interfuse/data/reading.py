@@ -59,6 +59,8 @@ class ReadOptions:
         tokenizer: What makes tokens of texts, see :func:`.tokenizing.tokenizer_named`; of several, a sample has an
             input each, by their names.
         length: Tokens of a text.
+        side: Points of a picture's side.
+        revision: The commit of a hub's repository, where a set is downloaded from one: branches move.
     """
 
     label: tuple[str, ...] = ()
@@ -73,6 +75,8 @@ class ReadOptions:
     place: int | None = None
     tokenizer: tuple[str, ...] = ()
     length: int | None = None
+    side: int | None = None
+    revision: str | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> ReadOptions:
@@ -90,7 +94,7 @@ class ReadOptions:
                 continue
             if name == "rows":
                 value = tuple(_count(name, one) for one in _parted(value))
-            elif name in ("test_rows", "length", "place"):
+            elif name in ("test_rows", "length", "place", "side"):
                 value = _count(name, value, least=0 if name == "place" else 1)
             elif name in ("label", "classes", "drop", "tasks", "tokenizer"):
                 parts = _parted(value)

@@ -42,6 +42,7 @@ class DatasetInfo:
     """What can be said of a named data set without loading it.
 
     :param shape: of one sample, channels first.
+    :param rows_train: None where only its files know; as ``rows_test``.
     :param state: ``shipped`` with interfuse; ``installed``, or not, as a package of its own; ``found`` whole in
         INTERFUSE_DATA; ``cached``, needing no network; ``download``, nothing of it is here; ``incomplete``, the rest
         would be downloaded. Files are looked up by name; hashes are checked when the set is loaded.
@@ -51,8 +52,8 @@ class DatasetInfo:
     name: str
     shape: Shape
     classes: int
-    rows_train: int
-    rows_test: int
+    rows_train: int | None
+    rows_test: int | None
     state: State
     licence: str
     note: str

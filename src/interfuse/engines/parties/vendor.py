@@ -90,8 +90,8 @@ class DataTable(_Table):
         label: The column of labels of a table, or several.
         classes: Names of the classes in the order of their numbers, as all parties agreed on them.
         task, group, drop, layout: How files are read otherwise, see :class:`interfuse.data.ReadOptions`.
-        tasks, rows, place, tokenizer, length: What is read of a named set that is made of tasks, and how texts become
-            tokens; see the same.
+        tasks, rows, place, tokenizer, length, side, revision: What is read of a named set that is made of tasks, and
+            how; see the same.
         test: The public test set, as ``source``; its test rows, or all of its rows where it has none.
         public: The public data that a method uses, as ``source``; its training rows.
     """
@@ -108,6 +108,8 @@ class DataTable(_Table):
     place: int | None = None
     tokenizer: Name | tuple[Name, ...] | None = None
     length: int | None = None
+    side: int | None = None
+    revision: Name | None = None
     test: Name | None = None
     public: Name | None = None
 
