@@ -30,7 +30,7 @@ from interfuse.method import layered
 from interfuse.methods import find
 from interfuse.models import DEFAULT_MODELS
 from interfuse.runs import Execution, Given, RunConfig, parse_config
-from interfuse.runs.config import codec_rules, complete, plain
+from interfuse.runs.config import codec_rules, complete, plain, without_none
 from interfuse.runs.loop import assemble
 from interfuse.wire import Codecs
 
@@ -93,7 +93,7 @@ class Plan:
         entries = [
             {
                 "name": entry.name, "method": entry.config.method,
-                **{k: v for k, v in entry.config.identity().items() if k not in NOT_SHARED and v is not None},
+                **{k: v for k, v in without_none(entry.config.identity()).items() if k not in NOT_SHARED},
                 "grid": entry.grid,
             }
             for entry in self.entries

@@ -517,7 +517,7 @@ def _written_whole(method: Method, name: str, values: Mapping[str, Any]) -> bool
 
 def to_toml(config: RunConfig) -> str:
     """A configuration as TOML. TOML has no null: what is None is left out, which means the same."""
-    return tomli_w.dumps(_without_none(plain(config.model_dump())))
+    return tomli_w.dumps(without_none(plain(config.model_dump())))
 
 
 def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -628,7 +628,8 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, str) else value
 
 
-def _without_none(value: Any) -> Any:
+def without_none(value: Any) -> Any:
+    """Plain values without those that are None, in tables at any depth: TOML has no null."""
     if isinstance(value, Mapping):
-        return {key: _without_none(item) for key, item in value.items() if item is not None}
+        return {key: without_none(item) for key, item in value.items() if item is not None}
     return value
