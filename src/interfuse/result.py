@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from interfuse import report
 from interfuse.client import ClientId
+from interfuse.data import Dataset, load
 from interfuse.engines import InProcess
 from interfuse.errors import ConfigError, ModelError, RunError, nearest
-from interfuse.evaluation import Side, compose, drawn_by
+from interfuse.evaluation import STEPS, Adaptation, Side, adapted_scores, compose, drawn_by, unseen_share
 from interfuse.federation import Federation
 from interfuse.messages import Message
 from interfuse.models import SplitModel
@@ -34,6 +36,9 @@ from interfuse.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+MOST_STARTS = 100
+"""From the models of so many clients a new one starts, where nobody names them."""
 
 Samples = ArrayLike | Tensor | Mapping[str, ArrayLike | Tensor]
 
@@ -268,6 +273,51 @@ class Result:
             return compose(self._federation, base, modular, setup.inputs_of(base)(samples))
 
         return predict
+
+    def adaptation(
+        self,
+        data: str | Dataset,
+        *,
+        clients: Sequence[ClientId] | None = None,
+        steps: Sequence[int] = STEPS,
+        task: int | str | None = None,
+        rows: int | None = None,
+        seed: int = 0,
+        starts: Mapping[str, tuple[ClientId, SplitModel]] | None = None,
+        **options: Any,
+    ) -> Adaptation:
+        """How fast a new client learns a task that nobody had: the score on its test rows after so many gradient steps,
+        from the models that clients have at the last commit, and beside them from new models of their architectures.
+
+        The new client trains alone, as the method's clients do; see :func:`.evaluation.adapted_scores`.
+
+        Args:
+            data: Of the unseen task, with the run's classes and shape of samples.
+            clients: Whose models it starts from; None: those of all, at most of the first hundred.
+            task: A group of the data set by number or name; None: all its rows.
+            rows: So many training rows, drawn with the seed; None: all.
+            starts: Further models to start from by name, each with a client of its architecture.
+            options: Of ``fit`` instead of the method's, such as ``lr=0.1`` or ``batch_size=8``.
+
+        Raises:
+            ConfigError, DataError: the task is of another kind, or has no rows.
+        """
+        setup, found = self._setup, load(data) if isinstance(data, str) else data
+        unseen = found.normalised(self.config.normalise).to(setup.device)
+        share = unseen_share(unseen, task, rows, seed)
+        chosen = range(min(self.config.clients, MOST_STARTS)) if clients is None else clients
+        for client in chosen:
+            self._known(client)
+        names = setup.architectures
+        models = {f"client {client} ({names[client]})": (client, partial(self.model, client)) for client in chosen}
+        for client in {names[client]: client for client in reversed(chosen)}.values():
+            models[f"new ({names[client]})"] = client, partial(setup.build, names[client], "adaptation", seed)
+        models |= {name: (client, partial(copy.deepcopy, model)) for name, (client, model) in (starts or {}).items()}
+        curves = {
+            name: adapted_scores(setup, client, made(), unseen, share, steps=steps, seed=seed, **options)
+            for name, (client, made) in models.items()
+        }
+        return Adaptation(setup.task.score_name, tuple(steps), curves)
 
     def draw(
         self, client: ClientId, classes: Sequence[int], each: int

@@ -16,6 +16,7 @@ from interfuse.evaluation.accuracy import (
     evaluation_on,
     measure,
 )
+from interfuse.evaluation.adaptation import STEPS, Adaptation, adapted_scores, unseen_share
 from interfuse.evaluation.drawn import Pictures, draw, drawn_by
 from interfuse.evaluation.metrics import ACROSS_TASKS, METRICS, Measurements, OwnMetric, Side, measured_on, try_metrics
 from interfuse.evaluation.sequences import (
@@ -38,7 +39,9 @@ __all__ = [
     "ACROSS_TASKS",
     "METRICS",
     "MOST_COMPOSED",
+    "STEPS",
     "Accuracies",
+    "Adaptation",
     "CommonTest",
     "Evaluation",
     "Evidence",
@@ -48,6 +51,7 @@ __all__ = [
     "Pictures",
     "SequenceScores",
     "Side",
+    "adapted_scores",
     "common_test",
     "compose",
     "continued",
@@ -68,4 +72,5 @@ __all__ = [
     "similarity_by_group",
     "token_f1",
     "try_metrics",
+    "unseen_share",
 ]

@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from interfuse.evaluation import Side
+from interfuse.evaluation import Adaptation, Side
 from interfuse.references import short_name
 from interfuse.report.run import Curve, Run, curve
 from interfuse.report.text import bare_percent, over_clients
@@ -239,6 +239,20 @@ def score_over_rounds(points: Curve, beside: Mapping[str, Curve], score: str, cl
     last = max(1, *points.rounds, *(round for other in beside.values() for round in other.rounds))
     axes.set_xlim(-0.03 * last, 1.03 * last)
     _finish(figure, axes, "round", score, handles)
+    return figure
+
+
+@style()
+def adaptation_figure(found: Adaptation) -> Figure:
+    """Scores on an unseen task over gradient steps, a line for each start."""
+    figure, axes = canvas(HEIGHT * 1.1)
+    handles: list[Line2D] = []
+    for place, (start, scores) in enumerate(found.curves.items()):
+        dash = "--" if start.startswith("new") else "-"
+        label, colour = drawable(start, f"start {place}"), CLASSES[place % len(CLASSES)]
+        handles += axes.plot(found.steps, scores, dash, color=colour, marker="o", markersize=3, label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    _finish(figure, axes, "gradient steps on the unseen task", found.score, handles)
     return figure
 
 
