@@ -121,6 +121,11 @@ class Client(Party[S]):
         """
         return torch.from_numpy(uniform(self._secret, count, "lasting", self.id, *keys))
 
+    def lasting_draw(self, count: int, *keys: Key) -> Float64[Tensor, "count"]:
+        """As :meth:`lasting_noise`, but from the run's seed, inside of a handler: for what is drawn once and hides
+        nothing. A run between parties then has the bits of a simulation."""
+        return torch.from_numpy(uniform(self._seed, count, "lasting", self.id, *keys))
+
     def batch(self, size: int) -> Batch:
         """The next ``min(size, share)`` training samples in the client's order."""
         return self.data.train(self.order.take(size))

@@ -1,43 +1,102 @@
-"""A run between separate processes over mutual TLS gives the bits of the local engine."""
+"""A run between parties gives the bits of the local engine: over mutual TLS, and every method through queues."""
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
-from parties import assert_equal_to_local, parties
+import worlds
+from parties import Parties, assert_equal_to_local, parties, rows
+from worlds import tiny
 
-CASES: dict[str, tuple[list[str], int, dict[str, int]]] = {
-    "ifl": (["mlp", "logistic"], 20, {}),
-    "fedin": (["resnet10-narrow@0.25", "resnet14-narrow@0.25"], 2, {"local_epochs": 1}),
-    "fedavg": (["logistic"], 3, {}),
-    "scaffold": (["logistic"], 3, {}),
-    "splitfed-v1": (["logistic"], 3, {}),
-    "ifl-bank": (["mlp", "logistic"], 2, {"decoder_steps": 3, "bank_rows": 6}),
-    "fedvtc": (["mlp", "logistic"], 2, {"generator_steps": 3, "channels": 4, "finetune_epochs": 1, "latents": 2}),
-}
-"""Models, rounds and settings by method."""
+from interfuse.coordination import Terms, coordinate, driver
+from interfuse.engines.parties import node
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.loopback import Loopback
+from interfuse.engines.parties.participation import take_part
+from interfuse.engines.parties.vendor import read_vendor
+from interfuse.families.adapters import AdapterTraining
+from interfuse.families.intermediate import IntermediateLearning
+from interfuse.families.memes import MemeLearning
+from interfuse.messages import Disclosure
+from interfuse.method import Method, disclosures_of
+from interfuse.methods import built_in
+from interfuse.runs import Silent
+from interfuse.runs.config import parse_config
+
+CASES: dict[str, tuple[list[str], int]] = {"ifl": (["mlp", "logistic"], 20), "fedavg": (["logistic"], 3)}
+"""Models and rounds by method."""
 
 
 @pytest.mark.parametrize("method", CASES)
 def test_a_network_gives_the_bits_of_the_local_engine(method: str, tmp_path: Path) -> None:
-    models, rounds, settings = CASES[method]
+    models, rounds = CASES[method]
     with parties(tmp_path) as four:
-        recipe = {"method": method, "rounds": rounds, "settings": {"batch_size": 16} | settings}
+        recipe: dict[str, Any] = {"method": method, "rounds": rounds, "settings": {"batch_size": 16}}
         if method == "fedavg":  # what the contract says beside
             recipe |= {
                 "sampling": {"order": "stored", "last_batch": "spread"},
                 "normalise": "plain",
                 "initial": "common",
             }
-        if method == "scaffold":
-            recipe |= {"tasks": {"arrival": "static", "memory": 5}}
-        config = four.prepare(recipe, models, allow={"retention": method == "fedin"})  # features of a round
+        config = four.prepare(recipe, models)
         nodes = four.all_nodes()
         coordinator = four.coordinate()
         assert coordinator.wait() == 0, four.everything()
-        assert [node.wait() for node in nodes] == [0] * 4, four.everything()
+        assert [process.wait() for process in nodes] == [0] * 4, four.everything()
         assert_equal_to_local(four, config)
+
+
+BETWEEN_PARTIES = sorted(name for name, kind in built_in().items() if Disclosure.DATA not in disclosures_of(kind))
+SMALLER: dict[str, Any] = {
+    "server_epochs": 1, "server_steps": 2, "virtual": 4, "hidden": 4, "noise": 2, "latent": 2, "decoder_batch_size": 4,
+    "generator_batch_size": 4, "energy_start": 0.3,
+}  # fmt: skip
+
+
+def models_of(kind: type[Method]) -> list[str]:
+    """Unlike ones, as far as the method takes these."""
+    if issubclass(kind, AdapterTraining):
+        return [f"{worlds.__file__}:{name}" for name in ("llama2", "llama3")]
+    if issubclass(kind, IntermediateLearning):
+        return ["resnet10-narrow@0.25"]
+    averaging = Disclosure.PARAMETERS in disclosures_of(kind) and not issubclass(kind, MemeLearning)
+    return ["logistic"] if averaging else ["mlp-linear", "logistic"]
+
+
+@pytest.mark.parametrize("name", BETWEEN_PARTIES)
+def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two nodes in this process. One works at a time, since PyTorch's global generator is one for all."""
+    monkeypatch.setattr(driver.report, "write", lambda path: path)
+    turn, carry_out = threading.Lock(), node.Session.carry_out
+
+    def in_turn(session: node.Session, *asked: Any) -> Any:
+        with turn:
+            return carry_out(session, *asked)
+
+    monkeypatch.setattr(node.Session, "carry_out", in_turn)
+    kind, method = built_in()[name], tiny(name, **SMALLER)
+    changed = {f.name: getattr(method, f.name) for f in fields(kind) if getattr(method, f.name) != f.default}
+    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    public = str(rows(tmp_path, "public", 9, count=12))
+    recipe = {
+        "method": name, "settings": changed, "rounds": 2, "eval_every": 2, "public": public,
+        "execution": {"workers": 1, "commit_rounds": 2},
+    }  # fmt: skip
+    allow = {"methods": [name], "disclosures": [str(one) for one in Disclosure], "retention": True}
+    config = two.prepare(recipe, models_of(kind), allow=allow, data={"public": public})
+    carrier, quiet = Loopback(), Events(None, lambda text: None)
+    with ExitStack() as opened, ThreadPoolExecutor(2) as pool:
+        for party in two.names:
+            found = opened.enter_context(closing(node.Node(read_vendor(tmp_path / party / "vendor.toml"), quiet)))
+            pool.submit(take_part, found, carrier.dial, patience=30.0)
+        coordinate(parse_config(config.model_dump() | {"data": public}), two.run, Terms(carrier, 2), Silent())
+    assert_equal_to_local(two, config)
 
 
 def test_early_stopping_is_the_same_between_parties(tmp_path: Path) -> None:

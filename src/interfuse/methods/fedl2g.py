@@ -143,7 +143,7 @@ class FedL2G(OwnTraining):
     def quiz(self, client: Client) -> np.ndarray:
         """Which rows of the share are the quiz."""
         rows = len(client.data.labels())
-        chosen = client.lasting_noise(rows, "quiz").argsort()[: min(self.quiz_batches * self.batch_size, rows // 2)]
+        chosen = client.lasting_draw(rows, "quiz").argsort()[: min(self.quiz_batches * self.batch_size, rows // 2)]
         return np.isin(np.arange(rows), chosen.numpy())
 
     def meta(self, client: Client, guides: Guides, quiz: np.ndarray) -> MetaGradients:
