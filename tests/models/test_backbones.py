@@ -76,9 +76,20 @@ def test_the_last_token_answers_with_the_rows_of_the_answers(causal):
     assert model.base(x).shape == (4, 16)
 
 
+def test_padding_before_the_tokens_is_as_good(causal, bert):
+    behind = tokens(7, 3, 5)
+    before = torch.stack([row.roll(7 - length) for row, length in zip(behind, (7, 3, 5), strict=True)])
+    assert before[1, 0] == PAD
+    for origin in (causal, bert):
+        model = split_model(copied(origin), (7,), 3, head=torch.eye(3, 16)).eval()
+        assert torch.equal(model(before), model(behind))
+
+
 def test_as_many_outputs_as_tokens_are_those_of_every_position(causal):
     model = split_model(copied(causal), (7,), 20).eval()
     torch.testing.assert_close(model(tokens(7, 7)), causal(tokens(7, 7)).logits, rtol=0, atol=1e-6)
+    short = tokens(4)
+    torch.testing.assert_close(model(short.roll(3))[:, 3:], causal(short[:, :4]).logits, rtol=0, atol=1e-6)
     assert model.stage_names == ("transformer", "answer")
 
 

@@ -150,7 +150,7 @@ def body_of(model: PreTrainedModel) -> Body:
         embedding=next(name for name, module in body.named_modules() if module is embedding),
         kind="encoder" if head is None else "causal",
         width=config.hidden_size,
-        padding=config.pad_token_id,
+        padding=next((t for t in (config.pad_token_id, config.eos_token_id) if isinstance(t, int)), None),
         vocabulary=None if head is None else head.weight,
         spread=config.initializer_range,
     )

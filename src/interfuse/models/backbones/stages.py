@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from interfuse.data import Inputs, Shape
@@ -39,7 +39,7 @@ class Body:
         module: From ``input_ids`` or ``inputs_embeds`` to ``last_hidden_state`` [batch, time, width].
         prefix: Its name in keys: what transformers calls it inside a model with a head (``model``, ``bert``).
         embedding: The name, inside ``module``, of what embeds tokens.
-        padding: The token that stands behind the last one of a short row; None: rows are of one length.
+        padding: The token that stands before or behind a row shorter than others; None: all of a row are tokens.
         vocabulary: The weight of the language-modelling head, [tokens, width]; None: it has none.
         spread: Standard deviation of a new head's weights.
     """
@@ -111,7 +111,8 @@ def split_model(
 class Transformer(nn.Module):
     """Tokens, and a picture in front of them, to the final hidden state of the position that answers.
 
-    ``inputs_embeds`` go in without a mask: padding stands behind the tokens, where a causal model does not see it.
+    Padding may stand before or behind the tokens. It is moved behind them, where a causal model does not see it, so
+    ``inputs_embeds`` go in without a mask and positions begin with the first token.
     """
 
     def __init__(
@@ -135,26 +136,25 @@ class Transformer(nn.Module):
     def after_tower(self, x: Inputs) -> Tensor:
         """The same from what the tower makes of the picture, ``[batch, k, features]``."""
         inputs = named(x)
-        tokens, body = inputs[self.tokens], self.get_submodule(self.prefix)
+        given, body = inputs[self.tokens], self.get_submodule(self.prefix)
+        places = torch.arange(given.shape[1], device=given.device).expand_as(given)
+        there = torch.ones_like(given) if self.padding is None else (given != self.padding).long()
+        leading = (there.cumsum(1) == 0).sum(1, keepdim=True)
+        tokens, there = (of.gather(1, (places + leading) % given.shape[1]) for of in (given, there))
         if self.kind == "encoder":
-            mask = self._there(tokens)
-            hidden: Tensor = body(input_ids=tokens, attention_mask=mask).last_hidden_state
-            weight = mask[..., None].to(hidden.dtype)
+            hidden: Tensor = body(input_ids=tokens, attention_mask=there).last_hidden_state
+            weight = there[..., None].to(hidden.dtype)
             return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
         embedded, before = body.get_submodule(self.embedding)(tokens), 0
         if self.picture is not None:
             seen = self.projector(inputs[self.picture])
             embedded, before = torch.cat([seen, embedded], 1), seen.shape[1]
-        hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, before:]
         if self.every:
-            return hidden[:, before:]
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        last = (places * self._there(tokens)).amax(1)
-        return hidden[torch.arange(len(tokens), device=tokens.device), before + last]
-
-    def _there(self, tokens: Int64[Tensor, "batch time"]) -> Tensor:
-        """1 where a token is no padding."""
-        return torch.ones_like(tokens) if self.padding is None else (tokens != self.padding).long()
+            back = (places - leading) % given.shape[1]
+            return hidden.gather(1, back[..., None].expand_as(hidden))
+        last = (places * there).amax(1)
+        return hidden[torch.arange(len(tokens), device=tokens.device), last]
 
 
 def sharing_copy(module: M) -> M:

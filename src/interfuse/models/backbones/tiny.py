@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import torch
@@ -122,7 +122,7 @@ def untrained(tiny: Tiny) -> SplitModel:
     """A new model, with values that the global generator draws, and the common tower where samples have pictures."""
     known = public(tiny.public)
     model = causal(tiny)
-    body = body_of(model)
+    body = replace(body_of(model), padding=None)  # what stands before a short question was there in training too
     pictures = [x for x in named(known.x_train).values() if x.dim() == 4]
     sight = Sight(sharing_copy(tower(tiny.public)), nn.Linear(CHANNELS[-1], tiny.width)) if pictures else None
     head = torch.randn(known.classes, tiny.width) * body.spread
