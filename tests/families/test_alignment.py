@@ -22,6 +22,7 @@ from interfuse.families.alignment import (
     check_basis,
     check_landmarks,
 )
+from interfuse.families.alignment_maps import least_squares, shares
 from interfuse.families.public_tokens import chosen_rows, chosen_tokens, layer_of, observed
 from interfuse.messages import Disclosure, disclosed
 from interfuse.models import SplitModel
@@ -136,6 +137,20 @@ def test_e9_an_identical_backbone_finds_the_anchors_a_and_b_where_the_mode_can(m
             assert far(B, basis @ basis.T @ B_s) < 1e-2
 
 
+@pytest.mark.parametrize("mode", ["residual", "base_outputs"])
+def test_what_writes_into_the_stream_goes_by_the_stream_or_by_itself(mode: Alignments) -> None:
+    f = world(mode, models=(small, large), align_ridge=1e-2)
+    path, wide = "transformer.layers.1.self_attn.o_proj", "transformer.layers.2.self_attn.o_proj"
+    models = [live_model(f, client) for client in (0, 1)]
+    tokens = chosen_tokens(models[0], f.server.public, chosen_rows(f.server.public, ROWS), ROWS * PLACES)
+    x, y = (
+        observed(model, f.server.public, tokens, {of: layer_of(of, model) if mode == "residual" else f"{of}.base"})[of]
+        for model, of in zip(models, (path, wide), strict=True)
+    )
+    between = least_squares(x.outputs, y.outputs, shares(tokens.answer.double()), 1e-2)
+    assert far(basis_of(models[1], wide)[1], between.T @ basis_of(models[0], path)[1]) < 1e-4
+
+
 @pytest.mark.parametrize("clients", [1, 4, 40])
 def test_all_clients_of_an_architecture_get_one_basis(clients: int) -> None:
     f = world(models=(small, large), clients=clients)
@@ -175,6 +190,9 @@ def test_settings_bound_rows_and_tokens() -> None:
     assert len(marks.row) == 50
     assert len(marks.row.unique()) <= 20
     assert int(marks.answer.sum()) == 20  # one place a row answers, and all are there
+    g = world(align_samples=20, align_tokens=20)
+    few = run_handler(g, g.setup.method.describe)
+    assert int(few.answer.sum()) == 10  # at most half, as there are others
 
 
 def public_of(x: Tensor) -> PublicData:
