@@ -163,7 +163,7 @@ def table(lines: Sequence[dict[str, Any]], target: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("channel.jsonl"), help="what was measured, a line a draw")
-    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--draws", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--tasks", nargs="+", default=list(TASKS))
     parser.add_argument("--models", nargs="+", default=list(MODELS), help="the small one, then larger ones")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings, such as steps=30")
@@ -174,7 +174,7 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     there = {(line["task"], line["draw"]) for line in lines}
-    for draw in range(arguments.draws):
+    for draw in arguments.draws:
         for task in arguments.tasks:
             if (task, draw) not in there:
                 lines.append(measured(method, arguments.models, task, draw))

@@ -145,10 +145,10 @@ class Alignment(AdapterTraining):
                 "different tokenizers, and A and B are aligned token by token; take models of one tokenizer, or "
                 "align = 'none'"
             )
-        weights = shares(marks.answer.double())
-        read, written = marks.read.flatten(0, 1).double(), marks.written.flatten(0, 1).double()
+        read, written = (sent.flatten(0, 1).cpu().double() for sent in (marks.read, marks.written))
+        tokens = Tokens(marks.row.cpu(), marks.place.cpu(), marks.answer.cpu())
+        weights, seen_at = shares(tokens.answer.double()), self._observed(client, tokens)
         found: NamedTensors = {}
-        seen_at = self._observed(client, Tokens(marks.row, marks.place, marks.answer))
         for number, (path, seen) in enumerate(seen_at.items()):
             A = aligned_reading(seen.inputs, read[number], weights, self.align_ridge)
             if self.align == "released":
@@ -181,9 +181,9 @@ class Alignment(AdapterTraining):
 
 
 def basis_of(model: SplitModel, path: str) -> tuple[Tensor, Tensor]:
-    """A and B of a linear layer, in float64."""
+    """A and B of a linear layer, in float64. What is fitted to them is, on the processor, whatever the model is on."""
     live = model.live([f"{path}.A", f"{path}.B"])
-    return live[f"{path}.A"].double(), live[f"{path}.B"].double()
+    return live[f"{path}.A"].cpu().double(), live[f"{path}.B"].cpu().double()
 
 
 def check_landmarks(
@@ -206,7 +206,7 @@ def check_landmarks(
     if (found := (tuple(marks.read.shape), tuple(marks.written.shape))) != wanted:
         raise ClientError(f"client {client} sent landmarks of shapes {found}, expected {wanted}", client)
     order = torch.stack([marks.row, marks.place], 1)
-    if tokens < rank or not bool(torch.isin(marks.row, rows).all()) or int(marks.place.min()) < 0:
+    if tokens < rank or not bool(torch.isin(marks.row.cpu(), rows).all()) or int(marks.place.min()) < 0:
         raise ClientError(
             f"client {client} sent landmarks of {tokens} tokens, of which some are none, or too few", client
         )
@@ -230,7 +230,7 @@ def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int
         text = f"client {client} sent A and B of {len(paths)} linear layers, or others, expected {linears}"
         raise ClientError(text, client)
     for path in paths:
-        A, B = tensors[f"{path}.A"], tensors[f"{path}.B"]
+        A, B = tensors[f"{path}.A"].cpu(), tensors[f"{path}.B"].cpu()
         if float((A @ A.T - torch.eye(rank)).abs().max()) > 1e-3:
             raise ClientError(f"client {client} sent an A whose rows are not orthonormal", client)
         check_size(client, B, "a B")

@@ -80,7 +80,8 @@ def chosen_tokens(model: SplitModel, public: PublicData, rows: Int64[Tensor, "ro
 def observed(
     model: SplitModel, public: PublicData, tokens: Tokens, sources: Mapping[str, str], *, gradients: bool = False
 ) -> dict[str, Seen]:
-    """What linear layers are given at these tokens ``[tokens, in]``, with what others put out there ``[tokens, out]``.
+    """What linear layers are given at these tokens ``[tokens, in]``, with what others put out there ``[tokens, out]``,
+    on the processor.
 
     Args:
         sources: By the path of a linear layer, that of the module whose outputs go with its inputs.
@@ -108,7 +109,7 @@ def observed(
                 "tokens: A and B are aligned token by token, so take models of one tokenizer, or align = 'none'"
             )
         for path, out in zip(sources, outputs, strict=True):
-            found[path].append(Seen(seen[path].inputs.detach()[picked], out.detach()[picked]))
+            found[path].append(Seen(seen[path].inputs.detach()[picked].cpu(), out.detach()[picked].cpu()))
     return {
         path: Seen(torch.cat([part.inputs for part in parts]), torch.cat([part.outputs for part in parts]))
         for path, parts in found.items()
