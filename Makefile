@@ -17,8 +17,9 @@ demo: venv ## run a small federation and write its report
 federation: venv ## a coordinator and four nodes as separate processes, with TLS and keys (ROUNDS=20)
 	@sh scripts/federation.sh
 
+# Where Python is told to keep no compiled files, each of the tests' many processes would compile everything anew.
 test: venv ## run the tests
-	@.venv/bin/python -m pytest -n auto --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n auto --dist worksteal
 
 check: venv ## lint, format, types, and the direction of imports
 	.venv/bin/python -m ruff check

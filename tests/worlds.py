@@ -9,6 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,9 +105,10 @@ def setup_of(
     devices: Devices = UNIFORM,
     public: Dataset | None = None,
     numerics: Numerics = DEFAULT,
+    across: Collection[str] = (),
 ) -> Setup:
     """A checked setup; models are dealt in turn, ``shares`` replace the partition; public data is ``dataset``, unless
-    another is given."""
+    another is given. ``across``: metrics across tasks."""
     method = find(method)() if isinstance(method, str) else method
     dataset = dataset or tiny_dataset()
     shares = shares or make_shares(dataset, partition or IID(), clients, seed)
@@ -115,7 +117,7 @@ def setup_of(
         method, [dataset] * len(shares), shares,
         [resolve(m) for m in dealt],
         [m if isinstance(m, str) else m.__qualname__ for m in dealt],
-        width, seed, devices=devices, overrides=overrides or {}, extra_programs=evaluation,
+        width, seed, devices=devices, overrides=overrides or {}, extra_programs=partial(evaluation, across=across),
         codecs=Codecs.parse(codecs or {}), public_set=public or dataset, numerics=numerics,
     )  # fmt: skip
     check(setup)
@@ -277,6 +279,14 @@ class Recorder:
 
     def close(self) -> None:
         self.inner.close()
+
+
+class Backwards(Recorder):
+    """An engine that hands out work and answers in the opposite order of clients."""
+
+    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
+        turned = {client: messages[client] for client in reversed(list(messages))}
+        yield from reversed(list(self.inner.call(request, turned)))
 
 
 def in_process(federation: Federation) -> InProcess:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -19,10 +19,19 @@ import pytest
 import torch
 from jaxtyping import Float32
 from torch import Tensor
-from worlds import Recorder, everything_owned, federation, fitting, same_bits, setup_of, tiny_dataset
+from worlds import (
+    Backwards,
+    everything_owned,
+    federation,
+    fitting,
+    same_bits,
+    setup_of,
+    tiny,
+    tiny_dataset,
+)
 
-from interfuse.client import Client, ClientId
-from interfuse.clients import Answer, Clients, Engine, Request
+from interfuse.client import Client
+from interfuse.clients import Clients, Engine
 from interfuse.engines import InProcess, local
 from interfuse.engines.local import Workers
 from interfuse.engines.placement import Move, Placement, Unit
@@ -35,6 +44,7 @@ from interfuse.messages import Disclosure, Message, State
 from interfuse.method import Method
 from interfuse.methods import built_in
 from interfuse.methods.local import Local
+from interfuse.models import Builder
 from interfuse.server import Server
 
 MODELS: Mapping[str, list[str]] = {
@@ -103,14 +113,6 @@ class Probe(Method):
         time.sleep(60)
 
 
-class Backwards(Recorder):
-    """An engine that hands out work and answers in the opposite order of clients."""
-
-    def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
-        turned = {client: messages[client] for client in reversed(list(messages))}
-        yield from reversed(list(self.inner.call(request, turned)))
-
-
 @pytest.fixture
 def probe() -> Iterator[Federation]:
     """Four clients in two workers: 0 and 2 in one, 1 and 3 in the other."""
@@ -132,11 +134,16 @@ def alive(made: Federation) -> list[bool]:
 # -------------------------------------------------------------------------------------------------------- equal bits
 
 
-@pytest.mark.parametrize("method", sorted(built_in()))
+def with_more_to_take_along(name: str) -> tuple[Method, Sequence[str | Builder]]:
+    """A method with few steps, and where it can with optimizers, buffers and shares of clients; and models for it."""
+    method = replace(tiny(name), **SETTINGS.get(name, {}))
+    return method, fitting(method, MODELS.get(name, ["cnn-bn" if name in ("fedavg", "scaffold") else "logistic"]))
+
+
+@pytest.mark.parametrize("method", sorted(SETTINGS))
 def test_equal_bits_for_any_number_of_workers_and_any_order(method: str) -> None:
-    """Up to three workers in the usual order: with the tests of every method, and below."""
-    kind = built_in()[method].configure(SETTINGS.get(method, {}))
-    models = fitting(kind, MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"]))
+    """With settings and models that give clients more to take along; all methods: with the tests of every method."""
+    kind, models = with_more_to_take_along(method)
     dataset = tiny_dataset(rows=90, shape=(1, 4, 4))
     reference: tuple[Any, ...] | None = None
     for workers, wrap in ((1, None), (1, Backwards), (2, Backwards)):
@@ -174,8 +181,7 @@ class Wandering(Placement):
 def test_clients_that_move_from_worker_to_worker_lose_nothing(
     method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    kind = built_in()[method].configure(SETTINGS.get(method, {}))
-    models = fitting(kind, MODELS.get(method, ["cnn-bn" if method in ("fedavg", "scaffold") else "logistic"]))
+    kind, models = with_more_to_take_along(method)
     dataset = tiny_dataset(rows=90, shape=(1, 4, 4))
     found = []
     for workers in (1, 3):
