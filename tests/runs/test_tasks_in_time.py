@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from small_runs import GIVEN, Fuse, Killed, assert_same, config_of, lines, outcome
-from worlds import tiny_dataset
+from worlds import resident, setup_of, tiny_dataset
 
+from interfuse.data import Dataset, Natural, Tasks, make_shares
+from interfuse.engines import local
 from interfuse.errors import ConfigError, DataError
+from interfuse.federation import Federation
 from interfuse.runs import EarlyStopping, Given, RunConfig, execute, parse_config, read_config, resume
 
 DATA = tiny_dataset(rows=96, test_rows=48)
@@ -50,6 +53,18 @@ def test_a_round_trains_on_what_has_come(tmp_path: Path) -> None:
     grow = [line["steps"]["clients"] for line in lines(tmp_path / "all" / "metrics.jsonl")]
     assert grow[1] == 6
     assert grow[1] < grow[2] < grow[3] < grow[4]
+
+
+def test_a_handler_sees_the_rows_that_have_come() -> None:
+    assert isinstance(TASKS.dataset, Dataset)
+    shares = make_shares(TASKS.dataset, Natural(drawn=False), 3, 0, 0.0, "source", apart=False)
+    setup = replace(setup_of("local", dataset=TASKS.dataset, shares=shares), tasks=Tasks("dynamic", 4))
+    made, seen = Federation(setup, local(setup, 1)), []
+    made.start()
+    for _ in range(5):
+        made.run_round()
+        seen.append([len(resident(made, client).data.labels()) for client in range(3)])
+    assert seen == [[8] * 3, [16] * 3, [24] * 3, [32] * 3, [32] * 3]
 
 
 def test_all_rows_have_come_after_the_rounds_with_which_a_run_began(tmp_path: Path) -> None:
@@ -102,5 +117,8 @@ def test_impossible_tasks_are_named(tasks: dict[str, Any], told: str) -> None:
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="sampling.order = 'stored' goes through rows as they lie"):
         parse_config({"tasks": {"arrival": "static"}, "sampling": {"order": "stored"}})
+    for values in ({"method": "pooled"}, {"beside": ["pooled"]}):
+        with pytest.raises(ConfigError, match="pooled takes all rows before the first round, .* leave it out"):
+            execute(in_time(**values), tmp_path / "run", given=TASKS)
     with pytest.raises(DataError, match="does not say which task a row is of"):
         execute(config_of("fedavg", tasks={"arrival": "dynamic"}), tmp_path / "run", given=GIVEN)

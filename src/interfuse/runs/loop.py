@@ -152,6 +152,8 @@ def assemble(config: RunConfig, given: Given = Given()) -> Setup:
         initial=config.initial, sampling=config.sampling, tasks=config.tasks.within(config.rounds),
     )  # fmt: skip
     check(setup)
+    if config.tasks.in_time:
+        _check_arrival([method, *(alone for _, alone in references.values())], config.tasks.arrival)
     if "forgetting" in config.metrics or config.tasks.arrival == "dynamic":
         for dataset, share in zip(datasets, shares, strict=True):
             tasks_of(dataset, share)
@@ -180,6 +182,20 @@ def _public(config: RunConfig, given: Given) -> Dataset | None:
             f"the public data of this run was given as an object ({config.public}); give it again: public=..."
         )
     return (given.public or config.load(config.public)).normalised(config.normalise).to(config.device)
+
+
+def _check_arrival(methods: Sequence[Method], arrival: str) -> None:
+    """Check that no method takes all rows at once where these come in time.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for method in methods:
+        if Disclosure.DATA in disclosures(method):
+            raise ConfigError(
+                f"{name_of(type(method))} takes all rows before the first round, and with tasks.arrival = {arrival!r} "
+                "most have not come by then: leave it out"
+            )
 
 
 def _check_domains(datasets: Sequence[Dataset], methods: Sequence[Method]) -> None:
