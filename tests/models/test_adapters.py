@@ -190,6 +190,15 @@ def test_e14_a_constant_gate_can_be_merged_into_the_layer() -> None:
     torch.testing.assert_close(module(x), nn.functional.linear(x, weight, bias))
 
 
+def test_e14_so_can_two_lora_adapters() -> None:
+    base, x = nn.Linear(9, 8), torch.randn(4, 9)
+    module = DualLoRALinear(base, RANK, 2.0, make_gate("scalar", 9))
+    filled(module, "A", "B", "beta")
+    beta, own, received = module.gate(x), module.own, module.received
+    weight = base.weight + 2 * (beta * received.B @ received.A + (1 - beta) * own.B @ own.A)
+    torch.testing.assert_close(module(x), nn.functional.linear(x, weight, base.bias))
+
+
 def test_dropout_is_of_the_adapter_alone() -> None:
     base, x = nn.Linear(9, 8), torch.randn(4, 9)
     module = LoRALinear(base, RANK, 1.0, dropout=0.999999)

@@ -126,7 +126,7 @@ class Adapted(nn.Module):
     def __init__(self, base: nn.Linear, scale: float, dropout: float = 0.0) -> None:
         super().__init__()
         self.base, self.scale = base, scale
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
 
     @abstractmethod
     def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -134,7 +134,7 @@ class Adapted(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         found: Tensor = self.base(x)
-        return found + self.scale * self.update(x)
+        return found.add(self.update(x), alpha=self.scale)
 
 
 class LoRALinear(Adapted):
@@ -158,8 +158,12 @@ class DualLoRALinear(Adapted):
         self.received = copy.deepcopy(self.own).requires_grad_(False)
 
     def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        own, received = self.own(self.dropout(x)), self.received(self.dropout(x))
-        return torch.lerp(own, received, self.gate(x))
+        beta = self.gate(x)
+        if beta.dim() or not isinstance(self.dropout, nn.Identity):
+            return torch.lerp(self.own(self.dropout(x)), self.received(self.dropout(x)), beta)
+        A = torch.cat([self.own.A, self.received.A])
+        B = torch.cat([(1 - beta) * self.own.B, beta * self.received.B], 1)
+        return functional.linear(functional.linear(x, A), B)  # the same in half the steps
 
 
 class _InBasis(Adapted):
@@ -195,8 +199,12 @@ class CoLoRALinear(_InBasis):
         self.own, self.received, self.gate = Core(rank), Core(rank).requires_grad_(False), gate
 
     def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
-        own, received = (core(functional.linear(self.dropout(x), self.A)) for core in (self.own, self.received))
-        return functional.linear(torch.lerp(own, received, self.gate(x)), self.B)
+        beta, own, received = self.gate(x), self.own, self.received
+        if beta.dim() or not isinstance(self.dropout, nn.Identity):
+            h, g = (core(functional.linear(self.dropout(x), self.A)) for core in (own, received))
+            return functional.linear(torch.lerp(h, g, beta), self.B)
+        P, Q = torch.lerp(own.P, received.P, beta), torch.lerp(own.Q, received.Q, beta)
+        return functional.linear(functional.linear(functional.linear(x, self.A), P, Q), self.B)
 
 
 def orthonormal(rows: int, columns: int) -> Float[Tensor, "rows columns"]:
