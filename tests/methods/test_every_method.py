@@ -70,6 +70,10 @@ def uneven() -> dict[str, Any]:
     return {"models": [wide], "shares": shares_of(range(0, 9), range(9, 26), range(26, 60))}
 
 
+ELSEWHERE = {"ditto-lora", "perada", "fedmkt", "fed-sb"}
+"""Methods whose adapters that travel are in no model when a handler begins or ends; Fed-SB's have rows of two values."""
+
+
 class Watcher(Recorder):
     """Records messages, and the models of clients before and after each handler."""
 
@@ -124,7 +128,8 @@ def test_the_declaration_is_what_the_replies_carry_and_parameters_are_sent_only_
     # changes tell the parameters to whoever knows where they began, but are not these
     others = name in ("fednova", "fedbuff") or issubclass(kind, MemeLearning)  # a meme is no part of the model
     declared = {Disclosure.PARAMETERS, Disclosure.ADAPTERS} & disclosures_of(kind)
-    assert bool(sent) == (bool(declared) and not others)
+    elsewhere = name in ELSEWHERE and not sent
+    assert elsewhere or bool(sent) == (bool(declared) and not others)
 
 
 @every_method

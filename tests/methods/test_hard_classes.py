@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import worlds
 from torch import nn
 from worlds import dataset_of, federation, fitting, resident, shares_of, tiny_dataset
 
@@ -26,6 +27,9 @@ SMALL: dict[str, Any] = {
     "finetune_epochs": 1,
     "latents": 2,
     "warm_up": 1,
+    "rank": 2,
+    "blocks": 2,
+    "probe": f"{worlds.__file__}:llama2",
     "server_epochs": 1,
     "head_epochs": 1,
     "tuning_epochs": 1,

@@ -58,6 +58,13 @@ class GroupMeans:
         return self.weights | merged({prefix: mean.result() for prefix, mean in self.means.items()})
 
 
+def of_each_architecture(clients: Clients) -> Iterator[tuple[str, Clients]]:
+    """The clients of each architecture, and what stands before the keys of their tensors where all have one place."""
+    for one in one_of_each_architecture(clients):
+        alike = (client for client, p in clients.profiles.items() if p.architecture == one.architecture)
+        yield f"{quote(one.architecture, safe='')}:", clients.only(alike)
+
+
 def by_batch_statistics(model: SplitModel, x: Inputs) -> Tensor:
     """What a model answers that normalises by the batch it is given."""
     with use_batch_statistics(model):
@@ -92,12 +99,7 @@ class Averaging(OwnTraining):
 
     def groups(self, clients: Clients) -> Iterator[tuple[str, Clients]]:
         """Clients that average with each other, and what the server puts before the keys of their tensors."""
-        if self.aggregation == "layerwise":
-            yield "", clients
-            return
-        for one in one_of_each_architecture(clients):
-            alike = (client for client, p in clients.profiles.items() if p.architecture == one.architecture)
-            yield f"{quote(one.architecture, safe='')}:", clients.only(alike)
+        return iter([("", clients)]) if self.aggregation == "layerwise" else of_each_architecture(clients)
 
     def models(self, weights: NamedTensors, clients: Clients, holding: Holding = by_key) -> dict[ClientId, Weights]:
         """A message for each client with what it holds of the model of its group."""

@@ -32,6 +32,14 @@ def divergences(
     return (log_p.exp() * (log_p - log_q)).sum(1)  # vmap has no rule for kl_div
 
 
+def softened(
+    student: Float[Tensor, "batch classes"], teacher: Float[Tensor, "batch classes"], temperature: float
+) -> Float[Tensor, ""]:
+    """T² KL(softmax(teacher / T) ‖ softmax(student / T)), a mean over the batch; no gradient reaches the teacher. With
+    the square a gradient is about as large for any T."""
+    return temperature**2 * divergences(student / temperature, teacher / temperature).mean()
+
+
 @dataclass(frozen=True)
 class MutualLearning(AveragedMemes):
     """Model and meme learn from labels and from each other; see :class:`interfuse.methods.fml.FML`."""

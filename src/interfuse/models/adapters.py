@@ -104,12 +104,18 @@ class LowRank(nn.Module):
 
 
 class Core(nn.Module):
-    """P h + Q, with P ``[rank, rank]`` and Q ``[rank]`` zero in the beginning (Co-LoRA): of one shape in all models."""
+    """P h + Q, with P ``[rank, rank]`` and Q ``[rank]`` zero in the beginning (Co-LoRA): of one shape in all models.
 
-    def __init__(self, rank: int) -> None:
+    Args:
+        offset: Whether there is a Q.
+    """
+
+    Q: nn.Parameter | None
+
+    def __init__(self, rank: int, offset: bool = True) -> None:
         super().__init__()
         self.P = nn.Parameter(torch.zeros(rank, rank))
-        self.Q = nn.Parameter(torch.zeros(rank))
+        self.register_parameter("Q", nn.Parameter(torch.zeros(rank)) if offset else None)
 
     def forward(self, h: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch rank"]:
         return functional.linear(h, self.P, self.Q)
@@ -181,11 +187,11 @@ class _InBasis(Adapted):
 
 
 class CoreLinear(_InBasis):
-    """B (P A x + Q): Fed-SB's adapter where Q stays zero."""
+    """B (P A x + Q); without the offset Q it is Fed-SB's adapter, whose R is P here."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0, *, offset: bool = True) -> None:
         super().__init__(base, rank, scale, dropout)
-        self.own = Core(rank)
+        self.own = Core(rank, offset)
 
     def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         return functional.linear(self.own(functional.linear(self.dropout(x), self.A)), self.B)

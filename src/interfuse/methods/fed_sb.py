@@ -1,0 +1,42 @@
+"""Fed-SB: one small square matrix between frozen factors, averaged exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from interfuse.client import Client
+from interfuse.clients import Clients
+from interfuse.families.adapters import Adapters
+from interfuse.families.averaged_adapters import AnsweringAverages, AveragingAdapters
+from interfuse.families.averaging import Global
+from interfuse.handler import on_client
+from interfuse.models.adapters import BASIS, Adapted, CoreLinear
+from interfuse.server import Server
+
+
+@dataclass(frozen=True)
+class FedSB(AveragingAdapters, AnsweringAverages):
+    """Federated Silver Bullet (Singhal et al., arXiv:2502.15436): W + s·B R A, of which clients train R alone.
+
+    The clients of an architecture get one A and B before the first round. So a mean of their R is the mean of their
+    updates, exactly, and rank² values of each linear layer go up whatever its width. It is Co-LoRA with one
+    architecture, every layer a carrier, no Q, no gate, and one mean for all.
+
+    Reconstructed: A and B are random and orthonormal and R begins as 0. In the paper they are singular vectors of the
+    first gradient of the full weights, which clients would have to send, or of a sample of public data, and R begins as
+    its singular values.
+    """
+
+    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+        return CoreLinear(base, self.rank, self.scale, self.dropout, offset=False)
+
+    def start(self, server: Server[Any], clients: Clients) -> Global:
+        clients.call(self.begin, self.adapters(self.initial(server, clients, BASIS), clients))
+        return super().start(server, clients)
+
+    @on_client
+    def begin(self, client: Client[Any], basis: Adapters) -> None:
+        client.model.load(basis.tensors)
