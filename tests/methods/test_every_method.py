@@ -71,7 +71,7 @@ def uneven() -> dict[str, Any]:
 
 
 ELSEWHERE = {"ditto-lora", "perada", "fedmkt", "fed-sb"}
-"""Methods whose adapters that travel are in no model when a handler begins or ends; Fed-SB's have rows of two values."""
+"""Methods whose adapters that travel are in no model when a handler begins or ends, or have rows of two values."""
 
 
 class Watcher(Recorder):

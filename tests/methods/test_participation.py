@@ -76,7 +76,9 @@ def test_only_those_who_are_drawn_are_called_and_cost_bytes(name: str) -> None:
         if disclosures(method) and name not in AT_THE_END
     }
     evaluate(f, full=True)
-    if not late and not isinstance(method, PublicLearning):  # some train on public rows too; the Local run draws them too: as many steps for each client
+    if not late and not isinstance(
+        method, PublicLearning
+    ):  # some train on public rows too; the Local run draws them too: as many steps for each client
         local = federation(alone(method), models=["logistic"], rounds=3, **world)
         models = 2 if name in TWO_MODELS else 1
         assert Counter({client: models * taken for client, taken in local.exchange.steps.items()}) == f.exchange.steps
