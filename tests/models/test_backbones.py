@@ -230,3 +230,17 @@ def test_samples_that_do_not_fit(causal, bert):
         split_model(copied(causal), (7,), 3, answers=(1, 2))
     with pytest.raises(ModelError, match="language-modelling head"):
         split_model(copied(bert), (7,), 3, answers=(1, 2, 3))
+
+
+def test_one_of_several_tokenizers_is_read(folder):
+    sample = {"words": (7,), "pieces": (7,)}
+    model = loading.build(loading.Reference.parse(f"{folder}?reads=pieces"), sample, 3, 9)
+    x = {"words": tokens(7, 4), "pieces": tokens(5, 7)}
+    alone = loading.build(loading.Reference.parse(str(folder)), (7,), 3, 9)
+    with torch.no_grad():
+        found = model.base(x)
+        assert torch.equal(found, alone.base(x["pieces"]))
+        assert not torch.equal(found, alone.base(x["words"]))
+    for reference, told in ((str(folder), "say which it reads"), (f"{folder}?reads=word", "did you mean 'words'")):
+        with pytest.raises(ModelError, match=told):
+            loading.build(loading.Reference.parse(reference), sample, 3, 9)

@@ -125,7 +125,7 @@ def of_transformers(name: str) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {name!r} cannot be loaded: {error}") from error
     padding = made.pad_token_id if made.pad_token_id is not None else made.eos_token_id
-    return Tokenizer(len(made), padding or 0, lambda text: made.encode(text, add_special_tokens=False))
+    return Tokenizer(len(made), padding or 0, lambda text: made.encode(text, add_special_tokens=False, verbose=False))
 
 
 def _lacking(name: str) -> ConfigError:

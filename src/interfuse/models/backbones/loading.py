@@ -18,7 +18,7 @@ from interfuse.models.backbones.stages import Body, Kind, sharing_copy, split_mo
 from interfuse.models.split import SplitModel
 from interfuse.randomness import seeded
 
-_OPTIONS = ("gguf", "revision", "kind", "answers")
+_OPTIONS = ("gguf", "revision", "kind", "answers", "reads")
 _COMMIT = 40  # hexadecimal digits of a commit
 
 
@@ -32,6 +32,7 @@ class Reference:
         revision: The commit at the hub, 40 hexadecimal digits: names of branches and tags move.
         kind: None: as the model's own configuration says.
         answers: The token of each class, whose rows of the head answer; empty: a new head.
+        reads: The name of its tokens where samples have those of several tokenizers.
     """
 
     place: str
@@ -39,13 +40,14 @@ class Reference:
     revision: str | None = None
     kind: Kind | None = None
     answers: tuple[int, ...] = ()
+    reads: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> Reference:
         """A reference out of ``FOLDER`` or ``NAME?revision=COMMIT``, with options as in an address.
 
         >>> Reference.parse("models/small?gguf=small.gguf&answers=12,7")
-        Reference(place='models/small', gguf='small.gguf', revision=None, kind=None, answers=(12, 7))
+        Reference(place='models/small', gguf='small.gguf', revision=None, kind=None, answers=(12, 7), reads=None)
 
         Raises:
             ConfigError: an option is unknown or impossible, or there is neither such a folder nor a revision.
@@ -65,7 +67,7 @@ class Reference:
                 f"model 'hf:{text}': answers are numbers of tokens with commas between, one a class"
             ) from None
         kind = kinds[options["kind"]] if "kind" in options else None
-        return cls(place, options.get("gguf"), options.get("revision"), kind, answers)
+        return cls(place, options.get("gguf"), options.get("revision"), kind, answers, options.get("reads"))
 
     @property
     def where(self) -> tuple[str, dict[str, Any]]:
@@ -99,7 +101,7 @@ class Reference:
 def build(reference: Reference, sample_shape: Shape, classes: int, width: int) -> SplitModel:
     """A split model of the transformers model; see :func:`~.stages.split_model`. ``width`` changes nothing."""
     body = body_of(sharing_copy(load(reference)))
-    return split_model(body, sample_shape, classes, answers=reference.answers or None)
+    return split_model(body, sample_shape, classes, answers=reference.answers or None, reads=reference.reads)
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from interfuse.data import Inputs, Shape
 from interfuse.data.inputs import ONLY, named, shape_text
-from interfuse.errors import ModelError
+from interfuse.errors import ModelError, nearest
 from interfuse.models.split import SplitModel
 
 M = TypeVar("M", bound=nn.Module)
@@ -75,6 +75,7 @@ def split_model(
     answers: Sequence[int] | None = None,
     head: Float[Tensor, "classes width"] | None = None,
     sight: Sight | None = None,
+    reads: str | None = None,
 ) -> SplitModel:
     """The split model of a body, which it takes for its own.
 
@@ -87,13 +88,14 @@ def split_model(
 
     Args:
         sample_shape: Of tokens, ``(time,)``; or by name of tokens and of one picture, which goes before them.
+        reads: The name of its tokens where samples have those of several tokenizers.
         outputs: Classes, or tokens.
 
     Raises:
         ModelError: samples are of another kind, a picture has nothing that sees it, the answers are not as many as the
             classes, or a model without a head of its own is to answer with tokens.
     """
-    tokens, picture = _inputs(sample_shape, sees=sight is not None)
+    tokens, picture = _inputs(sample_shape, sight is not None, reads)
     every = body.kind == "causal" and body.vocabulary is not None and outputs == len(body.vocabulary)
     stage = Transformer(body, tokens, picture, every, sight if picture is not None else None)
     answer = nn.Linear(body.width, outputs, bias=body.kind == "encoder")
@@ -172,10 +174,15 @@ def sharing_copy(module: M) -> M:
     return copy.deepcopy(module, memo)
 
 
-def _inputs(shape: Shape, sees: bool) -> tuple[str, str | None]:
+def _inputs(shape: Shape, sees: bool, reads: str | None) -> tuple[str, str | None]:
     """The names of tokens and picture."""
     by_name = {ONLY: shape} if isinstance(shape, tuple) else shape
     tokens = [name for name, one in by_name.items() if len(one) == 1]
+    if reads is not None:
+        if reads not in tokens:
+            raise ModelError(f"samples have no tokens {reads!r}, which this model reads: {nearest(reads, tokens)}")
+        by_name = {name: one for name, one in by_name.items() if name == reads or name not in tokens}
+        tokens = [reads]
     pictures = [name for name, one in by_name.items() if len(one) == 3]
     if len(tokens) == 1 and len(tokens) + len(pictures) == len(by_name) and len(pictures) <= 1:
         if pictures and not sees:
@@ -185,7 +192,7 @@ def _inputs(shape: Shape, sees: bool) -> tuple[str, str | None]:
         return tokens[0], pictures[0] if pictures else None
     raise ModelError(
         f"samples are {shape_text(shape)}, but this model takes tokens [time], or tokens and one picture "
-        "[channels, height, width] by name: tokenize the texts first"
+        "[channels, height, width] by name: tokenize the texts first, and of several tokens say which it reads"
     )
 
 
