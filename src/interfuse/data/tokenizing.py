@@ -12,11 +12,12 @@ from urllib.parse import parse_qs
 import numpy as np
 from jaxtyping import Int64
 
+from interfuse.data.weights import WEIGHTS
 from interfuse.errors import ConfigError, nearest
 from interfuse.references import HUB
 
 WORDS, PIECES = "words", "pieces"
-"""The names of the tokenizers that are made of texts; any other one begins with ``hf:``."""
+"""The names of the tokenizers that are made of texts."""
 NOTHING = 0
 """The token before a text that is shorter than others, of the tokenizers that are made of texts."""
 _UNKNOWN = 1
@@ -46,6 +47,7 @@ def tokenizer_named(name: str, texts: Sequence[str], size: int) -> Tokenizer:
 
     - ``words``: the most frequent words, numbers and marks of the texts, small letters; any other one is unknown;
     - ``pieces``: byte-pair encoding, learned from the texts (extra ``transformers``), in which nothing is unknown;
+    - ``smollm2-135m``, ``minilm-l6``: that of the model of this name (:data:`.weights.WEIGHTS`);
     - ``hf:FOLDER``, ``hf:FOLDER?gguf=FILE``, ``hf:NAME?revision=COMMIT``: that of a transformers model.
 
     Args:
@@ -59,9 +61,11 @@ def tokenizer_named(name: str, texts: Sequence[str], size: int) -> Tokenizer:
         return words(texts, size)
     if name == PIECES:
         return pieces(texts, size)
+    if name in WEIGHTS:
+        return of_transformers(WEIGHTS[name].reference)
     if name.startswith(HUB):
         return of_transformers(name)
-    raise ConfigError(f"no tokenizer {name!r}: {nearest(name, (WORDS, PIECES))}, or hf:FOLDER")
+    raise ConfigError(f"no tokenizer {name!r}: {nearest(name, (WORDS, PIECES, *WEIGHTS))}, or hf:FOLDER")
 
 
 def short_name(name: str) -> str:
