@@ -78,14 +78,14 @@ class Plain:
         return key.replace(".base.", ".") in self.model.state_dict()
 
     def __call__(self, x: Tensor, *parts: tuple[float, Tensors]) -> Tensor:
-        """Logits with W + s · Σ share · B A, or B P A where there is a P."""
+        """Logits with W + s · Σ share · B A, or B R A where there is an R."""
         changed = {}
         for key, weight in self.weights.items():
             for share, own in parts:
                 path = key.removesuffix(".weight")
                 named = {k.rpartition(".")[2]: t for k, t in own.items() if k.startswith(path + ".")}
                 if named:
-                    update = named["B"] @ named.get("P", torch.eye(2)) @ named["A"]
+                    update = named["B"] @ named.get("R", torch.eye(2)) @ named["A"]
                     changed[key] = changed.get(key, weight.detach()) + SCALE * share * update
         found: Tensor = functional_call(self.model, changed, (x,))
         return found
@@ -173,7 +173,7 @@ def test_fed_sb_averages_updates_exactly(plain: Models) -> None:
     assert close(bases[0], bases[2])
     assert all(not t.any() for client in CLIENTS for t in in_model(f, client).values())
     server: dict[int, Any] = {client: at_server(f, client) for client in CLIENTS}
-    assert {key.rpartition(".")[2] for key in server[0]} == {"P"}
+    assert {key.rpartition(".")[2] for key in server[0]} == {"R"}
     for round in range(2):
         trained = {
             c: sgd(
@@ -185,7 +185,7 @@ def test_fed_sb_averages_updates_exactly(plain: Models) -> None:
         server = means(trained)
         assert all(close(at_server(f, client), server[client]) for client in CLIENTS)
     key = next(iter(server[0]))
-    a, b = (bases[0][key.replace("own.P", name)] for name in "AB")
+    a, b = (bases[0][key.replace("own.R", name)] for name in "AB")
     together = (b @ trained[0][key] @ a + b @ trained[2][key] @ a) / 2
     torch.testing.assert_close(b @ at_server(f, 0)[key] @ a, together)
     sent = [m for request, _, m in recorder(f).up if request.handler == "train"]

@@ -249,7 +249,7 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
         measured = evaluate(f, full=True)
         assert all(math.isfinite(value) for value in measured.common)
     owned = everything_owned(f)
-    assert any(key.endswith(("weight", ".A", ".P")) for key in owned)
+    assert any(key.endswith(("weight", ".A", ".P", ".R")) for key in owned)
     assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
 
 

@@ -13,7 +13,7 @@ from interfuse.families.adapters import Adapters
 from interfuse.families.averaged_adapters import AnsweringAverages, AveragingAdapters
 from interfuse.families.averaging import Global
 from interfuse.handler import on_client
-from interfuse.models.adapters import BASIS, Adapted, CoreLinear
+from interfuse.models.adapters import BASIS, Adapted, SquareLinear
 from interfuse.server import Server
 
 
@@ -31,7 +31,7 @@ class FedSB(AveragingAdapters, AnsweringAverages):
     """
 
     def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
-        return CoreLinear(base, self.rank, self.scale, self.dropout, offset=False)
+        return SquareLinear(base, self.rank, self.scale, self.dropout)
 
     def start(self, server: Server[Any], clients: Clients) -> Global:
         clients.call(self.begin, self.adapters(self.initial(server, clients, BASIS), clients))

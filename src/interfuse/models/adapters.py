@@ -104,21 +104,26 @@ class LowRank(nn.Module):
 
 
 class Core(nn.Module):
-    """P h + Q, with P ``[rank, rank]`` and Q ``[rank]`` zero in the beginning (Co-LoRA): of one shape in all models.
+    """P h + Q, with P ``[rank, rank]`` and Q ``[rank]`` zero in the beginning (Co-LoRA): of one shape in all models."""
 
-    Args:
-        offset: Whether there is a Q.
-    """
-
-    Q: nn.Parameter | None
-
-    def __init__(self, rank: int, offset: bool = True) -> None:
+    def __init__(self, rank: int) -> None:
         super().__init__()
         self.P = nn.Parameter(torch.zeros(rank, rank))
-        self.register_parameter("Q", nn.Parameter(torch.zeros(rank)) if offset else None)
+        self.Q = nn.Parameter(torch.zeros(rank))
 
     def forward(self, h: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch rank"]:
         return functional.linear(h, self.P, self.Q)
+
+
+class Square(nn.Module):
+    """R h, with R ``[rank, rank]`` zero in the beginning."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.R = nn.Parameter(torch.zeros(rank, rank))
+
+    def forward(self, h: Float[Tensor, "*batch rank"]) -> Float[Tensor, "*batch rank"]:
+        return functional.linear(h, self.R)
 
 
 class Adapted(nn.Module):
@@ -187,11 +192,22 @@ class _InBasis(Adapted):
 
 
 class CoreLinear(_InBasis):
-    """B (P A x + Q); without the offset Q it is Fed-SB's adapter, whose R is P here."""
+    """B (P A x + Q)."""
 
-    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0, *, offset: bool = True) -> None:
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base, rank, scale, dropout)
-        self.own = Core(rank, offset)
+        self.own = Core(rank)
+
+    def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        return functional.linear(self.own(functional.linear(self.dropout(x), self.A)), self.B)
+
+
+class SquareLinear(_InBasis):
+    """B R A x (Fed-SB)."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(base, rank, scale, dropout)
+        self.own = Square(rank)
 
     def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         return functional.linear(self.own(functional.linear(self.dropout(x), self.A)), self.B)
