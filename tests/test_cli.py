@@ -219,6 +219,7 @@ def test_the_demo_is_a_recipe_that_options_override() -> None:
     [
         (["demoo"], "no method or recipe 'demoo': did you mean 'demo'?"),
         (["ilf"], "no method or recipe 'ilf': did you mean 'ifl'?"),
+        (["FD"], "no method or recipe 'FD': HtFLlib's FD is 'feddistill' here"),
         (["FedTGP"], "no method or recipe 'FedTGP': did you mean 'fedtgp'?"),
         (["nowhere.toml"], "cannot read nowhere.toml: No such file"),
         (["nowhere.py"], "nowhere.py"),

@@ -30,7 +30,7 @@ def found(tmp_path: Path) -> list[Row]:
 
 def test_every_kind_of_curve_over_every_axis(found: list[Row]) -> None:
     drawn = figures(found)
-    curves = {f"{kind}-{over}" for kind in ("global", "composition") for over in ("rounds", "uplink", "steps")}
+    curves = {f"{kind}-{over}" for kind in ("global", "composition", "own") for over in ("rounds", "uplink", "steps")}
     assert drawn.keys() == curves | {"final", "composition-of-ifl", "composition-of-local"}
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from interfuse import recipes
 from interfuse.clock import named
-from interfuse.errors import ConfigError, nearest
+from interfuse.errors import ConfigError
 from interfuse.method import layered
-from interfuse.methods import built_in, find
+from interfuse.methods import built_in, find, meant
 from interfuse.references import is_reference
 from interfuse.runs import RunConfig, parse_config, read_config
 from interfuse.runs.config import absolute_paths, table_of
@@ -82,7 +82,7 @@ def _begin_with(what: str) -> dict[str, Any]:
         values = {key: value for key, value in read_config(path).model_dump(exclude_unset=True).items() if key in said}
         return absolute_paths(values, path.parent)
     if not (is_reference(what) or what.endswith(".py") or what in method_names()):
-        raise ConfigError(f"no method or recipe {what!r}: {nearest(what, {*method_names(), *recipes.names()})}")
+        raise ConfigError(f"no method or recipe {what!r}: {meant(what, {*method_names(), *recipes.names()})}")
     return absolute_paths({"method": what}, Path.cwd())
 
 

@@ -18,7 +18,7 @@ from interfuse.cli.configuration import method_names
 from interfuse.cli.kinds import as_given, in_words
 from interfuse.data.inputs import shape_text
 from interfuse.handler import handlers
-from interfuse.messages import Leaf, leaves
+from interfuse.messages import Leaf, disclosed, leaves
 from interfuse.method import Method, disclosures_of, settings
 from interfuse.methods import find
 from interfuse.result import Result
@@ -28,8 +28,8 @@ def methods() -> RenderableType:
     """All methods that have a name, with what their clients' messages disclose."""
     found = [(name, find(name)) for name in method_names()]
     return table(
-        ("method", "discloses", "what it is"),
-        [(name, _disclosed(kind), _first_sentence(kind)) for name, kind in found],
+        ("method", "a client discloses", "others get", "what it is"),
+        [(name, _disclosed(kind), _told(kind), _first_sentence(kind)) for name, kind in found],
     )
 
 
@@ -44,7 +44,8 @@ def method(name: str) -> RenderableType:
     paragraphs = inspect.cleandoc(kind.__doc__ or "").split("\n\n")
     return Group(
         *(f"{' '.join(paragraph.split())}\n" for paragraph in paragraphs),
-        f"Discloses: {_disclosed(kind)}\n",
+        f"A client discloses, in what it sends: {_disclosed(kind)}\n",
+        f"Others get, in what the server sends, of these or made of them: {_told(kind)}\n",
         table(("setting", "values", "default", "from", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
         table(("handler", "", "carries", "discloses"), _messages(kind), title="Messages (down: to a client)"),
     )
@@ -105,6 +106,12 @@ def _first_sentence(kind: type[Method]) -> str:
 
 def _disclosed(kind: type[Method]) -> str:
     return ", ".join(sorted(disclosures_of(kind))) or "nothing"
+
+
+def _told(kind: type[Method]) -> str:
+    """What the server's messages carry, as their fields say."""
+    sent = (h.message_type for h in handlers(kind).values() if h.message_type is not None)
+    return ", ".join(sorted({str(one) for message in sent for one in disclosed(message)})) or "nothing"
 
 
 def _messages(kind: type[Method]) -> Iterable[Sequence[str]]:

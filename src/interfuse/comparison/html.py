@@ -48,10 +48,13 @@ def _curves(score: str) -> dict[str, str]:
     return {
         "global-rounds": f"Mean global {score} over rounds, on the fixed rows of the curve.",
         "composition-rounds": f"Mean {score} of all compositions over rounds.",
+        "own-rounds": f"Mean own {score} over rounds, on the clients’ own test rows, as many as the curve has.",
         "global-uplink": f"Mean global {score} {over_bytes}; dotted is who sends nothing.",
         "composition-uplink": f"Mean {score} of all compositions {over_bytes}.",
+        "own-uplink": f"Mean own {score} {over_bytes}.",
         "global-steps": f"Mean global {score} over gradient steps.",
         "composition-steps": f"Mean {score} of all compositions over gradient steps.",
+        "own-steps": f"Mean own {score} over gradient steps.",
         "frontier": f"Global {score} at the end over the uplink on the wire; the line joins whose mean is above that "
         "of all that send less. Steps within what the seeds tell are none.",
         "final": "A dot for each seed after the last round, a stroke at their mean.",

@@ -44,6 +44,7 @@ _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
 _SCORES: dict[str, Callable[[SeedRun], Series]] = {
     "global": lambda run: run.curve.common,
     "composition": lambda run: run.curve.composition,
+    "own": lambda run: run.curve.own,
 }
 
 
@@ -59,7 +60,7 @@ def figures(rows: Sequence[Row]) -> dict[str, Figure]:
                 factor, prefix = prefix_of(x(row.runs[0])[-1] for row in drawn)
                 axis += " on the wire" * any(run.on_the_wire for row in drawn for run in row.runs) + f", {prefix}B"
             if any(x(row.runs[0])[-1] > 0 for row in drawn):
-                label = _over(f"{kind} {score}", drawn)
+                label = _over(f"{kind} {score}", drawn, "own" if kind == "own" else "global")
                 found[f"{kind}-{over}"] = curves(
                     rows, drawn, partial(_scaled, x, factor), values, axis, label, logarithmic=over == "uplink"
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.measures import SIDES, Anchor, Row, metrics_of, newcomers_of, score_of
@@ -178,6 +179,9 @@ def tables(plan: Plan, rows: Sequence[Row], anchor: Anchor | None, footnotes: Se
     if any(column.key in ("uplink", "steps_clients") for column in main):
         text += " Uplink and client steps are sums over all clients and the whole run"
         text += ", bytes before codecs." if coded else "."
+        before = [row for row in rows if row.values and any(run.summary.start_bytes.uplink.raw for run in row.runs)]
+        sent = [f"{row.name} {size(fmean(run.summary.start_bytes.uplink.raw for run in row.runs))}" for row in before]
+        text += f" Before the first round, and not in the uplink: {', '.join(sent)}." if sent else ""
     if any(column in _BY_ROWS[1:] for column in main):
         text += f" The best round on test rows: {_TOO_GOOD[0].lower()}{_TOO_GOOD[1:]}"
     if missed and any(row.values for row in rows):
@@ -298,6 +302,9 @@ def _differences(make: _Maker, reference: Row) -> Table:
             ": mean ± half its 95 % interval (Student's t over seeds), which is the smallest difference that these "
             f"seeds tell. {UNTOLD}: not told from 0 by these seeds, as the interval has 0 in it; that is not equal."
         )
+        compared = [row for row in make.rows if row is not reference and row.values]
+        if any(paired(row, reference, key).half == 0 for row in compared for key in keys.values()):
+            text += f" ± 0.0: all of {len(make.plan.asked.seeds)} seeds differ by the same, which so few may by chance."
     return Table(f"Differences to {reference.name}", text, ("entry", *keys), lines, leading=True)
 
 

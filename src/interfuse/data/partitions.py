@@ -293,7 +293,10 @@ class Natural:
     def split(self, labels: Labels, clients: int, rng: np.random.Generator, groups: Labels | None) -> list[Rows]:
         """See :meth:`Partition.split`."""
         if groups is None:
-            raise DataError("Natural: this data set has no natural clients (groups); take another partition")
+            raise DataError(
+                "Natural: this data set has no natural clients (groups). Take another partition, such as iid or "
+                "dirichlet, or say whose each row is: by a group column of a table, or groups in an .npz (docs/data.md)"
+            )
         names, numbers = np.unique(groups, return_inverse=True)
         if clients > len(names):
             raise DataError(

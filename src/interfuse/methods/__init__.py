@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,6 +34,16 @@ def in_memory(kind: type[Method] | Method) -> str:
     return f"{IN_MEMORY}{(kind if isinstance(kind, type) else type(kind)).__qualname__}"
 
 
+_IN_HTFLLIB = {"fd": "feddistill", "fedl2g-logit": "fedl2g", "fedl2g-feat": "fedl2g"}
+"""Names of methods there that are none here, in small letters."""
+
+
+def meant(name: str, valid: Iterable[str]) -> str:
+    """The end of an error text about an unknown method: what it is called here, or :func:`.nearest`."""
+    here = _IN_HTFLLIB.get(name.casefold())
+    return nearest(name, valid) if here is None else f"HtFLlib's {name} is {here!r} here"
+
+
 def find(reference: str) -> type[Method]:
     """A method by built-in name, by the name of an entry point, by ``file.py``, or by ``package.module:Class``.
 
@@ -55,7 +66,7 @@ def find(reference: str) -> type[Method]:
     elif is_reference(reference):
         kind = load_reference(reference)
     else:
-        raise ConfigError(f"no method {reference!r}: {nearest(reference, {*built_in(), *entries})}")
+        raise ConfigError(f"no method {reference!r}: {meant(reference, {*built_in(), *entries})}")
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise ConfigError(f"{reference} is no subclass of interfuse.Method")
     return kind

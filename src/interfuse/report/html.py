@@ -133,11 +133,16 @@ def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     found["others"] = (name, percent(others.mean), [_over_clients(others, summary), *lines])
     lines = [f"{n}: {percent(s.global_accuracy.mean)}" for n, s in beside]
     found["global"] = (f"global {summary.score}", percent(common.mean), [_over_clients(common, summary), *lines])
-    sent = summary.uplink_bytes.raw
+    sent, before = summary.uplink_bytes.raw, summary.start_bytes.uplink.raw
+    more = f"{size(before)} more before the first round"
     return [
         *(figure for side, figure in found.items() if side in sides(summary)),
         ("uplink per client", size(sent / max(1, len(summary.clients))), ["raw, mean"]),
-        ("uplink, sum of clients", size(sent), ["raw"]),
+        (
+            "uplink, sum of clients",
+            size(sent),
+            ["raw", more] if before else ["raw"],
+        ),
     ]
 
 
