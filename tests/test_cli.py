@@ -597,7 +597,9 @@ def test_a_method_of_ones_own_is_shown(stoppable: Path) -> None:
 
 
 def test_datasets_and_models_are_listed() -> None:
-    assert re.search(r"digits +shipped +1,437 \+ 360 +1×8×8 +10", good("datasets").stdout)
+    listed = good("datasets").stdout
+    assert re.search(r"digits +shipped +1,437 \+ 360 +1×8×8 +10", listed)
+    assert re.search(r"hflb +download +\? \+ \? ", listed)
     text = plain_text(good("models"))
     assert "cnn-bn " in text
     assert "cnn, mlp, mixed, deep-head" in text

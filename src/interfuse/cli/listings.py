@@ -16,7 +16,6 @@ from rich.text import Text
 from interfuse import data, models, report
 from interfuse.cli.configuration import method_names
 from interfuse.cli.kinds import as_given, in_words
-from interfuse.data.inputs import shape_text
 from interfuse.handler import handlers
 from interfuse.messages import Leaf, disclosed, leaves
 from interfuse.method import Method, disclosures_of, settings
@@ -55,13 +54,24 @@ def datasets() -> RenderableType:
     """The named data sets, and whether they are here."""
     infos = data.available()
     rows = [
-        (i.name, i.state, f"{i.rows_train:,} + {i.rows_test:,}", shape_text(i.shape), str(i.classes)) for i in infos
+        (i.name, i.state, f"{_count(i.rows_train)} + {_count(i.rows_test)}", _shape(i.shape), str(i.classes))
+        for i in infos
     ]
     notes = [f"{i.name}: {i.licence}{f'; {i.note}' if i.note else ''}" for i in infos]
     lacking = [
         f"{i.name} is incomplete, first use downloads {', '.join(i.missing)}" for i in infos if i.state == "incomplete"
     ]
     return Group(table(("data set", "state", "train + test", "shape", "classes"), rows), *lacking, *notes)
+
+
+def _shape(shape: data.Shape) -> str:
+    if isinstance(shape, tuple):
+        return "×".join(map(str, shape))
+    return ", ".join(f"{name} {_shape(one)}" for name, one in shape.items())
+
+
+def _count(rows: int | None) -> str:
+    return "?" if rows is None else f"{rows:,}"
 
 
 def facts(found: data.DataFacts) -> RenderableType:
