@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from interfuse.data import Dataset, QuestionAnswering
+from interfuse.data import Classification, Dataset, QuestionAnswering
 from interfuse.errors import ModelError
 from interfuse.models import measure, resolve
 
@@ -182,6 +182,30 @@ def test_models_by_name(name, few_steps):
 def test_other_data_are_refused(few_steps):
     with pytest.raises(ModelError, match=r"'vqa-s' is made for few .*3x32x32.* 13 classes.*take data of that kind"):
         resolve("vqa-s")((3, 32, 32), 10, 512)
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    x = {name: torch.randint(1, 2048, (10, 64)) for name in ("words", "pieces")}
+    y = torch.arange(10) % 5
+    names = tuple(map(str, range(5)))
+    made = Dataset.from_arrays(
+        "few", x, y, x, y, task=Classification(names), layout={"words": "tokens", "pieces": "tokens"}
+    )
+    monkeypatch.setattr(tiny, "public", lambda name: made)
+    return made
+
+
+@pytest.mark.parametrize(("name", "reads"), [("news-l", "words"), ("news-q", "pieces")])
+def test_readers_of_news(name, reads, texts):
+    build = resolve(name)
+    several, one = build(texts.shape, 5, 512), build((64,), 5, 512)
+    x = texts.x_train
+    assert several(x).shape == (10, 5)
+    assert torch.equal(several(x), one(x[reads]))
+    other = {key: value if key == reads else value.flip(0) for key, value in x.items()}
+    assert torch.equal(several(other), several(x))
+    assert not several.given_keys
 
 
 def test_the_course_learns():

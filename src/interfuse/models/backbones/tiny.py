@@ -1,15 +1,16 @@
 """Small backbones for experiments: trained once on a machine on the public part of a data set, in less than a minute.
 
 ``vqa-s``, ``vqa-m`` and ``vqa-q`` are trained by themselves, ``vqa-g`` is grown from ``vqa-s`` and trained on. One
-frozen tower makes tokens of a picture for all of them. Each has a variant ``...-random``, whose transformer, projection
-and head are not trained: a control.
+frozen tower makes tokens of a picture for all of them. ``news-l`` and ``news-q`` are strangers that tell topics of
+news, with tokenizers of their own. Each has a variant ``...-random``, whose transformer, projection and head are not
+trained: a control.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -20,8 +21,10 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from interfuse.data import Dataset, Shape, load
+from interfuse.data.bbc_news import VOCABULARY
 from interfuse.data.easy_vqa import NOTHING, TOKENS
-from interfuse.data.inputs import each, named, shape_text
+from interfuse.data.inputs import ONLY, each, named, shape_text
+from interfuse.data.tokenizing import PIECES, WORDS
 from interfuse.errors import ModelError
 from interfuse.models.backbones.deriving import grow
 from interfuse.models.backbones.keeping import digest_of, kept
@@ -50,6 +53,7 @@ class Tiny:
         public: The name of the data set on whose training rows it is trained.
         tokens: Size of the vocabulary.
         padding: The token of places without one.
+        reads: The name of its tokens, where samples have the same text by several tokenizers.
     """
 
     kind: str
@@ -61,14 +65,22 @@ class Tiny:
     public: str = "easy-vqa-public"
     tokens: int = TOKENS
     padding: int = NOTHING
+    reads: str | None = field(default=None, repr=False)  # not what training depends on where there is but one
 
 
+NEWS = "bbc-news-public"
 TINY: Mapping[str, Tiny] = MappingProxyType(
     {
         "vqa-s": Tiny("llama", 48, 4, 128, Course(steps=400, batch=32, lr=3e-3)),
         "vqa-g": Tiny("llama", 80, 8, 216, Course(steps=200, batch=32, lr=1e-3), parent="vqa-s"),
         "vqa-m": Tiny("llama", 64, 6, 172, Course(steps=400, batch=32, lr=3e-3)),
         "vqa-q": Tiny("qwen2", 64, 4, 172, Course(steps=400, batch=32, lr=3e-3)),
+        "news-l": Tiny(
+            "llama", 64, 4, 172, Course(80, 32, 3e-3, warm_up=20), public=NEWS, tokens=VOCABULARY, reads=WORDS
+        ),
+        "news-q": Tiny(
+            "qwen2", 64, 4, 172, Course(80, 32, 3e-3, warm_up=20), public=NEWS, tokens=VOCABULARY, reads=PIECES
+        ),
     }
 )
 TOWER = Course(steps=1600, batch=32, lr=5e-3, decay=0.05)
@@ -82,19 +94,36 @@ def build(name: str, random: bool, sample_shape: Shape, classes: int, width: int
     Raises:
         ModelError: it was not trained on samples of this shape, or not on so many classes.
     """
-    known = public(TINY[name].public)
-    if sample_shape != known.shape or classes != known.classes:
+    tiny = TINY[name]
+    known = public(tiny.public)
+    fits = tiny.reads is not None and sample_shape == _only(known.shape, tiny.reads)
+    if not (fits or sample_shape == known.shape) or classes != known.classes:
         raise ModelError(
             f"model {name!r} is made for {known.name} ({shape_text(known.shape)}; {known.classes} classes), but "
             f"samples are {shape_text(sample_shape)} and have {classes}: take data of that kind, or another model"
         )
-    return untrained(TINY[name]) if random else sharing_copy(pretrained(name))
+    made = untrained(tiny) if random else sharing_copy(pretrained(name))
+    if fits:
+        stage_of(made).tokens = ONLY
+    return made
+
+
+def _only(shape: Shape, name: str) -> tuple[int, ...] | None:
+    return None if isinstance(shape, tuple) else shape[name]
+
+
+def stage_of(model: SplitModel) -> Transformer:
+    """Its first stage."""
+    stage = model.get_submodule("transformer")
+    assert isinstance(stage, Transformer)
+    return stage
 
 
 @functools.cache
 def public(name: str) -> Dataset:
-    """The data that a family is trained on."""
-    return load(name)
+    """The data that a family is trained on; of texts by the tokenizers of all who read them."""
+    readers = [tiny.reads for tiny in TINY.values() if tiny.public == name and tiny.reads is not None]
+    return load(name, tokenizer=readers)
 
 
 @functools.cache
@@ -106,7 +135,8 @@ def pretrained(name: str) -> SplitModel:
     origin = None if tiny.parent is None else pretrained(tiny.parent)
     common = digest_of(model.live(model.given_keys))
     before = None if origin is None else digest_of(origin.state_dict())
-    depends = (tiny, HEAD, EPS, BUILD, transformers.__version__, public(tiny.public).digest, common, before)
+    reads = () if tiny.reads is None else (tiny.reads,)
+    depends = (tiny, HEAD, EPS, BUILD, transformers.__version__, public(tiny.public).digest, common, before, *reads)
 
     def made() -> Mapping[str, Tensor]:
         if origin is not None and tiny.parent is not None:
@@ -126,7 +156,7 @@ def untrained(tiny: Tiny) -> SplitModel:
     pictures = [x for x in named(known.x_train).values() if x.dim() == 4]
     sight = Sight(sharing_copy(tower(tiny.public)), nn.Linear(CHANNELS[-1], tiny.width)) if pictures else None
     head = torch.randn(known.classes, tiny.width) * body.spread
-    return split_model(body, known.shape, known.classes, head=head, sight=sight)
+    return split_model(body, known.shape, known.classes, head=head, sight=sight, reads=tiny.reads)
 
 
 def causal(tiny: Tiny) -> PreTrainedModel:
@@ -153,8 +183,7 @@ def causal(tiny: Tiny) -> PreTrainedModel:
 def _learn(name: str, tiny: Tiny, model: SplitModel) -> None:
     """Train all of it but the tower, whose output is computed once."""
     known = public(tiny.public)
-    stage = model.get_submodule("transformer")
-    assert isinstance(stage, Transformer)
+    stage = stage_of(model)
     x, y = known.normalise(known.x_train), known.y_train
     if stage.picture is not None:
         x = {**named(x), stage.picture: _seen(stage.get_submodule("tower"), named(x)[stage.picture])}
