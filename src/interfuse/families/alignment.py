@@ -37,12 +37,14 @@ from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Rate
 
-Alignments = Literal["residual", "base_outputs", "gradients", "released", "none"]
+Alignments = Literal["gradients", "residual", "base_outputs", "released", "none"]
 """By what B of one model corresponds to B of another:
 
-* ``base_outputs``: the least-squares map of what the linear layers put out;
-* ``residual``: the same, but that of the residual stream where a linear layer writes into it (own work);
-* ``gradients``: equal effects on the models' outputs, Bᵀg ≈ B_sᵀg_s for gradients g of random sums of these (own work);
+* ``gradients``: equal effects on the models' outputs, Bᵀg ≈ B_sᵀg_s for gradients g of random sums of these. With equal
+  A h, a P has then the same gradient in both models, token by token (own work);
+* ``residual``: the least-squares map of the residual stream where a linear layer writes into it, else of what it puts
+  out (own work);
+* ``base_outputs``: the same, of what all linear layers put out;
 * ``released``: FedMosaic's code, which turns B inside the space of its random columns;
 * ``none``: nothing, and A stays random too.
 """
@@ -77,7 +79,7 @@ class Alignment(AdapterTraining):
     origin = "FedMosaic's release"
 
     blocks: Count = 4  # N_B: layers that carry P and Q
-    align: Alignments = "residual"  # by what B corresponds between models; none leaves A random too [interfuse]
+    align: Alignments = "gradients"  # by what B corresponds between models; none leaves A random too [interfuse]
     align_samples: Count = 5000  # rows of the public data, evenly spread, or all
     align_tokens: Count = 4096  # tokens of these rows, evenly spread, or all [interfuse]
     align_ridge: Rate = 1e-2  # of the least squares, in mean variances of what is mapped [interfuse]
@@ -214,16 +216,17 @@ def check_landmarks(
         raise ClientError(f"client {client} sent landmarks of tokens that are out of order, or there twice", client)
     check_size(client, marks.read, "a landmark")
     check_size(client, marks.written, "a landmark")
-    for sent in (marks.read, *([marks.written] if finds_b else [])):
-        check_rank(client, sent.flatten(0, 1), "landmarks")
+    values = torch.linalg.svdvals(marks.read.flatten(0, 1).double())
+    if bool((values[:, -1] <= _DEFECTIVE * values[:, 0]).any()):
+        text = f"client {client} sent landmarks of a rank below {rank}: take more public data, or a lower rank"
+        raise ClientError(text, client)
 
 
 def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int) -> None:
     """Check A and B of a client, of which the engine has seen to it that their shapes are those of its model.
 
     Raises:
-        ClientError: some are missing, rows of an A are not orthonormal, or a B is too large or of a lower rank; names
-            the client.
+        ClientError: some are missing, rows of an A are not orthonormal, or a B is too large; names the client.
     """
     paths = sorted({key.rpartition(".")[0] for key in tensors})
     if len(paths) != linears or tensors.keys() != {f"{path}.{name}" for path in paths for name in "AB"}:
@@ -234,18 +237,3 @@ def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int
         if float((A @ A.T - torch.eye(rank)).abs().max()) > 1e-3:
             raise ClientError(f"client {client} sent an A whose rows are not orthonormal", client)
         check_size(client, B, "a B")
-        check_rank(client, B[None], "a B")
-
-
-def check_rank(client: ClientId, matrices: Float32[Tensor, "n rows rank"], what: str) -> None:
-    """Check that columns of matrices are independent.
-
-    Raises:
-        ClientError: those of one are not; names the client.
-    """
-    values = torch.linalg.svdvals(matrices.double())
-    if bool((values[:, -1] <= _DEFECTIVE * values[:, 0]).any()):
-        rank = matrices.shape[-1]
-        raise ClientError(
-            f"client {client} sent {what} of a rank below {rank}: take more public data, or a lower rank", client
-        )
