@@ -96,7 +96,7 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
         known = server.state
         for client, upload in sent.items():
             check_cores(client, upload.adapters.cores, self.core_shape)
-            _check_keys(profiles[client], upload.adapters.others)
+            self.check_others(profiles[client], upload.adapters.others)
         gradients = {client: upload.gradient for client, upload in sent.items()}
         adapters = {**known.sent, **{client: upload.adapters for client, upload in sent.items()}}
         return Mosaic(adapters, self.informed(server, known.relevance, gradients))
@@ -112,8 +112,8 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
         taken = self.positions(client)
         batches = client.data.batches(taken)
         self.fit(client, client.loss, batches=batches, steps=None, epochs=None, scales={CORES: self.core_scale})
-        cores = {*model.keys_of(CORES)}
-        others = {key: tensor for key, tensor in model.tensors(OWN).items() if key not in cores}
+        own = model.tensors(OWN)
+        others = {key: own[key] for key in self.others_of(client.profile)}
         return Upload(Mixture(own_cores(model, paths, self.core_shape), Adapters(others)), self.probed(client, taken))
 
     def mixtures(
@@ -121,8 +121,8 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
     ) -> dict[ClientId, Mixture]:
         """What each of these clients gets: P and Q of all others, A and B of those with a model like its own; its own
         where there are none. Who has sent nothing begins with nothing."""
-        relevance = known.relevance
-        of_all, of_alike = self.mixture(relevance), self.mixture(relevance, alike(profiles, len(relevance.matrix)))
+        relevance, same = known.relevance, alike(profiles, len(known.relevance.matrix))
+        of_all, of_alike = self.mixture(relevance, self.sharers(same)), self.mixture(relevance, same)
         cores = {client: {"P": sent.cores.P, "Q": sent.cores.Q} for client, sent in known.sent.items()}
         others = {client: sent.others.tensors for client, sent in known.sent.items()}
         zero = {"P": torch.zeros(*self.core_shape, self.rank), "Q": torch.zeros(self.core_shape)}
@@ -133,6 +133,30 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
             )
             for client in clients
         }
+
+    def sharers(self, same: Bool[Tensor, "clients clients"]) -> Bool[Tensor, "clients clients"] | None:
+        """Who gets P and Q of whom; None: all of all.
+
+        Args:
+            same: Who has a model of whose architecture.
+        """
+        return None
+
+    def others_of(self, profile: Profile) -> list[str]:
+        """The keys of what a client sends beside P and Q, for those with a model like its own: A and B."""
+        return sorted(key for key in profile.keys if f".{OWN}." in key and key.endswith((".A", ".B")))
+
+    def check_others(self, profile: Profile, others: Adapters) -> None:
+        """Check that a client sent just these.
+
+        Raises:
+            ClientError: it did not; names it.
+        """
+        wanted = {*self.others_of(profile)}
+        if wanted != others.tensors.keys():
+            missing = ", ".join(sorted(wanted - others.tensors.keys())[:3]) or "none"
+            text = f"client {profile.id} sent {len(others.tensors)} adapters of {len(wanted)}; missing: {missing}"
+            raise ClientError(text, profile.id)
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return one_a_round(profiles, self.participation)
@@ -156,12 +180,3 @@ def mixed(shares: Tensor, tensors: Mapping[ClientId, NamedTensors]) -> NamedTens
         for key, tensor in tensors[client].items():
             found[key] = found[key].add(tensor, alpha=share)
     return found
-
-
-def _check_keys(profile: Profile, others: Adapters) -> None:
-    """Check that a client sent the A and B of all its layers that do not carry P and Q."""
-    wanted = {key for key in profile.keys if f".{OWN}." in key and key.endswith((".A", ".B"))}
-    if wanted != others.tensors.keys():
-        missing = ", ".join(sorted(wanted - others.tensors.keys())[:3]) or "none"
-        text = f"client {profile.id} sent {len(others.tensors)} adapters of {len(wanted)}; missing: {missing}"
-        raise ClientError(text, profile.id)

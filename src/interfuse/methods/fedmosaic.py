@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import nn
 
-from interfuse.client import Client
-from interfuse.clients import Clients
-from interfuse.families.adapters import carrying
-from interfuse.families.alignment import Alignment
-from interfuse.families.mosaic import Mosaic, MosaicLearning
+from interfuse.families.mosaic_blocks import BlockMosaic
 from interfuse.models.adapters import Adapted, CoLoRALinear, DualLoRALinear, carriers, make_gate
-from interfuse.server import Server
 
 
 @dataclass(frozen=True)
-class FedMosaic(MosaicLearning, Alignment):
+class FedMosaic(BlockMosaic):
     """Personalised federations of different transformers (Seo et al., ICLR 2026, arXiv:2506.11024).
 
     In the last layer of each of ``blocks`` pieces of a transformer an adapter is B (P A x + Q): A and B are frozen, and
@@ -32,19 +26,6 @@ class FedMosaic(MosaicLearning, Alignment):
     the space of its random columns, whatever the data.
     """
 
-    agreed: ClassVar[tuple[str, ...]] = (*MosaicLearning.agreed, "blocks")
-
-    @property
-    def core_shape(self) -> tuple[int, int, int]:
-        return self.blocks, len(self.linears), self.rank
-
     def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
         kind = CoLoRALinear if layer in carriers(layers, self.blocks) else DualLoRALinear
         return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
-
-    def carriers_of(self, client: Client[Any]) -> list[list[str]]:
-        return carrying(client.model, self.blocks, self.linears)
-
-    def start(self, server: Server[Any], clients: Clients) -> Mosaic:
-        self.hand_bases(clients, self.align_bases(server, clients))
-        return super().start(server, clients)

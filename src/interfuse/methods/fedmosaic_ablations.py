@@ -1,0 +1,91 @@
+"""FedMosaic whose mixtures are weighed otherwise, or are of others: controls that show what carries its gain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor, nn
+
+from interfuse.client import Client, ClientId, Profile
+from interfuse.clients import Clients
+from interfuse.errors import ConfigError
+from interfuse.families.adapters import BlockAdapters
+from interfuse.families.mosaic import Mixture, Mosaic
+from interfuse.families.mosaic_blocks import BlockMosaic
+from interfuse.families.relevance import Matrix
+from interfuse.handler import on_client
+from interfuse.messages import Message
+from interfuse.models.adapters import Adapted, CoLoRALinear, DualLoRALinear, carriers, make_gate
+from interfuse.server import Server
+
+
+class Task(Message):
+    """The number of the task that a client's first row is of: what a client tells in a simulation alone."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class FedMosaicAblations(BlockMosaic):
+    """FedMosaic with one part of it changed. Not from the paper, whose authors have told none of these.
+
+    Clients are weighed by relevance, all alike (``uniform``), by relevances that are dealt anew to pairs of clients
+    (``random``: as selective, and meaningless), by the negative of theirs (``anti``), or all weight is on those with
+    the same task, which clients then tell the server (``oracle``; who has no such peer gets its own). ``partners`` are
+    those of whom a client gets P and Q: all, those with a model like its own, or nobody, so that it has its own twice.
+    With ``reversed_blocks`` its first block gets what others have in their last one, and so on. A gate that is fixed
+    at one half is ``gate = "half"``, A and B that are not aligned ``align = "none"``.
+    """
+
+    weigh: Literal["relevance", "uniform", "random", "anti", "oracle"] = "relevance"  # by what clients are weighed
+    partners: Literal["all", "alike", "none"] = "all"  # of whom a client gets P and Q
+    reversed_blocks: bool = False  # P and Q of the first block go to the last one
+
+    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+        kind = CoLoRALinear if layer in carriers(layers, self.blocks) else DualLoRALinear
+        return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
+
+    def round(self, server: Server[Mosaic], clients: Clients) -> None:
+        if self.weigh == "oracle":
+            told = clients.call(self.tell)
+            server.scratch["tasks"] = torch.tensor([told[client].number for client in clients])
+        super().round(server, clients)
+
+    @on_client
+    def tell(self, client: Client[Any]) -> Task:
+        data = client.data.dataset
+        if data.groups is None:
+            raise ConfigError("weigh = 'oracle' goes by tasks, but the data set has none: take one with groups")
+        group = int(data.groups[int(client.data.share.train[0])])
+        return Task(data.group_names.index(data.group_names[group]) if data.group_names else group)
+
+    def scores(self, server: Server[Any], matrix: Matrix) -> Matrix:
+        if self.weigh == "oracle":
+            tasks = server.scratch["tasks"].to(matrix.device)
+            return torch.where(tasks[:, None] == tasks, 0.0, torch.nan)
+        if self.weigh == "random":
+            return dealt_anew(matrix, server.generator)
+        return {"relevance": matrix, "uniform": 0 * matrix, "anti": -matrix}[self.weigh]
+
+    def sharers(self, same: Bool[Tensor, "clients clients"]) -> Bool[Tensor, "clients clients"] | None:
+        return {"all": None, "alike": same, "none": torch.zeros_like(same)}[self.partners]
+
+    def mixtures(
+        self, known: Mosaic, profiles: Mapping[ClientId, Profile], clients: Clients
+    ) -> dict[ClientId, Mixture]:
+        found = super().mixtures(known, profiles, clients)
+        if not self.reversed_blocks:
+            return found
+        return {c: Mixture(BlockAdapters(m.cores.P.flip(0), m.cores.Q.flip(0)), m.others) for c, m in found.items()}
+
+
+def dealt_anew(matrix: Matrix, generator: torch.Generator) -> Matrix:
+    """The known values above the diagonal in another order, and the same below it."""
+    found, known = torch.full_like(matrix, torch.nan), ~matrix.isnan() & torch.ones_like(matrix).triu(1).bool()
+    values = matrix[known]
+    found[known] = values[torch.randperm(len(values), generator=generator).to(values.device)]
+    return torch.where(known.T, found.T, found)
