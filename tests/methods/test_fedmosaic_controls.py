@@ -11,7 +11,7 @@ import worlds
 from torch import Tensor
 from worlds import Recorder, llama2, llama3, resident, tiny_dataset
 
-from interfuse.errors import ClientError
+from interfuse.errors import ConfigError
 from interfuse.families.mosaic import Mosaic, Upload
 from interfuse.families.relevance import effective_sources
 from interfuse.federation import Federation
@@ -82,7 +82,7 @@ def test_the_oracle_has_all_weight_on_those_with_the_same_task() -> None:
     f = federation(method, dataset=TASKS, shares=worlds.shares_of(*rows))
     half = [[0, 0, 0.5, 0.5, 0], [0, 1, 0, 0, 0], [0.5, 0, 0, 0.5, 0], [0.5, 0, 0.5, 0, 0], [0, 0, 0, 0, 1]]
     assert shares(method, f).tolist() == half
-    with pytest.raises(ClientError, match="goes by tasks, but the data set has none"):
+    with pytest.raises(ConfigError, match="goes by tasks, but the data set has none"):
         federation(method)
 
 

@@ -24,7 +24,7 @@ from interfuse.server import Server
 
 
 class Task(Message):
-    """The number of the task that a client's first row is of: what a client tells in a simulation alone."""
+    """The number of the task that a client's first row is of; -1: there are none."""
 
     number: int
 
@@ -35,10 +35,11 @@ class FedMosaicAblations(BlockMosaic):
 
     Clients are weighed by relevance, all alike (``uniform``), by relevances that are dealt anew to pairs of clients
     (``random``: as selective, and meaningless), by the negative of theirs (``anti``), or all weight is on those with
-    the same task, which clients then tell the server (``oracle``; who has no such peer gets its own). ``partners`` are
-    those of whom a client gets P and Q: all, those with a model like its own, or nobody, so that it has its own twice.
-    With ``reversed_blocks`` its first block gets what others have in their last one, and so on. A gate that is fixed
-    at one half is ``gate = "half"``, A and B that are not aligned ``align = "none"``.
+    the same task (``oracle``; who has no such peer gets its own). For that clients tell the server their task in each
+    round, whatever the control, which takes eight bytes. ``partners`` are those of whom a client gets P and Q: all,
+    those with a model like its own, or nobody, so that it has its own twice. With ``reversed_blocks`` its first block
+    gets what others have in their last one, and so on. A gate that is fixed at one half is ``gate = "half"``, A and B
+    that are not aligned ``align = "none"``.
     """
 
     weigh: Literal["relevance", "uniform", "random", "anti", "oracle"] = "relevance"  # by what clients are weighed
@@ -50,22 +51,23 @@ class FedMosaicAblations(BlockMosaic):
         return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
 
     def round(self, server: Server[Mosaic], clients: Clients) -> None:
-        if self.weigh == "oracle":
-            told = clients.call(self.tell)
-            server.scratch["tasks"] = torch.tensor([told[client].number for client in clients])
+        told = clients.call(self.tell)
+        server.scratch["tasks"] = torch.tensor([told[client].number for client in clients], device=server.device)
         super().round(server, clients)
 
     @on_client
     def tell(self, client: Client[Any]) -> Task:
         data = client.data.dataset
         if data.groups is None:
-            raise ConfigError("weigh = 'oracle' goes by tasks, but the data set has none: take one with groups")
+            return Task(-1)
         group = int(data.groups[int(client.data.share.train[0])])
         return Task(data.group_names.index(data.group_names[group]) if data.group_names else group)
 
     def scores(self, server: Server[Any], matrix: Matrix) -> Matrix:
         if self.weigh == "oracle":
-            tasks = server.scratch["tasks"].to(matrix.device)
+            tasks = server.scratch["tasks"]
+            if bool((tasks < 0).any()):
+                raise ConfigError("weigh = 'oracle' goes by tasks, but the data set has none: take one with groups")
             return torch.where(tasks[:, None] == tasks, 0.0, torch.nan)
         if self.weigh == "random":
             return dealt_anew(matrix, server.generator)
