@@ -160,7 +160,7 @@ def download(repository: str, archive: str, revision: str, root: Path) -> None:
     try:
         from huggingface_hub import hf_hub_download
     except ImportError as error:
-        raise ConfigError(f"{repository} needs the extra hub: pip install 'interfuse[hub]'") from error
+        raise ConfigError(f"{repository} needs the extra hub of interfuse: pip install huggingface-hub") from error
     try:
         path = hf_hub_download(repository, f"{archive}.tar", repo_type="dataset", revision=revision)
         unpack(Path(path), archive, root)

@@ -133,4 +133,6 @@ def of_transformers(name: str) -> Tokenizer:
 
 
 def _lacking(name: str) -> ConfigError:
-    return ConfigError(f"tokenizer {name!r} needs the extra transformers: pip install 'interfuse[transformers]'")
+    return ConfigError(
+        f"tokenizer {name!r} needs the extra transformers of interfuse: pip install transformers tokenizers"
+    )

@@ -45,7 +45,7 @@ def named(name: str) -> Callable[[Any, int, int], SplitModel] | None:
         from interfuse.models.backbones import loading, real, tiny
     except ImportError as error:
         raise ConfigError(
-            f"model {name!r} needs transformers ({error}): pip install 'interfuse[transformers]'"
+            f"model {name!r} needs the extra transformers of interfuse ({error}): pip install transformers peft gguf"
         ) from error
     if name.startswith(HUB):
         reference = loading.Reference.parse(name.removeprefix(HUB))
