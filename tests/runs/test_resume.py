@@ -45,7 +45,8 @@ from interfuse.methods.local import Local
 from interfuse.runs import Given, RunConfig, execute, read_config, resume
 from interfuse.server import Server
 
-# Settings under which a method has as much state as it can have; methods that are not here run with their defaults.
+# Settings under which a method has as much state as it can have; methods that are not here run two rounds with their
+# defaults: one that begins with what the start made, one that begins with a commit of a round.
 IN_THREE_PARTS: dict[str, Any] = {
     "settings": {"local_steps": 1, "batch_size": 8}, "models": ["resnet10-narrow@0.1"], "clients": 2, "rounds": 2
 }  # fmt: skip
@@ -89,7 +90,7 @@ BUFFERS = {
     "models": ["cnn-bn"], "commit_rounds": 2,
 }  # fmt: skip
 CASES: list[Any] = [
-    pytest.param(name, STATEFUL.get(name, {}), IMAGES if name == "fedin" else GIVEN, id=name)
+    pytest.param(name, STATEFUL.get(name, {"rounds": 2}), IMAGES if name == "fedin" else GIVEN, id=name)
     for name in sorted(built_in().keys() - {"fedin-ablations"})  # its handlers and its state are FedIN's
 ]
 CASES += [

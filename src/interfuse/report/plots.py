@@ -21,6 +21,8 @@ from markupsafe import Markup
 from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
@@ -129,12 +131,16 @@ def save(figure: Figure, folder: Path, name: str, *, paper: bool = True) -> str:
     with style(name):
         text, image = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
-        # It is laid out now: doing so again for the others would take as long as all else.
+        # It is laid out now: doing so again for the others would take as long as all else. For the same reason they are
+        # not saved by the figure, which draws once for nothing to have it laid out.
         figure.set_layout_engine("none")
-        figure.savefig(image, format="png", dpi=300, metadata={"Software": None})
         if paper:
             nobody = {"CreationDate": None, "Creator": None, "Producer": None}
-            figure.savefig(folder / f"{name}.pdf", format="pdf", metadata=nobody)
+            pdf: Any = FigureCanvasPdf(figure)  # its methods have no types
+            pdf.print_pdf(folder / f"{name}.pdf", metadata=nobody)
+        figure.dpi = 300
+        png: Any = FigureCanvasAgg(figure)
+        png.print_png(image, metadata={"Software": None})
     (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
     (folder / f"{name}.png").write_bytes(image.getvalue())
     return text.getvalue()
