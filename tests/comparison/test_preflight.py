@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,10 @@ def test_data_that_cannot_be_loaded_refuse_their_entry(tmp_path: Path) -> None:
     found = look(plan, 1)
     assert list(found.refused) == ["other"]
     assert list(found.failures("other")) == ["its data"]
+    with pytest.raises(ConfigError) as caught:
+        replace(found, refused=found.refused | {"more": found.refused["other"]}).check(plan, skip=False)
+    _, *lines = str(caught.value).splitlines()
+    assert [line.partition(":")[0] for line in lines if line.startswith("- ")] == ["- other, more, its data"]
 
 
 def test_what_is_finished_is_not_set_up_again(tmp_path: Path) -> None:

@@ -60,7 +60,11 @@ class Found:
         """
         if not self.refused or (skip and len(self.refused) < len(plan.entries)):
             return
-        lines = [f"- {name}, {runs}: {why}" for name in self.refused for runs, why in self.failures(name).items()]
+        alike: dict[tuple[str, str], list[str]] = {}  # one missing data set may be that of all entries
+        for name in self.refused:
+            for place in self.failures(name).items():
+                alike.setdefault(place, []).append(name)
+        lines = [f"- {', '.join(names)}, {runs}: {why}" for (runs, why), names in alike.items()]
         of_all = f"{len(self.refused)} of {len(plan.entries)} entries"
         remedy = "" if len(self.refused) == len(plan.entries) else "; or leave them out with --skip-refused"
         raise ConfigError("\n".join([f"{of_all} cannot work, so nothing was begun{remedy}", *lines]))
