@@ -1,4 +1,4 @@
-"""fedmosaic+: FedMosaic that chooses its sources, and sends a hundredth."""
+"""fedmosaic+: FedMosaic that gets from as many clients as is wanted, and sends less."""
 
 from __future__ import annotations
 

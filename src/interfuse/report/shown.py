@@ -80,7 +80,7 @@ def pairs_figure(matrix: Float[np.ndarray, "clients clients"], name: str, client
         for (row, column), value in np.ndenumerate(matrix):
             if not np.isnan(value):
                 colour = "#ffffff" if value > low + DARK * (high - low) else "#10151b"
-                text = f"{value:.2f}".replace("0.", ".", 1).replace("-", "−")
+                text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".", 1).replace("-", "−")
                 axes.text(
                     column, row, text, ha="center", va="center", fontsize=min(7.0, 46 / len(matrix)), color=colour
                 )
@@ -110,6 +110,6 @@ def shown_texts(summary: Summary, round: int) -> Mapping[str, str]:
         found[file_of(name)] = f"{capital(name)}, mean over clients within one standard deviation: {spread}."
     for name, pairs in shown.pairs.items():
         low, high = scale_of(np.array(pairs, dtype=float))
-        ends = f"off the diagonal {low:.2f} to {high:.2f}, by colour"
+        ends = f"off the diagonal {round(low, 2) + 0.0:.2f} to {high:.2f}, by colour"
         found[file_of(name)] = f"{capital(name)} {after}: a row and a column for each client; {ends}."
     return found
