@@ -32,6 +32,7 @@ from interfuse.models.adapters import Adapted, CoreLinear, LoRALinear, carriers
 from interfuse.party import Held
 from interfuse.randomness import numpy_generator
 from interfuse.setup import Setup
+from interfuse.training import LearningRate
 
 MODELS = ("vqa-s", "vqa-g", "vqa-m")
 TASKS = ("hue/colour", "bgr/colour", "inverted/colour")
@@ -47,6 +48,7 @@ class Channel(Alignment):
     usual = {"rank": 8, "alpha": 16.0, "dropout": 0.0, "batch_size": 16, "lr": 1e-2, "align_samples": 160}
 
     source_steps: int = 100  # of the small model
+    source_lr: float = 1e-2  # its learning rate; lr is that of the larger one
     source_rows: int = 600
     steps: int = 15  # of the larger model
     samples: int = 30  # of which it has so many
@@ -56,8 +58,8 @@ class Channel(Alignment):
             return CoreLinear(base, self.rank, self.scale, self.dropout)
         return LoRALinear(base, self.rank, self.scale, self.dropout).requires_grad_(False)
 
-    def train(self, client: Client[Any], batches: Iterable[Batch]) -> None:
-        client.fit(client.loss, batches, train="own", lr=self.lr, optimizer="adamw", clip=self.clip)
+    def train(self, client: Client[Any], batches: Iterable[Batch], lr: LearningRate) -> None:
+        client.fit(client.loss, batches, train="own", lr=lr, optimizer="adamw", clip=self.clip)
 
 
 def client_of(setup: Setup, number: int) -> Client[Any]:
@@ -105,7 +107,8 @@ def measured(method: Channel, models: Sequence[str], task: str, draw: int) -> di
         zero = BlockAdapters(torch.zeros_like(zero.P), torch.zeros_like(zero.Q))
         landmarks = {mode: replace(method, align=mode).describe(source) for mode in MODES if mode != "none"}
         order = EpochOrder(draw, 0, len(source.data.labels()))
-        method.train(source, [source.data.train(order.take(method.batch_size)) for _ in range(method.source_steps)])
+        batches = [source.data.train(order.take(method.batch_size)) for _ in range(method.source_steps)]
+        method.train(source, batches, method.source_lr)
         found["source"]["after"] = accuracy(source)
         cores = own_cores(source.model, carrying(source.model, method.blocks, method.linears), shape)
         cores = BlockAdapters(cores.P.clone(), cores.Q.clone())
@@ -128,7 +131,7 @@ def measured(method: Channel, models: Sequence[str], task: str, draw: int) -> di
                     target.model.load(basis)
                     put(target, method.blocks, method.linears, given)
                     before = accuracy(target)
-                    method.train(target, batches_of(method, target, draw))
+                    method.train(target, batches_of(method, target, draw), method.lr)
                     ways[way] = {"before": before, "after": accuracy(target)}
             found[target.profile.architecture] = ways
     return found
