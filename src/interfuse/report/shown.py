@@ -97,13 +97,13 @@ def scale_of(matrix: Float[np.ndarray, "clients clients"]) -> tuple[float, float
     return 0.0, 1.0
 
 
-def shown_texts(summary: Summary, round: int) -> Mapping[str, str]:
+def shown_texts(summary: Summary, rounds: int) -> Mapping[str, str]:
     """What stands below each picture, for who cannot see it too, by file name.
 
     Args:
-        round: The last one so far.
+        rounds: How many there were so far.
     """
-    shown, after = summary.shown, f"after round {round}"
+    shown, after = summary.shown, f"after round {rounds}"
     found = {file_of(name): f"{capital(name)}: {value:.3g} {after}." for name, value in shown.numbers.items()}
     for name, values in shown.clients.items():
         spread = f"{mean(values):.3g} ± {std(values):.2g} {after}"
