@@ -26,9 +26,14 @@ def is_reference(text: str) -> bool:
 
 def whole_path(text: str, folder: Path) -> str:
     """``hf:FOLDER`` with the whole path, where the folder lies in this one; any other name as it is."""
+    if not text.startswith(HUB):
+        return text
     place, question, options = text.removeprefix(HUB).partition("?")
-    found = (folder / Path(place).expanduser()).resolve()
-    return f"{HUB}{found}{question}{options}" if text.startswith(HUB) and found.is_dir() else text
+    try:
+        found = (folder / Path(place).expanduser()).resolve()
+        return f"{HUB}{found}{question}{options}" if found.is_dir() else text
+    except (OSError, RuntimeError, ValueError):  # no home of that name, or no name of a file
+        return text
 
 
 def short_name(reference: str) -> str:

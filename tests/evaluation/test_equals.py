@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
-from worlds import Recorder, federation, fitting, tiny_dataset, wide
+from worlds import Recorder, federation, fitting, tiny, tiny_dataset, wide
 
 from interfuse import Client, on_client
 from interfuse.aggregation import BufferPolicy
@@ -64,13 +64,6 @@ def counting() -> Iterator[Counter[str]]:
 def of(method: Method, clients: int = 4, rounds: int = 1, **settings: Any) -> Federation:
     given: dict[str, Any] = {"dataset": PICTURES, "models": ["cnn-bn"]} | settings
     return federation(method, clients=clients, rounds=rounds, **given | {"models": fitting(method, given["models"])})
-
-
-def tiny(name: str, **settings: Any) -> Method:
-    kind = built_in()[name]
-    wanted = {"local_steps": 1, "batch_size": 4, "joins_at": 2, "participation": 1.0} | settings
-    wanted |= {"decoder_steps": 2, "vtc_steps": 2}
-    return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 
 
 def measured(f: Federation, *, full: bool = False) -> tuple[Any, ...]:

@@ -537,9 +537,10 @@ def absolute_paths(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
             changed[key] = (
                 [whole(str(name), folder) for name in changed[key]] if several else whole(str(changed[key]), folder)
             )
-    if isinstance(changed.get("read"), Mapping) and (names := changed["read"].get("tokenizer")):
-        whole_names = [whole_path(one, folder) for one in (names.split(",") if isinstance(names, str) else names)]
-        changed["read"] = {**changed["read"], "tokenizer": whole_names}
+    names = changed["read"].get("tokenizer") if isinstance(changed.get("read"), Mapping) else None
+    listed = names.split(",") if isinstance(names, str) else names
+    if isinstance(listed, list | tuple) and all(isinstance(name, str) for name in listed):
+        changed["read"] = {**changed["read"], "tokenizer": [whole_path(name, folder) for name in listed]}
     if isinstance(changed.get("partition"), Mapping):
         changed["partition"] = absolute_paths(changed["partition"], folder)
     return changed
