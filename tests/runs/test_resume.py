@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+import worlds
 from small_runs import (
     GIVEN,
     IMAGES,
@@ -38,6 +39,7 @@ from worlds import same_bits, tiny_dataset
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.errors import ConfigError, RunError
+from interfuse.families.adapters import AdapterTraining
 from interfuse.handler import on_client
 from interfuse.method import Method
 from interfuse.methods import built_in, find
@@ -85,6 +87,13 @@ STATEFUL: dict[str, dict[str, Any]] = {
     },
     "fedktl": {"settings": {"local_steps": 2, "generator_steps": 2}, "rounds": 2, "public": "in-memory:tiny"},
 }
+LLAMAS = [f"{worlds.__file__}:{build.__name__}" for build in (worlds.llama2, worlds.llama3)]
+for name, kind in built_in().items():
+    if issubclass(kind, AdapterTraining):
+        small = {"local_steps": 1, "batch_size": 4, "rank": 2, "blocks": 2, "probe": LLAMAS[0]}
+        known = {f.name for f in fields(kind)}
+        own = {key: value for key, value in small.items() if key in known}
+        STATEFUL[name] = {"settings": own, "models": LLAMAS, "rounds": 2, "public": "in-memory:tiny"}
 BUFFERS = {
     "settings": {"buffers": "local", "participation": 0.67, "optimizer": "sgd", "momentum": 0.9},
     "models": ["cnn-bn"], "commit_rounds": 2,
