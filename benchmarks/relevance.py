@@ -24,7 +24,7 @@ from interfuse.data import Batch, Dataset, load
 from interfuse.data.easy_vqa import DOMAINS, UNSEEN
 from interfuse.data.inputs import each, split
 from interfuse.families.probes import frozen_probe, kept_rows, probe_gradient, probed_weight, sanitised
-from interfuse.families.relevance import Similarity, effective_sources, relevance, weights
+from interfuse.families.weighing import Similarity, effective_sources, relevance, weights
 
 TASKS = [f"{domain}/{kind}" for domain in DOMAINS if domain != UNSEEN for kind in ("colour", "shape")]
 TAUS = (0.5, 0.2, 0.1, 0.05)

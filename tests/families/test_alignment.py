@@ -17,12 +17,10 @@ from interfuse.families.adapters import Adapters, carrying
 from interfuse.families.alignment import (
     Alignment,
     Alignments,
-    Landmarks,
     basis_of,
-    check_basis,
-    check_landmarks,
 )
 from interfuse.families.alignment_maps import least_squares, shares
+from interfuse.families.landmarks import Landmarks, check_basis, check_landmarks
 from interfuse.families.public_tokens import chosen_rows, chosen_tokens, layer_of, observed
 from interfuse.messages import Disclosure, disclosed
 from interfuse.models import SplitModel

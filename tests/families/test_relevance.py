@@ -11,16 +11,8 @@ from torch.nn import functional
 from worlds import federation
 
 from interfuse.errors import ClientError
-from interfuse.families.relevance import (
-    ProbeGradient,
-    Relevance,
-    RelevanceGuided,
-    Similarity,
-    calibrated,
-    effective_sources,
-    relevance,
-    weights,
-)
+from interfuse.families.relevance import ProbeGradient, Relevance, RelevanceGuided
+from interfuse.families.weighing import Similarity, calibrated, effective_sources, relevance, weights
 from interfuse.methods.local import Local
 from interfuse.server import Server
 

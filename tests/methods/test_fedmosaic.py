@@ -16,7 +16,8 @@ from interfuse.client import ClientId
 from interfuse.errors import ClientError, ModelError
 from interfuse.families.adapters import Adapters, BlockAdapters
 from interfuse.families.mosaic import Mixture, Mosaic, Upload
-from interfuse.families.relevance import ProbeGradient, weights
+from interfuse.families.relevance import ProbeGradient
+from interfuse.families.weighing import weights
 from interfuse.federation import Federation
 from interfuse.methods.fedmosaic import FedMosaic
 from interfuse.methods.fedmosaic_homo import FedMosaicHomo

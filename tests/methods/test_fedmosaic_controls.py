@@ -13,7 +13,7 @@ from worlds import Recorder, llama2, llama3, resident, tiny_dataset
 
 from interfuse.errors import ConfigError
 from interfuse.families.mosaic import Mosaic, Upload
-from interfuse.families.relevance import effective_sources
+from interfuse.families.weighing import effective_sources
 from interfuse.federation import Federation
 from interfuse.methods.fedmosaic import FedMosaic
 from interfuse.methods.fedmosaic_ablations import FedMosaicAblations, dealt_anew

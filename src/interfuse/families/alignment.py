@@ -10,15 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float32, Int64
 from torch import Tensor
 
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
-from interfuse.errors import ClientError, ModelError
+from interfuse.errors import ModelError
 from interfuse.families.adapters import Adapters, AdapterTraining, carrying
 from interfuse.families.alignment_maps import (
     aligned_reading,
@@ -28,10 +27,10 @@ from interfuse.families.alignment_maps import (
     shares,
     whitening_map,
 )
-from interfuse.families.checks import check_size
+from interfuse.families.landmarks import Landmarks, check_basis, check_landmarks
 from interfuse.families.public_tokens import Seen, Tokens, chosen_rows, chosen_tokens, layer_of, observed, vocabulary
 from interfuse.handler import on_client
-from interfuse.messages import Disclosure, Message, NamedTensors, Precision
+from interfuse.messages import NamedTensors
 from interfuse.method import Count
 from interfuse.models import SplitModel
 from interfuse.server import Server
@@ -50,26 +49,6 @@ Alignments = Literal["gradients", "residual", "base_outputs", "released", "none"
 """
 WRITE_TO_STREAM = ("o", "down")
 """The linear layers whose outputs are added to the residual stream."""
-_DEFECTIVE = 1e-6
-"""A singular value below this part of the largest is none."""
-
-
-class Landmarks(Message):
-    """What the anchor's carriers make of tokens of the public data.
-
-    Attributes:
-        row, place, answer: See :class:`.Tokens`.
-        read: A h.
-        written: What finds B, of the same tokens; of none where A is enough.
-        vocabulary: How many tokens the model knows.
-    """
-
-    row: Annotated[Int64[Tensor, "landmarks"], Disclosure.FEATURES]
-    place: Annotated[Int64[Tensor, "landmarks"], Disclosure.FEATURES]
-    answer: Annotated[Bool[Tensor, "landmarks"], Disclosure.FEATURES]
-    read: Annotated[Float32[Tensor, "blocks linears landmarks rank"], Disclosure.FEATURES, Precision.ROUNDED]
-    written: Annotated[Float32[Tensor, "blocks linears written rank"], Disclosure.FEATURES, Precision.ROUNDED]
-    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -186,54 +165,3 @@ def basis_of(model: SplitModel, path: str) -> tuple[Tensor, Tensor]:
     """A and B of a linear layer, in float64. What is fitted to them is, on the processor, whatever the model is on."""
     live = model.live([f"{path}.A", f"{path}.B"])
     return live[f"{path}.A"].cpu().double(), live[f"{path}.B"].cpu().double()
-
-
-def check_landmarks(
-    client: ClientId, marks: Landmarks, rows: Int64[Tensor, "rows"], shape: tuple[int, int, int], finds_b: bool
-) -> None:
-    """Check what an anchor tells.
-
-    Args:
-        rows: Of the public data, among which the tokens are.
-        shape: Blocks, linear layers, rank.
-        finds_b: There is to be something that finds B.
-
-    Raises:
-        ClientError: it is of another shape, of no or other tokens, too large, or of fewer dimensions than the rank;
-            names the client.
-    """
-    blocks, linears, rank = shape
-    tokens = len(marks.row)
-    wanted = (blocks, linears, tokens, rank), (blocks, linears, tokens if finds_b else 0, rank)
-    if (found := (tuple(marks.read.shape), tuple(marks.written.shape))) != wanted:
-        raise ClientError(f"client {client} sent landmarks of shapes {found}, expected {wanted}", client)
-    order = torch.stack([marks.row, marks.place], 1)
-    if tokens < rank or not bool(torch.isin(marks.row.cpu(), rows).all()) or int(marks.place.min()) < 0:
-        raise ClientError(
-            f"client {client} sent landmarks of {tokens} tokens, of which some are none, or too few", client
-        )
-    if not torch.equal(order, torch.unique(order, dim=0)):
-        raise ClientError(f"client {client} sent landmarks of tokens that are out of order, or there twice", client)
-    check_size(client, marks.read, "a landmark")
-    check_size(client, marks.written, "a landmark")
-    values = torch.linalg.svdvals(marks.read.flatten(0, 1).double())
-    if bool((values[:, -1] <= _DEFECTIVE * values[:, 0]).any()):
-        text = f"client {client} sent landmarks of a rank below {rank}: take more public data, or a lower rank"
-        raise ClientError(text, client)
-
-
-def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int) -> None:
-    """Check A and B of a client, of which the engine has seen to it that their shapes are those of its model.
-
-    Raises:
-        ClientError: some are missing, rows of an A are not orthonormal, or a B is too large; names the client.
-    """
-    paths = sorted({key.rpartition(".")[0] for key in tensors})
-    if len(paths) != linears or tensors.keys() != {f"{path}.{name}" for path in paths for name in "AB"}:
-        text = f"client {client} sent A and B of {len(paths)} linear layers, or others, expected {linears}"
-        raise ClientError(text, client)
-    for path in paths:
-        A, B = tensors[f"{path}.A"].cpu(), tensors[f"{path}.B"].cpu()
-        if float((A @ A.T - torch.eye(rank)).abs().max()) > 1e-3:
-            raise ClientError(f"client {client} sent an A whose rows are not orthonormal", client)
-        check_size(client, B, "a B")

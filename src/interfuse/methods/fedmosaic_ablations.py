@@ -16,7 +16,7 @@ from interfuse.errors import ConfigError
 from interfuse.families.adapters import BlockAdapters
 from interfuse.families.mosaic import Mixture, Mosaic
 from interfuse.families.mosaic_blocks import BlockMosaic
-from interfuse.families.relevance import Matrix
+from interfuse.families.weighing import Matrix
 from interfuse.handler import on_client
 from interfuse.messages import Message
 from interfuse.models.adapters import Adapted, CoLoRALinear, DualLoRALinear, carriers, make_gate

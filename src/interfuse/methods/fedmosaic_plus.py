@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from interfuse.client import Profile
 from interfuse.families.mosaic_blocks import BlockMosaic
 from interfuse.families.probes import sketched
-from interfuse.families.relevance import Matrix, Relevance, calibrated, weights
+from interfuse.families.relevance import Relevance
+from interfuse.families.weighing import Matrix, calibrated, weights
 from interfuse.method import NonNegative, Steps
 from interfuse.models.adapters import OWN, Adapted, CoLoRALinear, carriers, make_gate
 from interfuse.randomness import seeded
