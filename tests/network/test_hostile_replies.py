@@ -102,6 +102,8 @@ class Lying(Recorder):
 
 def filled(tensor: Tensor, leaf: Leaf) -> dict[str, Tensor]:
     """Tensors of the same type and shape with other values, by what they are."""
+    if not tensor.numel():
+        return {}
     if tensor.dtype == torch.bool:
         return {"all the other way": ~tensor}
     if not tensor.dtype.is_floating_point:
@@ -139,7 +141,10 @@ def lies(message: Message, dims: Dims) -> Iterator[tuple[str, Flat]]:
             if dim not in dims and dim != "..." and not dim.isdecimal():
                 axes[path.rpartition("/")[0], dim].append((path, axis))
         for axis in range(tensor.ndim):
-            yield f"{path} shorter along {axis}", flat | {path: tensor.narrow(axis, 0, tensor.shape[axis] - 1).clone()}
+            yield (
+                f"{path} shorter along {axis}",
+                flat | {path: tensor.narrow(axis, 0, max(0, tensor.shape[axis] - 1)).clone()},
+            )
         field, _, key = path.partition("/")
         if key and (first := key.partition("/")[0]) not in items[field]:
             items[field].append(first)
