@@ -36,7 +36,7 @@ from interfuse.training import LearningRate
 
 MODELS = ("vqa-s", "vqa-g", "vqa-m")
 TASKS = ("hue/colour", "bgr/colour", "inverted/colour")
-MODES: tuple[Alignments, ...] = ("gradients", "residual", "base_outputs", "released", "none")
+MODES: tuple[Alignments, ...] = ("residual", "gradients", "base_outputs", "released", "none")
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 """Student's t at 97.5 % by the number of draws."""
 
@@ -145,22 +145,29 @@ def batches_of(method: Channel, client: Client[Any], draw: int) -> list[Batch]:
 
 
 def table(lines: Sequence[dict[str, Any]], target: str) -> str:
-    """Means over draws, and what each way gains after the steps over P = 0 of the aligned A and B in the same draw."""
-    baseline = f"{MODES[0]}, P = 0"
-    shown = ["| task | way | before | after | std | gain over P = 0 | ± | draws |", "|" + " --- |" * 8]
+    """Means over draws, and what each way gains after the steps over P = 0 in the same draws, with A and B with which
+    that does best on the task. Behind ± half a 95 % interval."""
+    shown = ["| task | way | before | after | std | gain over the best P = 0 | draws |", "|" + " --- |" * 7]
     for task in dict.fromkeys(line["task"] for line in lines):
-        own = [line for line in lines if line["task"] == task]
-        for way in own[0][target]:
-            before, after = ([line[target][way][when] for line in own] for when in ("before", "after"))
-            gains = [line[target][way]["after"] - line[target][baseline]["after"] for line in own]
-            spread, half = "", ""
-            if len(own) > 1:
-                spread = f"{statistics.stdev(after):.3f}"
-                half = f"{T_95.get(len(own), 1.96) * statistics.stdev(gains) / math.sqrt(len(own)):.3f}"
-            means = " | ".join(f"{statistics.mean(values):.3f}" for values in (before, after))
-            gain = f"{statistics.mean(gains):+.3f}"
-            shown.append(f"| {task} | {way} | {means} | {spread} | {gain} | {half} | {len(own)} |")
+        own = [line[target] for line in lines if line["task"] == task]
+        after = {way: [ways[way]["after"] for ways in own] for way in own[0]}
+        best = max((way for way in after if way.endswith("P = 0")), key=lambda way: statistics.mean(after[way]))
+        for way, values in after.items():
+            before = statistics.mean(ways[way]["before"] for ways in own)
+            spread = f"{statistics.stdev(values):.3f}" if len(values) > 1 else ""
+            gain = "0, by definition" if way == best else difference(values, after[best])
+            means = f"{before:.3f} | {statistics.mean(values):.3f} | {spread}"
+            shown.append(f"| {task} | {way} | {means} | {gain} | {len(own)} |")
     return "\n".join(shown)
+
+
+def difference(values: Sequence[float], others: Sequence[float]) -> str:
+    """The mean of paired differences with half its 95 % interval."""
+    gains = [value - other for value, other in zip(values, others, strict=True)]
+    if len(gains) < 2:
+        return f"{gains[0]:+.3f}"
+    half = T_95.get(len(gains), 1.96) * statistics.stdev(gains) / math.sqrt(len(gains))
+    return f"{statistics.mean(gains):+.3f} ± {half:.3f}"
 
 
 def main() -> None:

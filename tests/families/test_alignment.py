@@ -28,7 +28,7 @@ from interfuse.models.adapters import Adapted, CoLoRALinear, LoRALinear, ScalarG
 from interfuse.server import Server
 
 ROWS, PLACES, CLASSES, TOKENS, WIDTH, RANK = 60, 6, 3, 11, 8, 3
-MODES: tuple[Alignments, ...] = ("gradients", "residual", "base_outputs", "released", "none")
+MODES: tuple[Alignments, ...] = ("residual", "gradients", "base_outputs", "released", "none")
 
 
 class Reader(nn.Module):
@@ -97,7 +97,7 @@ def rows_of_tokens(rows: int = ROWS) -> Dataset:
     return made
 
 
-def world(mode: Alignments = "gradients", models: Any = (small, twin), clients: int = 2, **options: Any) -> Any:
+def world(mode: Alignments = "residual", models: Any = (small, twin), clients: int = 2, **options: Any) -> Any:
     known = {f.name for f in fields(Aligned)}
     settings = {"align": mode} | {name: options.pop(name) for name in list(options) if name in known}
     method = replace(Aligned(), **settings)

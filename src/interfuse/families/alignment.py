@@ -36,14 +36,14 @@ from interfuse.models import SplitModel
 from interfuse.server import Server
 from interfuse.training import Rate
 
-Alignments = Literal["gradients", "residual", "base_outputs", "released", "none"]
+Alignments = Literal["residual", "gradients", "base_outputs", "released", "none"]
 """By what B of one model corresponds to B of another:
 
-* ``gradients``: equal effects on the models' outputs, Bᵀg ≈ B_sᵀg_s for gradients g of random sums of these. With equal
-  A h, a P has then the same gradient in both models, token by token (own work);
 * ``residual``: the least-squares map of the residual stream where a linear layer writes into it, else of what it puts
   out (own work);
-* ``base_outputs``: the same, of what all linear layers put out;
+* ``gradients``: equal effects on the models' outputs, Bᵀg ≈ B_sᵀg_s for gradients g of random sums of these. With equal
+  A h, a P has then the same gradient in both models, token by token. For models of one origin (own work);
+* ``base_outputs``: the least-squares map of what all linear layers put out;
 * ``released``: FedMosaic's code, which turns B inside the space of its random columns;
 * ``none``: nothing, and A stays random too.
 """
@@ -58,7 +58,7 @@ class Alignment(AdapterTraining):
     origin = "FedMosaic's release"
 
     blocks: Count = 4  # N_B: layers that carry P and Q
-    align: Alignments = "gradients"  # by what B corresponds between models; none leaves A random too [interfuse]
+    align: Alignments = "residual"  # by what B corresponds between models; none leaves A random too [interfuse]
     align_samples: Count = 5000  # rows of the public data, evenly spread, or all
     align_tokens: Count = 4096  # tokens of these rows, evenly spread, or all [interfuse]
     align_ridge: Rate = 1e-2  # of the least squares, in mean variances of what is mapped [interfuse]
