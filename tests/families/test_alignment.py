@@ -13,7 +13,7 @@ from worlds import LlamaLayer, Recorder, dataset_of, federation, live_model, run
 from interfuse.clients import Clients
 from interfuse.data import Dataset, LanguageModelling, PublicData
 from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError
-from interfuse.families.adapters import Adapters, carrying
+from interfuse.families.adapters import Basis, carrying
 from interfuse.families.alignment import (
     Alignment,
     Alignments,
@@ -174,9 +174,9 @@ def test_what_travels_is_a_few_numbers_a_token_and_never_a_backbone() -> None:
     assert isinstance(landmarks, Landmarks)
     assert landmarks.read.shape == landmarks.written.shape == (2, 7, ROWS * PLACES, RANK)
     assert disclosed(Landmarks) == {Disclosure.FEATURES, Disclosure.STATISTICS}
-    assert disclosed(Adapters) == {Disclosure.ADAPTERS}
+    assert disclosed(Basis) == {Disclosure.ADAPTERS}
     for _, _, reply in recorder.up[1:]:
-        assert isinstance(reply, Adapters)
+        assert isinstance(reply, Basis)
         assert {key.rpartition(".")[2] for key in reply.tensors} == {"A", "B"}
         assert len(reply.tensors) == 2 * 2 * 7
     assert {client for request, client, _ in recorder.down if request.handler == "take_basis"} == {0, 1, 2, 3}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from interfuse.client import Client, ClientId
 from interfuse.errors import ClientError
 from interfuse.families.own_training import OwnTraining
-from interfuse.messages import Disclosure, Message, NamedTensors
+from interfuse.messages import Disclosure, Message, NamedTensors, Precision
 from interfuse.method import Count, NonNegative
 from interfuse.models import SplitModel
 from interfuse.models.adapters import GATE, LINEARS, OWN, RECEIVED, Adapted, adapt, carriers, chosen, transformer_layers
@@ -25,6 +25,12 @@ class Adapters(Message):
     """Adapters of models that are alike, by the keys that they have where they are trained."""
 
     tensors: Annotated[NamedTensors, Disclosure.ADAPTERS]
+
+
+class Basis(Message):
+    """Frozen A and B by key. They arrive as they were sent, so that all have the same ones and A stays orthonormal."""
+
+    tensors: Annotated[NamedTensors, Disclosure.ADAPTERS, Precision.EXACT]
 
 
 class BlockAdapters(Message):

@@ -18,7 +18,7 @@ from torch import Tensor
 from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.errors import ModelError
-from interfuse.families.adapters import Adapters, AdapterTraining, carrying
+from interfuse.families.adapters import AdapterTraining, Basis, carrying
 from interfuse.families.alignment_maps import (
     aligned_reading,
     coordinates,
@@ -63,7 +63,7 @@ class Alignment(AdapterTraining):
     align_tokens: Count = 4096  # tokens of these rows, evenly spread, or all [interfuse]
     align_ridge: Rate = 1e-2  # of the least squares, in mean variances of what is mapped [interfuse]
 
-    def align_bases(self, server: Server[Any], clients: Clients) -> dict[ClientId, Adapters]:
+    def align_bases(self, server: Server[Any], clients: Clients) -> dict[ClientId, Basis]:
         """A and B of every architecture, by the client that found them: the first of those that have it.
 
         Raises:
@@ -88,7 +88,7 @@ class Alignment(AdapterTraining):
             check_basis(client, basis.tensors, self.blocks * len(self.linears), self.rank)
         return found
 
-    def hand_bases(self, clients: Clients, bases: Mapping[ClientId, Adapters]) -> None:
+    def hand_bases(self, clients: Clients, bases: Mapping[ClientId, Basis]) -> None:
         """Give every client the A and B of its architecture, as somebody of it has found them."""
         profiles = clients.profiles
         of = {profiles[client].architecture: basis for client, basis in bases.items()}
@@ -118,7 +118,7 @@ class Alignment(AdapterTraining):
         )
 
     @on_client
-    def find_basis(self, client: Client[Any], marks: Landmarks) -> Adapters:
+    def find_basis(self, client: Client[Any], marks: Landmarks) -> Basis:
         own = vocabulary(client.model)
         if own != marks.vocabulary:
             raise ModelError(
@@ -139,15 +139,15 @@ class Alignment(AdapterTraining):
             else:
                 B = mapped_writing(seen.outputs, written[number])
             found |= {f"{path}.A": A.float(), f"{path}.B": B.float()}
-        return Adapters(found)
+        return Basis(found)
 
     @on_client
-    def own_basis(self, client: Client[Any]) -> Adapters:
+    def own_basis(self, client: Client[Any]) -> Basis:
         paths = [path for block in carrying(client.model, self.blocks, self.linears) for path in block]
-        return Adapters(client.model.live(f"{path}.{name}" for path in paths for name in "AB"))
+        return Basis(client.model.live(f"{path}.{name}" for path in paths for name in "AB"))
 
     @on_client
-    def take_basis(self, client: Client[Any], basis: Adapters) -> None:
+    def take_basis(self, client: Client[Any], basis: Basis) -> None:
         client.model.load(basis.tensors)
 
     def _observed(self, client: Client[Any], tokens: Tokens) -> dict[str, Seen]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from interfuse.client import Client
 from interfuse.clients import Clients
-from interfuse.families.adapters import Adapters
+from interfuse.families.adapters import Basis
 from interfuse.families.averaged_adapters import AnsweringAverages, AveragingAdapters
 from interfuse.families.averaging import Global
 from interfuse.handler import on_client
@@ -34,9 +34,10 @@ class FedSB(AveragingAdapters, AnsweringAverages):
         return SquareLinear(base, self.rank, self.scale, self.dropout)
 
     def start(self, server: Server[Any], clients: Clients) -> Global:
-        clients.call(self.begin, self.adapters(self.initial(server, clients, BASIS), clients))
+        factors = self.adapters(self.initial(server, clients, BASIS), clients)
+        clients.call(self.begin, {client: Basis(own.tensors) for client, own in factors.items()})
         return super().start(server, clients)
 
     @on_client
-    def begin(self, client: Client[Any], basis: Adapters) -> None:
+    def begin(self, client: Client[Any], basis: Basis) -> None:
         client.model.load(basis.tensors)
