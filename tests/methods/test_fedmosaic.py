@@ -15,7 +15,7 @@ from worlds import Recorder, entries, llama2, llama3, resident
 from interfuse.client import ClientId
 from interfuse.errors import ClientError, ModelError
 from interfuse.families.adapters import Adapters, BlockAdapters
-from interfuse.families.mosaic import Mixture, Mosaic, Upload
+from interfuse.families.mosaic import Mixture, Mosaic, Upload, mixed
 from interfuse.families.relevance import ProbeGradient
 from interfuse.families.weighing import weights
 from interfuse.federation import Federation
@@ -113,6 +113,19 @@ def test_e5_who_has_nobody_alike_keeps_a_copy_of_its_own() -> None:
     assert sent
     for key, tensor in sent.items():
         torch.testing.assert_close(received[key.replace(".own.", ".received.")], tensor, atol=0, rtol=0)
+
+
+def test_e6_a_mixture_of_p_is_the_mixture_of_updates_and_one_of_a_and_b_is_not() -> None:
+    shares, (A, B) = torch.tensor([0.2, 0.5, 0.3]), (torch.randn(2, 6), torch.randn(7, 2))
+    sent = {j: {"P": torch.randn(2, 2)} for j in range(3)}
+    by_updates = sum(float(shares[j]) * B @ sent[j]["P"] @ A for j in range(3))
+    assert isinstance(by_updates, Tensor)
+    torch.testing.assert_close(B @ mixed(shares, sent)["P"] @ A, by_updates)
+    pairs = {j: {"A": torch.randn(2, 6), "B": torch.randn(7, 2)} for j in range(3)}
+    apart, by_products = mixed(shares, pairs), sum(float(shares[j]) * pairs[j]["B"] @ pairs[j]["A"] for j in range(3))
+    assert not torch.allclose(apart["B"] @ apart["A"], torch.as_tensor(by_products))
+    twins = {j: {"P": sent[0]["P"]} for j in range(3)}
+    torch.testing.assert_close(mixed(shares, twins)["P"], sent[0]["P"])
 
 
 def test_what_a_round_changes_and_what_it_leaves() -> None:
