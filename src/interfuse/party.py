@@ -105,13 +105,10 @@ class Held:
         other tensor of the module has a part in."""
         if self.module is None or self.keeps == ALL:
             return {}
-        live, given = self.module.live(self.module.keys_of()), self.module.given_keys
+        given = self.module.given_keys  # not even looked at: to ask for its place makes a copy of what is shared
+        live = self.module.live(key for key in self.module.keys_of() if key not in given)
         uses = Counter(_memory(tensor) for tensor in chain(live.values(), self.kept().values()))
-        return {
-            tensor.data_ptr(): key
-            for key, tensor in live.items()
-            if key not in given and tensor.numel() and uses[_memory(tensor)] == 1
-        }
+        return {tensor.data_ptr(): key for key, tensor in live.items() if tensor.numel() and uses[_memory(tensor)] == 1}
 
     def give_up(self, keys: Iterable[str]) -> None:
         """Have new memory, of any values, in the place of these tensors of the module at work."""

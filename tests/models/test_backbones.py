@@ -1,15 +1,18 @@
 """Transformers models as split models. The oracle is transformers itself."""
 
 import copy
+import json
 
 import pytest
 import torch
 from torch import nn
 
+from interfuse.data.tokenizing import of_transformers
 from interfuse.errors import ConfigError, ModelError
 from interfuse.models import Given, measure, resolve
 from interfuse.models.backbones import Sight, sharing_copy, split_model
 from interfuse.models.trial import trial
+from interfuse.party import Held
 
 transformers = pytest.importorskip("transformers", reason="needs interfuse[transformers]")
 loading = pytest.importorskip("interfuse.models.backbones.loading")
@@ -199,6 +202,19 @@ def test_given_tensors_of_a_backbone_are_in_memory_once(folder):
     assert places[0] == places[1]
 
 
+def test_looking_for_memory_to_lend_does_not_copy_what_is_given(folder):
+    made = resolve(f"hf:{folder}")((7,), 3, 8)
+    model = type(made)(
+        {name: made.get_submodule(name) for name in made.stage_names},
+        groups={"g": made.keys_of("transformer")},
+        given="g",
+    )
+    held = Held(frozenset({"buffers"}))
+    held.own(model)
+    assert [*held.scratch().values()] == ["answer.weight"]
+    assert all(torch._C._is_cow_tensor(model.get_parameter(key)) for key in model.given_keys)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [
@@ -219,6 +235,21 @@ def test_a_folder_without_a_model_or_without_its_file(tmp_path):
         resolve(f"hf:{tmp_path}?gguf=x.gguf")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         resolve(f"hf:{tmp_path}")((7,), 3, 8)
+
+
+def test_code_of_a_model_is_neither_run_nor_offered(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Theirs: ...\n")
+    own = {"AutoConfig": "code.Theirs", "AutoTokenizer": ["code.Theirs", None]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "theirs", "auto_map": own}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"auto_map": own, "tokenizer_class": "Theirs"}))
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        resolve(f"hf:{tmp_path}")((7,), 3, 4)
+    with pytest.raises(ConfigError, match="cannot be loaded"):
+        of_transformers(f"hf:{tmp_path}")
+    assert not asked
+    assert not (tmp_path / "ran").exists()
 
 
 def test_samples_that_do_not_fit(causal, bert):

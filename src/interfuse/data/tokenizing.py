@@ -124,6 +124,7 @@ def of_transformers(name: str) -> Tokenizer:
             str(folder) if folder.is_dir() else place,
             revision=options.get("revision", "main"),
             local_files_only=folder.is_dir(),
+            trust_remote_code=False,  # without this transformers asks whoever sits at the terminal
             **where,
         )
     except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 from urllib.parse import parse_qs
 
@@ -20,6 +21,8 @@ from interfuse.randomness import seeded
 
 _OPTIONS = ("gguf", "revision", "kind", "answers", "reads")
 _COMMIT = 40  # hexadecimal digits of a commit
+_NO_CODE = MappingProxyType({"trust_remote_code": False})
+"""A model's own code is never run. Without this transformers asks whoever sits at the terminal."""
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,15 @@ def load(reference: Reference) -> PreTrainedModel:
     Raises:
         ConfigError: it is not there, or cannot be read.
     """
-    # No pickle: weights are safetensors or GGUF. Code of the model's own is never run.
+    # no pickle: weights are safetensors or GGUF
     safe = {} if reference.gguf is not None else {"use_safetensors": True}
     try:
         config, make = _read(reference)
         place, options = reference.where
         with seeded(0, "load"):  # it may draw what it then overwrites, in the first process that asks for it only
-            model: PreTrainedModel = make.from_pretrained(place, config=config, dtype=torch.float32, **options, **safe)
+            model: PreTrainedModel = make.from_pretrained(
+                place, config=config, dtype=torch.float32, **options, **safe, **_NO_CODE
+            )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
     return settled(model)
@@ -132,7 +137,7 @@ def empty(reference: Reference) -> PreTrainedModel:
     try:
         config, make = _read(reference)
         with seeded(0, "load"):
-            model: PreTrainedModel = make.from_config(config, dtype=torch.float32)
+            model: PreTrainedModel = make.from_config(config, dtype=torch.float32, **_NO_CODE)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
     return settled(model)
@@ -142,7 +147,7 @@ def _read(reference: Reference) -> tuple[Any, Any]:
     """The model's configuration, and the class that makes such models."""
     reference.check()
     place, options = reference.where
-    config = AutoConfig.from_pretrained(place, **options)
+    config = AutoConfig.from_pretrained(place, **options, **_NO_CODE)
     kind = reference.kind or kind_of(config, reference.gguf)
     return config, AutoModelForCausalLM if kind == "causal" else AutoModel
 
