@@ -76,6 +76,12 @@ def test_a_gradient_of_zeros_weighs_like_any_other(similarity: Similarity) -> No
     assert weights(relevance(torch.zeros(3, 2, 2), similarity), 0.1).isfinite().all()
 
 
+def test_who_may_get_from_whom_may_be_said_on_another_device() -> None:
+    """As on a GPU, where the server's state is, and what is known of clients is not."""
+    matrix, among = torch.zeros(3, 3, device="meta"), torch.ones(3, 3, dtype=torch.bool)
+    assert weights(matrix, 0.1, among).device.type == "meta"
+
+
 def test_columns_of_zeros_do_not_count() -> None:
     x = gradients(2)
     wider = torch.cat([x, torch.zeros(2, 6, 5)], dim=2)

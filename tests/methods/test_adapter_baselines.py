@@ -499,6 +499,7 @@ def fewer(tensors: Any) -> Any:
         ("fedmkt", "train", lambda r: replace(r, loss=r.loss - 99), "a loss below 0"),
         ("fedmkt", "train", lambda r: replace(r, of=r.of + 1), "logits not of 3 of 3 classes a row"),
         ("fedmkt", "train", lambda r: replace(r, of=r.of[:, 1:]), "logits not of 3 of 3 classes a row"),
+        ("fedmkt", "train", lambda r: replace(r, of=0 * r.of), "logits not of 3 of 3 classes a row"),
         ("fedmkt", "teach_global", lambda r: replace(r, answers=replace(r.answers, of=-r.answers.of)), "logits not of"),
     ],
 )

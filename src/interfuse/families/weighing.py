@@ -41,7 +41,7 @@ def weights(
         among: Who may get something from whom; None: all from all.
     """
     others = ~torch.eye(len(matrix), dtype=torch.bool, device=matrix.device) & ~matrix.isnan()
-    allowed = others if among is None else others & among
+    allowed = others if among is None else others & among.to(matrix.device)
     best = torch.where(allowed, matrix, -torch.inf).amax(1, keepdim=True)
     logits = (matrix - best).double() / temperature  # in float32 the smallest temperatures would be 0
     found = torch.where(allowed, logits, -torch.inf).softmax(1).to(matrix)

@@ -151,7 +151,7 @@ class FedMKT(PublicLearning, SharedAdapters):
         """Adapters after they learnt on the rows on which the teacher is better."""
         better = knowledge.answers.loss < self.answered(client, start, knowledge.rows).loss
         targets = distributions(knowledge.answers, client.dims["classes"])
-        return self.taught(client, start, near_answers, knowledge.rows[better], targets[better])
+        return self.taught(client, start, near_answers, knowledge.rows.to(better.device)[better], targets[better])
 
 
 def check(client: ClientId, answers: Answers, shape: tuple[int, int], classes: int) -> None:
@@ -161,7 +161,9 @@ def check(client: ClientId, answers: Answers, shape: tuple[int, int], classes: i
         ClientError: rows, logits or losses are not what they can be; names the client.
     """
     check_answers(client, answers.logits, shape[0])
-    if tuple(answers.of.shape) != shape or not bool(((answers.of >= 0) & (answers.of < classes)).all()):
+    of = answers.of.sort(1).values
+    known = (of >= 0) & (of < classes)
+    if tuple(of.shape) != shape or not bool(known.all()) or bool((of[:, 1:] == of[:, :-1]).any()):
         raise ClientError(f"client {client} sent logits not of {shape[1]} of {classes} classes a row", client)
     if len(answers.loss) and float(answers.loss.min()) < 0:
         raise ClientError(f"client {client} sent a loss below 0", client)
