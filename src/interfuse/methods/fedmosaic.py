@@ -21,9 +21,10 @@ class FedMosaic(BlockMosaic):
     tells whose data are alike, and mixes for each client the P and Q of all others, and the LoRA of those with its
     architecture, never its own. Gates stay at home.
 
-    Where the authors' release and the paper differ, defaults are the paper's but for two: gradients go through the
-    probe's normalisation exactly, and B is aligned by what corresponds between the models. In the release B stays in
-    the space of its random columns, whatever the data.
+    Where the authors' release and the paper differ, defaults are the release's (cosines of columns, the first rows of a
+    gradient, noise before the moving average) but for the gate, which is the paper's. Two are of neither: gradients go
+    through the probe's normalisation exactly, and B is aligned by what corresponds between the models. In the release B
+    stays in the space of its random columns, whatever the data.
     """
 
     def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
