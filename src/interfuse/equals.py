@@ -22,12 +22,13 @@ class Equals:
     """Work on models that is done once for clients with equal ones, for as long as nothing is cleared.
 
     Equal means: of one architecture, with the same bits in all tensors of the blocks that the work is on. Nothing is
-    taken on trust, neither who sent the tensors nor a digest of them. Of each architecture the latest tensors are kept
-    to compare to: clients that all differ cost one copy, and equal ones in turns with others are not found.
+    taken on trust, neither who sent the tensors nor a digest of them, but that what is given is the same for all of an
+    architecture. Of each the latest other tensors are kept to compare to: clients that all differ cost one copy, and
+    equal ones in turns with others are not found.
     """
 
     def __init__(self) -> None:
-        self._latest: dict[tuple[str, str], dict[str, Tensor]] = {}
+        self._latest: dict[tuple[str, str], tuple[object, dict[str, Tensor]]] = {}
         self._of_clients: dict[int, Mapping[str, object]] = {}
         self._found: dict[Hashable, tuple[tuple[object, ...], Any]] = {}
 
@@ -68,10 +69,11 @@ class Equals:
             self._of_clients[client] = {block: object() for block in BLOCKS}
             return
         for block in BLOCKS:
-            now = model.live(model.keys_of(block))
-            if (latest := self._latest.get((architecture, block))) is None or not same_bits(latest, now):
-                self._latest[architecture, block] = {key: tensor.clone() for key, tensor in now.items()}
-        self._of_clients[client] = {block: self._latest[architecture, block] for block in BLOCKS}
+            now = model.live(key for key in model.keys_of(block) if key not in model.given_keys)
+            if (latest := self._latest.get((architecture, block))) is None or not same_bits(latest[1], now):
+                self._latest[architecture, block] = object(), {key: tensor.clone() for key, tensor in now.items()}
+        # what stands for the tensors, not these: they would be kept for each client
+        self._of_clients[client] = {block: self._latest[architecture, block][0] for block in BLOCKS}
 
     def forget(self, client: int) -> None:
         """A client has another model from now on."""

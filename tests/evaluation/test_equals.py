@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
-from worlds import Recorder, federation, fitting, tiny, tiny_dataset, wide
+from worlds import Recorder, federation, fitting, live_model, tiny, tiny_dataset, wide
 
 from interfuse import Client, on_client
 from interfuse.aggregation import BufferPolicy
@@ -39,6 +40,26 @@ def everyone_alone(*, asked: bool = True) -> Iterator[None]:
             patch.setattr(accuracy, "_alike", lambda program, outputs: {client: client for client in outputs})
             patch.setattr(accuracy.Evaluation, "composes", False)
         yield
+
+
+def tensors_in(found: object) -> Iterator[Tensor]:
+    """All tensors in mappings and tuples."""
+    if isinstance(found, Tensor):
+        yield found
+    for inner in found.values() if isinstance(found, Mapping) else found if isinstance(found, tuple) else ():
+        yield from tensors_in(inner)
+
+
+@pytest.mark.parametrize("name", ["fedit", "local"])
+def test_clients_that_all_differ_cost_one_copy_of_what_is_not_given(name: str) -> None:
+    equals, method = Equals(), tiny(name)
+    f = federation(method, models=fitting(method, ["mlp"]), clients=6)
+    for client in range(6):
+        model = live_model(f, client)
+        equals.note(client, "one", model)
+        equals.once("x", client, "one", partial(live_model, f, client), ["base"], [], lambda: 0)
+    kept = {tensor.data_ptr(): tensor.numel() for tensor in tensors_in(tuple(vars(equals).values()))}
+    assert sum(kept.values()) == sum(tensor.numel() for tensor in model.tensors().values())
 
 
 @contextmanager
