@@ -30,6 +30,8 @@ def test_a_matrix_of_clients_has_a_picture(clients: int, tmp_path: Path) -> None
 def test_numbers_can_be_read_on_their_colours() -> None:
     axes = pairs_figure(np.array([[1.0, -0.25, 0.5], [0.0, 1.0, 0.75], [0.1, 0.2, 1.0]]), "x", ["0", "1", "2"]).axes[0]
     assert [text.get_text() for text in axes.texts][:3] == ["1.00", "−.25", ".50"]
+    large = pairs_figure(np.array([[10.5, -20.0], [100.25, 0.0]]), "x", ["0", "1"]).axes[0]
+    assert [text.get_text() for text in large.texts] == ["10.50", "−20.00", "100.25", ".00"]
     assert {text.get_text(): to_hex(text.get_color()) for text in axes.texts}["−.25"] == "#10151b"
     assert {text.get_text(): to_hex(text.get_color()) for text in axes.texts}[".75"] == "#ffffff"
 

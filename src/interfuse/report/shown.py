@@ -80,7 +80,7 @@ def pairs_figure(matrix: Float[np.ndarray, "clients clients"], name: str, client
         for (row, column), value in np.ndenumerate(matrix):
             if not np.isnan(value):
                 colour = "#ffffff" if value > low + DARK * (high - low) else "#10151b"
-                text = f"{round(value, 2) + 0.0:.2f}".replace("0.", ".", 1).replace("-", "−")
+                text = re.sub("^(-?)0", r"\1", f"{round(value, 2) + 0.0:.2f}").replace("-", "−")
                 axes.text(
                     column, row, text, ha="center", va="center", fontsize=min(7.0, 46 / len(matrix)), color=colour
                 )
