@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ IN_MEMORY = "in-memory:"
 
 HUB = "hf:"
 """Begins the name of a model of transformers: ``hf:FOLDER``, or of a hub, ``hf:NAME?revision=COMMIT``."""
+_OF_A_MODEL = (".json", ".safetensors", ".gguf")
+"""Endings of the files in a folder that make a model of transformers what it is."""
 
 
 def is_reference(text: str) -> bool:
@@ -66,7 +69,11 @@ def reference_of(thing: type | Callable[..., object]) -> str:
 
 
 def source_of(text: str) -> str | None:
-    """The file, or the module, in which the code is that a name names; None: it names no code that lies in a file."""
+    """The file, or the module, in which the code is that a name names, or the folder in which a model of transformers
+    is; None: it names nothing that lies in files."""
+    if text.startswith(HUB):
+        folder = Path(text.removeprefix(HUB).partition("?")[0])
+        return str(folder.resolve()) if folder.is_dir() else None
     place, _, _ = text.rpartition(":")
     if text.startswith(IN_MEMORY):
         return None
@@ -76,11 +83,22 @@ def source_of(text: str) -> str | None:
 
 
 def source_digest(source: str) -> str:
-    """A hash of what a ``.py`` file, or the file of a module, says; empty where there is none."""
+    """A hash of what a ``.py`` file, or the file of a module, says, or of the model in a folder; empty where there is
+    none."""
+    if os.sep in source and Path(source).is_dir():  # no module's name has one
+        return _digest_of_model(Path(source))
     path = Path(source) if source.endswith(".py") else _file_of_module(source)
     if path is None or not path.is_file():
         return ""
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+
+
+def _digest_of_model(folder: Path) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for path in sorted(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL):
+        with path.open("rb") as file:  # piece by piece: it may be larger than memory
+            found.update(f"{path.name} {hashlib.file_digest(file, 'blake2b').hexdigest()}\n".encode())
+    return found.hexdigest()
 
 
 def _file_of_module(name: str) -> Path | None:

@@ -11,7 +11,7 @@ from interfuse.errors import RunError
 from interfuse.references import source_digest, source_of
 from interfuse.result import Result
 from interfuse.runs import RunConfig, execute, parse_config, resume
-from interfuse.runs.config import changed_in, changed_sources
+from interfuse.runs.config import changed_in, changed_sources, sources_of
 
 CODE = """
 from dataclasses import dataclass
@@ -86,3 +86,16 @@ def test_every_edited_file_is_refused_by_name_and_what_is_put_back_is_not(folder
         warnings.simplefilter("error", UserWarning)
         Result(path).model(0)
     assert resume(path, rounds=2).rounds == 2
+
+
+def test_a_folder_with_a_model_belongs_to_a_configuration_as_code_does(folder: Path) -> None:
+    for name, content in (("config.json", b"{}"), ("model.safetensors", b"12"), ("README.md", b"mine")):
+        (folder / name).write_bytes(content)
+    named = parse_config({"method": "fedit", "models": [f"hf:{folder}?answers=1,2"], "data": "digits", "beside": []})
+    begun = named.model_copy(update={"sources": sources_of(named)})
+    assert begun.sources.keys() == {str(folder)}
+    (folder / "README.md").write_text("yours")
+    assert changed_sources(begun) == []
+    (folder / "model.safetensors").write_bytes(b"21")
+    assert changed_sources(begun) == [str(folder)]
+    assert source_of("hf:some/name?revision=main") is None
