@@ -122,7 +122,8 @@ def _check_values(name: str, path: str, leaf: Leaf, tensor: Tensor) -> None:
         return
     if bad := int((~torch.isfinite(tensor)).sum()):
         raise MessageError(name, path, "finite values", f"{bad} of {tensor.numel()} are NaN or infinite")
-    raise MessageError(name, path, f"values up to {limit:g} in size", f"{float(tensor.abs().max()):g}")
+    largest = f"{float(tensor.abs().max()):g}; where training diverged, try a lower learning rate"
+    raise MessageError(name, path, f"values up to {limit:g} in size", largest)
 
 
 def _is_variance(leaf: Leaf, path: str) -> bool:
