@@ -202,13 +202,14 @@ def test_given_tensors_of_a_backbone_are_in_memory_once(folder):
     assert places[0] == places[1]
 
 
-def test_looking_for_memory_to_lend_does_not_copy_what_is_given(folder):
+def test_neither_a_trial_nor_a_look_for_memory_to_lend_copies_what_is_given(folder):
     made = resolve(f"hf:{folder}")((7,), 3, 8)
     model = type(made)(
         {name: made.get_submodule(name) for name in made.stage_names},
         groups={"g": made.keys_of("transformer")},
         given="g",
     )
+    trial(model, tokens(7, 3))
     held = Held(frozenset({"buffers"}))
     held.own(model)
     assert [*held.scratch().values()] == ["answer.weight"]

@@ -76,7 +76,8 @@ def trial(model: SplitModel, example: Inputs) -> Trial:
             that can be put back as it was: the model depends on something that interfuse neither keeps nor seeds.
     """
     model.reset()
-    before = {key: tensor.clone() for key, tensor in model.live(model.keys_of()).items()}
+    given = model.given_keys & {key for key, _ in model.named_parameters()}  # frozen; to write to it would copy it
+    before = {key: tensor.clone() for key, tensor in model.live(model.keys_of()).items() if key not in given}
     device = next((tensor.device for tensor in before.values()), torch.device("cpu"))
     x = each(lambda tensor: tensor.to(device), example)
     try:
