@@ -135,6 +135,15 @@ def test_an_answer_is_never_cut_for_its_question(drake: Path) -> None:
     assert (named(dataset.x_train)["question"] != 0).all()
 
 
+def test_nothing_is_asked_at_padding_from_where_a_model_sees_all_of_an_answer(drake: Path) -> None:
+    one = entry("<image>", "it is red", "dataset/VSR/images/red.png")
+    write_task(drake, "VSR-0", [one] * 2, [one])
+    dataset = load("drake", tasks="VSR-0", tokenizer="words", length=6, side=8)
+    asked = dataset.y_train != IGNORED
+    assert asked.sum(1).tolist() == [2, 2]
+    assert (named(dataset.x_train)["question"][asked] != 0).all()
+
+
 def test_nothing_is_downloaded_without_a_commit(drake: Path) -> None:
     with pytest.raises(ConfigError, match="TQA of drake is not in INTERFUSE_DATA.*commit of SNUMPR/DRAKE"):
         load("drake", tasks="TQA-0", tokenizer="words")

@@ -232,7 +232,8 @@ def _samples(
         whole = [tokenizer.padding, *tokenizer.encode(entry.question), *answer][-length - 1 :]
         tokens[row, length + 1 - len(whole) :] = whole[:-1]
         following[row, length - len(answer) :] = answer
-    return {"picture": pictures, "question": tokens}, following
+    # without a question the answer would begin at padding, which models move behind it, from where they see all of it
+    return {"picture": pictures, "question": tokens}, np.where(tokens == tokenizer.padding, IGNORED, following)
 
 
 def shown(paths: Sequence[Path], side: int) -> UInt8[np.ndarray, "3 side side"]:
