@@ -175,9 +175,9 @@ def _samples(
     if isinstance(task, LanguageModelling):
         (tokenizer,) = tokenizers.values()
         rows = tokenizer.rows(texts, length + 1)
-        x, following = rows[:, :-1], rows[:, 1:]
+        tokens, following = rows[:, :-1], rows[:, 1:]
         # nothing is asked at padding: models move it behind the text, from where they see all of that
-        return x, np.where((x == tokenizer.padding) | (following == tokenizer.padding), IGNORED, following)
+        return tokens, np.where((tokens == tokenizer.padding) | (following == tokenizer.padding), IGNORED, following)
     found = {short_name(name): made.rows(texts, length) for name, made in tokenizers.items()}
     x = found if len(found) > 1 else next(iter(found.values()))
     return x, np.array([TOPICS.index(topic) for topic in topics])
