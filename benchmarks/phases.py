@@ -76,7 +76,7 @@ class Client:
         loss = partial(
             learning_to_draw,
             extractor=self.model, tensors=self.model.tensors(), deviations=self.spread, means=self.means,
-            spread=self.spread, bounds=self.bounds, latents=LATENTS, weights=(1.0, 1.0),
+            spread=self.spread, targets=self.means, bounds=self.bounds, latents=LATENTS, weights=(1.0, 1.0),
         )  # fmt: skip
         fit(self.generator, loss, [self.batch] * steps, lr=1e-3, optimizer=ADAM)
 

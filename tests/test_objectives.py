@@ -25,6 +25,7 @@ import interfuse.methods
 import interfuse.training
 from interfuse.data import Batch, Classification
 from interfuse.families.drawing import learning_to_draw
+from interfuse.families.dual_adapters import mixed_loss
 from interfuse.families.feature_generators import generating, network, regularised
 from interfuse.families.fusion_rows import mixed_likelihood
 from interfuse.families.guidance import guided
@@ -33,16 +34,21 @@ from interfuse.families.knowledge import mapping, projector, transferred
 from interfuse.families.prototypes import pulled
 from interfuse.families.submodels import masked_cross_entropy
 from interfuse.methods import feddistill
+from interfuse.methods.feddat import dual_teaching
 from interfuse.methods.fedet import taught
 from interfuse.methods.fedkd import distilled
+from interfuse.methods.fedmkt import near_answers
 from interfuse.methods.fedmrl import nested
 from interfuse.methods.fedre import entangled_cross_entropy
+from interfuse.methods.fedsim import loss_of_both
 from interfuse.methods.fedtgp import apart, generator
 from interfuse.methods.fml import mutual
 from interfuse.methods.fml_uncertainty_gate import gated
 from interfuse.methods.ifl_private_labels import likelihood
 from interfuse.methods.moon import contrastive
+from interfuse.methods.perada import near_teacher
 from interfuse.methods.scalefl import multi_exit
+from interfuse.methods.takfl import near_teacher_and_itself
 from interfuse.models import SplitModel, side_by_side
 from interfuse.models.resnets import Exit
 from interfuse.training import (
@@ -153,12 +159,23 @@ CASES: dict[Callable[..., Tensor], Case] = {
     distilled: lambda model, g: {"over": "elements", "floor": 1e-3},
     nested: lambda model, g: {"prefix": WIDTH},
     apart: lambda model, g: {"known": torch.tensor([True] * CLASSES), "margin": rand(g)},
+    near_teacher: lambda model, g: {"temperature": 2.0},
+    near_answers: lambda model, g: {},
+    near_teacher_and_itself: lambda model, g: {"temperature": 3.0, "own_temperature": 20.0, "gamma": 0.1},
     feddistill.taught: lambda model, g: {
         "table": rand(g, CLASSES, CLASSES),
         "known": rand(g, CLASSES) > 0.3,
         "weight": 0.5,
     },
 }
+OF_TWO_ADAPTERS = {loss_of_both, mixed_loss, dual_teaching}
+"""They run a transformer with other adapters in place, and stand beside plain PyTorch in the tests of baselines."""
+TARGETS: dict[Callable[..., Tensor], tuple[int, ...]] = {
+    near_teacher: (CLASSES,),
+    near_answers: (CLASSES,),
+    near_teacher_and_itself: (2, CLASSES),
+}
+"""The shape of a row's target where that is no class: logits, or shares of classes."""
 ON_FEATURES: set[Callable[..., Tensor]] = {
     modular_cross_entropy,
     supervised_modular,
@@ -192,7 +209,7 @@ def is_objective(function: Callable[..., Any]) -> bool:
 
 
 def test_none_is_left_out() -> None:
-    assert set(objectives().values()) == CASES.keys()
+    assert set(objectives().values()) == CASES.keys() | OF_TWO_ADAPTERS
 
 
 def test_none_is_a_closure_or_a_method() -> None:
@@ -291,6 +308,8 @@ def seeded_models(build: Callable[[], SplitModel]) -> list[SplitModel]:
 
 def batch_for(objective: Callable[..., Tensor], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x = rand(generator, ROWS, WIDTH if objective in ON_FEATURES else INPUTS)
+    if objective in TARGETS:
+        return x, rand(generator, ROWS, *TARGETS[objective]).softmax(-1)
     return x, torch.randperm(ROWS, generator=generator) % CLASSES
 
 

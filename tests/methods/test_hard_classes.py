@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -14,6 +14,7 @@ from worlds import dataset_of, federation, fitting, resident, shares_of, tiny_da
 
 from interfuse.data import Dataset
 from interfuse.evaluation import evaluate
+from interfuse.families.alignment import Alignment
 from interfuse.method import Method
 from interfuse.methods import built_in
 from interfuse.models import SplitModel, pair
@@ -82,6 +83,8 @@ def test_results_are_sound(name: str, world: str) -> None:
     """No method refuses any of these: two rounds and what it does to finish leave numbers, and clients answer."""
     dataset, shares, model = WORLDS[world]()
     method = small(name)
+    if isinstance(method, Alignment) and world == "inputs without variance":
+        method = replace(method, align="none")  # such public data align nothing, and the method says so
     settings: dict[str, Any] = {"models": fitting(method, [model]), "dataset": dataset, "shares": shares, "width": 4}
     f = federation(method, rounds=2, last=2, **settings)
     owned = {f"client {c} {key}": t for c in f.clients for key, t in resident(f, c).owned().items()} | f.server.owned()

@@ -312,8 +312,9 @@ def is_running(pid: int) -> bool:
 
 
 def named_shared_memory(pid: int) -> list[str]:
-    """Mapped files that would outlive a process."""
-    return [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm" in line]
+    """Mapped files that would outlive a process. A semaphore without a name any more, as tqdm has it, does not."""
+    mapped = [line for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm" in line]
+    return [line for line in mapped if not ("/dev/shm/sem." in line and line.endswith("(deleted)"))]
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 60) -> None:

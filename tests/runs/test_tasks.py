@@ -123,6 +123,7 @@ REFUSALS = (
     r"the method needs the size 'classes', but this run has .*: its task is {task}$",
     "needed are extractor, intermediate, classifier",  # another model would do
     "its fusion layer is no vector; give it a width$",
+    "an adapter method needs a transformers model, such as hf:FOLDER$",
 )
 
 

@@ -98,7 +98,7 @@ class ReadOptions:
                 value = _count(name, value, least=0 if name == "place" else 1)
             elif name in ("label", "classes", "drop", "tasks", "tokenizer"):
                 parts = _parted(value)
-                if not isinstance(parts, Sequence) or not all(map(str, parts)):
+                if isinstance(value, int | float) or not isinstance(parts, Sequence) or not all(map(str, parts)):
                     raise ConfigError(f"option {name} of reading is {value!r}, must be one or several names")
                 # a blank is a name where the classes are characters
                 value = tuple(str(part).strip() or str(part) for part in parts)

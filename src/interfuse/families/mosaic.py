@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -99,7 +99,7 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
             self.check_others(profiles[client], upload.adapters.others)
         gradients = {client: upload.gradient for client, upload in sent.items()}
         adapters = {**known.sent, **{client: upload.adapters for client, upload in sent.items()}}
-        return Mosaic(adapters, self.informed(server, known.relevance, gradients))
+        return replace(known, sent=adapters, relevance=self.informed(server, known.relevance, gradients))
 
     def shown(self, server: Server[Any]) -> Mapping[str, Tensor]:
         return self.seen(server.state.relevance)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
 from interfuse.client import Client, ClientId, Profile
@@ -29,14 +29,20 @@ class Task(Message):
     number: int
 
 
+class Told(Mosaic):
+    """What the server holds, and the task of each client."""
+
+    tasks: Int64[Tensor, "clients"]
+
+
 @dataclass(frozen=True)
 class FedMosaicAblations(BlockMosaic):
     """FedMosaic with one part of it changed. Not from the paper, whose authors have told none of these.
 
     Clients are weighed by relevance, all alike (``uniform``), by relevances that are dealt anew to pairs of clients
     (``random``: as selective, and meaningless), by the negative of theirs (``anti``), or all weight is on those with
-    the same task (``oracle``; who has no such peer gets its own). For that clients tell the server their task in each
-    round, whatever the control, which takes eight bytes. ``partners`` are those of whom a client gets P and Q: all,
+    the same task (``oracle``; who has no such peer gets its own). For that clients tell the server their task once,
+    whatever the control, which takes eight bytes. ``partners`` are those of whom a client gets P and Q: all,
     those with a model like its own, or nobody, so that it has its own twice. With ``reversed_blocks`` its first block
     gets what others have in their last one, and so on. A gate that is fixed at one half is ``gate = "half"``, A and B
     that are not aligned ``align = "none"``.
@@ -50,10 +56,10 @@ class FedMosaicAblations(BlockMosaic):
         kind = CoLoRALinear if layer in carriers(layers, self.blocks) else DualLoRALinear
         return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
 
-    def round(self, server: Server[Mosaic], clients: Clients) -> None:
-        told = clients.call(self.tell)
-        server.scratch["tasks"] = torch.tensor([told[client].number for client in clients], device=server.device)
-        super().round(server, clients)
+    def start(self, server: Server[Any], clients: Clients) -> Told:
+        begun, told = super().start(server, clients), clients.call(self.tell)
+        tasks = torch.tensor([told[client].number for client in clients], device=server.device)
+        return Told(begun.sent, begun.relevance, tasks)
 
     @on_client
     def tell(self, client: Client[Any]) -> Task:
@@ -65,7 +71,7 @@ class FedMosaicAblations(BlockMosaic):
 
     def scores(self, server: Server[Any], matrix: Matrix) -> Matrix:
         if self.weigh == "oracle":
-            tasks = server.scratch["tasks"]
+            tasks = server.state.tasks
             if bool((tasks < 0).any()):
                 raise ConfigError("weigh = 'oracle' goes by tasks, but the data set has none: take one with groups")
             return torch.where(tasks[:, None] == tasks, 0.0, torch.nan)
