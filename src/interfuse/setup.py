@@ -40,7 +40,7 @@ from interfuse.errors import ConfigError, ModelError, Notice, numbers
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method, layered
-from interfuse.models import Builder, Given, Initial, SplitModel, initial_key, make, measure
+from interfuse.models import Builder, Given, Initial, SplitModel, given_digest, initial_key, make, measure
 from interfuse.models.trial import Trial, check_rows, trial
 from interfuse.numerics import DEFAULT, Numerics
 from interfuse.randomness import Key
@@ -160,6 +160,7 @@ class _Shown(NamedTuple):
     profile: tuple[int | None, Mapping[str, tuple[int, ...]], tuple[str, ...], frozenset[str], Shape]
     trial: Trial
     sizes: dict[str, int]
+    given: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,7 +238,7 @@ class Setup:
             buffers = frozenset(keys.keys() - model.tensors(buffers=False).keys())
             cuts, stages = facts.cut_shapes, model.stage_names
             profile = (facts.fusion_width, cuts, stages, buffers, dataset.shape)
-            found[architecture] = _Shown(keys, profile, tried, block_sizes(model))
+            found[architecture] = _Shown(keys, profile, tried, block_sizes(model), given_digest(model))
         return found
 
     @cached_property
@@ -309,7 +310,8 @@ class Setup:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Hashes of all samples and targets, the public ones last; of the names that say what they mean; of shares."""
+        """Hashes of all samples and targets, the public ones last; of the names that say what they mean; of shares; and
+        of what is given of each architecture's models."""
         known = self.domains if self.public_set is None else [*self.domains, self.public_set]
         names, division = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
         for dataset in known:
@@ -322,6 +324,7 @@ class Setup:
             "values": ",".join(dataset.digest for dataset in known),
             "names": names.hexdigest(),
             "division": division.hexdigest(),
+            "given": ",".join(one.given for one in self._shown.values()),
         }
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from interfuse.models import backbones
-from interfuse.models.making import Given, Initial, initial_key, make
+from interfuse.models.making import Given, Initial, given_digest, initial_key, make
 from interfuse.models.split import ModelFacts, Parts, SplitModel, measure, pair, run_with, side_by_side
 from interfuse.models.splitting import split_at
 from interfuse.models.zoo import DEFAULT_MODELS, FEDERATIONS, Builder, ModelInfo, available, expanded, resolve
@@ -21,6 +21,7 @@ __all__ = [
     "available",
     "backbones",
     "expanded",
+    "given_digest",
     "initial_key",
     "make",
     "measure",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Mapping
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,6 +37,21 @@ def make(build: Callable[[], SplitModel], seed: int, *key: Key, device: str, num
     if numerics.layout == "channels_last":
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in PyTorch's stubs
     return model
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of names, types, shapes and values, in hexadecimal."""
+    found = hashlib.blake2b(digest_size=16)
+    for key in sorted(tensors):
+        tensor = tensors[key].detach().cpu().contiguous()
+        found.update(f"{key} {tensor.dtype}{tuple(tensor.shape)}".encode())
+        found.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
+    return found.hexdigest()
+
+
+def given_digest(model: SplitModel) -> str:
+    """A hash of what is given of a model; empty where nothing is."""
+    return digest_of(model.live(model.given_keys)) if model.given_keys else ""
 
 
 class Given:

@@ -33,6 +33,7 @@ _CHANGED = {
     "names": "other names of columns or classes",
     "division": "another division between the clients (a partition of one's own draws from the generator that it is "
     "given, and from no other)",
+    "given": "models that are given other weights",
 }
 
 
@@ -73,7 +74,7 @@ class Commit:
         Raises:
             RunError: they were changed since; says in what.
         """
-        if changed := [_CHANGED[part] for part, digest in now.items() if self.data[part] != digest]:
+        if changed := [_CHANGED[part] for part, digest in now.items() if self.data.get(part, digest) != digest]:
             raise RunError(f"the data of {run} were changed since the run began: {names} has {' and '.join(changed)}")
 
 

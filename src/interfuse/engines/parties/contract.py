@@ -109,7 +109,8 @@ class Shapes(BaseModel):
 class Facts(BaseModel):
     """What the coordinator knows of a node: :class:`interfuse.client.Profile`, and what both must agree on.
 
-    ``shapes`` are there where the vendor calls its model public. ``class_names`` are a digest as in the contract.
+    ``shapes`` are there where the vendor calls its model public. ``class_names`` are a digest as in the contract, and
+    ``given`` is one, keyed alike, of the tensors that a model is given and nobody trains.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,6 +121,7 @@ class Facts(BaseModel):
     samples: Size
     test_labels: Name
     class_names: Name
+    given: Name
     shapes: Shapes | None = None
 
     def profile(self, client: ClientId) -> Profile:

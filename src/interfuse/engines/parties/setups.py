@@ -33,7 +33,7 @@ from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
 from interfuse.method import Method
-from interfuse.models import Builder, Given, Initial, SplitModel, initial_key, measure
+from interfuse.models import Builder, Given, Initial, SplitModel, given_digest, initial_key, measure
 from interfuse.models.trial import Trial, check_rows, trial
 from interfuse.numerics import Numerics
 from interfuse.randomness import Key
@@ -152,7 +152,7 @@ class Own(_OfContract):
         samples = len(self.share.train)
         if (idle := check_rows(self.trial, self.method.rows_of_a_step(samples), samples)) is not None:
             raise ConfigError(f"{idle.text}. {idle.remedy}")
-        model = self._model(("measure",))
+        model = self.build(architecture, "measure")
         measured = measure(model, self.dataset.example)
         keys = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
         buffers = tuple(sorted(keys.keys() - model.tensors(buffers=False).keys()))
@@ -165,6 +165,7 @@ class Own(_OfContract):
             samples=samples,
             test_labels=labels_digest(self.dataset.y_test) if self.contract.evaluation == "shared" else "",
             class_names=names_digest(self.contract.run, self.dataset.class_names),
+            given=names_digest(self.contract.run, [given_digest(model)]),
             shapes=Shapes(sample=sample, keys=keys, cuts=cuts, stages=model.stage_names, buffers=buffers),
         )
 
@@ -268,11 +269,13 @@ class RemoteSetup(_OfContract):
         for client, facts in sorted(self.facts.items()):
             mine = facts.profile(client)
             alike = next((p for p in found.values() if p.architecture == mine.architecture), None)
-            if alike is not None and alike.keys != mine.keys:
-                raise ModelError(
-                    f"clients {alike.id} and {client} call their architecture {mine.architecture!r}, but their tensors "
-                    "differ; give one of them another name"
-                )
+            if alike is not None:
+                other = "tensors" if alike.keys != mine.keys else "frozen weights"
+                if alike.keys != mine.keys or self.facts[alike.id].given != facts.given:
+                    raise ModelError(
+                        f"clients {alike.id} and {client} call their architecture {mine.architecture!r}, but their "
+                        f"{other} differ; give one of them another name"
+                    )
             keys = mine.keys if alike is None else alike.keys
             found[client] = replace(mine, keys=keys)
         return found

@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
 from filelock import FileLock
 from rich.console import Console
 from safetensors import SafetensorError, safe_open
@@ -17,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from interfuse.data.fetch import Places
+from interfuse.models.making import digest_of
 
 _FOLDER = "backbones"
 _DIGEST = "digest"
@@ -50,16 +50,6 @@ def kept(name: str, depends: object, make: Callable[[], Mapping[str, Tensor]]) -
             stacklevel=2,
         )
         return _made(name, make)
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of names, types, shapes and values, in hexadecimal."""
-    found = hashlib.blake2b(digest_size=16)
-    for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
-        found.update(f"{key} {tensor.dtype}{tuple(tensor.shape)}".encode())
-        found.update(np.ascontiguousarray(tensor.numpy()).data)
-    return found.hexdigest()
 
 
 def _made(name: str, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -27,10 +27,11 @@ from interfuse.data.inputs import ONLY, each, named, shape_text
 from interfuse.data.tokenizing import PIECES, WORDS
 from interfuse.errors import ModelError
 from interfuse.models.backbones.deriving import grow
-from interfuse.models.backbones.keeping import digest_of, kept
+from interfuse.models.backbones.keeping import kept
 from interfuse.models.backbones.loading import body_of
 from interfuse.models.backbones.pretraining import BUILD, Course, train
 from interfuse.models.backbones.stages import Sight, Transformer, sharing_copy, split_model
+from interfuse.models.making import digest_of
 from interfuse.models.split import SplitModel
 from interfuse.randomness import seeded
 
