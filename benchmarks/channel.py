@@ -53,7 +53,7 @@ class Channel(Alignment):
     steps: int = 15  # of the larger model
     samples: int = 30  # of which it has so many
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         if layer in carriers(layers, self.blocks):
             return CoreLinear(base, self.rank, self.scale, self.dropout)
         return LoRALinear(base, self.rank, self.scale, self.dropout).requires_grad_(False)

@@ -78,7 +78,7 @@ class Aligned(Alignment):
 
     usual = {"rank": RANK, "blocks": 2, "align_ridge": 1e-9}
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         if layer in carriers(layers, self.blocks):
             return CoLoRALinear(base, self.rank, self.scale, ScalarGate(), self.dropout)
         return LoRALinear(base, self.rank, self.scale, self.dropout)
@@ -304,6 +304,7 @@ def test_landmarks_that_nobody_can_have_found_are_refused() -> None:
         ({"place": torch.zeros_like(marks.place)}, "there twice"),
         ({"read": flat}, "rank below 3"),
         ({"read": huge}, "above"),
+        ({"written": torch.zeros_like(marks.written)}, "rank below 3"),
     ):
         with pytest.raises(ClientError, match=said):
             check_landmarks(7, replace(marks, **wrong), rows, shape, True)
@@ -320,6 +321,8 @@ def test_a_and_b_that_nobody_can_have_found_are_refused() -> None:
     for wrong, said in (
         ({f"{some}.A": 2 * sent[f"{some}.A"]}, "orthonormal"),
         ({f"{some}.B": 1e12 * sent[f"{some}.B"]}, "above"),
+        ({f"{some}.B": 0 * sent[f"{some}.B"]}, "a B of a rank below 3"),
+        ({f"{some}.B": sent[f"{some}.B"][:, :1].expand(-1, RANK)}, "a B of a rank below 3"),
         ({f"{some}.C": sent[f"{some}.B"]}, "or others"),
     ):
         with pytest.raises(ClientError, match=said):

@@ -35,8 +35,8 @@ class NoGate(Gate):
 class Corner(FedMosaic):
     """FedMosaic whose clients begin each round at a mean that is equal for all."""
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
-        made = super().adapter(layer, layers, base)
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
+        made = super().adapter(layer, layers, linear, base)
         assert isinstance(made, CoLoRALinear)
         made.gate = NoGate()
         made.own.Q.requires_grad_(False)

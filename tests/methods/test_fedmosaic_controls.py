@@ -9,7 +9,7 @@ import pytest
 import torch
 import worlds
 from torch import Tensor
-from worlds import Recorder, llama2, llama3, resident, tiny_dataset
+from worlds import Recorder, llama2, llama3, resident, run_handler, tiny_dataset
 
 from interfuse.errors import ConfigError
 from interfuse.families.mosaic import Mosaic, Upload
@@ -82,7 +82,11 @@ def test_the_oracle_has_all_weight_on_those_with_the_same_task() -> None:
     f = federation(method, dataset=TASKS, shares=worlds.shares_of(*rows))
     half = [[0, 0, 0.5, 0.5, 0], [0, 1, 0, 0, 0], [0.5, 0, 0, 0.5, 0], [0.5, 0, 0.5, 0, 0], [0, 0, 0, 0, 1]]
     assert shares(method, f).tolist() == half
-    with pytest.raises(ConfigError, match="goes by tasks, but the data set has none"):
+    assert [run_handler(f, method.tell, client=client).number for client in range(5)] == [0, 1, 0, 0, 4]
+    of_several = worlds.shares_of(rows[0][:2] + rows[1][:3], rows[0][:1] + rows[1][:3] + rows[2] + rows[3], *rows[2:])
+    several = federation(method, dataset=TASKS, shares=of_several)
+    assert [run_handler(several, method.tell, client=client).number for client in range(5)] == [1, 0, 0, 0, 4]
+    with pytest.raises(ConfigError, match="goes by tasks, but the data of client 0 have none"):
         federation(method)
 
 

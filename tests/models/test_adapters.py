@@ -54,7 +54,7 @@ def made(kind: str, base: nn.Linear, gate: GateName = "scalar", dropout: float =
 
 
 def adapted(model: SplitModel, kind: str = "colora", linears: tuple[str, ...] = LINEARS) -> SplitModel:
-    return adapt(model, linears, lambda layer, layers, base: made(kind, base))
+    return adapt(model, linears, lambda layer, layers, linear, base: made(kind, base))
 
 
 def filled(module: nn.Module, *names: str) -> None:

@@ -65,8 +65,8 @@ class AdapterTraining(OwnTraining):
         return self.alpha / self.rank
 
     @abstractmethod
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
-        """A linear layer of this layer of so many, with what the method adds to it."""
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
+        """A linear layer, of this name in this layer of so many, with what the method adds to it."""
 
     def adapted(self, model: SplitModel) -> SplitModel:
         return adapt(model, self.linears, self.adapter)

@@ -22,7 +22,7 @@ class DualAdapters(AveragingAdapters, AnsweringAverages):
 
     shared: ClassVar[str] = RECEIVED
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         made = DualLoRALinear(base, self.rank, self.scale, HalfGate(), self.dropout)
         made.received.requires_grad_(True)
         return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from interfuse.client import ClientId
@@ -63,17 +63,18 @@ def check_landmarks(
         raise ClientError(f"client {client} sent landmarks of tokens that are out of order, or there twice", client)
     check_size(client, marks.read, "a landmark")
     check_size(client, marks.written, "a landmark")
-    values = torch.linalg.svdvals(marks.read.flatten(0, 1).double())
-    if bool((values[:, -1] <= _DEFECTIVE * values[:, 0]).any()):
-        text = f"client {client} sent landmarks of a rank below {rank}: take more public data, or a lower rank"
-        raise ClientError(text, client)
+    for sent in (marks.read, marks.written) if finds_b else (marks.read,):
+        if defective(sent.flatten(0, 1)):
+            text = f"client {client} sent landmarks of a rank below {rank}: take more public data, or a lower rank"
+            raise ClientError(text, client)
 
 
 def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int) -> None:
     """Check A and B of a client, of which the engine has seen to it that their shapes are those of its model.
 
     Raises:
-        ClientError: some are missing, rows of an A are not orthonormal, or a B is too large; names the client.
+        ClientError: some are missing, rows of an A are not orthonormal, or a B is too large or of a rank below that of
+            A; names the client.
     """
     paths = sorted({key.rpartition(".")[0] for key in tensors})
     if len(paths) != linears or tensors.keys() != {f"{path}.{name}" for path in paths for name in "AB"}:
@@ -84,3 +85,12 @@ def check_basis(client: ClientId, tensors: NamedTensors, linears: int, rank: int
         if float((A @ A.T - torch.eye(rank)).abs().max()) > 1e-3:
             raise ClientError(f"client {client} sent an A whose rows are not orthonormal", client)
         check_size(client, B, "a B")
+        if defective(B[None]):
+            text = f"client {client} sent a B of a rank below {rank}: take more public data, or a lower rank"
+            raise ClientError(text, client)
+
+
+def defective(matrices: Float[Tensor, "n rows columns"]) -> bool:
+    """Whether one of them is of less than full rank."""
+    values = torch.linalg.svdvals(matrices.cpu().double())
+    return bool((values[:, -1] <= _DEFECTIVE * values[:, 0]).any())

@@ -30,7 +30,7 @@ class FedSB(AveragingAdapters, AnsweringAverages):
     its singular values.
     """
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         return SquareLinear(base, self.rank, self.scale, self.dropout)
 
     def start(self, server: Server[Any], clients: Clients) -> Global:

@@ -27,6 +27,6 @@ class FedMosaic(BlockMosaic):
     stays in the space of its random columns, whatever the data.
     """
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         kind = CoLoRALinear if layer in carriers(layers, self.blocks) else DualLoRALinear
         return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)

@@ -24,7 +24,7 @@ from interfuse.server import Server
 
 
 class Task(Message):
-    """The number of the task that a client's first row is of; -1: there are none."""
+    """The number of the task that most of a client's rows are of, of several the lowest; -1: there are none."""
 
     number: int
 
@@ -52,7 +52,7 @@ class FedMosaicAblations(BlockMosaic):
     partners: Literal["all", "alike", "none"] = "all"  # of whom a client gets P and Q
     reversed_blocks: bool = False  # P and Q of the first block go to the last one
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         kind = CoLoRALinear if layer in carriers(layers, self.blocks) else DualLoRALinear
         return kind(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
 
@@ -66,14 +66,20 @@ class FedMosaicAblations(BlockMosaic):
         data = client.data.dataset
         if data.groups is None:
             return Task(-1)
-        group = int(data.groups[int(client.data.share.train[0])])
-        return Task(data.group_names.index(data.group_names[group]) if data.group_names else group)
+        groups = torch.as_tensor(data.groups[client.data.share.train])
+        names = data.group_names or tuple(map(str, range(int(groups.max()) + 1)))
+        alike = torch.tensor([names.index(name) for name in names])  # several groups may be one task
+        return Task(int(torch.bincount(alike[groups]).argmax()))
 
     def scores(self, server: Server[Any], matrix: Matrix) -> Matrix:
         if self.weigh == "oracle":
             tasks = server.state.tasks
             if bool((tasks < 0).any()):
-                raise ConfigError("weigh = 'oracle' goes by tasks, but the data set has none: take one with groups")
+                lacking = int((tasks < 0).nonzero()[0])
+                text = (
+                    f"weigh = 'oracle' goes by tasks, but the data of client {lacking} have none: take one with groups"
+                )
+                raise ConfigError(text)
             return torch.where(tasks[:, None] == tasks, 0.0, torch.nan)
         if self.weigh == "random":
             return dealt_anew(matrix, server.generator)

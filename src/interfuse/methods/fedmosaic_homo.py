@@ -17,5 +17,5 @@ class FedMosaicHomo(MosaicLearning):
     Clients with models of several architectures share among those of their own alone.
     """
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         return DualLoRALinear(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)

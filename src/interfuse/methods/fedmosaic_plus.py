@@ -36,8 +36,8 @@ class FedMosaicPlus(BlockMosaic):
     sources: NonNegative = 2.0  # e^H that each client gets from; 0: as the temperature has it
     sketch: Steps = 1024  # numbers that are sent of a gradient; 0: all
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
-        with seeded(0, "basis", layer, layers, base.in_features, base.out_features):
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
+        with seeded(0, "basis", layer, layers, linear, base.in_features, base.out_features):
             return CoLoRALinear(base, self.rank, self.scale, make_gate(self.gate, base.in_features), self.dropout)
 
     def others_of(self, profile: Profile) -> list[str]:

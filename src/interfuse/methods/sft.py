@@ -21,7 +21,7 @@ class SFT(AdapterTraining):
 
     participation: Fraction = 1.0  # fraction of the clients drawn for a round [interfuse]
 
-    def adapter(self, layer: int, layers: int, base: nn.Linear) -> Adapted:
+    def adapter(self, layer: int, layers: int, linear: str, base: nn.Linear) -> Adapted:
         return LoRALinear(base, self.rank, self.scale, self.dropout)
 
     def round(self, server: Server, clients: Clients) -> None:

@@ -293,8 +293,8 @@ def chosen(layer: Mapping[str, str], linears: tuple[str, ...]) -> dict[str, str]
     return {name: layer[name] for name in linears}
 
 
-Make = Callable[[int, int, nn.Linear], Adapted]
-"""From the number of a layer, the number of layers, and a linear layer to that layer with an adapter."""
+Make = Callable[[int, int, str, nn.Linear], Adapted]
+"""From the number of a layer, the number of layers, and a linear layer's name and itself to it with an adapter."""
 
 
 def adapt(model: SplitModel, linears: tuple[str, ...], make: Make) -> SplitModel:
@@ -309,11 +309,11 @@ def adapt(model: SplitModel, linears: tuple[str, ...], make: Make) -> SplitModel
     layers = transformer_layers(model)
     groups: dict[str, list[str]] = {OWN: [], RECEIVED: [], GATE: [], BASIS: []}
     for number, layer in enumerate(layers):
-        for path in chosen(layer, linears).values():
+        for linear, path in chosen(layer, linears).items():
             base = model.get_submodule(path)
             if not isinstance(base, nn.Linear):
                 raise ModelError(f"{path} has an adapter already")
-            made = make(number, len(layers), base)
+            made = make(number, len(layers), linear, base)
             parent, _, name = path.rpartition(".")
             setattr(model.get_submodule(parent), name, made)
             for key, _ in made.named_parameters():

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast
@@ -456,6 +457,10 @@ def read_config(path: Path) -> RunConfig:
     return parse_config(values, str(path))
 
 
+_BESIDE = ("transformers", "tokenizers")
+"""Packages whose version results of some models depend on, where they are installed."""
+
+
 def complete(config: RunConfig, method: Method) -> RunConfig:
     """The same configuration with every default written out, so that it does not change with the defaults."""
     values = settings_of(method)
@@ -470,6 +475,7 @@ def complete(config: RunConfig, method: Method) -> RunConfig:
                 "torch": torch.__version__,
                 "python": platform.python_version(),
                 "machine": platform.machine(),
+                **{name: version(name) for name in _BESIDE if find_spec(name) is not None},
             },
         }
     )

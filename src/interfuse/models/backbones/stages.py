@@ -154,7 +154,8 @@ class Transformer(nn.Module):
         hidden = body(inputs_embeds=embedded, use_cache=False).last_hidden_state[:, before:]
         if self.every:
             back = (places - leading) % given.shape[1]
-            return hidden.gather(1, back[..., None].expand_as(hidden))
+            # in leading padding nothing was read yet; what stands there after the move has read the whole text
+            return hidden.gather(1, back[..., None].expand_as(hidden)) * (places >= leading)[..., None]
         last = (places * there).amax(1)
         return hidden[torch.arange(len(tokens), device=tokens.device), last]
 
