@@ -44,12 +44,14 @@ from interfuse.methods.fedsim import loss_of_both
 from interfuse.methods.fedtgp import apart, generator
 from interfuse.methods.fml import mutual
 from interfuse.methods.fml_uncertainty_gate import gated
+from interfuse.methods.hetlora import of_tail
 from interfuse.methods.ifl_private_labels import likelihood
 from interfuse.methods.moon import contrastive
 from interfuse.methods.perada import near_teacher
 from interfuse.methods.scalefl import multi_exit
 from interfuse.methods.takfl import near_teacher_and_itself
 from interfuse.models import SplitModel, side_by_side
+from interfuse.models.adapters import LoRALinear
 from interfuse.models.resnets import Exit
 from interfuse.training import (
     cross_entropy,
@@ -167,6 +169,7 @@ CASES: dict[Callable[..., Tensor], Case] = {
         "known": rand(g, CLASSES) > 0.3,
         "weight": 0.5,
     },
+    of_tail: lambda model, g: {"tail": (rand(g, 3) > 0.4).float(), "weight": 0.5},
 }
 OF_TWO_ADAPTERS = {loss_of_both, mixed_loss, dual_teaching}
 """They run a transformer with other adapters in place, and stand beside plain PyTorch in the tests of baselines."""
@@ -268,12 +271,20 @@ def projecting() -> SplitModel:
     return side_by_side({"model": flat(), "projector": projector(WIDTH, CLASSES)})
 
 
+def adapted() -> SplitModel:
+    layers = [LoRALinear(nn.Linear(inputs, outputs), 3, 2.0) for inputs, outputs in ((INPUTS, WIDTH), (WIDTH, CLASSES))]
+    for layer in layers:
+        nn.init.normal_(layer.own.B)
+    return SplitModel(dict(zip(("base", "modular"), layers, strict=True)))
+
+
 BUILDS: dict[Callable[..., Tensor], Sequence[Callable[[], SplitModel]]] = {
     multi_exit: (flat, normalised, exits),
     **dict.fromkeys((mutual, gated, distilled, nested), (beside,)),
     apart: (of_classes,),
     transferred: (projecting,),
     learning_to_draw: (drawing,),
+    of_tail: (adapted,),
 }
 """What a model must be for an objective; for others a plain one, with or without statistics."""
 

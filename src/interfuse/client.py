@@ -44,6 +44,8 @@ class Profile:
         stages: Names of the model's stages, from input to output.
         buffers: Those of the keys that are normalisation statistics, not parameters.
         sample: Shape of one sample, or of each of its inputs by name.
+        backbone: Name of its model before the method adapted it: clients of one have equal models but for what their
+            own settings made of them.
     """
 
     id: ClientId
@@ -55,6 +57,7 @@ class Profile:
     stages: tuple[str, ...] = ()
     buffers: frozenset[str] = frozenset()
     sample: Shape = ()
+    backbone: str = ""
 
     @property
     def size(self) -> int:

@@ -72,6 +72,9 @@ class Method(Program):
     ``interfuse`` where these are silent. What stands in brackets at the end of a field's comment goes before."""
     agreed: ClassVar[Collection[str]] = ()
     """Hyperparameters that no client may have of its own."""
+    shaping: ClassVar[Collection[str]] = ()
+    """Hyperparameters by which :meth:`adapted` makes a model: a client with others of its own has another
+    architecture. Between parties no client may have its own."""
     references: ClassVar[Mapping[str, str]] = {}
     """The methods that run beside this one in the place of a reference, by the latter's name, such as ``local``."""
     lasting: ClassVar[bool] = True
@@ -133,7 +136,8 @@ class Method(Program):
 
     def adapted(self, model: SplitModel) -> SplitModel:
         """A client's new model as the method trains it: with adapters, for instance. PyTorch's global generator is
-        seeded around the call. Clients of one architecture get models of one shape.
+        seeded around the call. Clients of one architecture get models of one shape; settings that decide on it are
+        :attr:`shaping`.
 
         Raises:
             ModelError: the method cannot work with such a model; says what to do.

@@ -308,7 +308,7 @@ class Result:
         chosen = range(min(self.config.clients, MOST_STARTS)) if clients is None else clients
         for client in chosen:
             self._known(client)
-        names = setup.architectures
+        names = setup.kinds
         models = {f"client {client} ({names[client]})": (client, partial(self.model, client)) for client in chosen}
         for client in {names[client]: client for client in reversed(chosen)}.values():
             models[f"new ({names[client]})"] = client, partial(setup.build, names[client], "adaptation", seed)

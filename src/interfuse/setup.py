@@ -170,7 +170,7 @@ class Setup:
     Attributes:
         datasets: The data set of each client, in order; those of several clients may be one.
         builders: One model builder a client, in order.
-        architectures: Name of the builder of each client; equal names mean equal architectures.
+        architectures: Name of the builder of each client; equal names mean equal models before the method adapts them.
         devices: What the virtual clock goes by.
         overrides: Hyperparameters that differ for a client.
         extra_programs: Makes programs beside a method, such as the evaluation, for this set-up.
@@ -205,24 +205,36 @@ class Setup:
 
     def build(self, architecture: str, *key: str | int) -> SplitModel:
         """A new model of an architecture; its initial values are a function of seed and key."""
-        if architecture not in self.architectures:
+        if architecture not in self.kinds:
             raise ModelError(f"no client has the architecture {architecture!r}")
-        client = self.architectures.index(architecture)
-        dataset = self.datasets[client]
+        client = self.kinds.index(architecture)
+        dataset, method = self.datasets[client], with_settings(self.method, self._own_shape(client))
 
         def build(key: tuple[Key, ...]) -> SplitModel:
             builder, width, seed = self.builders[client], self.width, self.seed
             return make_model(
-                self.method, builder, dataset.shape, dataset.task.outputs, width, seed, key, self.device, self.numerics
+                method, builder, dataset.shape, dataset.task.outputs, width, seed, key, self.device, self.numerics
             )
 
         return self._given.built(architecture, build, *initial_key(self.initial, *key))
 
     @cached_property
+    def kinds(self) -> list[str]:
+        """The architecture of each client: the name of its builder, and what its own settings make of its model."""
+        own = (self._own_shape(client).items() for client in range(len(self.architectures)))
+        return [
+            " ".join([name, *(f"{setting}={value}" for setting, value in settings)])
+            for name, settings in zip(self.architectures, own, strict=True)
+        ]
+
+    def _own_shape(self, client: ClientId) -> dict[str, Any]:
+        return own_shape(self.method, self.overrides.get(client, {}))
+
+    @cached_property
     def _shown(self) -> dict[str, _Shown]:
         """What one new model of each architecture shows: it is built once, for profiles, trials and sizes."""
         found: dict[str, _Shown] = {}
-        for client, architecture in enumerate(self.architectures):
+        for client, architecture in enumerate(self.kinds):
             if architecture in found:
                 continue
             dataset = self.datasets[client]
@@ -249,11 +261,11 @@ class Setup:
             ModelError: a model does not fit the data or cannot be trained on it, or its results could not be repeated;
                 names the client.
         """
-        shown = [self._shown[name] for name in self.architectures]
-        return {
-            client: Profile(client, name, one.keys, len(share.train), *one.profile)
-            for client, (name, one, share) in enumerate(zip(self.architectures, shown, self.shares, strict=True))
-        }
+        found = {}
+        for client, (name, backbone, share) in enumerate(zip(self.kinds, self.architectures, self.shares, strict=True)):
+            shown = self._shown[name]
+            found[client] = Profile(client, name, shown.keys, len(share.train), *shown.profile, backbone)
+        return found
 
     @cached_property
     def trials(self) -> dict[str, Trial]:
@@ -488,6 +500,16 @@ def with_settings(method: Method, own: Mapping[str, Any]) -> Method:
         if own.get(name, everybody[name]) != everybody[name]:
             raise ConfigError(f"{name} = {own[name]!r}: all clients must have the same, {everybody[name]!r}")
     return type(method).configure(layered(everybody, own))
+
+
+def own_shape(method: Method, own: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a client's own settings those that make another model of its backbone than the method's.
+
+    Raises:
+        ConfigError: as :func:`with_settings`.
+    """
+    values = vars(with_settings(method, own))
+    return {name: values[name] for name in method.shaping if values[name] != vars(method)[name]}
 
 
 def block_sizes(model: SplitModel) -> dict[str, int]:

@@ -70,8 +70,9 @@ def uneven() -> dict[str, Any]:
     return {"models": [wide], "shares": shares_of(range(0, 9), range(9, 26), range(26, 60))}
 
 
-ELSEWHERE = {"ditto-lora", "perada", "fedmkt", "fed-sb"}
-"""Methods whose adapters that travel are in no model when a handler begins or ends, or have rows of two values."""
+ELSEWHERE = {"ditto-lora", "perada", "fedmkt", "fed-sb", "flora", "hetlora"}
+"""Methods whose adapters that travel are in no model when a handler begins or ends, have a factor in them, or have rows
+of two values."""
 
 
 class Watcher(Recorder):
@@ -254,7 +255,7 @@ def test_hard_shares_train_without_nan(name: str, model: Any, side: int) -> None
         f.run_round()
     assert all(math.isfinite(value) for value in evaluate(f, full=True).common)
     owned = everything_owned(f)
-    assert any(key.endswith(("weight", ".A", ".P", ".R")) for key in owned)
+    assert any(key.endswith(("weight", ".A", ".P", ".R", ".received")) for key in owned)
     assert all(tensor.isfinite().all() for tensor in owned.values() if tensor.is_floating_point())
 
 

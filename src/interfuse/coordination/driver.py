@@ -33,7 +33,7 @@ from interfuse.result import Result
 from interfuse.runs import Progress, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
-from interfuse.setup import check_fusion, with_class_names
+from interfuse.setup import check_fusion, own_shape, with_class_names
 from interfuse.wire import Codecs
 
 TEST_ROWS = 1000
@@ -123,6 +123,12 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
             f"{name} = {reference!r}: between parties no code travels; give a number, Exponential or Cosine for a "
             "rate, or the name of a built-in model"
         )
+    for client, own in config.client.items():
+        for name, value in own_shape(method, own).items():
+            raise ConfigError(
+                f"client {client}: {name} = {value!r}: between parties all models have the same {name}, since a node "
+                "describes its model before it has a number; leave it to the common settings"
+            )
     check_codecs(Codecs.parse(config.codecs), method)
     check_run(method, range(terms.nodes), config.rounds)
     if not 1 <= terms.least <= terms.nodes:

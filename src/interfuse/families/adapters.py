@@ -50,6 +50,7 @@ class AdapterTraining(OwnTraining):
     """
 
     origin = "FedMosaic's release"
+    shaping: ClassVar[tuple[str, ...]] = ("rank", "alpha", "dropout", "linears")
     references: ClassVar[Mapping[str, str]] = {"local": "sft"}
     usual: ClassVar[Mapping[str, Any]] = {"local_steps": 100, "batch_size": 4, "optimizer": "adamw", "lr": 2e-5}
 

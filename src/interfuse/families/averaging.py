@@ -24,7 +24,6 @@ from interfuse.families.holdings import (
     initial_weights,
     nothing_in_common,
     one_a_round,
-    one_of_each_architecture,
 )
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
@@ -60,9 +59,17 @@ class GroupMeans:
 
 def of_each_architecture(clients: Clients) -> Iterator[tuple[str, Clients]]:
     """The clients of each architecture, and what stands before the keys of their tensors where all have one place."""
-    for one in one_of_each_architecture(clients):
-        alike = (client for client, p in clients.profiles.items() if p.architecture == one.architecture)
-        yield f"{quote(one.architecture, safe='')}:", clients.only(alike)
+    return _groups(clients, {client: profile.architecture for client, profile in clients.profiles.items()})
+
+
+def of_each_backbone(clients: Clients) -> Iterator[tuple[str, Clients]]:
+    """Likewise the clients of each backbone, whatever their own settings made of it."""
+    return _groups(clients, {client: profile.backbone for client, profile in clients.profiles.items()})
+
+
+def _groups(clients: Clients, names: Mapping[ClientId, str]) -> Iterator[tuple[str, Clients]]:
+    for name in dict.fromkeys(names.values()):
+        yield f"{quote(name, safe='')}:", clients.only(client for client in names if names[client] == name)
 
 
 def by_batch_statistics(model: SplitModel, x: Inputs) -> Tensor:

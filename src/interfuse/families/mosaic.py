@@ -62,6 +62,7 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
 
     origin = "FedMosaic's release"
     agreed: ClassVar[tuple[str, ...]] = (*RelevanceGuided.agreed, "rank", "linears")
+    shaping: ClassVar[tuple[str, ...]] = (*AdapterTraining.shaping, "gate")
     usual: ClassVar[Mapping[str, Any]] = {"local_steps": 94}
 
     participation: Fraction = 1.0  # fraction of the clients drawn for a round [interfuse]

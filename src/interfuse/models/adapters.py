@@ -96,7 +96,12 @@ class LowRank(nn.Module):
     def __init__(self, base: nn.Linear, rank: int) -> None:
         super().__init__()
         self.A = nn.Parameter(torch.empty(rank, base.in_features))
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
+        self.B = nn.Parameter(torch.empty(base.out_features, rank))
+        self.begin()
+
+    def begin(self) -> None:
+        """A random and B zero, as in the beginning."""
+        nn.init.zeros_(self.B)
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
     def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
@@ -154,6 +159,23 @@ class LoRALinear(Adapted):
     def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
         super().__init__(base, scale, dropout)
         self.own = LowRank(base, rank)
+
+    def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        found: Tensor = self.own(self.dropout(x))
+        return found
+
+
+class MergedLoRALinear(Adapted):
+    """LoRA beside what was merged into the layer: h = W x + M x + s·B A x. M ``[out, in]`` is from others, frozen, and
+    zero in the beginning; W stays as it was given."""
+
+    def __init__(self, base: nn.Linear, rank: int, scale: float, dropout: float = 0.0) -> None:
+        super().__init__(base, scale, dropout)
+        self.own = LowRank(base, rank)
+        self.received = nn.Parameter(torch.zeros_like(base.weight), requires_grad=False)
+
+    def forward(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
+        return super().forward(x).add(functional.linear(x, self.received))
 
     def update(self, x: Float[Tensor, "*batch in"]) -> Float[Tensor, "*batch out"]:
         found: Tensor = self.own(self.dropout(x))

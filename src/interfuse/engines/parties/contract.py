@@ -128,9 +128,8 @@ class Facts(BaseModel):
         """As methods see it."""
         known = self.shapes or Shapes(sample=(), keys={}, cuts={}, stages=(), buffers=())
         made, width, buffers = self.samples, self.fusion_width, frozenset(known.buffers)
-        return Profile(
-            client, self.architecture, known.keys, made, width, known.cuts, known.stages, buffers, known.sample
-        )
+        name, seen = self.architecture, (known.cuts, known.stages, buffers, known.sample)
+        return Profile(client, name, known.keys, made, width, *seen, backbone=name)
 
 
 class JoinError(InterfuseError):
