@@ -147,6 +147,13 @@ class Method(Program):
     def finish(self, server: Server[Any], clients: Clients) -> None:
         """Once, after the last round, as a part of it."""
 
+    def welcome(
+        self, server: Server[Any], client: Client[Any], peer: SplitModel, profiles: Mapping[ClientId, Profile]
+    ) -> None:
+        """Put in place what a client begins with that comes when the last round is over: by what the server has kept of
+        the others. Its model is new, ``peer`` that of a client of its architecture. In simulations alone, for
+        :meth:`.Result.adaptation`; a method without it has nothing for newcomers."""
+
     def retains(self) -> frozenset[Disclosure]:
         """What of the clients' messages the server's state still holds when a round is over; commits hold it too."""
         state = state_type(self.start)

@@ -17,13 +17,14 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from interfuse import report
-from interfuse.client import ClientId
+from interfuse.client import Client, ClientId
 from interfuse.data import Dataset, load
 from interfuse.engines import InProcess
 from interfuse.errors import ConfigError, ModelError, RunError, nearest
 from interfuse.evaluation import STEPS, Adaptation, Side, adapted_scores, compose, drawn_by, unseen_share
 from interfuse.federation import Federation
 from interfuse.messages import Message
+from interfuse.method import Method
 from interfuse.models import SplitModel
 from interfuse.report.progress import following
 from interfuse.report.text import title
@@ -287,7 +288,8 @@ class Result:
         **options: Any,
     ) -> Adaptation:
         """How fast a new client learns a task that nobody had: the score on its test rows after so many gradient steps,
-        from the models that clients have at the last commit, and beside them from new models of their architectures.
+        from the models that clients have at the last commit, and beside them from new models of their architectures,
+        and from what a method has for a newcomer (:meth:`.Method.welcome`).
 
         The new client trains alone, as the method's clients do; see :func:`.evaluation.adapted_scores`.
 
@@ -313,8 +315,17 @@ class Result:
         for client in {names[client]: client for client in reversed(chosen)}.values():
             models[f"new ({names[client]})"] = client, partial(setup.build, names[client], "adaptation", seed)
         models |= {name: (client, partial(copy.deepcopy, model)) for name, (client, model) in (starts or {}).items()}
+        begins: dict[str, Callable[[Client[Any]], None]] = {}
+        if type(setup.method).welcome is not Method.welcome:
+            server, profiles = self._federation.server, setup.profiles
+            for kind, client in {names[client]: client for client in reversed(chosen)}.items():
+                name, peer, method = f"welcomed ({kind})", self.model(client), setup.method_of(client)
+                models[name] = client, partial(setup.build, kind, "adaptation", seed)
+                begins[name] = partial(method.welcome, server, peer=peer, profiles=profiles)
         curves = {
-            name: adapted_scores(setup, client, made(), unseen, share, steps=steps, seed=seed, **options)
+            name: adapted_scores(
+                setup, client, made(), unseen, share, steps=steps, seed=seed, begin=begins.get(name), **options
+            )
             for name, (client, made) in models.items()
         }
         return Adaptation(setup.task.score_name, tuple(steps), curves)

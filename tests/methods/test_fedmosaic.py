@@ -15,9 +15,9 @@ from worlds import Recorder, entries, llama2, llama3, resident
 from interfuse.client import ClientId
 from interfuse.errors import ClientError, ModelError
 from interfuse.families.adapters import Adapters, BlockAdapters
-from interfuse.families.mosaic import Mixture, Mosaic, Upload, mixed
+from interfuse.families.mosaic import Mixture, Mosaic, Upload
 from interfuse.families.relevance import ProbeGradient
-from interfuse.families.weighing import weights
+from interfuse.families.weighing import mixed, weights
 from interfuse.federation import Federation
 from interfuse.methods.fedmosaic import FedMosaic
 from interfuse.methods.fedmosaic_homo import FedMosaicHomo

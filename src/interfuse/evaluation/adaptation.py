@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -17,7 +17,7 @@ from interfuse.data.inputs import shape_text
 from interfuse.errors import ConfigError, DataError, nearest
 from interfuse.families.own_training import OwnTraining
 from interfuse.method import Method, whole
-from interfuse.models import SplitModel
+from interfuse.models import SplitModel, initial_key, make
 from interfuse.party import ALL, Held
 from interfuse.randomness import numpy_generator, seeded
 from interfuse.setup import Setup, as_inputs
@@ -94,6 +94,7 @@ def adapted_scores(
     *,
     steps: Sequence[int] = STEPS,
     seed: int = 0,
+    begin: Callable[[Client[Any]], None] | None = None,
     **options: Any,
 ) -> tuple[float, ...]:
     """The scores of a new client after so many gradient steps on its own rows, alone.
@@ -106,6 +107,8 @@ def adapted_scores(
         setup: Of the federation.
         client: Whose architecture and settings the new client has.
         start: Its model, which is trained in place.
+        begin: Changes that model before the first step, by what the new client has to show; it has the method's further
+            networks then.
         options: Of ``fit`` instead of the method's: ``lr``, ``batch_size``, ``train``, ...
 
     Raises:
@@ -138,8 +141,17 @@ def adapted_scores(
     )
     new.networks["model"] = Held(ALL)
     new.networks["model"].own(start)
+    if begin is not None:
+        for name, network in method.networks(new.profile, setup.dims).items():
+            place = ("network", name, *initial_key(setup.initial, "adaptation", seed))
+            new.networks[name] = Held(network.keeps)
+            new.networks[name].own(
+                make(network.build, setup.seed, *place, device=setup.device, numerics=setup.numerics)
+            )
     found = []
     with setup.numerics.applied(), seeded(seed, "adaptation", client):
+        if begin is not None:
+            begin(new)
         for before, now in pairwise((0, *steps)):
             if now > before:
                 _train(method, new, now - before, options)

@@ -106,11 +106,11 @@ def own_cores(model: SplitModel, paths: list[list[str]], shape: tuple[int, int, 
     )
 
 
-def load_cores(model: SplitModel, paths: list[list[str]], cores: BlockAdapters) -> None:
-    """Put P and Q of others in place."""
+def load_cores(model: SplitModel, paths: list[list[str]], cores: BlockAdapters, group: str = RECEIVED) -> None:
+    """Put P and Q in place: as received ones, or as the client's own."""
     places = [(b, i, path) for b, block in enumerate(paths) for i, path in enumerate(block)]
-    model.load({f"{path}.{RECEIVED}.P": cores.P[b, i] for b, i, path in places})
-    model.load({f"{path}.{RECEIVED}.Q": cores.Q[b, i] for b, i, path in places})
+    model.load({f"{path}.{group}.P": cores.P[b, i] for b, i, path in places})
+    model.load({f"{path}.{group}.Q": cores.Q[b, i] for b, i, path in places})
 
 
 def check_cores(client: ClientId, cores: BlockAdapters, shape: tuple[int, int, int]) -> None:

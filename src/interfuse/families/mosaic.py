@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 
@@ -25,10 +25,12 @@ from interfuse.families.adapters import (
 )
 from interfuse.families.holdings import one_a_round
 from interfuse.families.relevance import ProbeGradient, Relevance, RelevanceGuided
+from interfuse.families.weighing import alike, mixed
 from interfuse.handler import on_client
-from interfuse.messages import Message, NamedTensors, State
+from interfuse.messages import Message, State
 from interfuse.method import Fraction
-from interfuse.models.adapters import CORES, OWN, GateName
+from interfuse.models import SplitModel
+from interfuse.models.adapters import BASIS, CORES, OWN, RECEIVED, GateName
 from interfuse.server import Server
 
 
@@ -118,7 +120,7 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
         return Upload(Mixture(own_cores(model, paths, self.core_shape), Adapters(others)), self.probed(client, taken))
 
     def mixtures(
-        self, known: Mosaic, profiles: Mapping[ClientId, Profile], clients: Clients
+        self, known: Mosaic, profiles: Mapping[ClientId, Profile], clients: Iterable[ClientId]
     ) -> dict[ClientId, Mixture]:
         """What each of these clients gets: P and Q of all others, A and B of those with a model like its own; its own
         where there are none. Who has sent nothing begins with nothing."""
@@ -129,11 +131,26 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
         zero = {"P": torch.zeros(*self.core_shape, self.rank), "Q": torch.zeros(self.core_shape)}
         return {
             client: Mixture(
-                BlockAdapters(**(mixed(of_all[client], cores) if client in cores else zero)),
-                Adapters(mixed(of_alike[client], others) if client in others else {}),
+                BlockAdapters(**mixed(of_all[client], cores, zero)), Adapters(mixed(of_alike[client], others, {}))
             )
             for client in clients
         }
+
+    def welcome(
+        self, server: Server[Mosaic], client: Client[Any], peer: SplitModel, profiles: Mapping[ClientId, Profile]
+    ) -> None:
+        """A newcomer lets the probe see as many batches as in a round, and begins with the mixture that the server has
+        for it by that, as its own and as what it received: so it answers with the mixture, whatever its gate. From
+        there it trains its own, as all do. A and B of carriers are those of its architecture."""
+        state, number, place = server.state, len(server.state.relevance.gradients), client.order.saved()
+        gradient = self.probed(client, self.positions(client))
+        client.order.restore(place)
+        known = replace(state, relevance=self.with_newcomer(state.relevance, gradient))
+        everybody = {**profiles, number: replace(client.profile, id=number)}
+        found, paths, model = self.mixtures(known, everybody, [number])[number], self.carriers_of(client), client.model
+        model.load(peer.tensors([BASIS]) | found.others.tensors | received(found.others.tensors))
+        for group in (OWN, RECEIVED):
+            load_cores(model, paths, found.cores, group)
 
     def sharers(self, same: Bool[Tensor, "clients clients"]) -> Bool[Tensor, "clients clients"] | None:
         """Who gets P and Q of whom; None: all of all.
@@ -161,23 +178,3 @@ class MosaicLearning(RelevanceGuided, AdapterTraining):
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return one_a_round(profiles, self.participation)
-
-
-def alike(profiles: Mapping[ClientId, Profile], clients: int) -> Bool[Tensor, "clients clients"]:
-    """Who has a model of whose architecture."""
-    found = torch.zeros(clients, clients, dtype=torch.bool)
-    for one in profiles.values():
-        for other in profiles.values():
-            found[one.id, other.id] = one.architecture == other.architecture
-    return found
-
-
-def mixed(shares: Tensor, tensors: Mapping[ClientId, NamedTensors]) -> NamedTensors:
-    """Σ_j w_j x_j over the clients of which there are tensors and a share is had, in their order."""
-    taken = [(client, float(shares[client])) for client in sorted(tensors) if shares[client] > 0]
-    first = tensors[taken[0][0]]
-    found: NamedTensors = {key: torch.zeros_like(tensor) for key, tensor in first.items()}
-    for client, share in taken:
-        for key, tensor in tensors[client].items():
-            found[key] = found[key].add(tensor, alpha=share)
-    return found

@@ -150,6 +150,14 @@ class RelevanceGuided(Method):
         """What share each client gets of each other one's; see :func:`weights`."""
         return weights(known.scores, self.temperature, among)
 
+    def with_newcomer(self, known: Relevance, sent: ProbeGradient) -> Relevance:
+        """What the server would know with one client more, the last. It is weighed by relevance, also where a control
+        weighs others otherwise."""
+        gradients = torch.cat([known.gradients, sent.gradient[None].to(known.gradients)])
+        there = torch.cat([known.known, known.known.new_ones(1)])
+        matrix = torch.where(there[:, None] & there, relevance(gradients, self.similarity), torch.nan)
+        return Relevance(gradients, matrix, matrix)
+
     def seen(self, known: Relevance) -> dict[str, Tensor]:
         """What there is to show: see :meth:`.Method.shown`."""
         sources = effective_sources(self.mixture(known))

@@ -1,15 +1,19 @@
-"""From gradients of clients to how much each client gets from each other one.
+"""From gradients of clients to how much each client gets from each other one, and to what it gets.
 
 FedMosaic: Seo et al., ICLR 2026, arXiv:2506.11024. In matrices of clients a row is who receives, a column from whom.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from interfuse.client import ClientId, Profile
+from interfuse.messages import NamedTensors
 
 Similarity = Literal["columns", "flat"]
 """The mean cosine of the columns of two gradients (FedMosaic's release), or the cosine of all their values."""
@@ -65,3 +69,28 @@ def effective_sources(of: Matrix) -> Float[Tensor, "clients"]:
     """e^H of each row of weights: from how many clients it gets, if all gave alike."""
     entropy: Tensor = torch.special.entr(of)
     return entropy.sum(1).exp()
+
+
+def alike(profiles: Mapping[ClientId, Profile], clients: int) -> Bool[Tensor, "clients clients"]:
+    """Who has a model of whose architecture."""
+    found = torch.zeros(clients, clients, dtype=torch.bool)
+    for one in profiles.values():
+        for other in profiles.values():
+            found[one.id, other.id] = one.architecture == other.architecture
+    return found
+
+
+def mixed(
+    shares: Tensor, tensors: Mapping[ClientId, NamedTensors], nothing: NamedTensors | None = None
+) -> NamedTensors:
+    """Σ_j w_j x_j over the clients of which there are tensors and a share is had, in their order; ``nothing`` where
+    there are none."""
+    taken = [(client, float(shares[client])) for client in sorted(tensors) if shares[client] > 0]
+    if not taken:
+        return nothing or {}
+    first = tensors[taken[0][0]]
+    found: NamedTensors = {key: torch.zeros_like(tensor) for key, tensor in first.items()}
+    for client, share in taken:
+        for key, tensor in tensors[client].items():
+            found[key] = found[key].add(tensor, alpha=share)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,7 +89,7 @@ class FedMosaicAblations(BlockMosaic):
         return {"all": None, "alike": same, "none": torch.zeros_like(same)}[self.partners]
 
     def mixtures(
-        self, known: Mosaic, profiles: Mapping[ClientId, Profile], clients: Clients
+        self, known: Mosaic, profiles: Mapping[ClientId, Profile], clients: Iterable[ClientId]
     ) -> dict[ClientId, Mixture]:
         found = super().mixtures(known, profiles, clients)
         if not self.reversed_blocks:
