@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from interfuse.data import Dataset, available, load
 from interfuse.data.bbc_news import PACKAGE, TOPICS, articles
@@ -35,6 +36,12 @@ class TestTokenizers:
     def test_rows_end_at_the_last_place(self) -> None:
         made = Tokenizer(9, 0, lambda text: [int(letter) for letter in text])
         np.testing.assert_array_equal(made.rows(["12", "12345", ""], 3), [[0, 1, 2], [1, 2, 3], [0, 0, 0]])
+
+    def test_a_question_behind_each_text_is_whole(self) -> None:
+        made = Tokenizer(9, 0, lambda text: [int(letter) for letter in text])
+        np.testing.assert_array_equal(made.rows(["1", "12345"], 4, "78"), [[0, 1, 7, 8], [1, 2, 7, 8]])
+        with pytest.raises(ConfigError, match="take 3"):
+            made.rows(["1"], 2, "78")
 
     def test_pieces_know_every_character(self) -> None:
         pytest.importorskip("tokenizers")
@@ -154,6 +161,15 @@ class TestTheSets:
             load("bbc-news", task="language modelling", tokenizer="words,pieces", **said)
         with pytest.raises(ConfigError, match="task 'regression'"):
             load("bbc-news", task="regression", **said)
+
+    def test_topics_are_asked_for(self) -> None:
+        said = {"tasks": "tech", "rows": 9, "test_rows": 5}
+        told, asked = load("bbc-news", length=8, **said), load("bbc-news", length=10, task="question answering", **said)
+        x = named(asked.x_train)["x"]
+        np.testing.assert_array_equal(x[:, :8], named(told.x_train)["x"])
+        assert len(x[:, 8:].unique(dim=0)) == 1  # "topic", ":"
+        assert torch.equal(asked.y_train, told.y_train)
+        assert (asked.task.name, asked.task.names) == ("question answering", TOPICS)
 
     def test_public_rows_are_read_alike(self, tmp_path: Path) -> None:
         said = {"tasks": ["sports+tech"], "rows": 9, "length": 8}

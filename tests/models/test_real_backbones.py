@@ -9,7 +9,7 @@ import torch
 from interfuse.data.packages import Package
 from interfuse.data.weights import MINILM, Weights
 from interfuse.errors import ConfigError, DataError
-from interfuse.models import resolve
+from interfuse.models import backbones, resolve
 
 pytest.importorskip("transformers", reason="needs interfuse[transformers]")
 pytest.importorskip("gguf", reason="needs interfuse[transformers]")
@@ -126,7 +126,8 @@ def llama(here, monkeypatch):
     out.write_tensors_to_file()
     out.close()
     weights = Weights(packaged(folder, "some_llama"), gguf="tiny.gguf")
-    monkeypatch.setattr(real, "WEIGHTS", {"smollm2-135m": weights, "smollm2-half": weights})
+    for module in (real, backbones):
+        monkeypatch.setattr(module, "WEIGHTS", {"smollm2-135m": weights, "smollm2-half": weights})
     short = dataclasses.replace(real.HALVES["smollm2-half"], first=1, last=1, course=Course(2, 4, 1e-3), length=5)
     monkeypatch.setattr(real, "HALVES", {"smollm2-half": short})
     return made
@@ -157,6 +158,23 @@ def test_a_half_is_healed_once_and_leaves_the_whole_as_it_was(llama, capsys):
     assert "making" not in capsys.readouterr().err
 
 
+def test_tokens_answer_by_the_models_own_head(llama):
+    """Of several tokens in a sample it reads those of the name that it is told."""
+    made = resolve("smollm2-135m?answers=7,12,3&reads=own")({"own": (6,), "words": (9,)}, 3, 64)
+    tokens = torch.randint(1, 30, (2, 6))
+    found = made({"own": tokens, "words": torch.zeros(2, 9, dtype=torch.long)})
+    torch.testing.assert_close(found, llama(tokens).logits[:, -1, [7, 12, 3]], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [("answer=7", "did you mean 'answers'"), ("gguf=tiny.gguf", "valid: answers, reads"), ("answers=a", "numbers of")],
+)
+def test_what_a_named_model_is_not_asked(llama, options, told):
+    with pytest.raises(ConfigError, match=rf"smollm2-half.*{told}"):
+        resolve(f"smollm2-half?{options}")
+
+
 def test_half_of_an_encoder_learns_what_the_whole_one_says(bert, monkeypatch):
     tokens = torch.randint(1, 30, (64, 5))
 
@@ -178,7 +196,7 @@ def test_draws_do_not_depend_on_who_asked_first(bert):
     heads = []
     for _ in range(2):
         torch.manual_seed(5)
-        heads.append(real.build("minilm-l3", (5,), 3, 8).get_parameter("answer.weight"))
+        heads.append(real.build("minilm-l3", loading.Use(), (5,), 3, 8).get_parameter("answer.weight"))
     assert torch.equal(*heads)
 
 

@@ -19,7 +19,7 @@ from interfuse.data.formats import Arrays
 from interfuse.data.packages import Package
 from interfuse.data.reading import Reading, ReadOptions, listed
 from interfuse.data.sources import DatasetInfo
-from interfuse.data.task import IGNORED, Classification, LanguageModelling, Task
+from interfuse.data.task import IGNORED, Classification, LanguageModelling, QuestionAnswering, Task
 from interfuse.data.task_sets import TaskSet, first, places
 from interfuse.data.tokenizing import WORDS, Tokenizer, short_name, tokenizer_named
 from interfuse.errors import ConfigError, nearest
@@ -38,6 +38,8 @@ VOCABULARY = 2048
 """Size of the vocabularies that are made of the public texts."""
 LENGTH = 64
 """Tokens of a text where nobody says otherwise: its headline and the beginning."""
+QUESTION = "\nTopic:"
+"""What stands behind a text whose topic a language model is asked for."""
 PARTS = {"test": (0,), "public": (1, 2), "own": (3, 4)}
 """Which of five articles of a topic, in the order of its files, are of which part."""
 
@@ -100,7 +102,7 @@ class BBCNews(TaskSet):
                 raise ConfigError(f"{self.name}: a language model has one tokenizer, not {listed(chosen)}")
             task: Task = LanguageModelling(tokenizers[chosen[0]].size)
         else:
-            task = Classification(TOPICS)
+            task = (QuestionAnswering if options.task == QuestionAnswering.name else Classification)(TOPICS)
         (x, y), (x_test, y_test) = (
             _samples([article for rows in side for article in rows], tokenizers, options.length or LENGTH, task)
             for side in (own, held)
@@ -170,7 +172,8 @@ def _dealt(texts: Texts, tasks: Sequence[str]) -> list[list[Article]]:
 def _samples(
     articles: Sequence[Article], tokenizers: Mapping[str, Tokenizer], length: int, task: Task
 ) -> tuple[np.ndarray | dict[str, np.ndarray], np.ndarray]:
-    """Rows of tokens, of several tokenizers by name, and topics; or the token behind each one."""
+    """Rows of tokens, of several tokenizers by name, and topics; or the token behind each one. A question is part of
+    a row."""
     topics, texts = zip(*articles, strict=True)
     if isinstance(task, LanguageModelling):
         (tokenizer,) = tokenizers.values()
@@ -178,12 +181,13 @@ def _samples(
         tokens, following = rows[:, :-1], rows[:, 1:]
         # nothing is asked at padding: models move it behind the text, from where they see all of that
         return tokens, np.where((tokens == tokenizer.padding) | (following == tokenizer.padding), IGNORED, following)
-    found = {short_name(name): made.rows(texts, length) for name, made in tokenizers.items()}
+    asked = QUESTION if isinstance(task, QuestionAnswering) else ""
+    found = {short_name(name): made.rows(texts, length, asked) for name, made in tokenizers.items()}
     x = found if len(found) > 1 else next(iter(found.values()))
     return x, np.array([TOPICS.index(topic) for topic in topics])
 
 
-_TASKS = (Classification.name, LanguageModelling.name)
+_TASKS = (Classification.name, QuestionAnswering.name, LanguageModelling.name)
 _NOTE = (
     "samples are the first 64 tokens of an article unless `length` says otherwise; the split is interfuse's own and "
     "without articles that came out twice; not comparable with published numbers"

@@ -36,9 +36,19 @@ class Tokenizer:
     padding: int
     encode: Callable[[str], Sequence[int]]
 
-    def rows(self, texts: Iterable[str], length: int) -> Int64[np.ndarray, "texts length"]:
-        """The first tokens of each text at the end of its row, so the last place is always a token."""
-        found = [list(self.encode(text)[:length]) for text in texts]
+    def rows(self, texts: Iterable[str], length: int, behind: str = "") -> Int64[np.ndarray, "texts length"]:
+        """The first tokens of each text at the end of its row, so the last place is always a token.
+
+        Args:
+            behind: What stands behind each text, whole: a question.
+
+        Raises:
+            ConfigError: it leaves no place for a text.
+        """
+        end = list(self.encode(behind)) if behind else []
+        if len(end) >= length:
+            raise ConfigError(f"{length} tokens are too few for a text and what is asked of it: take {len(end) + 1}")
+        found = [[*self.encode(text)[: length - len(end)], *end] for text in texts]
         return np.array([[self.padding] * (length - len(row)) + row for row in found], np.int64).reshape(-1, length)
 
 

@@ -39,7 +39,8 @@ def named(name: str) -> Callable[[Any, int, int], SplitModel] | None:
     Raises:
         ConfigError: the extra is missing, there is no such folder, or the name is not as it must be.
     """
-    if name not in NAMES and not name.startswith(HUB):
+    place = name.partition("?")[0]
+    if name not in NAMES and place not in _REAL and not name.startswith(HUB):
         return None
     try:
         from interfuse.models.backbones import loading, real, tiny
@@ -51,8 +52,8 @@ def named(name: str) -> Callable[[Any, int, int], SplitModel] | None:
         reference = loading.Reference.parse(name.removeprefix(HUB))
         reference.check()
         return partial(loading.build, reference)
-    if name in _REAL:
-        WEIGHTS[name].check()
-        return partial(real.build, name)
+    if place in _REAL:
+        WEIGHTS[place].check()
+        return partial(real.build, *loading.Use.parse(name))
     own = name.removesuffix(_RANDOM)
     return partial(tiny.build, own, own != name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -12,30 +14,70 @@ from urllib.parse import parse_qs
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from interfuse.data import Shape
 from interfuse.errors import ConfigError, nearest
 from interfuse.models.backbones.stages import Body, Kind, sharing_copy, split_model
 from interfuse.models.split import SplitModel
 from interfuse.randomness import seeded
+from interfuse.references import HUB
 
-_OPTIONS = ("gguf", "revision", "kind", "answers", "reads")
+_USE = ("answers", "reads")
+"""Options of any model: how it is used."""
+_OPTIONS = ("gguf", "revision", "kind", *_USE)
 _COMMIT = 40  # hexadecimal digits of a commit
 _NO_CODE = MappingProxyType({"trust_remote_code": False})
 """A model's own code is never run. Without this transformers asks whoever sits at the terminal."""
 
 
 @dataclass(frozen=True)
+class Use:
+    """How a model answers.
+
+    Attributes:
+        answers: The token of each class, whose rows of the head answer; empty: a new head.
+        reads: The name of its tokens where samples have those of several tokenizers.
+    """
+
+    answers: tuple[int, ...] = ()
+    reads: str | None = None
+
+    @classmethod
+    def of(cls, name: str, options: Mapping[str, str]) -> Use:
+        """The options that are about this, of a model that goes by a name.
+
+        Raises:
+            ConfigError: answers are no numbers.
+        """
+        try:
+            answers = tuple(int(token) for token in options.get("answers", "").split(",") if token)
+        except ValueError:
+            raise ConfigError(
+                f"model {name!r}: answers are numbers of tokens with commas between, one a class"
+            ) from None
+        return cls(answers, options.get("reads"))
+
+    @classmethod
+    def parse(cls, text: str) -> tuple[str, Use]:
+        """``NAME?answers=12,7&reads=words`` as the name, and how it is used.
+
+        Raises:
+            ConfigError: another option, or an impossible one.
+        """
+        name, options = _options_of(text, _USE)
+        return name, cls.of(text, options)
+
+
+@dataclass(frozen=True)
 class Reference:
-    """Where a transformers model is, and how it answers.
+    """Where a transformers model is, and how it answers: see :class:`Use`.
 
     Attributes:
         place: A local folder, or a name of a hub.
         gguf: The GGUF file in it to read; None: safetensors.
         revision: The commit at the hub, 40 hexadecimal digits: names of branches and tags move.
         kind: None: as the model's own configuration says.
-        answers: The token of each class, whose rows of the head answer; empty: a new head.
-        reads: The name of its tokens where samples have those of several tokenizers.
     """
 
     place: str
@@ -55,22 +97,13 @@ class Reference:
         Raises:
             ConfigError: an option is unknown or impossible, or there is neither such a folder nor a revision.
         """
-        place, _, query = text.partition("?")
-        options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
-        for name in options:
-            if name not in _OPTIONS:
-                raise ConfigError(f"model 'hf:{text}' has the option {name!r}: {nearest(name, _OPTIONS)}")
+        place, options = _options_of(f"{HUB}{text}", _OPTIONS)
         kinds = {kind: kind for kind in get_args(Kind)}
         if options.get("kind", "causal") not in kinds:
             raise ConfigError(f"model 'hf:{text}': kind is {options['kind']!r}, must be {' or '.join(kinds)}")
-        try:
-            answers = tuple(int(token) for token in options.get("answers", "").split(",") if token)
-        except ValueError:
-            raise ConfigError(
-                f"model 'hf:{text}': answers are numbers of tokens with commas between, one a class"
-            ) from None
         kind = kinds[options["kind"]] if "kind" in options else None
-        return cls(place, options.get("gguf"), options.get("revision"), kind, answers, options.get("reads"))
+        use = Use.of(f"{HUB}{text}", options)
+        return cls(place.removeprefix(HUB), options.get("gguf"), options.get("revision"), kind, use.answers, use.reads)
 
     @property
     def where(self) -> tuple[str, dict[str, Any]]:
@@ -101,6 +134,20 @@ class Reference:
             )
 
 
+def _options_of(text: str, known: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """What stands before the question mark, and the options behind it.
+
+    Raises:
+        ConfigError: one is not among the known ones.
+    """
+    place, _, query = text.partition("?")
+    options = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"model {text!r} has the option {name!r}: {nearest(name, known)}")
+    return place, options
+
+
 def build(reference: Reference, sample_shape: Shape, classes: int, width: int) -> SplitModel:
     """A split model of the transformers model; see :func:`~.stages.split_model`. ``width`` changes nothing."""
     body = body_of(sharing_copy(load(reference)))
@@ -119,13 +166,26 @@ def load(reference: Reference) -> PreTrainedModel:
     try:
         config, make = _read(reference)
         place, options = reference.where
-        with seeded(0, "load"):  # it may draw what it then overwrites, in the first process that asks for it only
+        # it may draw what it then overwrites, in the first process that asks for it only
+        with seeded(0, "load"), _without_progress():
             model: PreTrainedModel = make.from_pretrained(
                 place, config=config, dtype=torch.float32, **options, **safe, **_NO_CODE
             )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
     return settled(model)
+
+
+@contextmanager
+def _without_progress() -> Iterator[None]:
+    """Without transformers' own bar, which would be drawn over that of a run."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def empty(reference: Reference) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from interfuse.data.tokenizing import tokenizer_named
 from interfuse.data.weights import WEIGHTS
 from interfuse.models.backbones.deriving import without_middle
 from interfuse.models.backbones.keeping import kept
-from interfuse.models.backbones.loading import Reference, body_of, empty, load
+from interfuse.models.backbones.loading import Reference, Use, body_of, empty, load
 from interfuse.models.backbones.pretraining import BUILD, Course, train
 from interfuse.models.backbones.stages import sharing_copy, split_model
 from interfuse.models.split import SplitModel
@@ -58,9 +58,10 @@ HALVES: Mapping[str, Half] = MappingProxyType(
 )
 
 
-def build(name: str, sample_shape: Shape, classes: int, width: int) -> SplitModel:
+def build(name: str, use: Use, sample_shape: Shape, classes: int, width: int) -> SplitModel:
     """A model of this module by name; see :func:`~.stages.split_model`. ``width`` changes nothing."""
-    return split_model(body_of(sharing_copy(model(name))), sample_shape, classes)
+    body = body_of(sharing_copy(model(name)))
+    return split_model(body, sample_shape, classes, answers=use.answers or None, reads=use.reads)
 
 
 @functools.cache
