@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from parties import assert_equal_to_local, parties, rows
+
+from interfuse.data import load
+from interfuse.engines.parties.contract import rows_digest
 
 FEDMD = str(Path(__file__).parents[1] / "outside" / "fedmd.py")
 ALLOW = {"methods": [FEDMD], "disclosures": ["logits"]}
@@ -40,3 +44,10 @@ def test_other_public_data_is_refused_by_name(tmp_path: Path) -> None:
         assert "public data: expected public, found none; the vendor's file can name it, [data] public" in said["ant"]
         assert "rows of the public data: expected" in said["bee"]
         assert "shape of the public data: expected that of the node's samples, found 1x4x4" in said["cat"]
+
+
+def test_test_rows_beside_public_rows_are_nobodys_affair() -> None:
+    public = load("digits")
+    changed = replace(public, x_test=public.x_test + 1, y_test=public.y_test.flip(0))
+    assert rows_digest(public.with_test_rows(5)) == rows_digest(changed) == rows_digest(public)
+    assert rows_digest(replace(public, y_train=public.y_train.flip(0))) != rows_digest(public)

@@ -18,7 +18,15 @@ from interfuse.coordination.record import Participant, Record, read_record
 from interfuse.coordination.watching import Watch
 from interfuse.data import Dataset, numbered
 from interfuse.engines.parties.carrier import Carrier
-from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, interface, labels_digest, names_digest
+from interfuse.engines.parties.contract import (
+    LIBRARY,
+    WIRE,
+    Contract,
+    interface,
+    labels_digest,
+    names_digest,
+    rows_digest,
+)
 from interfuse.engines.parties.frames import MESSAGE
 from interfuse.engines.parties.hub import Hub, Member
 from interfuse.engines.parties.logs import Events
@@ -210,7 +218,7 @@ def make_contract(config: RunConfig, method: Method, run: str, public: Public) -
         public_test=config.data_names[0] if shared else "", test_rows=config.test_rows,
         test_labels=labels_digest(public.labels) if shared else "",
         public_data="" if public.data is None else public.data.name,
-        public_digest="" if public.data is None else public.data.digest,
+        public_digest="" if public.data is None else rows_digest(public.data),
         class_names=names_digest(run, public.class_names) if public.named else "",
         initial=config.initial, sampling=config.sampling, tasks=config.tasks, normalise=config.normalise,
     )  # fmt: skip

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from interfuse.client import ClientId, Profile
-from interfuse.data import AT_ONCE, Normalise, Sampling, Tasks
+from interfuse.data import AT_ONCE, Dataset, Normalise, Sampling, Tasks
 from interfuse.errors import InterfuseError
 from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
@@ -213,6 +213,11 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
 def labels_digest(labels: Tensor) -> str:
     """A digest of the labels of a public test set, in order."""
     return hashlib.sha256(labels.cpu().numpy().tobytes()).hexdigest()[:32]
+
+
+def rows_digest(public: Dataset) -> str:
+    """A digest of the rows of public data. Test rows that a data set has beside them are none of these."""
+    return public.with_test_rows(0).digest
 
 
 def names_digest(run: str, names: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from interfuse.engines.parties.contract import (
     JoinError,
     check_facts,
     method_of,
+    rows_digest,
     same,
 )
 from interfuse.engines.parties.frames import (
@@ -229,7 +230,7 @@ class Node:
         public = self.vendor.data.load_public(self.vendor.folder)
         if public is None:
             raise JoinError("public data", contract.public_data, "none; the vendor's file can name it, [data] public")
-        same("rows of the public data", contract.public_digest, public.digest)
+        same("rows of the public data", contract.public_digest, rows_digest(public))
         if shape_text(public.shape) != shape_text(dataset.shape):  # the shape of its own samples is the node's affair
             raise JoinError("shape of the public data", "that of the node's samples", shape_text(public.shape))
         return public.normalised(contract.normalise).to(self.vendor.device)
