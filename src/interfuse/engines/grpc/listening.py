@@ -14,6 +14,10 @@ from interfuse.engines.grpc.keys import Admission, of_server
 from interfuse.engines.parties import Join, KeyFiles, Link, Peer
 from interfuse.errors import ConfigError
 
+SERVER = (*OPTIONS, ("grpc.http2.min_ping_interval_without_data_ms", 5_000))
+"""Nodes ask every 10 seconds whether the coordinator is there, also while it has nothing to say to them for minutes. By
+default gRPC takes three such questions within 15 minutes for an attack, and ends the connection."""
+
 
 class Listener:
     """Streams over gRPC, each in two threads of its own: gRPC's sends, the one behind ``join`` reads.
@@ -29,7 +33,7 @@ class Listener:
 
     def open(self, streams: int, join: Join) -> None:
         pool = futures.ThreadPoolExecutor(streams)
-        self._join, self._server = join, grpc.server(pool, options=OPTIONS, maximum_concurrent_rpcs=streams)
+        self._join, self._server = join, grpc.server(pool, options=SERVER, maximum_concurrent_rpcs=streams)
         known = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(known, self._server)
         service, name = METHOD.strip("/").split("/")
