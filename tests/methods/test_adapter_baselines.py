@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -23,12 +24,13 @@ from worlds import (
     llama2,
     llama3,
     resident,
+    same_bits,
     shares_of,
     tiny_dataset,
 )
 
 from interfuse.client import ClientId
-from interfuse.clients import Answer, Request
+from interfuse.clients import Answer, Engine, Request
 from interfuse.errors import ClientError, ConfigError
 from interfuse.families.adapters import Adapters
 from interfuse.families.averaging import under
@@ -447,11 +449,12 @@ def test_clients_that_a_round_leaves_out_keep_what_they_have(name: str) -> None:
 
 
 def test_who_is_better_on_all_rows_learns_nothing() -> None:
-    f = federation(sized("fedmkt"), models=[llama2], clients=1, rounds=1)
+    method = sized("fedmkt")
+    f = federation(method, models=[llama2], clients=1, rounds=1)
     client, before = resident(f, 0), in_model(f, 0)
-    own = f.method.answered(client, before, torch.arange(6))  # type: ignore[attr-defined]
+    own = method.answered(client, before, torch.arange(6))
     worse = Knowledge(torch.arange(6), replace(own, loss=own.loss + 1))
-    assert largest_difference(f.method.learnt(client, before, worse), before) == 0  # type: ignore[attr-defined]
+    assert largest_difference(method.learnt(client, before, worse), before) == 0
     assert client.model.tensors(["own"]).keys() == before.keys()
 
 
@@ -477,7 +480,9 @@ def test_public_data_must_be_there_and_have_the_classes_of_the_task() -> None:
 class Lying(Recorder):
     """An engine whose client 1 changes its replies to a handler."""
 
-    handler, lie = "", staticmethod(lambda reply: reply)
+    def __init__(self, inner: Engine, handler: str, lie: Callable[[Any], Message]) -> None:
+        super().__init__(inner)
+        self.handler, self.lie = handler, lie
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
         for answer in super().call(request, messages):
@@ -504,7 +509,25 @@ def fewer(tensors: Any) -> Any:
     ],
 )
 def test_what_nobody_can_have_names_who_sent_it(name: str, handler: str, lie: Any, said: str) -> None:
-    f = federation(sized(name), models=[llama2, llama3], clients=3, wrap=Lying)
-    f.engine.handler, f.engine.lie = handler, lie  # type: ignore[attr-defined]
+    lying = partial(Lying, handler=handler, lie=lie)
+    f = federation(sized(name), models=[llama2, llama3], clients=3, wrap=lying)
     with pytest.raises(ClientError, match=f"client 1 sent {said}"):
         f.run_round()
+
+
+@pytest.mark.parametrize("handler", ["train", "teach_global"])
+def test_a_false_loss_gains_nothing_where_logits_of_all_classes_are_sent(handler: str) -> None:
+    """Where fewer are sent, nobody can tell what the loss is."""
+
+    def lie(reply: Any) -> Any:
+        if isinstance(reply, Answers):
+            return replace(reply, loss=0 * reply.loss)
+        return replace(reply, answers=lie(reply.answers))
+
+    for kept, believed in ((3, False), (2, True)):
+        method = replace(sized("fedmkt"), public_rows=20, top_k=kept)
+        honest, other = (
+            federation(method, models=[llama2, llama3], wrap=wrap, rounds=1)
+            for wrap in (Recorder, partial(Lying, handler=handler, lie=lie))
+        )
+        assert same_bits(everything_owned(honest), everything_owned(other)) == (not believed)

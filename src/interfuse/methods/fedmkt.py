@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -76,6 +76,14 @@ def best_of(replies: Iterable[Answers]) -> Answers:
     return Answers(logits, of, loss)
 
 
+def with_losses(answers: Answers, y: Int64[Tensor, "rows"], classes: int) -> Answers:
+    """The same with the losses that follow from the logits, where these are of all classes; else as they were sent."""
+    if answers.logits.shape[1] < classes:
+        return answers
+    logits = torch.zeros_like(answers.logits).scatter(1, answers.of, answers.logits)
+    return replace(answers, loss=functional.cross_entropy(logits, y.to(logits.device), reduction="none"))
+
+
 def distributions(answers: Answers, classes: int) -> Float[Tensor, "rows classes"]:
     """The softmax of the logits that were kept; other classes have nothing."""
     zero = answers.logits.new_zeros(len(answers.of), classes)
@@ -89,7 +97,8 @@ class FedMKT(PublicLearning, SharedAdapters):
     Clients keep their adapters and train them. Of each public row that client teaches whose loss is lowest, by its
     largest logits: a global model for each architecture learns on the rows on which that loss is below its own. Then
     each client learns from the global model of its architecture where that has the lower loss. Nothing is averaged, and
-    of clients' adapters nothing travels. Whoever sends a low loss teaches: it is taken at its word.
+    of clients' adapters nothing travels. Where logits of all classes are sent, the server has the losses from them;
+    where fewer are, whoever sends a low loss teaches: it is taken at its word.
 
     Classes are common to all clients, so there is no token to align. Not taken over: losses and answers are taken in
     training mode in the release, with dropout.
@@ -111,10 +120,11 @@ class FedMKT(PublicLearning, SharedAdapters):
     def round(self, server: Server[Global], clients: Clients) -> None:
         chosen, weights, rows = clients.sample(self.participation), server.state.weights, self.drawn(server)
         shape, sent = (len(rows), min(self.top_k, server.dims["classes"])), dict[ClientId, Answers]()
+        y = server.public.labels()[rows].long()
 
         def take(client: ClientId, answers: Answers) -> None:
             check(client, answers, shape, server.dims["classes"])
-            sent[client] = answers
+            sent[client] = with_losses(answers, y, server.dims["classes"])
 
         chosen.call(self.train, Asked(rows), each=take)
         best, owned = Knowledge(rows, best_of(sent.values())), self.adapters(weights, hosts(chosen))
@@ -122,7 +132,8 @@ class FedMKT(PublicLearning, SharedAdapters):
         knowledge = dict[ClientId, Knowledge]()
         for host, (_, some) in zip(hosts(chosen), of_each_architecture(chosen), strict=True):
             check(host, learnt[host].answers, shape, server.dims["classes"])
-            knowledge |= dict.fromkeys(some, Knowledge(rows, learnt[host].answers))
+            answers = with_losses(learnt[host].answers, y, server.dims["classes"])
+            knowledge |= dict.fromkeys(some, Knowledge(rows, answers))
         taught = hosted(chosen, {host: reply.adapters for host, reply in learnt.items()}, weights)
         chosen.call(self.learn_from_global, knowledge)
         server.state = Global(weights | taught)
