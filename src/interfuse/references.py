@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import TypeGuard
 
 from interfuse.errors import ConfigError, nearest
 
@@ -18,6 +19,8 @@ IN_MEMORY = "in-memory:"
 
 HUB = "hf:"
 """Begins the name of a model of transformers: ``hf:FOLDER``, or of a hub, ``hf:NAME?revision=COMMIT``."""
+COMMIT = 40
+"""Hexadecimal digits of a commit, by which what a hub has is named: branches and tags move."""
 _OF_A_MODEL = (".json", ".safetensors", ".gguf")
 """Endings of the files in a folder that make a model of transformers what it is."""
 
@@ -25,6 +28,11 @@ _OF_A_MODEL = (".json", ".safetensors", ".gguf")
 def is_reference(text: str) -> bool:
     """Whether ``text`` is meant as a reference to code rather than as a built-in name."""
     return ":" in text
+
+
+def is_commit(text: str | None) -> TypeGuard[str]:
+    """Whether it is a whole commit, in small letters."""
+    return text is not None and len(text) == COMMIT and set(text) <= set("0123456789abcdef")
 
 
 def whole_path(text: str, folder: Path) -> str:

@@ -83,6 +83,7 @@ class TestTokenizers:
             ("word", "did you mean 'words'"),
             ("hf:no/such/folder", "no such folder.*add its commit"),
             ("hf:no/such?revison=1", "did you mean 'revision'"),
+            ("hf:no/such?revision=main", "40 hexadecimal digits"),
         ],
     )
     def test_what_is_none(self, name: str, told: str) -> None:

@@ -28,6 +28,7 @@ from interfuse.data.task import IGNORED, LanguageModelling
 from interfuse.data.task_sets import TaskSet, first, places
 from interfuse.data.tokenizing import Tokenizer, tokenizer_named
 from interfuse.errors import ConfigError, DataError
+from interfuse.references import COMMIT, is_commit
 
 SIDE = 64
 """Points of a picture's side where nobody says otherwise: 12 kB a row, since all rows are held in memory."""
@@ -35,7 +36,6 @@ LENGTH = 128
 """Tokens of a question with its answer where nobody says otherwise."""
 VOCABULARY = 8192
 """Size of a vocabulary that is made of the questions."""
-_COMMIT = 40  # hexadecimal digits of a commit
 _PLACEHOLDER = "<image>"
 
 
@@ -139,10 +139,10 @@ class Instructions(TaskSet):
         found = Places.from_environment()
         if found.data is not None and (found.data / self.folder / archive).is_dir():
             return found.data / self.folder
-        if revision is None or len(revision) != _COMMIT or not set(revision) <= set("0123456789abcdef"):
+        if not is_commit(revision):
             raise ConfigError(
                 f"{archive} of {self.name} is not in INTERFUSE_DATA, as {self.folder}/{archive}; to download it name "
-                f"the commit of {self.repository} on Hugging Face: --read revision=..., {_COMMIT} hexadecimal digits"
+                f"the commit of {self.repository} on Hugging Face: --read revision=..., {COMMIT} hexadecimal digits"
             )
         root = found.cache / self.folder / revision
         if not (root / archive).is_dir():

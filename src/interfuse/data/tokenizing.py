@@ -14,7 +14,7 @@ from jaxtyping import Int64
 
 from interfuse.data.weights import WEIGHTS
 from interfuse.errors import ConfigError, nearest
-from interfuse.references import HUB
+from interfuse.references import COMMIT, HUB, is_commit
 
 WORDS, PIECES = "words", "pieces"
 """The names of the tokenizers that are made of texts."""
@@ -124,9 +124,10 @@ def of_transformers(name: str) -> Tokenizer:
         if key not in ("gguf", "revision"):
             raise ConfigError(f"tokenizer {name!r} has the option {key!r}: {nearest(key, ('gguf', 'revision'))}")
     folder = Path(place).expanduser()
-    if not folder.is_dir() and "revision" not in options:
+    if not folder.is_dir() and not is_commit(options.get("revision")):
         raise ConfigError(
-            f"tokenizer {name!r}: there is no such folder; for one of a hub add its commit: hf:{place}?revision=..."
+            f"tokenizer {name!r}: there is no such folder; for one of a hub add its commit, as in "
+            f"'hf:{place}?revision=...' with {COMMIT} hexadecimal digits"
         )
     where = {"gguf_file": options["gguf"]} if "gguf" in options else {}
     try:

@@ -21,12 +21,11 @@ from interfuse.errors import ConfigError, nearest
 from interfuse.models.backbones.stages import Body, Kind, sharing_copy, split_model
 from interfuse.models.split import SplitModel
 from interfuse.randomness import seeded
-from interfuse.references import HUB
+from interfuse.references import COMMIT, HUB, is_commit
 
 _USE = ("answers", "reads")
 """Options of any model: how it is used."""
 _OPTIONS = ("gguf", "revision", "kind", *_USE)
-_COMMIT = 40  # hexadecimal digits of a commit
 _NO_CODE = MappingProxyType({"trust_remote_code": False})
 """A model's own code is never run. Without this transformers asks whoever sits at the terminal."""
 
@@ -126,11 +125,10 @@ class Reference:
             if self.gguf is not None and not (folder / self.gguf).is_file():
                 raise ConfigError(f"model 'hf:{self.place}': the folder has no file {self.gguf}")
             return
-        digits = set(self.revision or "") <= set("0123456789abcdef")
-        if self.revision is None or len(self.revision) != _COMMIT or not digits:
+        if not is_commit(self.revision):
             raise ConfigError(
                 f"model 'hf:{self.place}': there is no such folder; for a model of a hub add its commit, as in "
-                f"'hf:{self.place}?revision=...' with {_COMMIT} hexadecimal digits"
+                f"'hf:{self.place}?revision=...' with {COMMIT} hexadecimal digits"
             )
 
 
