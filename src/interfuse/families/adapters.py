@@ -52,7 +52,14 @@ class AdapterTraining(OwnTraining):
     origin = "FedMosaic's release"
     shaping: ClassVar[tuple[str, ...]] = ("rank", "alpha", "dropout", "linears")
     references: ClassVar[Mapping[str, str]] = {"local": "sft"}
-    usual: ClassVar[Mapping[str, Any]] = {"local_steps": 100, "batch_size": 4, "optimizer": "adamw", "lr": 2e-5}
+    usual: ClassVar[Mapping[str, Any]] = {
+        "local_steps": 100,
+        "batch_size": 4,
+        "optimizer": "adamw",
+        "lr": 2e-5,
+        "weight_decay": 0.0,
+        "keep_optimizer": True,
+    }
 
     rank: Count = 128  # r: rows of A, columns of B
     alpha: NonNegative = 256.0  # adapters count alpha / rank times

@@ -73,7 +73,7 @@ class RelevanceGuided(Method):
 
     probe: str = "vqa-s"  # W_s: the small frozen network, a model of the zoo [interfuse]
     temperature: Annotated[float, Gt(0)] = 0.5  # tau: of the softmax over relevances
-    similarity: Similarity = "columns"  # mean cosine of the gradients' columns; or flat, of all values
+    similarity: Similarity = "columns"  # mean cosine of the gradients' columns; or flat, of all values (paper)
     gradient_every: Count = 10  # m: one of so many steps of a round has its batch's gradient taken
     jacobian: Jacobian = "exact"  # of the probe's last normalisation; the release has diagonal [the chain rule]
     kept: Fraction = 0.4  # fraction of the gradient's rows that is sent
