@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from summaries import summary_values
 
+from interfuse import report
+from interfuse.report.plots import as_svg
 from interfuse.runs import Row, Summary
 from interfuse.runs.verdict import concluded
 
@@ -65,6 +68,17 @@ def write_run(
         ended = concluded(Summary.model_validate(summary), [Row.model_validate(row) for row in rows])
         (folder / "summary.json").write_text(json.dumps(ended.values()), encoding="utf-8")
     return summary
+
+
+def write_page(folder: Path) -> Path:
+    """The report with its plots for the page alone: their files for paper and slides take twice as long as that."""
+
+    def svg(figure: Any, folder: Path, name: str, *, paper: bool = True) -> str:
+        return as_svg(figure, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("interfuse.report.plots.save", svg)
+        return report.write(folder)
 
 
 def summary_of(fake: FakeRun = FakeRun(), references: Sequence[FakeRun] = (), **changes: Any) -> Summary:

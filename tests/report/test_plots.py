@@ -14,31 +14,39 @@ from PIL import Image
 
 from interfuse import report
 from interfuse.report import plots
-from interfuse.report.plots import composition_figure, figures, save
+from interfuse.report.plots import as_svg, composition_figure, figures, save
 from interfuse.report.run import load
 
+PLOTS = {"composition", "composition-local", "accuracy-rounds", "accuracy-uplink", "bytes", "classes", "time"}
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def test_files_are_valid(tmp_path: Path) -> None:
+def test_the_same_folder_gives_the_same_bytes_and_these_are_pictures(tmp_path: Path) -> None:
     write_run(tmp_path)
-    report.write(tmp_path)
-    paths = sorted((tmp_path / "plots").iterdir())
-    assert len(paths) == 14 + 3
-    for path in paths:
+
+    def files() -> dict[Path, bytes]:
+        report.write(tmp_path)
+        return {path: path.read_bytes() for path in (tmp_path / "report.html", *(tmp_path / "plots").iterdir())}
+
+    first = files()
+    drawn = {f"{name}.{kind}" for name in PLOTS for kind in ("svg", "png")}
+    for_paper = {"accuracy-rounds.pdf", "accuracy-uplink.pdf", "composition.pdf"}
+    assert {path.name for path in first} == drawn | for_paper | {"report.html"}
+    assert files() == first
+    for path, content in first.items():
         if path.suffix == ".svg":
-            assert ET.parse(path).getroot().tag == f"{SVG}svg"
+            assert ET.fromstring(content).tag == f"{SVG}svg"
         elif path.suffix == ".pdf":
-            assert path.read_bytes().startswith(b"%PDF-")
-        else:
+            assert content.startswith(b"%PDF-")
+        elif path.suffix == ".png":
             with Image.open(path) as image:
                 image.load()
                 assert image.width >= 900
                 assert len(image.convert("L").getcolors(256)) > 10, "the picture is empty"
 
 
-def words(figure: Figure, folder: Path) -> list[str]:
-    return ["".join(e.itertext()) for e in ET.fromstring(save(figure, folder, "plot")).iter(f"{SVG}text")]
+def words(figure: Figure) -> list[str]:
+    return ["".join(e.itertext()) for e in ET.fromstring(as_svg(figure, "plot")).iter(f"{SVG}text")]
 
 
 def heights(figure: Figure) -> np.ndarray:
@@ -47,18 +55,18 @@ def heights(figure: Figure) -> np.ndarray:
     return np.array([[bar.get_height() for bar in bars] for bars in axes.containers]).T
 
 
-def test_class_counts_stack_to_the_samples(tmp_path: Path) -> None:
+def test_class_counts_stack_to_the_samples() -> None:
     counts = np.array([[3, 4, 0], [5, 6, 7]])
     figure = plots.class_counts_figure(counts, ["cat", "dog", "owl"])
     assert (heights(figure) == counts).all()
     tops = [bar.get_y() + bar.get_height() for bar in figure.axes[0].containers[-1]]
     assert tops == [7, 18]
-    assert {"cat", "dog", "owl"} <= set(words(figure, tmp_path))
+    assert {"cat", "dog", "owl"} <= set(words(figure))
 
 
-def test_names_that_cannot_be_drawn_become_numbers(tmp_path: Path) -> None:
+def test_names_that_cannot_be_drawn_become_numbers() -> None:
     figure = plots.class_counts_figure(np.ones((2, 4), int), ["お", "$\\frac{$", "a\nb", ""])
-    assert {"0", "$\\frac{$", "2", "3"} <= set(words(figure, tmp_path))
+    assert {"0", "$\\frac{$", "2", "3"} <= set(words(figure))
 
 
 def test_many_pieces_become_an_image() -> None:

@@ -10,11 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_run import LOCAL, FakeRun, write_run
-
-from interfuse import report
+from fake_run import LOCAL, FakeRun, write_page, write_run
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+WIDTHS = [390, 1280]
 LONG = "a-very-long-name-without-a-single-place-to-break-it" * 3
 FAKES = {
     "four": FakeRun(),
@@ -46,7 +45,7 @@ def console_errors(done: subprocess.CompletedProcess[str]) -> list[str]:
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, fake = tmp_path_factory.mktemp("run"), FAKES[request.param]
     write_run(folder, fake, (replace(LOCAL, clients=fake.clients, architectures=fake.architectures),))
-    return report.write(folder)
+    return write_page(folder)
 
 
 def test_complaints_of_a_page_are_seen(tmp_path: Path) -> None:
@@ -62,19 +61,17 @@ def test_page_opens_without_complaint(page: Path, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("width", [390, 1280])
-def test_page_does_not_scroll_sideways(page: Path, width: int, tmp_path: Path) -> None:
-    # A frame, because a window cannot be as narrow as a telephone.
-    measure = "<script>parent.document.title = document.documentElement.scrollWidth + ' of ' + innerWidth</script>"
-    inner = page.read_text(encoding="utf-8").replace("</body>", f"{measure}</body>")
-    frame = tmp_path / "frame.html"
-    frame.write_text(
-        f'<!DOCTYPE html><meta charset="utf-8"><iframe style="border:0;width:{width}px;height:900px" '
-        f'srcdoc="{html.escape(inner)}"></iframe>',
+def test_page_does_not_scroll_sideways(page: Path, tmp_path: Path) -> None:
+    # Frames, because a window cannot be as narrow as a telephone.
+    measure = "<script>parent.document.title += `${document.documentElement.scrollWidth} of ${innerWidth}.`</script>"
+    inner = html.escape(page.read_text(encoding="utf-8").replace("</body>", f"{measure}</body>"))
+    frames = tmp_path / "frames.html"
+    frames.write_text(
+        '<!DOCTYPE html><meta charset="utf-8">'
+        + "".join(f'<iframe style="border:0;width:{w}px;height:900px" srcdoc="{inner}"></iframe>' for w in WIDTHS),
         encoding="utf-8",
     )
-    done = browse(frame, tmp_path / "profile", f"--window-size={width + 200},1000", "--dump-dom")
-    title = re.search(r"<title>(\d+) of (\d+)</title>", done.stdout)
-    assert title is not None, "the page was not measured"
-    assert title[2] == str(width)
-    assert int(title[1]) <= width
+    done = browse(frames, tmp_path / "profile", "--window-size=1500,1000", "--dump-dom")
+    measured = re.findall(r"(\d+) of (\d+)\.", re.findall("<title>(.*?)</title>", done.stdout)[0])
+    assert sorted(int(width) for _, width in measured) == WIDTHS
+    assert all(int(content) <= int(width) for content, width in measured)

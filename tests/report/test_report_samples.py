@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interfuse.errors import RunError
 from interfuse.evaluation import Pictures
-from interfuse.report.plots import save
+from interfuse.report.plots import as_svg, save
 from interfuse.report.run import load
 from interfuse.report.samples import LARGEST_SIDE, as_lines, as_pixels, cells, samples_figure, samples_text
 from interfuse.runs.drawn import Drawn, read_drawn, write_drawn
@@ -37,7 +37,7 @@ def test_the_picture_of_a_large_federation_stays_small(tmp_path: Path) -> None:
     write_run(tmp_path, FakeRun(clients=400, classes=100, rounds=4), ())
     write_drawn(tmp_path, pictures([0, 100, 200, 300], 10, (3, 224, 224), lacks=3))
     run = load(tmp_path)
-    assert len(save(samples_figure(run.drawn, run.summary.class_names), tmp_path, "samples", paper=False)) < 2.5e6
+    assert len(as_svg(samples_figure(run.drawn, run.summary.class_names), "samples")) < 2.5e6
     text = samples_text(run.drawn, run.summary.class_names, 400)
     assert text.startswith("Samples of 10 of 100 classes by 4 of 400 clients")
     assert text.count("client 100") == 1

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from fake_run import write_run
+from fake_run import write_page, write_run
 
-from interfuse import report
 from interfuse.report.plots import figures
 from interfuse.report.run import load
 
@@ -24,7 +23,6 @@ def test_heat_maps_before_and_after_show_the_values(tmp_path: Path) -> None:
     axes = figures(load(tmp_path))["similarity-after"].axes[0]
     assert np.array_equal(axes.images[0].get_array(), np.array(AFTER, float), equal_nan=True)  # type: ignore[arg-type]
     assert [text.get_text() for text in axes.texts][:2] == ["100.0", "83.0"]
-    page = report.write(tmp_path).read_text(encoding="utf-8")
+    page = write_page(tmp_path).read_text(encoding="utf-8")
     assert page.count("Linear CKA between the outputs of all base blocks") == 4  # captions, and texts of the pictures
     assert "1,234.6 (devices), 99.9 (1 Mbit/s)" in page
-    assert (tmp_path / "plots" / "similarity-before.svg").exists()

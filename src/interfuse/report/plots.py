@@ -128,9 +128,8 @@ def figures(run: Run) -> dict[str, Figure]:
 
 def save(figure: Figure, folder: Path, name: str, *, paper: bool = True) -> str:
     """Write a plot as SVG and PNG, and with ``paper`` as PDF. The same figure gives the same bytes. Returns the SVG."""
+    text, image = as_svg(figure, name), io.BytesIO()
     with style(name):
-        text, image = io.StringIO(), io.BytesIO()
-        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
         # It is laid out now: doing so again for the others would take as long as all else. For the same reason they are
         # not saved by the figure, which draws once for nothing to have it laid out.
         figure.set_layout_engine("none")
@@ -141,8 +140,16 @@ def save(figure: Figure, folder: Path, name: str, *, paper: bool = True) -> str:
         figure.dpi = 300
         png: Any = FigureCanvasAgg(figure)
         png.print_png(image, metadata={"Software": None})
-    (folder / f"{name}.svg").write_text(text.getvalue(), encoding="utf-8")
+    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
     (folder / f"{name}.png").write_bytes(image.getvalue())
+    return text
+
+
+def as_svg(figure: Figure, name: str) -> str:
+    """A plot as SVG, laid out; it is the same for the same figure and name."""
+    with style(name):
+        text = io.StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return text.getvalue()
 
 
