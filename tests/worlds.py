@@ -42,6 +42,13 @@ PLAIN = Normalisation(1.0, (0.0,), (1.0,))
 """Leaves floats as they are."""
 
 
+ADAPTERS: Mapping[str, Any] = {
+    "rank": 2, "blocks": 2, "probe": f"{__file__}:llama2", "public_rows": 6,
+    "linears": ("q", "down"),  # one that reads, one that writes: every further one costs as much again
+}  # fmt: skip
+"""Settings with which methods on adapters are small."""
+
+
 def tiny_dataset(
     rows: int = 60,
     classes: int = 3,
@@ -79,7 +86,7 @@ def tiny(name: str, **smaller: Any) -> Method:
     wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
     wanted |= {"decoder_steps": 2, "vtc_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
     if issubclass(kind, AdapterTraining):  # FML's alpha is another
-        wanted |= {"rank": 2, "alpha": 4.0, "blocks": 2, "probe": f"{__file__}:llama2"}
+        wanted |= ADAPTERS | {"alpha": 4.0}
     wanted |= smaller
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
 

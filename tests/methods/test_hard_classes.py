@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-import worlds
 from torch import nn
-from worlds import dataset_of, federation, fitting, resident, shares_of, tiny_dataset
+from worlds import ADAPTERS, dataset_of, federation, fitting, resident, shares_of, tiny_dataset
 
 from interfuse.data import Dataset
 from interfuse.evaluation import evaluate
@@ -28,15 +27,12 @@ SMALL: dict[str, Any] = {
     "finetune_epochs": 1,
     "latents": 2,
     "warm_up": 1,
-    "rank": 2,
-    "blocks": 2,
-    "probe": f"{worlds.__file__}:llama2",
     "server_epochs": 1,
     "head_epochs": 1,
     "tuning_epochs": 1,
     "virtual": 4,
     "meme": "logistic",
-}
+} | ADAPTERS
 
 
 def small(name: str) -> Method:

@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-import worlds
 from torch import Tensor
-from worlds import Recorder, alone, entries, federation, fitting, shares_of, tiny_dataset
+from worlds import ADAPTERS, Recorder, alone, entries, federation, fitting, shares_of, tiny_dataset
 
 from interfuse.client import ClientId
 from interfuse.clients import Answer, Request
@@ -28,7 +27,7 @@ from interfuse.methods.pooled import Pooled
 WITHOUT = {"fedbuff", "ifl-async"}
 """Everybody is always at work: there are no rounds to take part in."""
 SMALL = {"local_steps": 1, "batch_size": 4, "joins_at": 4, "server_steps": 1, "generator_steps": 0, "decoder_steps": 0}
-SMALL |= {"vtc_steps": 0, "head_epochs": 0, "rank": 2, "blocks": 2, "probe": f"{worlds.__file__}:llama2"}
+SMALL |= {"vtc_steps": 0, "head_epochs": 0} | ADAPTERS
 AT_THE_END = {"ccvr-local"}
 """Its clients send nothing in rounds."""
 TWO_MODELS = {"ditto", "ditto-lora", "feddpa"}

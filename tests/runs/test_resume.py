@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_type_hints
 
 import pytest
 import torch
@@ -90,7 +90,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
 LLAMAS = [f"{worlds.__file__}:{build.__name__}" for build in (worlds.llama2, worlds.llama3)]
 for name, kind in built_in().items():
     if issubclass(kind, AdapterTraining):
-        small = {"local_steps": 1, "batch_size": 4, "rank": 2, "blocks": 2, "probe": LLAMAS[0]}
+        small = {"local_steps": 1, "batch_size": 4} | worlds.ADAPTERS
         known = {f.name for f in fields(kind)}
         own = {key: value for key, value in small.items() if key in known}
         STATEFUL[name] = {"settings": own, "models": LLAMAS, "rounds": 2, "public": "in-memory:tiny"}
@@ -148,7 +148,16 @@ def test_a_kill_after_any_step_changes_nothing(
 MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)), public=tiny_dataset(90, shape=(1, 4, 4)))
 
 
-@pytest.mark.parametrize("method", sorted(built_in()))
+def of_each_state() -> list[str]:
+    """A method for each pair of states, of the server and of a client, that methods have."""
+    found: dict[tuple[object, ...], str] = {}
+    for name, kind in sorted(built_in().items()):
+        states = tuple(get_type_hints(begin)["return"] for begin in (kind.start, kind.new_client))
+        found.setdefault(states, name)
+    return sorted(found.values())
+
+
+@pytest.mark.parametrize("method", of_each_state())
 def test_with_numbers_of_two_figures_a_kill_changes_nothing(method: str, quick_path: Path) -> None:
     """In a file, clients are in the order of their names: 0, 1, 10, 11, 2. Half of them take part if they can."""
     settings = {"devices": {}, **STATEFUL.get(method, {}), "clients": 12, "rounds": 2, "eval_every": 2}
