@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from interfuse.data.tokenizing import of_transformers
@@ -231,6 +232,24 @@ def test_neither_a_trial_nor_a_look_for_memory_to_lend_copies_what_is_given(fold
 def test_names_that_lead_nowhere(name, says):
     with pytest.raises(ConfigError, match=says):
         resolve(name)
+
+
+def test_loading_draws_nothing_and_leaves_the_switches_of_transformers_as_they_were(folder, capfd):
+    switches = transformers.utils.logging
+    before = switches.is_progress_bar_enabled(), switches.get_verbosity()
+    assert before[0]
+    loading.load.__wrapped__(loading.Reference(str(folder)))
+    assert capfd.readouterr() == ("", "")
+    assert (switches.is_progress_bar_enabled(), switches.get_verbosity()) == before
+
+
+def test_values_that_a_folder_lacks_are_told(bert, tmp_path):
+    bert.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (key,) = [key for key in tensors if key.endswith("layer.1.output.dense.weight")]
+    save_file({name: tensor for name, tensor in tensors.items() if name != key}, tmp_path / "model.safetensors")
+    with pytest.warns(RuntimeWarning, match=rf"no values for 1 of its tensors, which are random: {key}"):
+        loading.load.__wrapped__(loading.Reference(str(tmp_path)))
 
 
 def test_a_folder_without_a_model_or_without_its_file(tmp_path):

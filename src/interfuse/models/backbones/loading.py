@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -165,23 +167,34 @@ def load(reference: Reference) -> PreTrainedModel:
         config, make = _read(reference)
         place, options = reference.where
         # it may draw what it then overwrites, in the first process that asks for it only
-        with seeded(0, "load"), _without_progress():
-            model: PreTrainedModel = make.from_pretrained(
-                place, config=config, dtype=torch.float32, **options, **safe, **_NO_CODE
+        with seeded(0, "load"), _quiet():
+            model, told = make.from_pretrained(
+                place, config=config, dtype=torch.float32, output_loading_info=True, **options, **safe, **_NO_CODE
             )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
-    return settled(model)
+    found = settled(model)
+    if missing := sorted(told["missing_keys"] & {*found.state_dict()}):
+        warnings.warn(
+            f"model 'hf:{reference.place}' has no values for {len(missing)} of its tensors, which are random: "
+            f"{', '.join(missing[:3])}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 @contextmanager
-def _without_progress() -> Iterator[None]:
-    """Without transformers' own bar, which would be drawn over that of a run."""
-    shown = logging.is_progress_bar_enabled()
+def _quiet() -> Iterator[None]:
+    """Without the bars and reports of transformers, which would be drawn over the progress of a run."""
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
-        yield
+        with redirect_stderr(io.StringIO()):  # the bar of a GGUF file listens to no switch
+            yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 
