@@ -31,6 +31,10 @@ class ModelError(InterfuseError):
     """A model cannot be built, split, or does not fit the federation."""
 
 
+class ArtefactError(InterfuseError):
+    """An artefact is damaged, not what it says, or does not fit; the text says in what."""
+
+
 class RunError(InterfuseError):
     """A run folder cannot be written, read or resumed."""
 

@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from jaxtyping import Float, Int64, Shaped
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from interfuse import report
+from interfuse import artefacts, report
+from interfuse.artefacts import Artefact, Owner, Part, Trained, make, write
 from interfuse.client import Client, ClientId
 from interfuse.data import Dataset, load
 from interfuse.engines import InProcess
@@ -29,8 +31,8 @@ from interfuse.models import SplitModel
 from interfuse.report.progress import following
 from interfuse.report.text import title
 from interfuse.runs import Callback, Given, Progress, resume
-from interfuse.runs.config import changed_sources
-from interfuse.runs.folder import RunFolder
+from interfuse.runs.config import changed_sources, run_key
+from interfuse.runs.folder import Commit, RunFolder
 from interfuse.runs.loop import assemble
 from interfuse.runs.summary import Rows, Scores, Spread, Summary
 from interfuse.setup import Setup
@@ -233,11 +235,15 @@ class Result:
         return assemble(self.config, self._given)
 
     @cached_property
-    def _federation(self) -> Federation:
-        folder = RunFolder(self.path)
-        commit = folder.last_commit()
+    def _commit(self) -> Commit:
+        commit = RunFolder(self.path).last_commit()
         if commit is None:
             raise RunError(f"{self.path} has no commit yet")
+        return commit
+
+    @cached_property
+    def _federation(self) -> Federation:
+        folder, commit = RunFolder(self.path), self._commit
         # who has which rows is of no account to models as they are
         known = {part: digest for part, digest in self._setup.digests.items() if part != "division"}
         commit.check_data(known, str(self.path), ", ".join(self.config.data_names))
@@ -250,6 +256,60 @@ class Result:
         self._known(client)
         with self._federation.evaluating():
             return self._engine.model(client)
+
+    def export(
+        self,
+        out: str | Path,
+        client: ClientId,
+        part: Part = "model",
+        *,
+        best: bool = False,
+        owner: Owner = Owner(),  # noqa: B008 (frozen)
+        expires: date | None = None,
+    ) -> Artefact:
+        """Write a client's model, or one block of it, to a folder of its own: an artefact, that needs neither this run
+        nor its data nor the model's code.
+
+        Args:
+            out: A folder that is not there yet.
+            part: ``base``, from samples to fusion-layer outputs; ``modular``, from these to scores; ``model``, both.
+            best: Of the round with the best mean validation accuracy instead of the last.
+            owner: Name, licence and free text, for whoever gets it.
+            expires: From this day on it is refused.
+
+        Raises:
+            ConfigError: ``out`` is there already.
+            ModelError: no such client, or its model cannot be exported; names the operation.
+            RunError: the run has no commit, or no best round.
+        """
+        self._known(client)
+        commit = self._commit
+        if best and commit.best is None:
+            raise RunError(f"{self.path} has no best round: it has no validation rows")
+        engine, done = self._engine, commit.round
+        if best and commit.best is not None:
+            engine, done = InProcess(self._setup), commit.best.round
+            federation = Federation(self._setup, engine)
+            federation.load(RunFolder(self.path).commits, done, commit.best.saved)
+        else:
+            federation = self._federation
+        with federation.evaluating():
+            model = engine.model(client)
+        setup = self._setup
+        trained = Trained(
+            model=model,
+            method=setup.method_of(client),
+            method_name=self.config.method,
+            data=setup.datasets[client],
+            numerics=setup.numerics,
+            client=client,
+            architecture=setup.architectures[client],
+            run=run_key(self.config),
+            round=done,
+            state="best" if best else "last",
+        )
+        write(Path(out), *make(trained, part, owner, expires))
+        return artefacts.load(out)
 
     def compose(self, base: ClientId, modular: ClientId) -> Callable[[Samples], Float[Tensor, "batch *outputs"]]:
         """Client ``base``'s base block followed by client ``modular``'s modular block, at the last commit.

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 from interfuse import api, report, seeds
-from interfuse.cli import comparing, listings, network
+from interfuse.cli import comparing, listings, network, serving
 from interfuse.cli.configuration import (
     codecs,
     configure,
@@ -73,9 +72,8 @@ from interfuse.cli.options import (
 )
 from interfuse.data import ReadOptions, description, load_with
 from interfuse.data import describe as described
-from interfuse.data.readers import htfllib, tables
-from interfuse.data.reading import UNREADABLE
-from interfuse.errors import ClientError, ConfigError, DataError, InterfuseError, MessageError, RunError
+from interfuse.data.readers import htfllib
+from interfuse.errors import ClientError, ConfigError, InterfuseError, MessageError
 from interfuse.evaluation import ACROSS_TASKS, METRICS
 from interfuse.report.progress import shown
 from interfuse.report.tensorboard import TensorBoard
@@ -262,6 +260,8 @@ def _run_seeds(
 
 
 app.command(no_args_is_help=True)(comparing.compare)
+app.command(no_args_is_help=True)(serving.export)
+app.command(no_args_is_help=True)(serving.predict)
 for command in (network.keys, network.node, network.coordinate, network.status, network.audit):
     app.command(no_args_is_help=True)(command)
 
@@ -286,37 +286,6 @@ def resume(
 def write_report(folder: RunArgument) -> None:
     """Write the report of the run in the folder RUN anew, finished or not, and print its path."""
     typer.echo(report.write(folder))
-
-
-@app.command()
-def predict(
-    folder: RunArgument,
-    samples: Annotated[Path, argument("INPUT")],
-    base: Annotated[int, option(None, "CLIENT", "Whose base block.", show_default=False)],
-    modular: Annotated[int, option(None, "CLIENT", "Whose modular block.", show_default=False)],
-    out: Annotated[Path | None, option(AFTER, "SCORES.npy", "Write the scores to a file.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Classify samples with the base block of one client and the modular block of another.
-
-    RUN: a run folder.
-    INPUT: samples as the data set stores them, batch first, in an .npy; of a table also a CSV or Parquet file with its
-    columns.
-    """
-    result = api.load_run(folder)
-    if not result.class_names(base):
-        raise ConfigError(
-            "predict names classes, and this run's task has none; result.compose(base, modular) in Python"
-        )
-    scores = result.compose(base, modular)(_samples(samples)).numpy()
-    names = result.class_names(base)
-    found = [names[best] for best in scores.argmax(axis=1)]
-    if out is not None:
-        _write_scores(out, scores)
-    if as_json:
-        typer.echo(json.dumps({"classes": found, "scores": scores.tolist()}))
-    else:
-        typer.echo("\n".join(found))
 
 
 @app.command(no_args_is_help=True)
@@ -383,24 +352,3 @@ def _resumable(path: Path) -> Iterator[None]:
 
 def _print(content: RenderableType) -> None:
     Console(markup=False, emoji=False, highlight=False).print(content)
-
-
-def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
-    if tables.recognises(path):
-        return tables.read_features(path)
-    try:
-        with open(path, "rb") as file:
-            found = np.load(file, allow_pickle=False)
-    except UNREADABLE as error:
-        raise DataError(f"cannot read {path} as an array of numbers (.npy): {error}") from error
-    if not isinstance(found, np.ndarray):
-        raise DataError(f"{path} holds several arrays; save one with numpy.save")
-    return found
-
-
-def _write_scores(path: Path, scores: np.ndarray) -> None:
-    try:
-        with open(path, "wb") as file:
-            np.save(file, scores)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from interfuse.data.axes import arranged
 from interfuse.data.inputs import ONLY, Inputs, Shape, each, named, rows_of, shape_of, together
-from interfuse.data.likeness import Range, check_like, range_of, unlike
+from interfuse.data.likeness import Range, range_of, unlike
 from interfuse.data.normalising import Normalisation, normalisation_of, require
 from interfuse.data.reading import Layout, Reading, listed
+from interfuse.data.samples import as_stored
 from interfuse.data.targets import clean, plain_origin, read_targets, regression
 from interfuse.data.task import Regression, Task
 from interfuse.errors import ConfigError, DataError
@@ -289,38 +290,8 @@ class Dataset:
             DataError: they have another shape, type, order or range than the training rows, or values that are not
                 finite.
         """
-        given = dict(_named_arrays(self._in_order(x) if isinstance(x, Mapping) and self.columns else x))
-        expected = named(each(lambda x: x[:0], self.x_train))
-        if given.keys() != expected.keys():
-            raise DataError(f"expected the inputs {', '.join(expected)}, found {', '.join(given) or 'none'}")
-        found = {}
-        for name, rows in expected.items():
-            array, shape = np.ascontiguousarray(given[name]), tuple(rows.shape[1:])
-            if array.dtype.kind not in "biuf":
-                raise DataError(f"input {name}: expected numbers, found {array.dtype}")
-            if array.shape[1:] == shape[1:] and shape[0] == 1:
-                array = array[:, np.newaxis]
-            if array.shape[1:] != shape or not len(array):
-                columns = f" ({listed(self.columns, 30)})" if self.columns else ""
-                wanted = f"[batch, {', '.join(map(str, shape))}]{columns}"
-                raise DataError(f"input {name}: expected samples {wanted}, found {array.shape}")
-            check_like(name, array, rows.dtype, self._ranges.get(name))
-            found[name] = torch.from_numpy(array).to(rows.dtype)
-        return together(found)
-
-    def _in_order(self, x: Mapping[str, ArrayLike | Tensor]) -> ArrayLike:
-        """Columns by name as one array."""
-        if tuple(x) != self.columns:
-            lacking, more = ([n for n in a if n not in b] for a, b in ((self.columns, x), (x, self.columns)))
-            problem = (
-                f"lacks {listed(lacking)}"
-                if lacking
-                else f"has also {listed(more)}"
-                if more
-                else "are in another order"
-            )
-            raise DataError(f"the columns given {problem}; the model takes, in this order, {listed(self.columns, 30)}")
-        return np.stack([np.asarray(x[name]) for name in self.columns], axis=1)
+        forms = {name: (rows.dtype, tuple(rows.shape[1:])) for name, rows in named(self.x_train).items()}
+        return as_stored(x, forms, self.columns, self._ranges)
 
     @cached_property
     def _ranges(self) -> Mapping[str, Range]:

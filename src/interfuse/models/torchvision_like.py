@@ -230,7 +230,7 @@ class _Tokens(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch tokens width"]:
         patches: Tensor = self.project(x).flatten(2).transpose(1, 2)
-        return torch.cat([self.first.expand(len(x), 1, -1), patches], 1) + self.position
+        return torch.cat([self.first.expand(x.shape[0], 1, -1), patches], 1) + self.position
 
 
 class _ClassToken(nn.Module):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
@@ -479,6 +481,12 @@ def complete(config: RunConfig, method: Method) -> RunConfig:
             },
         }
     )
+
+
+def run_key(config: RunConfig) -> str:
+    """A digest of all that results depend on but the number of rounds: runs that have it in common are one run."""
+    values = {name: value for name, value in config.identity().items() if name != "rounds"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:32]
 
 
 NAMING_CODE = ("method", "data", "public", "models", "partition", "metrics", "settings", "client")

@@ -157,7 +157,7 @@ class Transformer(nn.Module):
             # in leading padding nothing was read yet; what stands there after the move has read the whole text
             return hidden.gather(1, back[..., None].expand_as(hidden)) * (places >= leading)[..., None]
         last = (places * there).amax(1)
-        return hidden[torch.arange(len(tokens), device=tokens.device), last]
+        return hidden[torch.arange(tokens.shape[0], device=tokens.device), last]
 
 
 def sharing_copy(module: M) -> M:

@@ -1,0 +1,168 @@
+"""Commands for what a run leaves: artefacts, and answers of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Annotated, cast, get_args
+
+import numpy as np
+import torch
+import typer
+
+from interfuse import api, artefacts
+from interfuse.artefacts import Mean, Owner, Part
+from interfuse.cli.options import AFTER, Json, argument, option
+from interfuse.data.readers import tables
+from interfuse.data.reading import UNREADABLE
+from interfuse.data.samples import as_stored
+from interfuse.errors import ConfigError, DataError, RunError, nearest
+
+PARTS: tuple[Part, ...] = ("base", "modular")
+"""What is written where nobody says."""
+OWNER = "Said of it"
+
+
+def export(
+    source: Annotated[Path, argument("RUN")],
+    out: Annotated[Path, option(AFTER, "FOLDER", "Where folders of artefacts go, one each.", show_default=False)],
+    part: Annotated[
+        list[str] | None, option(None, "PART", "base, modular or model; may be repeated (default: base and modular).")
+    ] = None,
+    client: Annotated[
+        list[int] | None, option(None, "N", "A client; may be repeated (default: all of them).", "--client")
+    ] = None,
+    best: Annotated[
+        bool, option(None, None, "The round with the best validation accuracy, not the last.", "--best")
+    ] = False,
+    owner: Annotated[str, option(OWNER, "NAME", "Whose it is.")] = "",
+    licence: Annotated[str, option(OWNER, "TEXT", "What it may be used for.")] = "",
+    about: Annotated[str, option(OWNER, "TEXT", "Anything else.")] = "",
+    expires: Annotated[str | None, option(OWNER, "YYYY-MM-DD", "From this day on it is refused.")] = None,
+) -> None:
+    """Write the clients' models as artefacts, which need neither the run nor its data nor the models' code.
+
+    RUN: a run folder.
+    """
+    result, parts = api.load_run(source), _parts(part)
+    said = Owner(name=owner, licence=licence, about=about)
+    for number in client if client else range(result.config.clients):
+        for one in parts:
+            path = out / f"client-{number}-{one}"
+            result.export(path, number, one, best=best, owner=said, expires=_day(expires))
+            typer.echo(f"wrote {path}")
+
+
+def predict(
+    what: Annotated[list[Path], argument("[RUN] INPUT")],
+    base: Annotated[
+        str | None, option(None, "ARTEFACT|CLIENT", "Whose base block: a folder, or with RUN a number.")
+    ] = None,
+    modular: Annotated[
+        list[str] | None,
+        option(None, "ARTEFACT|CLIENT", "Whose modular block; several folders answer together.", "--modular"),
+    ] = None,
+    model: Annotated[Path | None, option(None, "ARTEFACT", "A whole model in the place of two blocks.")] = None,
+    mean: Annotated[
+        str, option(None, "OF", "What several modular blocks answer: the mean of their scores, or of probabilities.")
+    ] = "scores",
+    out: Annotated[Path | None, option(AFTER, "SCORES.npy", "Write the scores to a file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Classify samples with the base block of one client and the modular block of another.
+
+    RUN: a run folder; without it blocks are artefacts, see `interfuse export`.
+    INPUT: samples as the data set stores them, batch first, in an .npy; of a table also a CSV or Parquet file with its
+    columns.
+    """
+    if len(what) not in (1, 2):
+        raise ConfigError(f"expected INPUT, or RUN and INPUT, found {len(what)} paths")
+    brought = _samples(what[-1])
+    if len(what) == 2:
+        names, scores = _of_run(what[0], base, modular or [], brought)
+    else:
+        names, scores = _of_artefacts(base, modular or [], model, _mean(mean), brought)
+    if not names:
+        raise ConfigError("predict names classes, and this task has none; in Python interfuse.artefacts gives scores")
+    found = [names[best] for best in scores.argmax(axis=1)]
+    if out is not None:
+        _write_scores(out, scores)
+    if as_json:
+        typer.echo(json.dumps({"classes": found, "scores": scores.tolist()}))
+    else:
+        typer.echo("\n".join(found))
+
+
+def _of_run(
+    run: Path, base: str | None, modular: Sequence[str], x: np.ndarray | Mapping[str, np.ndarray]
+) -> tuple[Sequence[str], np.ndarray]:
+    numbers = [base or "", *modular]
+    if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
+        raise ConfigError(
+            "with a run, --base and --modular are numbers of clients, one each, such as --base 0 --modular 2"
+        )
+    result = api.load_run(run)
+    first, second = map(int, numbers)
+    names = result.class_names(first)
+    if not names:
+        return (), np.zeros((0, 0))
+    return names, result.compose(first, second)(x).numpy()
+
+
+def _of_artefacts(
+    base: str | None, modular: Sequence[str], model: Path | None, mean: Mean, x: np.ndarray | Mapping[str, np.ndarray]
+) -> tuple[Sequence[str], np.ndarray]:
+    if (model is None) == (base is None) or bool(modular) != (base is not None):
+        raise ConfigError("name two artefacts, --base FOLDER --modular FOLDER, or a whole model, --model FOLDER")
+    first, *others = [artefacts.load(path) for path in ([model] if model is not None else [base or "", *modular])]
+    for one in others:
+        artefacts.check_fit(first, one)
+    forms = {name: (getattr(torch, form.dtype), form.shape) for name, form in first.manifest.takes.items()}
+    samples = as_stored(x, forms, first.manifest.columns)
+    scores = artefacts.composed(first, others, samples, mean) if others else artefacts.mean_of([first], samples)
+    answers = (others or [first])[0].manifest.answers
+    return answers.classes if answers is not None else (), scores.numpy()
+
+
+def _parts(texts: Sequence[str] | None) -> Sequence[Part]:
+    known = get_args(Part)
+    if unknown := [text for text in texts or () if text not in known]:
+        raise ConfigError(f"no part {unknown[0]!r}: {nearest(unknown[0], known)}")
+    return [part for part in known if part in texts] if texts else PARTS
+
+
+def _mean(text: str) -> Mean:
+    for known in get_args(Mean):
+        if text == known:
+            return cast(Mean, known)
+    raise ConfigError(f"no mean of {text!r}: {nearest(text, get_args(Mean))}")
+
+
+def _day(text: str | None) -> date | None:
+    try:
+        return None if text is None else date.fromisoformat(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is no day: write it as 2027-12-31") from None
+
+
+def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
+    if tables.recognises(path):
+        return tables.read_features(path)
+    try:
+        with open(path, "rb") as file:
+            found = np.load(file, allow_pickle=False)
+    except UNREADABLE as error:
+        raise DataError(f"cannot read {path} as an array of numbers (.npy): {error}") from error
+    if not isinstance(found, np.ndarray):
+        raise DataError(f"{path} holds several arrays; save one with numpy.save")
+    return found
+
+
+def _write_scores(path: Path, scores: np.ndarray) -> None:
+    try:
+        with open(path, "wb") as file:
+            np.save(file, scores)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror}") from error
