@@ -554,6 +554,50 @@ def test_predict_refuses_what_it_cannot_take() -> None:
     assert "no client 2: clients are 0 to 1" in said("wide.npy", base=2)
 
 
+def test_artefacts_answer_as_the_run_does(tmp_path: Path) -> None:
+    good("run", "ifl", *TINY, "--out", "a")
+    x = np.random.default_rng(0).integers(0, 17, size=(5, 1, 8, 8)).astype(np.uint8)
+    np.save("x.npy", x)
+    run = load_run("a")
+    expected, own = run.compose(base=0, modular=1)(x).numpy(), run.compose(base=1, modular=1)(x).numpy()
+    wrote = good("export", "a", "--out", "out", "--owner", "ant").stdout.split()
+    assert wrote[1::2] == ["out/client-0-base", "out/client-0-modular", "out/client-1-base", "out/client-1-modular"]
+    good("export", "a", "--out", "out", "--part", "model", "--client", "1", "--expires", "2999-12-31")
+    Path("a").rename("gone")
+    blocks = ["--base", "out/client-0-base", "--modular", "out/client-1-modular"]
+    found = summary_of("predict", *blocks, "x.npy")
+    np.testing.assert_allclose(np.array(found["scores"], np.float32), expected, atol=1e-6)
+    assert found["classes"] == [str(best) for best in expected.argmax(1)]
+    whole = summary_of("predict", "--model", "out/client-1-model", "x.npy")
+    np.testing.assert_allclose(np.array(whole["scores"], np.float32), own, atol=1e-6)
+    both = summary_of("predict", *blocks, "--modular", "out/client-0-modular", "x.npy", "--mean", "probabilities")
+    np.testing.assert_allclose(np.array(both["scores"]).sum(1), 1, atol=1e-6)
+
+
+def test_artefacts_that_cannot_be_made_or_used_are_said() -> None:
+    good("run", "ifl", *TINY, "--out", "a")
+    good("export", "a", "--out", "out", "--client", "0")
+    np.save("x.npy", np.zeros((2, 1, 8, 8), np.uint8))
+    np.save("wide.npy", np.zeros((2, 1, 9, 9), np.uint8))
+    base, modular = "out/client-0-base", "out/client-0-modular"
+    assert "is there already" in refused("export", "a", "--out", "out", "--client", "0")
+    assert "no client 7" in refused("export", "a", "--out", "more", "--client", "7")
+    assert "no part 'bas': " in refused("export", "a", "--out", "more", "--part", "bas")
+    assert "is no day" in refused("export", "a", "--out", "more", "--expires", "soon")
+    assert "--run and --round are for a vendor's file" in refused("export", "a", "--out", "more", "--round", "1")
+    assert "is a modular block, where a base" in refused("predict", "--base", modular, "--modular", modular, "x.npy")
+    assert "is a base block, where a modular" in refused("predict", "--base", base, "--modular", base, "x.npy")
+    assert "expected samples" in refused("predict", "--base", base, "--modular", modular, "wide.npy")
+    assert "name two artefacts" in refused("predict", "--base", base, "x.npy")
+    assert "name two artefacts" in refused("predict", "x.npy")
+    assert "is no artefact" in refused("predict", "--base", "nowhere", "--modular", modular, "x.npy")
+    assert "no mean of 'logits'" in refused(
+        "predict", "--base", base, "--modular", modular, "x.npy", "--mean", "logits"
+    )
+    assert "numbers of clients" in refused("predict", "a", "x.npy", "--base", base, "--modular", modular)
+    assert not Path("more").exists()
+
+
 def test_report_writes_the_page_anew() -> None:
     good("run", "ifl", *TINY, "--out", "reported")
     page = Path("reported/report.html").read_text()

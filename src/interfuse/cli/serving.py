@@ -18,6 +18,8 @@ from interfuse.cli.options import AFTER, Json, argument, option
 from interfuse.data.readers import tables
 from interfuse.data.reading import UNREADABLE
 from interfuse.data.samples import as_stored
+from interfuse.engines.parties.leaving import trained
+from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError, DataError, RunError, nearest
 
 PARTS: tuple[Part, ...] = ("base", "modular")
@@ -26,7 +28,7 @@ OWNER = "Said of it"
 
 
 def export(
-    source: Annotated[Path, argument("RUN")],
+    source: Annotated[Path, argument("RUN|VENDOR.toml")],
     out: Annotated[Path, option(AFTER, "FOLDER", "Where folders of artefacts go, one each.", show_default=False)],
     part: Annotated[
         list[str] | None, option(None, "PART", "base, modular or model; may be repeated (default: base and modular).")
@@ -35,8 +37,12 @@ def export(
         list[int] | None, option(None, "N", "A client; may be repeated (default: all of them).", "--client")
     ] = None,
     best: Annotated[
-        bool, option(None, None, "The round with the best validation accuracy, not the last.", "--best")
+        bool, option(None, None, "Of a run: the round with the best validation accuracy, not the last.", "--best")
     ] = False,
+    run: Annotated[str | None, option(None, "NAME", "Of a node that took part in several runs: which one.")] = None,
+    round: Annotated[
+        int | None, option(None, "N", "Of a node: after which round; it has the last, and what could be gone back to.")
+    ] = None,
     owner: Annotated[str, option(OWNER, "NAME", "Whose it is.")] = "",
     licence: Annotated[str, option(OWNER, "TEXT", "What it may be used for.")] = "",
     about: Annotated[str, option(OWNER, "TEXT", "Anything else.")] = "",
@@ -44,14 +50,26 @@ def export(
 ) -> None:
     """Write the clients' models as artefacts, which need neither the run nor its data nor the models' code.
 
-    RUN: a run folder.
+    RUN: a run folder. VENDOR.toml: a vendor's file, for the model that its node trained; nobody else is asked.
     """
-    result, parts = api.load_run(source), _parts(part)
-    said = Owner(name=owner, licence=licence, about=about)
+    said, parts, ends = Owner(name=owner, licence=licence, about=about), _parts(part), _day(expires)
+    if source.suffix == ".toml":
+        if client or best:
+            raise ConfigError("a node has one client, and knows no best round: leave out --client and --best")
+        vendor = read_vendor(source)
+        state, named = trained(vendor, run, round), said.model_copy(update={"name": owner or vendor.name})
+        for one in parts:
+            path = out / f"{vendor.name}-{one}"
+            artefacts.write(path, *artefacts.make(state, one, named, ends))
+            typer.echo(f"wrote {path}")
+        return
+    if run is not None or round is not None:
+        raise ConfigError("--run and --round are for a vendor's file; a run folder has the last round, and --best")
+    result = api.load_run(source)
     for number in client if client else range(result.config.clients):
         for one in parts:
             path = out / f"client-{number}-{one}"
-            result.export(path, number, one, best=best, owner=said, expires=_day(expires))
+            result.export(path, number, one, best=best, owner=said, expires=ends)
             typer.echo(f"wrote {path}")
 
 
@@ -79,11 +97,10 @@ def predict(
     """
     if len(what) not in (1, 2):
         raise ConfigError(f"expected INPUT, or RUN and INPUT, found {len(what)} paths")
-    brought = _samples(what[-1])
     if len(what) == 2:
-        names, scores = _of_run(what[0], base, modular or [], brought)
+        names, scores = _of_run(what[0], what[1], base, modular or [])
     else:
-        names, scores = _of_artefacts(base, modular or [], model, _mean(mean), brought)
+        names, scores = _of_artefacts(what[0], base, modular or [], model, _mean(mean))
     if not names:
         raise ConfigError("predict names classes, and this task has none; in Python interfuse.artefacts gives scores")
     found = [names[best] for best in scores.argmax(axis=1)]
@@ -95,9 +112,7 @@ def predict(
         typer.echo("\n".join(found))
 
 
-def _of_run(
-    run: Path, base: str | None, modular: Sequence[str], x: np.ndarray | Mapping[str, np.ndarray]
-) -> tuple[Sequence[str], np.ndarray]:
+def _of_run(run: Path, samples: Path, base: str | None, modular: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
     numbers = [base or "", *modular]
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise ConfigError(
@@ -108,11 +123,11 @@ def _of_run(
     names = result.class_names(first)
     if not names:
         return (), np.zeros((0, 0))
-    return names, result.compose(first, second)(x).numpy()
+    return names, result.compose(first, second)(_samples(samples)).numpy()
 
 
 def _of_artefacts(
-    base: str | None, modular: Sequence[str], model: Path | None, mean: Mean, x: np.ndarray | Mapping[str, np.ndarray]
+    samples: Path, base: str | None, modular: Sequence[str], model: Path | None, mean: Mean
 ) -> tuple[Sequence[str], np.ndarray]:
     if (model is None) == (base is None) or bool(modular) != (base is not None):
         raise ConfigError("name two artefacts, --base FOLDER --modular FOLDER, or a whole model, --model FOLDER")
@@ -120,8 +135,8 @@ def _of_artefacts(
     for one in others:
         artefacts.check_fit(first, one)
     forms = {name: (getattr(torch, form.dtype), form.shape) for name, form in first.manifest.takes.items()}
-    samples = as_stored(x, forms, first.manifest.columns)
-    scores = artefacts.composed(first, others, samples, mean) if others else artefacts.mean_of([first], samples)
+    x = as_stored(_samples(samples), forms, first.manifest.columns)
+    scores = artefacts.composed(first, others, x, mean) if others else artefacts.mean_of([first], x)
     answers = (others or [first])[0].manifest.answers
     return answers.classes if answers is not None else (), scores.numpy()
 

@@ -77,15 +77,28 @@ EVALUATION = {"none": set[str](), "own": {"count"}, "shared": {"count", "fused",
 """Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
 
 RUN_FILE = "run.json"
+STATES_FILE = "states.json"
 BYTES_OF_SECRET = 32
 
 
 class RunFile(BaseModel):
-    """What a node remembers of a run: how far the coordinator was, and with which data it began."""
+    """What a node remembers of a run: how far the coordinator was, with which data it began, and what was agreed.
+
+    ``clients`` and ``d`` are as in :class:`.frames.Begin`.
+    """
 
     attempt: int
     client: int
     data: str
+    contract: Contract
+    clients: int
+    d: int | None
+
+
+class StatesFile(BaseModel):
+    """After which round each saved state was taken, by its digest."""
+
+    rounds: dict[str, int]
 
 
 class RefusedError(InterfuseError):
@@ -195,7 +208,7 @@ class Node:
             raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
         self.vendor.check_codecs(codecs, method)
         if self._own is None or contract != self._own.contract:
-            dataset, table = self._dataset, self.vendor.model
+            dataset = self._dataset
             if contract.evaluation == "shared":
                 dataset = dataset.with_test_rows(contract.test_rows)
             dataset = dataset.normalised(contract.normalise)
@@ -204,7 +217,7 @@ class Node:
             own = Own(
                 contract, public, method, dataset, own_share(contract, dataset), self._builder, self.vendor.device
             )
-            facts = own.facts(table.architecture or (table.public and table.build) or self.vendor.name)
+            facts = own.facts(self.vendor.architecture)
             self._check(contract, method, facts)
             if (notice := own.trial.notice("this node")) is not None:
                 self.events.add("notice", text=notice.text, remedy=notice.remedy)
@@ -248,7 +261,17 @@ class Node:
             folder = self.vendor.state_folder / own.contract.run
             try:
                 secret = _secret(folder)
-                _remember(folder, RunFile(attempt=begin.attempt, client=begin.client, data=self._dataset.digest))
+                _remember(
+                    folder,
+                    RunFile(
+                        attempt=begin.attempt,
+                        client=begin.client,
+                        data=self._dataset.digest,
+                        contract=own.contract,
+                        clients=begin.clients,
+                        d=begin.d,
+                    ),
+                )
             except JoinError as error:
                 yield self._refusal(error)
                 raise RefusedError(f"this node refused: {error}") from error
@@ -337,6 +360,7 @@ class Session:
         self._done = self._ended = 0
         self._kept: Outgoing | None = None
         self._saved: str | None = None
+        self._round = 0
         self._deployed: set[tuple[str, str]] = set()
         self._noise = np.random.default_rng(secrets.randbits(256))  # nobody else can derive it
         self._rounding = torch.Generator().manual_seed(secrets.randbits(63))
@@ -388,6 +412,7 @@ class Session:
             return self._failed(call, "bad-message", str(error))
         if call.heading == "evaluation" and handler.declaration.reply_type is None:
             self._deployed.add((call.program, call.handler))
+        self._round = call.round
         with self._host.working():
             answer = self._host.run(_request(call), self.client, message)
         if isinstance(answer.reply, Failure):
@@ -471,6 +496,10 @@ class Session:
         for file in self._folder.glob("*.safetensors"):
             if file.stem not in order.keep and file.stem != self._saved:
                 file.unlink()
+        if self._saved is not None:
+            known = {digest: at for digest, at in states_of(self._folder).items() if digest in order.keep}
+            now = StatesFile(rounds=known | {self._saved: self._round})
+            _write(self._folder / STATES_FILE, now.model_dump_json().encode())
         return record
 
     def _load(self, order: Order) -> None:
@@ -485,6 +514,20 @@ class Session:
             parts[self.client] = open_pack(path)[part_of(self.client)]
         self._host.restore(parts)
         self._events.add("goes back", digest=order.digest or "beginning")
+
+
+def states_of(folder: Path) -> dict[str, int]:
+    """After which round each state that lies in a run's folder was taken, by its digest; of older states it is not
+    known.
+
+    Raises:
+        RunError: the file that says so cannot be read.
+    """
+    path = folder / STATES_FILE
+    try:
+        return StatesFile.model_validate_json(path.read_bytes()).rounds if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
 
 
 def _request(call: Call) -> Request:

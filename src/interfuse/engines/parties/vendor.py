@@ -215,6 +215,11 @@ class Vendor(_Table):
     folder: Path = Field(default=Path(), exclude=True)
 
     @property
+    def architecture(self) -> str:
+        """What it calls its model."""
+        return self.model.architecture or (self.model.build if self.model.public else None) or self.name
+
+    @property
     def state_folder(self) -> Path:
         """Where the node keeps what must outlive it: saved states, logs, the audit log."""
         return self.folder / self.state
