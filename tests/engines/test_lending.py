@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import pytest
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
-from worlds import everything_owned, federation, in_process, live_model, resident, same_bits, tiny_dataset, wide
+from worlds import (
+    everything_owned,
+    federation,
+    in_process,
+    live_model,
+    llama2,
+    resident,
+    same_bits,
+    tiny,
+    tiny_dataset,
+    wide,
+)
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
@@ -20,7 +33,7 @@ from interfuse.data import Batch
 from interfuse.errors import ClientError, ConfigError, ModelError
 from interfuse.federation import Federation
 from interfuse.handler import on_client
-from interfuse.messages import Dims, Message, Parameters, State, Weights
+from interfuse.messages import Dims, Disclosure, Message, Parameters, State, Weights
 from interfuse.method import NOTHING, Method, Network
 from interfuse.methods import built_in
 from interfuse.models import SplitModel
@@ -60,6 +73,44 @@ def test_a_given_backbone_is_in_memory_once_never_changes_and_is_in_no_commit(me
 
 def given_in(model: SplitModel) -> dict[str, Tensor]:
     return model.live(sorted(model.given_keys))
+
+
+def addresses(model: SplitModel) -> list[int]:
+    return [tensor.data_ptr() for tensor in given_in(model).values()]
+
+
+@pytest.mark.parametrize("method", ["sft", "fedmosaic"])
+def test_what_is_below_adapters_is_in_memory_once(method: str) -> None:
+    f = federation(tiny(method, local_steps=1), models=[llama2], clients=8, rounds=1)
+    once = addresses(f.setup.build("llama2", "another"))
+    assert len(once) > 10
+    assert all(addresses(resident(f, client).model) == once for client in f.clients)
+
+
+class Places(Message):
+    pid: int
+    memory: Annotated[Int64[Tensor, "tensors"], Disclosure.STATISTICS]
+
+
+@dataclass(frozen=True)
+class Where(Method):
+    """Clients say in which process they are, and where what is given lies in its memory."""
+
+    @on_client
+    def where(self, client: Client) -> Places:
+        return Places(os.getpid(), torch.tensor(addresses(client.model)))
+
+
+def test_workers_make_no_backbone_of_their_own() -> None:
+    """They are forked when it is there: the same addresses are the same pages, as long as nobody writes to them."""
+    f = federation(Where(), models=[with_backbone], clients=5, workers=2, start=False)
+    try:
+        replies = f.clients.call(cast(Where, f.method).where)
+        assert len({reply.pid for reply in replies.values()}) == 2
+        once = addresses(f.setup.build("with_backbone", "another"))
+        assert all(reply.memory.tolist() == once for reply in replies.values())
+    finally:
+        f.engine.close()
 
 
 @pytest.mark.parametrize("method", ["local", "fedavg", "ifl"])

@@ -10,7 +10,7 @@ from torch import nn
 
 from interfuse.data.tokenizing import of_transformers
 from interfuse.errors import ConfigError, ModelError
-from interfuse.models import Given, measure, resolve
+from interfuse.models import Given, given_digest, measure, resolve
 from interfuse.models.backbones import Sight, sharing_copy, split_model
 from interfuse.models.trial import trial
 from interfuse.party import Held
@@ -205,7 +205,7 @@ def test_given_tensors_of_a_backbone_are_in_memory_once(folder):
     assert places[0] == places[1]
 
 
-def test_neither_a_trial_nor_a_look_for_memory_to_lend_copies_what_is_given(folder):
+def test_neither_a_trial_nor_a_digest_nor_a_look_for_memory_to_lend_copies_what_is_given(folder):
     made = resolve(f"hf:{folder}")((7,), 3, 8)
     model = type(made)(
         {name: made.get_submodule(name) for name in made.stage_names},
@@ -213,6 +213,7 @@ def test_neither_a_trial_nor_a_look_for_memory_to_lend_copies_what_is_given(fold
         given="g",
     )
     trial(model, tokens(7, 3))
+    given_digest(model)
     held = Held(frozenset({"buffers"}))
     held.own(model)
     assert [*held.scratch().values()] == ["answer.weight"]

@@ -43,7 +43,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """A hash of names, types, shapes and values, in hexadecimal."""
     found = hashlib.blake2b(digest_size=16)
     for key in sorted(tensors):
-        tensor = tensors[key].detach().cpu().contiguous()
+        # a copy that is gone with the next one: looked at where it is, a tensor that shares memory would get its own
+        tensor = tensors[key].detach().to("cpu", copy=True).contiguous()
         found.update(f"{key} {tensor.dtype}{tuple(tensor.shape)}".encode())
         found.update(np.ascontiguousarray(tensor.reshape(-1).view(torch.uint8).numpy()).data)
     return found.hexdigest()
