@@ -10,17 +10,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, zip_longest
+from typing import ClassVar
 
 import numpy as np
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.fetch import Places, decoded_once
 from interfuse.data.formats import Arrays
+from interfuse.data.inputs import Shape
 from interfuse.data.packages import Package
 from interfuse.data.reading import Reading, ReadOptions, listed
-from interfuse.data.sources import DatasetInfo
 from interfuse.data.task import IGNORED, Classification, LanguageModelling, QuestionAnswering, Task
-from interfuse.data.task_sets import TaskSet, first, places
+from interfuse.data.task_sets import PackagedTasks, first, places
 from interfuse.data.tokenizing import WORDS, Tokenizer, short_name, tokenizer_named
 from interfuse.errors import ConfigError, nearest
 
@@ -53,7 +54,7 @@ Article = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class BBCNews(TaskSet):
+class BBCNews(PackagedTasks):
     """Articles of one part; a task is some topics, ``business+tech``, whose articles are told apart.
 
     :param usual: see :class:`.TaskSet`.
@@ -67,23 +68,13 @@ class BBCNews(TaskSet):
     rows: tuple[int, int]
     note: str
 
-    takes = (*TaskSet.takes, "task", "tokenizer", "length")
+    package, licence, class_names = PACKAGE, LICENCE, TOPICS
+    shape: ClassVar[Shape] = (LENGTH,)
+    takes = (*PackagedTasks.takes, "task", "tokenizer", "length")
 
     @property
     def known(self) -> tuple[str, ...]:
         return tuple("+".join(of) for size in range(1, len(TOPICS) + 1) for of in combinations(TOPICS, size))
-
-    def info(self) -> DatasetInfo:
-        return DatasetInfo(
-            name=self.name,
-            shape=(LENGTH,),
-            classes=len(TOPICS),
-            rows_train=self.rows[0],
-            rows_test=self.rows[1],
-            state="not installed" if PACKAGE.folder is None else "installed",
-            licence=LICENCE,
-            note=self.note,
-        )
 
     def make(self, tasks: Sequence[str], options: ReadOptions) -> Dataset:
         if options.task not in (None, *_TASKS):
@@ -119,7 +110,7 @@ class BBCNews(TaskSet):
             test_groups=places(held),
             group_names=tasks,
             note=self.note,
-            licence=LICENCE,
+            licence=self.licence,
             reading=Reading(
                 f"the package {PACKAGE.name} {PACKAGE.version}",
                 (

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -19,11 +20,11 @@ from jaxtyping import Int64, UInt8
 from interfuse.data.dataset import Dataset
 from interfuse.data.fetch import Places, decoded_once
 from interfuse.data.formats import Arrays
+from interfuse.data.inputs import Shape
 from interfuse.data.packages import Package
 from interfuse.data.reading import Reading, ReadOptions, listed
-from interfuse.data.sources import DatasetInfo
 from interfuse.data.task import QuestionAnswering
-from interfuse.data.task_sets import TaskSet, first, places
+from interfuse.data.task_sets import PackagedTasks, first, places
 from interfuse.errors import ConfigError, DataError
 
 Pictures = UInt8[np.ndarray, "n 3 side side"]
@@ -170,7 +171,7 @@ def _asked(contents: UInt8[np.ndarray, "bytes"]) -> Asked:
 
 
 @dataclass(frozen=True)
-class EasyVQA(TaskSet):
+class EasyVQA(PackagedTasks):
     """Some of its training pictures, in tasks ``<domain>/<kind>``; test pictures are those of the official test part.
 
     :param usual: see :class:`.TaskSet`.
@@ -188,21 +189,12 @@ class EasyVQA(TaskSet):
     rows: tuple[int, int]
     note: str
 
+    package, licence, class_names = PACKAGE, LICENCE, ANSWERS
+    shape: ClassVar[Shape] = {"picture": (3, SIDE, SIDE), "question": (LENGTH,)}
+
     @property
     def known(self) -> tuple[str, ...]:
         return tuple(f"{domain}/{kind}" for domain in DOMAINS for kind in KINDS)
-
-    def info(self) -> DatasetInfo:
-        return DatasetInfo(
-            name=self.name,
-            shape={"picture": (3, SIDE, SIDE), "question": (LENGTH,)},
-            classes=len(ANSWERS),
-            rows_train=self.rows[0],
-            rows_test=self.rows[1],
-            state="not installed" if PACKAGE.folder is None else "installed",
-            licence=LICENCE,
-            note=self.note,
-        )
 
     def make(self, tasks: Sequence[str], options: ReadOptions) -> Dataset:
         if not self.dealt and len(set(tasks)) < len(tasks):
@@ -234,7 +226,7 @@ class EasyVQA(TaskSet):
             group_names=tasks,
             blocks=train.pictures[np.concatenate(own)],
             note=self.note,
-            licence=LICENCE,
+            licence=self.licence,
             reading=Reading(
                 f"the package {PACKAGE.name} {PACKAGE.version}",
                 (

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.inputs import each
+from interfuse.data.inputs import Shape, each
+from interfuse.data.packages import Package
 from interfuse.data.reading import ReadOptions
 from interfuse.data.sources import DatasetInfo
 from interfuse.errors import ConfigError, DataError, nearest
@@ -72,6 +73,34 @@ class TaskSet(ABC):
             raise ConfigError(f"place {place} of {self.name}: there are {len(tasks)} tasks, from 0")
         made = self.make(tasks, replace(options, rows=rows))
         return made if place is None else alone(made, place)
+
+
+class PackagedTasks(TaskSet):
+    """A task set whose files come as a package.
+
+    :param rows: how many the usual tasks have, to train on and to test.
+    :param package: that carries them.
+    :param shape: of a sample, as far as nobody says otherwise.
+    """
+
+    rows: tuple[int, int]
+    note: str
+    package: ClassVar[Package]
+    licence: ClassVar[str]
+    shape: ClassVar[Shape]
+    class_names: ClassVar[tuple[str, ...]]
+
+    def info(self) -> DatasetInfo:
+        return DatasetInfo(
+            name=self.name,
+            shape=self.shape,
+            classes=len(self.class_names),
+            rows_train=self.rows[0],
+            rows_test=self.rows[1],
+            state="not installed" if self.package.folder is None else "installed",
+            licence=self.licence,
+            note=self.note,
+        )
 
 
 def alone(dataset: Dataset, group: int) -> Dataset:
