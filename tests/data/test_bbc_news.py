@@ -145,6 +145,12 @@ class TestTheSets:
         for name in ("words", "pieces"):
             one = load("bbc-news", tokenizer=name, **said)
             np.testing.assert_array_equal(named(one.x_train)["x"], named(both.x_train)[name])
+            assert not one.ends
+            np.testing.assert_array_equal(both.ends[name] == 0, named(both.x_train)[name] == 0)
+        found = []
+        for by_words, by_pieces in zip(both.ends["words"].tolist(), both.ends["pieces"].tolist(), strict=True):
+            found += [end in by_pieces for end in by_words if 0 < end <= max(by_pieces)]
+        assert sum(found) > 0.9 * len(found)  # all but some marks, which pieces join
 
     def test_language_modelling(self) -> None:
         said = {"tasks": "tech", "rows": 9, "test_rows": 5}

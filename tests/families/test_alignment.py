@@ -308,7 +308,9 @@ def test_landmarks_that_nobody_can_have_found_are_refused() -> None:
     ):
         with pytest.raises(ClientError, match=said):
             check_landmarks(7, replace(marks, **wrong), rows, shape, True)
-    few = Landmarks(marks.row[:2], marks.place[:2], marks.answer[:2], marks.read[:, :, :2], marks.written[:, :, :2], 11)
+    few = Landmarks(
+        marks.row[:2], marks.place[:2], marks.answer[:2], marks.read[:, :, :2], marks.written[:, :, :2], 11, 0
+    )
     with pytest.raises(ClientError, match="too few"):
         check_landmarks(7, few, rows, shape, True)
 

@@ -169,6 +169,11 @@ class PublicData:
         return self._dataset.y_train
 
     @property
+    def ends(self) -> Mapping[str, Int64[Tensor, "n time"]]:
+        """Where in its text each token ends: see :attr:`.Dataset.ends`."""
+        return self._dataset.ends
+
+    @property
     def digest(self) -> str:
         """A hash of all rows, in hexadecimal."""
         return self._dataset.digest

@@ -98,6 +98,7 @@ class BBCNews(PackagedTasks):
             _samples([article for rows in side for article in rows], tokenizers, options.length or LENGTH, task)
             for side in (own, held)
         )
+        texts = [text for rows in own for _, text in rows]
         return Dataset.from_arrays(
             self.name,
             x,
@@ -109,6 +110,7 @@ class BBCNews(PackagedTasks):
             groups=places(own),
             test_groups=places(held),
             group_names=tasks,
+            ends=_ends(texts, tokenizers, options.length or LENGTH, task) if len(chosen) > 1 else None,
             note=self.note,
             licence=self.licence,
             reading=Reading(
@@ -176,6 +178,16 @@ def _samples(
     found = {short_name(name): made.rows(texts, length, asked) for name, made in tokenizers.items()}
     x = found if len(found) > 1 else next(iter(found.values()))
     return x, np.array([TOPICS.index(topic) for topic in topics])
+
+
+def _ends(
+    texts: Sequence[str], tokenizers: Mapping[str, Tokenizer], length: int, task: Task
+) -> dict[str, np.ndarray] | None:
+    """Where the tokens of :func:`_samples` end; None where a tokenizer does not tell."""
+    asked = QUESTION if isinstance(task, QuestionAnswering) else ""
+    found = {short_name(name): made.rows_of_ends(texts, length, asked) for name, made in tokenizers.items()}
+    told = {name: rows for name, rows in found.items() if rows is not None}
+    return told if len(told) == len(found) else None
 
 
 _TASKS = (Classification.name, QuestionAnswering.name, LanguageModelling.name)

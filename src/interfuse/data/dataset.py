@@ -50,6 +50,9 @@ class Dataset:
         test rows of its own; None where nobody knows.
     :param group_names: what each group is (a person, a task), by number; several may be called alike. Empty where
         nobody named them.
+    :param ends: of inputs that are tokens of the same texts by several tokenizers, by name: behind which character of
+        its text each token of a training row ends, 0 where it is none, ``[n_train, time]``. By them tokens of one are
+        those of another. Empty where nobody knows.
     :param columns: names of the columns of a table, in their order; empty where it has none.
     :param reading: how its source was understood.
     :param note: what a reader of results must know ("not comparable with published KMNIST numbers").
@@ -68,6 +71,7 @@ class Dataset:
     blocks: Int64[Tensor, "n_train"] | None = field(default=None, repr=False)
     test_groups: Int64[Tensor, "n_test"] | None = field(default=None, repr=False)
     group_names: tuple[str, ...] = field(default=(), repr=False)
+    ends: Mapping[str, Int64[Tensor, "n_train time"]] = field(default_factory=dict, repr=False)
     note: str = ""
     licence: str = "not stated"
     columns: tuple[str, ...] = field(default=(), repr=False)
@@ -110,6 +114,13 @@ class Dataset:
             most = max((int(numbers.max()) + 1 for numbers in numbered), default=0)
             short = f"group_names has {len(self.group_names)} names, but groups go to {most - 1}"
             require(len(self.group_names) >= most, short)
+        for name, places in self.ends.items():
+            require(
+                name in train and train[name].dtype == torch.int64, f"ends of {name!r}, which is no input of tokens"
+            )
+            fits = places.dtype == torch.int64 and places.shape == train[name].shape
+            require(fits, f"ends of {name!r} hold {_kind(places)} rows, but x_train {_kind(train[name])}, one a token")
+            require(not places.numel() or int(places.min()) >= 0, f"ends of {name!r} has numbers below 0")
         if self.columns:
             wide = tuple(self.shape) if isinstance(self.shape, tuple) else ()
             require(wide == (len(self.columns),), f"columns has {len(self.columns)} names, but samples are {wide}")
@@ -189,6 +200,8 @@ class Dataset:
         for name, numbers in (("groups", self.groups), ("blocks", self.blocks)):
             if numbers is not None:  # by them rows are divided
                 found.update(name.encode() + np.ascontiguousarray(numbers.cpu().numpy()).tobytes())
+        for name in sorted(self.ends):
+            found.update(f"ends of {name}".encode() + np.ascontiguousarray(self.ends[name].cpu().numpy()).tobytes())
         return found.hexdigest()
 
     def to(self, device: str) -> Dataset:
@@ -229,6 +242,7 @@ class Dataset:
             x_test=each(lambda x: x[:0], self.x_test),
             y_test=self.y_test[:0],
             groups=whole,
+            ends={},
             test_groups=None,
         )
 
@@ -243,6 +257,7 @@ class Dataset:
             y_test=self.y_train[chosen],
             groups=None if self.groups is None else self.groups[stay],
             test_groups=None if self.groups is None else self.groups[chosen],
+            ends=self.ends_of(stay),
         )
 
     def normalised(self, how: Normalise) -> Dataset:
@@ -264,7 +279,12 @@ class Dataset:
         chosen = stratified_subset(self.task.strata(self.y_train), rows, numpy_generator(0, "training rows"))
         groups, blocks = (None if numbers is None else numbers[chosen] for numbers in (self.groups, self.blocks))
         x_train = each(lambda x: x[chosen], self.x_train)
-        return replace(self, x_train=x_train, y_train=self.y_train[chosen], groups=groups, blocks=blocks)
+        ends = self.ends_of(torch.from_numpy(chosen))
+        return replace(self, x_train=x_train, y_train=self.y_train[chosen], groups=groups, blocks=blocks, ends=ends)
+
+    def ends_of(self, rows: Int64[Tensor, "n"]) -> dict[str, Int64[Tensor, "n time"]]:
+        """:attr:`ends` of some training rows."""
+        return {name: places[rows] for name, places in self.ends.items()}
 
     def normalise(self, x: Inputs) -> Inputs:
         """From rows as stored to a model's inputs, on the same device."""
@@ -318,6 +338,7 @@ class Dataset:
         blocks: ArrayLike | Tensor | None = None,
         test_groups: ArrayLike | Tensor | None = None,
         group_names: Sequence[str] = (),
+        ends: Mapping[str, Int64[np.ndarray, "n_train time"]] | None = None,
         note: str = "",
         licence: str = "not stated",
         columns: Sequence[str] = (),
@@ -391,6 +412,7 @@ class Dataset:
             blocks=chains,
             test_groups=tested,
             group_names=tuple(group_names) or names_found,
+            ends={key: torch.from_numpy(places) for key, places in (ends or {}).items()},
             note=note,
             licence=licence,
             columns=tuple(columns),
@@ -443,6 +465,7 @@ class Dataset:
             },
             groups=None if self.groups is None else self.groups[stay],
             blocks=None if self.blocks is None else self.blocks[stay],
+            ends=self.ends_of(stay),
             test_groups=None if self.groups is None else self.groups[held],
             reading=(self.reading or Reading("arrays")).saying("test rows", said),
         )

@@ -117,6 +117,7 @@ def alone(dataset: Dataset, group: int) -> Dataset:
         groups=dataset.groups[own],
         test_groups=dataset.test_groups[held],
         blocks=None if dataset.blocks is None else dataset.blocks[own],
+        ends=dataset.ends_of(own),
     )
 
 

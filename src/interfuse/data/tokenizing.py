@@ -30,11 +30,13 @@ class Tokenizer:
 
     :param size: of the vocabulary: tokens are below it.
     :param padding: the token before a text that is shorter than others.
+    :param ends: behind which character of a text each of its tokens ends; None: it does not tell.
     """
 
     size: int
     padding: int
     encode: Callable[[str], Sequence[int]]
+    ends: Callable[[str], Sequence[int]] | None = None
 
     def rows(self, texts: Iterable[str], length: int, behind: str = "") -> Int64[np.ndarray, "texts length"]:
         """The first tokens of each text at the end of its row, so the last place is always a token.
@@ -48,8 +50,23 @@ class Tokenizer:
         end = list(self.encode(behind)) if behind else []
         if len(end) >= length:
             raise ConfigError(f"{length} tokens are too few for a text and what is asked of it: take {len(end) + 1}")
-        found = [[*self.encode(text)[: length - len(end)], *end] for text in texts]
-        return np.array([[self.padding] * (length - len(row)) + row for row in found], np.int64).reshape(-1, length)
+        return _at_the_end([[*self.encode(text)[: length - len(end)], *end] for text in texts], self.padding, length)
+
+    def rows_of_ends(
+        self, texts: Iterable[str], length: int, behind: str = ""
+    ) -> Int64[np.ndarray, "texts length"] | None:
+        """Behind which character each token of :meth:`rows` ends, of its text and what stands behind the whole of that;
+        0 before a text. None: the tokenizer does not tell."""
+        ends = self.ends
+        if ends is None:
+            return None
+        end = list(ends(behind)) if behind else []
+        rows = [[*ends(text)[: length - len(end)], *(len(text) + place for place in end)] for text in texts]
+        return _at_the_end(rows, 0, length)
+
+
+def _at_the_end(rows: Sequence[Sequence[int]], before: int, length: int) -> Int64[np.ndarray, "rows length"]:
+    return np.array([[before] * (length - len(row)) + [*row] for row in rows], np.int64).reshape(-1, length)
 
 
 def tokenizer_named(name: str, texts: Sequence[str], size: int) -> Tokenizer:
@@ -90,8 +107,17 @@ def words(texts: Sequence[str], size: int) -> Tokenizer:
     known = sorted(counts, key=lambda word: (-counts[word], word))[: size - 2]
     numbers = {word: number for number, word in enumerate(known, 2)}
     return Tokenizer(
-        len(known) + 2, NOTHING, lambda text: [numbers.get(word, _UNKNOWN) for word in _WORD.findall(text.lower())]
+        len(known) + 2,
+        NOTHING,
+        lambda text: [numbers.get(word, _UNKNOWN) for word in _WORD.findall(text.lower())],
+        _ends_of_words,
     )
+
+
+def _ends_of_words(text: str) -> list[int]:
+    """Counted in the text as it is: some capitals are several small letters."""
+    places = [place for place, letter in enumerate(text, 1) for _ in letter.lower()]
+    return [places[word.end() - 1] for word in _WORD.finditer(text.lower())]
 
 
 def pieces(texts: Sequence[str], size: int) -> Tokenizer:
@@ -109,7 +135,12 @@ def pieces(texts: Sequence[str], size: int) -> Tokenizer:
         vocab_size=size, special_tokens=["<nothing>"], initial_alphabet=sorted(alphabet), show_progress=False
     )
     made.train_from_iterator(texts, trainer)
-    return Tokenizer(made.get_vocab_size(), NOTHING, lambda text: made.encode(text, add_special_tokens=False).ids)
+    return Tokenizer(
+        made.get_vocab_size(),
+        NOTHING,
+        lambda text: made.encode(text, add_special_tokens=False).ids,
+        lambda text: [end for _, end in made.encode(text, add_special_tokens=False).offsets],
+    )
 
 
 def of_transformers(name: str) -> Tokenizer:
@@ -141,7 +172,17 @@ def of_transformers(name: str) -> Tokenizer:
     except (OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {name!r} cannot be loaded: {error}") from error
     padding = made.pad_token_id if made.pad_token_id is not None else made.eos_token_id
-    return Tokenizer(len(made), padding or 0, lambda text: made.encode(text, add_special_tokens=False, verbose=False))
+
+    def ends(text: str) -> list[int]:
+        found = made(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [end for _, end in found["offset_mapping"]]
+
+    return Tokenizer(
+        len(made),
+        padding or 0,
+        lambda text: made.encode(text, add_special_tokens=False, verbose=False),
+        ends if made.is_fast else None,  # those of Python alone do not tell
+    )
 
 
 def _lacking(name: str) -> ConfigError:

@@ -28,7 +28,8 @@ from interfuse.families.alignment_maps import (
     whitening_map,
 )
 from interfuse.families.landmarks import Landmarks, check_basis, check_landmarks
-from interfuse.families.public_tokens import Seen, Tokens, chosen_rows, chosen_tokens, layer_of, observed, vocabulary
+from interfuse.families.matching import Tokens, matches, reads
+from interfuse.families.public_tokens import Seen, chosen_rows, chosen_tokens, layer_of, observed, vocabulary
 from interfuse.handler import on_client
 from interfuse.messages import NamedTensors
 from interfuse.method import Count
@@ -115,16 +116,17 @@ class Alignment(AdapterTraining):
             read=torch.stack(read).reshape(*shape, -1, self.rank),
             written=torch.stack(written).reshape(*shape, -1, self.rank) if written else none,
             vocabulary=vocabulary(client.model),
+            reads=reads(client.model, client.public),
         )
 
     @on_client
     def find_basis(self, client: Client[Any], marks: Landmarks) -> Basis:
-        own = vocabulary(client.model)
-        if own != marks.vocabulary:
+        own = vocabulary(client.model), reads(client.model, client.public)
+        if own != (marks.vocabulary, marks.reads) and not matches(client.public):
             raise ModelError(
-                f"client {client.id}'s model knows {own} tokens, the smallest one {marks.vocabulary}: they have "
-                "different tokenizers, and A and B are aligned token by token; take models of one tokenizer, or "
-                "align = 'none'"
+                f"client {client.id}'s model knows {own[0]} tokens, the smallest one {marks.vocabulary}, or it reads "
+                "others: they have different tokenizers, and A and B are aligned token by token; take models of one "
+                "tokenizer, public data that say where the tokens of both end, or align = 'none'"
             )
         read, written = (sent.flatten(0, 1).cpu().double() for sent in (marks.read, marks.written))
         tokens = Tokens(marks.row.cpu(), marks.place.cpu(), marks.answer.cpu())

@@ -25,6 +25,7 @@ class Landmarks(Message):
         read: A h.
         written: What finds B, of the same tokens; of none where A is enough.
         vocabulary: How many tokens the model knows.
+        reads: Which of the inputs it reads tokens from; see :func:`.reads`.
     """
 
     row: Annotated[Int64[Tensor, "landmarks"], Disclosure.FEATURES]
@@ -33,6 +34,7 @@ class Landmarks(Message):
     read: Annotated[Float32[Tensor, "blocks linears landmarks rank"], Disclosure.FEATURES, Precision.ROUNDED]
     written: Annotated[Float32[Tensor, "blocks linears written rank"], Disclosure.FEATURES, Precision.ROUNDED]
     vocabulary: int
+    reads: int
 
 
 def check_landmarks(

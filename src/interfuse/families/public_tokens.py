@@ -7,33 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from interfuse.data import PublicData
 from interfuse.data.task import IGNORED
 from interfuse.errors import ModelError
+from interfuse.families.matching import Tokens, in_common, matches, own_places
 from interfuse.models import SplitModel
 from interfuse.models.adapters import transformer_layers
 from interfuse.randomness import generator
 
 BATCH = 32
 """Rows of the public data that a model takes at a time."""
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Some tokens, in the order of rows and places.
-
-    Attributes:
-        row: Of the public data.
-        place: In the sequence that the transformer's layers work on.
-        answer: Whether the model's output is made of what the last layer makes of this token.
-    """
-
-    row: Int64[Tensor, "tokens"]
-    place: Int64[Tensor, "tokens"]
-    answer: Bool[Tensor, "tokens"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +57,8 @@ def chosen_tokens(model: SplitModel, public: PublicData, rows: Int64[Tensor, "ro
         place.append(places)
         answer.append(answers[at, places])
     found = Tokens(torch.cat(row), torch.cat(place), torch.cat(answer))
+    if matches(public):
+        found = in_common(model, public, found)
     of_answers, others = found.answer.nonzero().flatten(), (~found.answer).nonzero().flatten()
     picked = _evenly(of_answers, max(most // 2, most - len(others)))
     picked = torch.cat([picked, _evenly(others, most - len(picked))]).sort().values
@@ -92,6 +80,7 @@ def observed(
         ModelError: the model's sequences have no such places.
     """
     rows, at = torch.unique(tokens.row, return_inverse=True)
+    places = own_places(model, public, tokens.row, tokens.place) if matches(public) else tokens.place
     draws = generator(0, "cotangents")
     found: dict[str, list[Seen]] = {path: [] for path in sources}
     for number, index in enumerate(torch.split(rows, BATCH)):
@@ -102,7 +91,7 @@ def observed(
             if gradients:
                 outputs = list(torch.autograd.grad(output, outputs, _cotangents(output, batch.y, draws)))
         mine = (at >= number * BATCH) & (at < (number + 1) * BATCH)
-        picked = at[mine] - number * BATCH, tokens.place[mine]
+        picked = at[mine] - number * BATCH, places[mine]
         if len(picked[1]) and int(picked[1].max()) >= outputs[0].shape[1]:
             raise ModelError(
                 f"the models make sequences of different lengths of the same rows, here of {outputs[0].shape[1]} "

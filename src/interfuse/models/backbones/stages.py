@@ -135,6 +135,12 @@ class Transformer(nn.Module):
         inputs = named(x)
         return self.after_tower({**inputs, self.picture: self.tower(inputs[self.picture])})
 
+    @torch.no_grad()
+    def seen_before(self, x: Inputs) -> int:
+        """How many tokens of its picture stand before those of a sample's text, where the layers see them."""
+        seen = None if self.picture is None else self.tower(named(x)[self.picture][:1])
+        return 0 if seen is None else int(seen.shape[1])
+
     def after_tower(self, x: Inputs) -> Tensor:
         """The same from what the tower makes of the picture, ``[batch, k, features]``."""
         inputs = named(x)
