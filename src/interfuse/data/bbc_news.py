@@ -15,8 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from interfuse.data.dataset import Dataset
-from interfuse.data.fetch import Places, decoded_once
-from interfuse.data.formats import Arrays
+from interfuse.data.fetch import Places, decoded_text
 from interfuse.data.inputs import Shape
 from interfuse.data.packages import Package
 from interfuse.data.reading import Reading, ReadOptions, listed
@@ -125,16 +124,15 @@ class BBCNews(PackagedTasks):
 
 def articles() -> Mapping[str, Texts]:
     """The texts of each part, by topic. One that begins as another below its headline is left out: it was mended."""
-    (kept,) = decoded_once(Places.from_environment().decoded(PACKAGE), _decoded)
-    found = json.loads(kept.tobytes())
+    found = json.loads(decoded_text(Places.from_environment().decoded(PACKAGE), _decoded))
     return {
         part: {topic: [text for row, text in enumerate(of) if row % 5 in rows] for topic, of in found.items()}
         for part, rows in PARTS.items()
     }
 
 
-def _decoded() -> Arrays:
-    """The bytes of all texts by topic, as JSON."""
+def _decoded() -> str:
+    """All texts by topic, as JSON."""
     found: dict[str, list[str]] = {topic: [] for topic in TOPICS}
     seen = set()
     for name, content in PACKAGE.files().items():
@@ -144,7 +142,7 @@ def _decoded() -> Arrays:
         if beginning not in seen:
             seen.add(beginning)
             found[name.partition("/")[0]].append(text)
-    return (np.frombuffer(json.dumps(found).encode(), np.uint8),)
+    return json.dumps(found)
 
 
 def _mixed(texts: Texts, task: str) -> list[Article]:

@@ -168,6 +168,12 @@ def decoded_once(path: Path, decode: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
+def decoded_text(path: Path, decode: Callable[[], str]) -> str:
+    """The text that the cache holds under this path, likewise."""
+    (kept,) = decoded_once(path, lambda: (np.frombuffer(decode().encode(), np.uint8),))
+    return kept.tobytes().decode()
+
+
 def _contents(file: RemoteFile, places: Places) -> bytes:
     """The verified contents of ``file``, unpacked."""
     own = places.own_copy(file)

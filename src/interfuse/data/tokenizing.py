@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs
 
 import numpy as np
 from jaxtyping import Int64
 
-from interfuse.data.weights import WEIGHTS
+from interfuse.data.weights import WEIGHTS, Weights
 from interfuse.errors import ConfigError, nearest
 from interfuse.references import COMMIT, HUB, is_commit
 
@@ -89,7 +91,7 @@ def tokenizer_named(name: str, texts: Sequence[str], size: int) -> Tokenizer:
     if name == PIECES:
         return pieces(texts, size)
     if name in WEIGHTS:
-        return of_transformers(WEIGHTS[name].reference)
+        return of_package(WEIGHTS[name])
     if name.startswith(HUB):
         return of_transformers(name)
     raise ConfigError(f"no tokenizer {name!r}: {nearest(name, (WORDS, PIECES, *WEIGHTS))}, or hf:FOLDER")
@@ -145,6 +147,48 @@ def pieces(texts: Sequence[str], size: int) -> Tokenizer:
 
 def of_transformers(name: str) -> Tokenizer:
     """See :func:`tokenizer_named`. What it adds around a text (a beginning, an end) is left out."""
+    made = _loaded(name)
+
+    def ends(text: str) -> list[int]:
+        found = made(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        return [end for _, end in found["offset_mapping"]]
+
+    return Tokenizer(
+        len(made),
+        _padding(made),
+        lambda text: made.encode(text, add_special_tokens=False, verbose=False),
+        ends if made.is_fast else None,  # those of Python alone do not tell
+    )
+
+
+def of_package(weights: Weights) -> Tokenizer:
+    """That of a model in a package, as :func:`of_transformers`."""
+    if weights.gguf is None:
+        return of_transformers(weights.reference)
+    try:
+        from tokenizers import Tokenizer as Made
+    except ImportError as error:
+        raise _lacking(weights.package.name) from error
+
+    def read() -> str:
+        found = _loaded(weights.reference)
+        return json.dumps([len(found), _padding(found), found.backend_tokenizer.to_str()])
+
+    size, padding, text = json.loads(weights.read_once("tokenizer", read))
+    made = Made.from_str(text)
+    return Tokenizer(
+        size,
+        padding,
+        lambda text: made.encode(text, add_special_tokens=False).ids,
+        lambda text: [end for _, end in made.encode(text, add_special_tokens=False).offsets],
+    )
+
+
+def _padding(made: Any) -> int:
+    return int(made.pad_token_id if made.pad_token_id is not None else made.eos_token_id or 0)
+
+
+def _loaded(name: str) -> Any:
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -162,7 +206,7 @@ def of_transformers(name: str) -> Tokenizer:
         )
     where = {"gguf_file": options["gguf"]} if "gguf" in options else {}
     try:
-        made = AutoTokenizer.from_pretrained(
+        return AutoTokenizer.from_pretrained(
             str(folder) if folder.is_dir() else place,
             revision=options.get("revision", "main"),
             local_files_only=folder.is_dir(),
@@ -171,18 +215,6 @@ def of_transformers(name: str) -> Tokenizer:
         )
     except (OSError, ValueError) as error:
         raise ConfigError(f"tokenizer {name!r} cannot be loaded: {error}") from error
-    padding = made.pad_token_id if made.pad_token_id is not None else made.eos_token_id
-
-    def ends(text: str) -> list[int]:
-        found = made(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        return [end for _, end in found["offset_mapping"]]
-
-    return Tokenizer(
-        len(made),
-        padding or 0,
-        lambda text: made.encode(text, add_special_tokens=False, verbose=False),
-        ends if made.is_fast else None,  # those of Python alone do not tell
-    )
 
 
 def _lacking(name: str) -> ConfigError:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from types import MappingProxyType
 
+from interfuse.data.fetch import Places, decoded_text
 from interfuse.data.packages import Package
 from interfuse.errors import ConfigError
 from interfuse.references import HUB
@@ -30,6 +32,11 @@ class Weights:
         """
         self.check()
         return f"{HUB}{self.package.folder}" + ("" if self.gguf is None else f"?gguf={self.gguf}")
+
+    def read_once(self, what: str, read: Callable[[], str]) -> str:
+        """What transformers reads of the model, as a text that is kept: of a GGUF file it takes seconds."""
+        at = Places.from_environment().decoded(self.package)
+        return decoded_text(at.with_name(f"{at.stem}-{what}-{version('transformers')}.npz"), read)
 
     def check(self) -> None:
         """Check that the package is installed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -199,18 +200,24 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def empty(reference: Reference) -> PreTrainedModel:
-    """The same model with other weights.
+def described(reference: Reference) -> str:
+    """What the model's configuration says, as JSON for :func:`empty`.
 
     Raises:
         ConfigError: it is not there, or cannot be read.
     """
     try:
-        config, make = _read(reference)
-        with seeded(0, "load"):
-            model: PreTrainedModel = make.from_config(config, dtype=torch.float32, **_NO_CODE)
+        config, _ = _read(reference)
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"model 'hf:{reference.place}' cannot be loaded: {error}") from error
+    return json.dumps(config.to_dict())
+
+
+def empty(reference: Reference, description: str) -> PreTrainedModel:
+    """The same model with other weights."""
+    config = AutoConfig.for_model(**json.loads(description))
+    with seeded(0, "load"):
+        model: PreTrainedModel = _class_of(reference, config).from_config(config, dtype=torch.float32, **_NO_CODE)
     return settled(model)
 
 
@@ -219,8 +226,12 @@ def _read(reference: Reference) -> tuple[Any, Any]:
     reference.check()
     place, options = reference.where
     config = AutoConfig.from_pretrained(place, **options, **_NO_CODE)
-    kind = reference.kind or kind_of(config, reference.gguf)
-    return config, AutoModelForCausalLM if kind == "causal" else AutoModel
+    return config, _class_of(reference, config)
+
+
+def _class_of(reference: Reference, config: Any) -> Any:
+    """Of transformers' classes the one that makes such models."""
+    return AutoModelForCausalLM if (reference.kind or kind_of(config, reference.gguf)) == "causal" else AutoModel
 
 
 def settled(model: PreTrainedModel) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from interfuse.data.tokenizing import tokenizer_named
 from interfuse.data.weights import WEIGHTS
 from interfuse.models.backbones.deriving import without_middle
 from interfuse.models.backbones.keeping import kept
-from interfuse.models.backbones.loading import Reference, Use, body_of, empty, load
+from interfuse.models.backbones.loading import Reference, Use, body_of, described, empty, load
 from interfuse.models.backbones.pretraining import BUILD, Course, train
 from interfuse.models.backbones.stages import sharing_copy, split_model
 from interfuse.models.split import SplitModel
@@ -84,9 +84,8 @@ def model(name: str) -> PreTrainedModel:
     if weights.gguf is None:
         return load(reference)
     # to unpack its numbers takes longer than to read them again
-    return _filled(
-        empty(reference), name, (weights, transformers.__version__), lambda: _parameters(load.__wrapped__(reference))
-    )
+    made = empty(reference, weights.read_once("configuration", lambda: described(reference)))
+    return _filled(made, name, (weights, transformers.__version__), lambda: _parameters(load.__wrapped__(reference)))
 
 
 def _parameters(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -106,7 +105,7 @@ def _filled(
 def _healed(name: str, half: Half, made: PreTrainedModel) -> dict[str, Tensor]:
     """The parameters of a half after some training, so that what comes after the gap reads what comes before it."""
     texts = [text for of in articles()["public"].values() for text in of]
-    tokenizer = tokenizer_named(WEIGHTS[name].reference, texts, 0)
+    tokenizer = tokenizer_named(name, texts, 0)
     tokens = torch.from_numpy(tokenizer.rows(texts, half.length))
     parameters = [parameter for parameter in made.parameters() if parameter.requires_grad]
     if body_of(made).kind == "causal":
