@@ -17,7 +17,7 @@ import pytest
 from summaries import best_round, summary_values
 
 import interfuse
-from interfuse.comparison import Plan, compare, parse, read, resolve
+from interfuse.comparison import Plan, compare, parse, preflight, read, resolve
 from interfuse.comparison import plots as comparison_plots
 from interfuse.comparison.execution import State, carry_out, prepare
 from interfuse.comparison.flops import flops_of_a_round
@@ -224,6 +224,13 @@ def test_another_plan_is_refused_and_the_difference_named(tmp_path: Path) -> Non
     (tmp_path / "comparison.toml").write_text("[comparison")
     with pytest.raises(RunError, match="cannot read"):
         prepare(plan_of(IFL, LOCAL), tmp_path)
+
+
+def test_another_plan_is_refused_before_anything_is_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(plan_of(IFL, LOCAL), tmp_path)
+    monkeypatch.setattr(preflight, "look", None)
+    with pytest.raises(RunError, match="holds another comparison"):
+        compare(plan_of(IFL), tmp_path)
 
 
 def test_a_run_folder_with_another_run_is_refused(tmp_path: Path) -> None:

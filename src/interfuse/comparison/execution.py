@@ -30,6 +30,8 @@ from interfuse.training import DivergedError
 POLL_SECONDS = 0.25
 SHOWN = 3
 """So many differences between two plans are named."""
+PLAN = "comparison.toml"
+"""What the folder of a comparison calls its plan."""
 FAILED = "failed.json"
 """In the folder of a run: that its training failed, so that it need not be tried again."""
 FLOPS = "flops.json"
@@ -132,26 +134,36 @@ class Finished:
     refused: bool = False
 
 
-def prepare(plan: Plan, out: Path) -> None:
-    """Make the folder of a comparison, or make sure that the one that is there has the same plan.
+def check_folder(plan: Plan, out: Path) -> None:
+    """Make sure that the folder of a comparison, if it is there, has the same plan.
 
     Raises:
-        RunError: it has another plan (names what differs), or cannot be written.
+        RunError: it has another one (names what differs), or cannot be read.
     """
-    path = out / "comparison.toml"
-    if path.exists():
-        try:
-            old = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RunError(f"cannot read {path}: {error}; choose another --out") from error
-        if changed := _changed(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
-            some = "; ".join(changed[:SHOWN]) + f"; and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
-            raise RunError(f"{out} holds another comparison; choose another --out. What differs: {some}")
+    path = out / PLAN
+    if not path.exists():
+        return
+    try:
+        old = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"cannot read {path}: {error}; choose another --out") from error
+    if changed := _changed(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
+        some = "; ".join(changed[:SHOWN]) + f"; and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
+        raise RunError(f"{out} holds another comparison; choose another --out. What differs: {some}")
+
+
+def prepare(plan: Plan, out: Path) -> None:
+    """Make the folder of a comparison, or go on with one.
+
+    Raises:
+        RunError: it has another plan, or cannot be written.
+    """
+    check_folder(plan, out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_whole(path, plan.to_toml())
+        write_whole(out / PLAN, plan.to_toml())
     except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+        raise RunError(f"cannot write {out / PLAN}: {error.strerror}") from error
 
 
 def _changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from interfuse.comparison import preflight
-from interfuse.comparison.execution import Finished, carry_out, prepare, side_by_side
+from interfuse.comparison.execution import Finished, carry_out, check_folder, prepare, side_by_side
 from interfuse.comparison.formats import to_csv, to_json, to_latex, to_markdown
 from interfuse.comparison.measures import rows
 from interfuse.comparison.notes import footnotes, notes
@@ -57,6 +57,7 @@ def compare(
     """
     plan.check()
     columns_of(plan)
+    check_folder(plan, out)  # before runs are tried, which may take minutes
     most, follower = side_by_side(plan, jobs), follower or Nobody()
     found = preflight.look(plan, most, out)
     found.check(plan, skip=skip_refused)
