@@ -266,6 +266,7 @@ class Result:
         best: bool = False,
         owner: Owner = Owner(),  # noqa: B008 (frozen)
         expires: date | None = None,
+        onnx: bool = False,
     ) -> Artefact:
         """Write a client's model, or one block of it, to a folder of its own: an artefact, that needs neither this run
         nor its data nor the model's code.
@@ -276,6 +277,7 @@ class Result:
             best: Of the round with the best mean validation accuracy instead of the last.
             owner: Name, licence and free text, for whoever gets it.
             expires: From this day on it is refused.
+            onnx: Also as ONNX.
 
         Raises:
             ConfigError: ``out`` is there already.
@@ -308,7 +310,7 @@ class Result:
             round=done,
             state="best" if best else "last",
         )
-        write(Path(out), *make(trained, part, owner, expires))
+        write(Path(out), *make(trained, part, owner, expires), onnx=onnx)
         return artefacts.load(out)
 
     def compose(self, base: ClientId, modular: ClientId) -> Callable[[Samples], Float[Tensor, "batch *outputs"]]:

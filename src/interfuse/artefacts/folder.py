@@ -18,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interfuse.artefacts.manifest import Manifest, TensorForm
+from interfuse.artefacts.onnx import write_onnx
 from interfuse.artefacts.programs import Program
 from interfuse.data.inputs import Inputs, joined, named, split
 from interfuse.errors import ArtefactError, ConfigError
 
 MANIFEST, PROGRAM, WEIGHTS, SUMS = "manifest.json", "program.json", "weights.safetensors", "SHA256SUMS"
+ONNX, SIGNATURE, REVOKED = "model.onnx", "signature.json", "REVOKED"
+_BESIDE = {SUMS, SIGNATURE, REVOKED}
+"""Files that no digest covers: what covers the others, who vouches for that, and that nobody does any more."""
 ROWS = 512
 """Samples that a program takes at a time."""
 _LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)", re.ASCII)
@@ -67,11 +71,15 @@ def check(x: Inputs, forms: Mapping[str, TensorForm]) -> None:
             raise ArtefactError(f"input {name} has values that are not finite")
 
 
-def write(out: Path, manifest: Manifest, program: Program) -> None:
+def write(out: Path, manifest: Manifest, program: Program, *, onnx: bool = False) -> None:
     """Write an artefact to a folder that is there whole or not at all.
 
+    Args:
+        onnx: Also as ONNX, which is compared with the program.
+
     Raises:
-        ConfigError: there is something at ``out`` already, or it cannot be written.
+        ConfigError: there is something at ``out`` already, it cannot be written, or ONNX lacks a package.
+        ModelError: ONNX cannot say what the program does.
     """
     if out.exists():
         raise ConfigError(f"{out} is there already: name a folder that is not, or remove it")
@@ -82,6 +90,8 @@ def write(out: Path, manifest: Manifest, program: Program) -> None:
             (making / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
             (making / PROGRAM).write_text(program.text(), encoding="utf-8")
             save_file(dict(program.tensors), making / WEIGHTS)
+            if onnx:
+                write_onnx(program, manifest.takes, making / ONNX)
             sums = "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(making.iterdir()))
             (making / SUMS).write_text(sums, encoding="utf-8")
             making.chmod(0o755)
@@ -123,6 +133,9 @@ def load(path: str | Path, *, today: date | None = None) -> Artefact:
         raise ArtefactError(f"{folder / WEIGHTS} cannot be read: {error}") from error
     if {*program.inputs} != {*manifest.takes}:
         raise ArtefactError(f"{folder}: program and manifest have other inputs")
+    if (folder / REVOKED).exists():
+        reason = (folder / REVOKED).read_text(encoding="utf-8", errors="replace")[:300] or "no reason was given"
+        raise ArtefactError(f"{folder} was revoked: {reason}")
     if manifest.expires is not None and (today or date.today()) >= manifest.expires:
         raise ArtefactError(
             f"{folder} has expired on {manifest.expires}: ask {manifest.owner.name or 'its owner'} for a newer one"
@@ -135,7 +148,7 @@ def _check_files(folder: Path) -> None:
     *rows, end = (folder / SUMS).read_bytes().decode().split("\n")
     lines = [_LINE.fullmatch(row) for row in rows]
     sums = {line[2]: line[1] for line in lines if line is not None}
-    there = {entry.name for entry in folder.iterdir()} - {SUMS}
+    there = {entry.name for entry in folder.iterdir()} - _BESIDE
     if end or None in lines or len(sums) != len(lines) or not {MANIFEST, PROGRAM, WEIGHTS} <= sums.keys():
         raise ArtefactError(f"{folder / SUMS} is damaged: it has a line for each file, digest and name")
     if there != sums.keys():

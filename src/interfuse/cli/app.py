@@ -262,6 +262,7 @@ def _run_seeds(
 app.command(no_args_is_help=True)(comparing.compare)
 app.command(no_args_is_help=True)(serving.export)
 app.command(no_args_is_help=True)(serving.predict)
+app.add_typer(serving.registry, name="registry")
 for command in (network.keys, network.node, network.coordinate, network.status, network.audit):
     app.command(no_args_is_help=True)(command)
 
