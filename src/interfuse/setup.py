@@ -586,6 +586,13 @@ def check_setup(setup: Setup) -> None:
                 f"{first.name} with {first.task.outputs} {first.task.unit}; all data sets of a federation must have "
                 "one task, a regression one mean and deviation of its targets"
             )
+    for client, (dataset, share) in enumerate(zip(setup.datasets, setup.shares, strict=True)):
+        y = dataset.y_train[torch.from_numpy(np.asarray(share.train, np.int64)).to(dataset.y_train.device)]
+        if len(y) and not setup.task.counted(y):
+            raise ConfigError(
+                f"client {client} has {len(y)} training rows of {dataset.name}, but none has a target that counts, so "
+                "it has nothing to learn from: give it other rows, or longer ones (read.length), or leave it out"
+            )
     numbers: dict[str, tuple[int, str]] = {}
     for dataset in setup.domains:
         for number, name in enumerate(dataset.task.names):
