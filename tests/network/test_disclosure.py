@@ -87,6 +87,7 @@ def test_of_ifl_only_features_and_labels_leave(tmp_path: Path) -> None:
     assert set(kinds[3:]) == {"reply", "done"}
     facts = dict(messages[1]["envelope"]["facts"])
     assert facts.pop("class_names") == names_digest("dry-run", sorted(SECRETS[:3]))
+    assert facts.pop("given") == names_digest("dry-run", [""])  # nothing is
     assert facts == {"architecture": "zoo", "classes": 3, "fusion_width": 8, "samples": 48, "test_labels": ""}
     tensors = [message["tensors"] for message in messages if "tensors" in message]
     assert [sorted(t) for t in tensors] == [["y", "z"], ["common", "own", "validation"]]
