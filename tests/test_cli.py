@@ -587,6 +587,7 @@ def test_artefacts_that_cannot_be_made_or_used_are_said() -> None:
     assert "--run and --round are for a vendor's file" in refused("export", "a", "--out", "more", "--round", "1")
     assert "is a modular block, where a base" in refused("predict", "--base", modular, "--modular", modular, "x.npy")
     assert "is a base block, where a modular" in refused("predict", "--base", base, "--modular", base, "x.npy")
+    assert "is a base block, where a whole model" in refused("predict", "--model", base, "x.npy")
     assert "expected samples" in refused("predict", "--base", base, "--modular", modular, "wide.npy")
     assert "name two artefacts" in refused("predict", "--base", base, "x.npy")
     assert "name two artefacts" in refused("predict", "x.npy")

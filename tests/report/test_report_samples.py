@@ -79,6 +79,7 @@ def test_pixels_and_lines_are_those_of_the_sample() -> None:
     colours[2] = 255
     assert as_pixels(colours).shape == (5, 7, 3)
     assert as_pixels(colours)[0, 0].tolist() == [0, 0, 1]
+    assert as_pixels(grey, white=102).tolist() == pytest.approx(np.array([[0, 1], [0.5, 1]]))  # others go to 16
     assert as_pixels(torch.rand(3, 300, 20)).shape == (LARGEST_SIDE, 20, 3)
     assert as_pixels(torch.full((2, 4, 4), 7.0)).tolist() == [[0.0] * 4] * 4, "no spread is no error"
     ramp = torch.arange(1000.0).expand(9, 1000)

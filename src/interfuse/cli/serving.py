@@ -153,6 +153,10 @@ def _of_artefacts(
         signer(one.path, [_certificate(authority)])
     for one in others:
         artefacts.check_fit(first, one)
+    if model is not None and first.manifest.part != "model":
+        raise ConfigError(
+            f"{model} is a {first.manifest.part} block, where a whole model is needed: --part model makes one"
+        )
     forms = {name: (getattr(torch, form.dtype), form.shape) for name, form in first.manifest.takes.items()}
     x = as_stored(_samples(samples), forms, first.manifest.columns)
     scores = artefacts.composed(first, others, x, mean) if others else artefacts.mean_of([first], x)

@@ -82,6 +82,7 @@ def samples_figure(drawn: Sequence[Drawn], class_names: Sequence[str]) -> Figure
     classes, places = classes_of(drawn), list(cells(drawn))
     width = max(cell.x for cell in places) + 1
     height = len(classes) * (1 + GAP)
+    white = white_of(drawn)
     figure = Figure(figsize=(2 * COLUMN, 2 * COLUMN * (height + 1.2) / (width + NAME)))
     axes = figure.subplots()
     axes.set(xlim=(-NAME, width + GAP), ylim=(height, -1.2), aspect="equal")
@@ -91,7 +92,9 @@ def samples_figure(drawn: Sequence[Drawn], class_names: Sequence[str]) -> Figure
         if cell.sample is None:
             axes.text(cell.x + 0.5, y + 0.5, "–", ha="center", va="center", color=INK)
         elif is_image(cell.sample):
-            axes.imshow(as_pixels(cell.sample), extent=(cell.x, cell.x + 1, y + 1, y), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(
+                as_pixels(cell.sample, white), extent=(cell.x, cell.x + 1, y + 1, y), cmap="gray", vmin=0, vmax=1
+            )
         if cell.unseen and cell.sample is not None:
             axes.add_patch(Rectangle((cell.x, y), 1, 1, fill=False, edgecolor=ORANGE, linewidth=1.2))
     _draw_lines(axes, places)
@@ -112,15 +115,25 @@ def is_image(sample: Tensor) -> bool:
     return sample.ndim == 3
 
 
-def as_pixels(sample: Tensor) -> Float[np.ndarray, "height width ..."]:
-    """An image as it is shown: from 0 to 1, grey ``[height, width]`` or with three colours last."""
-    x = sample.float() / 255 if sample.dtype == torch.uint8 else _stretched(sample)
+def as_pixels(sample: Tensor, white: float = 255) -> Float[np.ndarray, "height width ..."]:
+    """An image as it is shown: from 0 to 1, grey ``[height, width]`` or with three colours last.
+
+    Args:
+        white: The brightest that there is, of images of bytes.
+    """
+    x = (sample.float() / white).clamp(max=1) if sample.dtype == torch.uint8 else _stretched(sample)
     if len(x) != 3:
         x = x.mean(0, keepdim=True)
     height, width = (min(side, LARGEST_SIDE) for side in x.shape[1:])
     x = functional.adaptive_avg_pool2d(x[None], (height, width))[0]
     shown: np.ndarray = (x[0] if len(x) == 1 else x.permute(1, 2, 0)).numpy()
     return shown
+
+
+def white_of(drawn: Sequence[Drawn]) -> float:
+    """255, or the largest of the real values shown where all are far below it: some sets of bytes go to 16 or so."""
+    largest = max((float(one.real.max()) for one in drawn if one.real.numel()), default=255.0)
+    return largest if 0 < largest < 128 else 255.0
 
 
 def _stretched(x: Tensor) -> Tensor:
@@ -160,7 +173,8 @@ def samples_text(drawn: Sequence[Drawn], class_names: Sequence[str], clients: in
     classes = classes_of(drawn)
     some = f"{len(drawn)} of {clients:,} clients" if len(drawn) < clients else f"{len(drawn)} clients"
     of = f"{len(classes)} of {len(class_names):,} classes" if len(classes) < len(class_names) else "all classes"
-    text = f"Samples of {of} by {some}: a real training row of the client, and beside it what it draws"
+    real = "a real training row of the client (mind whom you show it)"
+    text = f"Samples of {of} by {some}: {real}, and beside it what it draws"
     channels = max((one.drawn.shape[1] for one in drawn if one.drawn.ndim == 3), default=0)
     if channels > MOST_LINES:
         text += f"; of {channels} channels the first {MOST_LINES} are shown"
