@@ -94,6 +94,8 @@ def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: p
     }  # fmt: skip
     allow = {"methods": [name], "disclosures": [str(one) for one in Disclosure], "retention": True}
     config = two.prepare(recipe, models_of(kind), allow=allow, data={"public": public})
+    # what a node draws from a secret of its own, a simulation draws from the seed
+    monkeypatch.setattr(node, "_secret", lambda folder: config.seed)
     carrier, quiet = Loopback(), Events(None, lambda text: None)
     with ExitStack() as opened, ThreadPoolExecutor(2) as pool:
         for party in two.names:
