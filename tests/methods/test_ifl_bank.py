@@ -146,7 +146,7 @@ def test_of_more_centroids_the_bank_has_some() -> None:
     assert torch.bincount(bank.y.long()).tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("method", [DECODER, replace(CENTROIDS, smallest_cluster=1)], ids=["decoder", "centroids"])
+@pytest.mark.parametrize("method", [DECODER, CENTROIDS], ids=["decoder", "centroids"])
 def test_all_get_one_bank_and_forty_no_larger_one(method: Any) -> None:
     few, many = (made(method, shares=shares_of(*[range(c, 90, n) for c in range(n)]), rounds=0) for n in (4, 40))
     sizes = [torch.bincount(bank_of(f, 0).y.long(), minlength=3).tolist() for f in (few, many)]
@@ -154,11 +154,6 @@ def test_all_get_one_bank_and_forty_no_larger_one(method: Any) -> None:
     assert torch.equal(bank_of(many, 0).x, bank_of(many, 39).x)
     if method is DECODER:
         assert sizes == [[8, 8, 8], [8, 8, 8]]
-
-
-def test_a_bank_without_an_image_is_no_bank() -> None:
-    with pytest.raises(ConfigError, match="the bank has no image: no client sent one.*a lower smallest_cluster"):
-        made(CENTROIDS, shares=shares_of(*[range(c, 90, 40) for c in range(40)]), rounds=0)
 
 
 def test_clients_with_samples_of_another_shape_have_a_bank_of_their_own() -> None:

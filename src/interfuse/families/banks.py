@@ -14,7 +14,6 @@ from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients
 from interfuse.data import Batch
 from interfuse.data.inputs import shape_text
-from interfuse.errors import ConfigError
 from interfuse.families.bank_images import check_images, normalised
 from interfuse.families.checks import check_batch, check_counts
 from interfuse.families.fusion import FusionOutputs, FusionPairs, SharingInRounds
@@ -115,20 +114,11 @@ class SharingWithSentBank(SharingWithBank):
         """Send all clients whose samples have one shape and are of one kind the bank made of what these clients sent.
 
         Who says that its samples are of another kind than they are has a bank apart, and spoils nobody's.
-
-        Raises:
-            ConfigError: nobody has anything to draw.
         """
         kinds = {client: (shape_text(clients.profiles[client].sample), pixels(own)) for client, own in sent.items()}
-        alike = [[client for client in sent if kinds[client] == kind] for kind in dict.fromkeys(kinds.values())]
-        banks = [bank({client: sent[client] for client in group}) for group in alike]
-        if not any(len(made.y) for made in banks):
-            raise ConfigError(
-                "the bank has no image: no client sent one, so nothing would be drawn; clients need more rows of a "
-                "class, or, for centroids, a lower smallest_cluster (which discloses more)"
-            )
-        for group, made in zip(alike, banks, strict=True):
-            clients.only(group).call(self.keep, made)
+        for kind in dict.fromkeys(kinds.values()):
+            alike = {client: sent[client] for client in sent if kinds[client] == kind}
+            clients.only(alike).call(self.keep, bank(alike))
 
     @on_client
     def keep(self, client: Client[Bank], images: Images) -> None:
