@@ -59,11 +59,8 @@ def written(
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     found = written(tmp_path / "base")
-    torch.manual_seed(0)
-    x = torch.randn(1500, 3)
-    expected = nn.Linear(3, 4)
-    torch.manual_seed(0)
-    expected = nn.Linear(3, 4)
+    torch.manual_seed(0)  # as `written` made it
+    expected, x = nn.Linear(3, 4), torch.randn(1500, 3)
     torch.testing.assert_close(found(x), expected(x).detach())
     assert found.manifest.owner.name == "ant"
     with pytest.raises(ConfigError, match="is there already"):

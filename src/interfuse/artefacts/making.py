@@ -50,8 +50,8 @@ def make(trained: Trained, part: Part, owner: Owner, expires: date | None = None
     Raises:
         ModelError: the model cannot be exported, or a client does not answer with its model alone.
     """
-    model, data = trained.model.eval(), trained.data
-    with torch.no_grad(), trained.numerics.applied(), model.evaluating():
+    model, data = trained.model, trained.data
+    with trained.numerics.applied(), model.evaluating():
         stored = each(lambda x: x[[0, -1]].cpu(), data.x_train)
         inputs = as_inputs(data, trained.numerics, stored)
         z = model.base(inputs)

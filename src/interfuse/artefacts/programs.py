@@ -14,7 +14,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
 import torch
@@ -41,13 +41,15 @@ _DROPOUT = {"scaled_dot_product_attention": 4}
 """Operations that draw random numbers unless this argument, ``dropout_p``, is 0."""
 _REFUSED = ("as_strided", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize")
 """Operations of the core set that show memory that is none of their arguments'."""
-_PYTHON = "add sub mul floordiv truediv mod neg eq ne lt le gt ge getitem"
+_LARGEST = 2**63
+"""Numbers in a program, such as sizes, stay below."""
+_PYTHON = "add sub mul floordiv truediv mod neg eq ne lt le gt ge"
 _NUMBERS: Mapping[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in _PYTHON.split()},
     **{"sym_max": max, "sym_min": min, "sym_not": operator.not_, "sym_float": float, "sym_int": int},
     **{"ceil": math.ceil, "floor": math.floor, "trunc": math.trunc},
 }
-"""What is done with sizes, which depend on the number of samples, and with operations that have several results."""
+"""What is done with sizes, which depend on the number of samples."""
 _CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
 """Operations that check and give nothing."""
 _OF_THE_MACHINE = ("device", "pin_memory")
@@ -124,7 +126,7 @@ class Program:
             options = {name: self._value(option, values) for name, option in node.options.items()}
             try:
                 values[node.name] = operation(node.operation)(*arguments, **options)
-            except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
+            except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError) as error:
                 reason = str(error).partition("\n")[0]
                 raise ArtefactError(f"{node.operation} of the program cannot be done: {reason}") from error
             for name in done:
@@ -252,13 +254,24 @@ def operation(name: str) -> Callable[..., Any]:
         ArtefactError: it is none that a program may have.
     """
     if name in _NUMBERS:
-        return _NUMBERS[name]
+        return partial(_of_numbers, _NUMBERS[name])
+    if name == "getitem":
+        return operator.getitem
     parts = name.split(".")
     if len(parts) == 3 and parts[0] == "aten" and all(re.fullmatch(r"\w+", part, re.ASCII) for part in parts):
         found = getattr(getattr(torch.ops.aten, parts[1], None), parts[2], None)
         if isinstance(found, torch._ops.OpOverload) and _is_function(found, parts[1]):
             return found
     raise ArtefactError(f"{name[:100]} is no operation that a program may have")
+
+
+def _of_numbers(function: Callable[..., Any], *numbers: Any) -> Any:
+    """What a function makes of numbers: of lists or texts it could fill the memory, and so could unlimited numbers."""
+    for number in numbers:
+        symbolic = isinstance(number, torch.SymInt | torch.SymFloat | torch.SymBool)  # as ONNX is made
+        if not symbolic and not (isinstance(number, int | float) and abs(number) < _LARGEST):
+            raise TypeError(f"{type(number).__name__} is no number of 64 bits")
+    return function(*numbers)
 
 
 def _is_function(found: torch._ops.OpOverload, name: str) -> bool:
