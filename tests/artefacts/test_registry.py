@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from test_artefact_folders import written
+from small_artefacts import written
 from torch import nn
 
 from interfuse.artefacts import Artefact, TensorForm, export_program, load

@@ -133,14 +133,34 @@ def load(path: str | Path, *, today: date | None = None) -> Artefact:
         raise ArtefactError(f"{folder / WEIGHTS} cannot be read: {error}") from error
     if {*program.inputs} != {*manifest.takes}:
         raise ArtefactError(f"{folder}: program and manifest have other inputs")
-    if (folder / REVOKED).exists():
-        reason = (folder / REVOKED).read_text(encoding="utf-8", errors="replace")[:300] or "no reason was given"
-        raise ArtefactError(f"{folder} was revoked: {reason}")
-    if manifest.expires is not None and (today or date.today()) >= manifest.expires:
-        raise ArtefactError(
-            f"{folder} has expired on {manifest.expires}: ask {manifest.owner.name or 'its owner'} for a newer one"
-        )
+    if (why := revoked(folder) or expired(manifest, today)) is not None:
+        raise ArtefactError(f"{folder} {why}")
     return Artefact(folder, manifest, program)
+
+
+def revoked(folder: Path) -> str | None:
+    """Why nobody vouches any more for an artefact that was loaded from a folder, in words that follow its name; None:
+    somebody does."""
+    if not (folder / MANIFEST).exists():
+        return "is there no more"
+    try:
+        return because((folder / REVOKED).read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        return f"was revoked: the reason cannot be read, {error.strerror}"
+
+
+def because(reason: bytes) -> str:
+    """The content of the file ``REVOKED`` in words that follow a name."""
+    return f"was revoked: {reason.decode(errors='replace')[:300] or 'no reason was given'}"
+
+
+def expired(manifest: Manifest, today: date | None = None) -> str | None:
+    """That an artefact has come to its end, in words that follow its name; None: it has not."""
+    if manifest.expires is None or (today or date.today()) < manifest.expires:
+        return None
+    return f"has expired on {manifest.expires}: ask {manifest.owner.name or 'its owner'} for a newer one"
 
 
 def _check_files(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from datetime import date
 from typing import Annotated, Literal
@@ -43,6 +45,13 @@ class Fusion(_Record):
     method: str
     round: Annotated[int, Ge(0)]
     features: Mapping[str, TensorForm]
+
+    @property
+    def key(self) -> str:
+        """The contract as one word, which travels with features: SHA-256, in hexadecimal, of its JSON with sorted keys
+        and no spaces."""
+        plain = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(plain.encode()).hexdigest()
 
     def check(self, other: Fusion) -> None:
         """Check that another block's fusion layer is this one.
@@ -116,6 +125,11 @@ class Manifest(_Record):
         """What goes in, by name."""
         found = self.inputs if self.inputs is not None else self.fusion.features if self.fusion is not None else {}
         return found
+
+    @property
+    def discloses(self) -> Disclosure:
+        """What the answers of this block tell of the samples that were put in."""
+        return Disclosure.FEATURES if self.part == "base" else Disclosure.LOGITS
 
 
 def _short(value: object) -> str:

@@ -12,11 +12,11 @@ from pathlib import Path
 import fsspec
 from pydantic import ValidationError
 
-from interfuse.artefacts.folder import MANIFEST, REVOKED, Artefact, load
+from interfuse.artefacts.folder import MANIFEST, REVOKED, Artefact, because, load
 from interfuse.artefacts.manifest import Fusion, Manifest
 from interfuse.errors import ArtefactError, ConfigError, nearest
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII | re.IGNORECASE)
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Registry:
             ConfigError: the name has other signs than letters, digits, dots, hyphens and underscores, or the registry
                 cannot be written.
         """
-        if not _NAME.fullmatch(name):
+        if not NAME.fullmatch(name):
             raise ConfigError(f"{name!r} cannot be a name: letters, digits, dots, hyphens and underscores, at most 64")
         version = 1 + max(self._versions(name), default=0)
         with _explained(self.address):
@@ -103,11 +103,8 @@ class Registry:
         Raises:
             ArtefactError: there is none, or it is damaged, revoked or expired.
         """
-        versions = self._versions(name)
-        if not versions:
-            raise ArtefactError(f"{self.address} has nothing of the name {name!r}: {nearest(name, self._names())}")
-        good = [number for number in versions if self._read(name, number, REVOKED) is None]
-        wanted = version if version is not None else max(good, default=max(versions))
+        newest, versions = self.newest(name), self._versions(name)
+        wanted = newest if version is None else version
         if wanted not in versions:
             raise ArtefactError(
                 f"{self.address} has no version {wanted} of {name}, but {', '.join(map(str, versions))}"
@@ -144,11 +141,34 @@ class Registry:
                 self._fs.pipe_file(f"{self._root}/{name}/{number}/{REVOKED}", reason.encode())
         return versions
 
+    def revoked(self, name: str, version: int) -> str | None:
+        """Why a version that was fetched is good no more, in words that follow its name; None: it is.
+
+        Raises:
+            ConfigError: the registry cannot be read.
+        """
+        if self._read(name, version, MANIFEST) is None:
+            return "is there no more"
+        reason = self._read(name, version, REVOKED)
+        return None if reason is None else because(reason)
+
+    def newest(self, name: str) -> int:
+        """The newest version of a name that is not revoked, or the newest of all.
+
+        Raises:
+            ArtefactError: there is nothing of this name.
+        """
+        versions = self._versions(name)
+        if not versions:
+            raise ArtefactError(f"{self.address} has nothing of the name {name!r}: {nearest(name, self._names())}")
+        good = [number for number in versions if self._read(name, number, REVOKED) is None]
+        return max(good, default=max(versions))
+
     def _names(self) -> list[str]:
-        return [name for name in self._entries(self._root) if _NAME.fullmatch(name)]
+        return [name for name in self._entries(self._root) if NAME.fullmatch(name)]
 
     def _versions(self, name: str) -> list[int]:
-        found = self._entries(f"{self._root}/{name}") if _NAME.fullmatch(name) else []
+        found = self._entries(f"{self._root}/{name}") if NAME.fullmatch(name) else []
         return sorted(int(entry) for entry in found if entry.isdecimal())
 
     def _entries(self, place: str) -> list[str]:

@@ -15,7 +15,7 @@ from rich.console import Console, RenderableType
 from typer.core import TyperGroup
 
 from interfuse import api, report, seeds
-from interfuse.cli import comparing, listings, network, serving
+from interfuse.cli import comparing, listings, network, service, serving
 from interfuse.cli.configuration import (
     codecs,
     configure,
@@ -263,6 +263,8 @@ app.command(no_args_is_help=True)(comparing.compare)
 app.command(no_args_is_help=True)(serving.export)
 app.command(no_args_is_help=True)(serving.predict)
 app.add_typer(serving.registry, name="registry")
+app.command(no_args_is_help=True)(service.serve)
+app.command("api-key", no_args_is_help=True)(service.api_key)
 for command in (network.keys, network.node, network.coordinate, network.status, network.audit):
     app.command(no_args_is_help=True)(command)
 

@@ -42,15 +42,18 @@ def keys(
     hosts: Annotated[
         str, option(None, "HOST,...", "Under which names nodes reach the coordinator.")
     ] = "localhost,127.0.0.1",
+    services: Annotated[
+        str | None, option(None, "NAME,...", "Names of services (`interfuse serve`) that these nodes may ask.")
+    ] = None,
 ) -> None:
     """Make keys for a trial in FOLDER: an authority, a coordinator's, one for each node. What is there stays.
 
-    FOLDER/coordinator goes to the coordinator, FOLDER/NAME to the node of that name, ca.key nowhere.
+    FOLDER/coordinator goes to the coordinator, FOLDER/NAME to the node or the service of that name, ca.key nowhere.
     """
     _needs_grpc()
     from interfuse.engines.grpc import make_keys
 
-    for path in make_keys(folder, listed(nodes) or [], listed(hosts) or []):
+    for path in make_keys(folder, listed(nodes) or [], listed(hosts) or [], listed(services) or []):
         typer.echo(f"made {path}")
 
 

@@ -227,6 +227,13 @@ def read(
     }
 
 
+def metadata_of(message: str, body: Pieces, limits: Limits) -> dict[str, str]:
+    """The metadata of a file that :func:`read` has taken with ``metadata=True``: it has proven the grammar."""
+    header, _ = _split(message, body, limits)
+    found: dict[str, str] = json.loads(header).get(METADATA, {})
+    return found
+
+
 def places(message: str, header: bytes, available: int, limits: Limits) -> list[tuple[str, int, int]]:
     """The names in a header without metadata, with where the data of each begins and ends, which are ``available``
     bytes in all. Raises MessageError as :func:`read` does."""

@@ -88,37 +88,42 @@ def name_in(certificate: x509.Certificate) -> str:
     return str(found[0].value) if found else ""
 
 
-def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str]) -> list[Path]:
+def make_keys(folder: Path, nodes: Sequence[str], hosts: Sequence[str], services: Sequence[str] = ()) -> list[Path]:
     """An authority, a coordinator's key and a key for each node, for a trial. What exists already stays.
 
     ``folder/ca.key`` signs more nodes later, and belongs nowhere else; ``folder/coordinator`` goes to the coordinator,
-    ``folder/NAME`` to the node of that name.
+    ``folder/NAME`` to the node or the service of that name.
 
     Args:
-        hosts: Names and addresses under which nodes reach the coordinator.
+        hosts: Names and addresses under which nodes reach the coordinator and the services.
+        services: Have a folder as the coordinator has, for nodes that ask them.
 
     Returns: the folders that were made.
     Raises:
         ConfigError: a name cannot be used, or a file cannot be written.
     """
-    for name in nodes:
+    for name in (*nodes, *services):
         if not NODE_NAME.fullmatch(name) or name in ("coordinator", "ca"):
             raise ConfigError(f"{name!r} cannot be the name of a node: letters, digits, dots and hyphens, and not ca")
+    if both := {*nodes} & {*services}:
+        raise ConfigError(f"{min(both)!r} is the name of a node and of a service: name them apart")
+    servers = ("coordinator", *services)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         authority = _authority(folder)
         made = []
-        for name in ("coordinator", *nodes):
+        for name in (*servers, *nodes):
             place = folder / name
             if not (place / f"{name}.crt").exists():
-                _issue(place, name, name, _purpose(hosts if name == "coordinator" else ()), authority)
+                _issue(place, name, name, _purpose(hosts if name in servers else ()), authority)
                 made.append(place)
             (place / "ca.crt").write_bytes((folder / "ca.crt").read_bytes())
-        known = folder / "coordinator" / "nodes"
-        known.mkdir(exist_ok=True)
-        (folder / "coordinator" / "revoked").mkdir(exist_ok=True)
-        for name in nodes:
-            (known / f"{name}.crt").write_bytes((folder / name / f"{name}.crt").read_bytes())
+        for server in servers:
+            known = folder / server / "nodes"
+            known.mkdir(exist_ok=True)
+            (folder / server / "revoked").mkdir(exist_ok=True)
+            for name in nodes:
+                (known / f"{name}.crt").write_bytes((folder / name / f"{name}.crt").read_bytes())
     except OSError as error:
         raise ConfigError(f"cannot write {error.filename}: {error.strerror}") from error
     return made

@@ -1,0 +1,195 @@
+"""Who may ask, and how often: API keys, certificates, and rates."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tomli_w
+from annotated_types import Gt, Len
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from interfuse.errors import ConfigError
+from interfuse.runs.folder import write_whole
+from interfuse.serve.faults import RefusedError
+
+_PREFIX = "if_"
+_BYTES = 32
+"""Of a key, drawn at random: nobody guesses it, so that a plain digest of it can be kept."""
+_LONGEST = 256
+
+
+class ApiKey(BaseModel):
+    """What is kept of an API key.
+
+    Attributes:
+        sha256: Of the key's text, in hexadecimal.
+        rate: Requests a second, over a minute or so.
+        burst: Requests at once; None: two seconds' worth.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sha256: Annotated[str, Len(64, 64)]
+    rate: Annotated[float, Gt(0)] = 50.0
+    burst: Annotated[float, Gt(0)] | None = None
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    keys: dict[str, ApiKey] = {}
+
+
+def read_keys(path: Path) -> Mapping[str, ApiKey]:
+    """The API keys of a file, by the names of who has them.
+
+    Raises:
+        ConfigError: it cannot be read; says where.
+    """
+    try:
+        return _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).keys
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; `interfuse api-key` makes one") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def add_key(path: Path, name: str, rate: float) -> str:
+    """Make an API key for somebody, and write its digest to a file; the key itself is kept nowhere.
+
+    Returns: the key.
+    Raises:
+        ConfigError: that name has one, or the file cannot be read or written.
+    """
+    known = dict(read_keys(path)) if path.exists() else {}
+    if name in known:
+        raise ConfigError(f"{path} has a key of {name!r} already: take it out there, or name another")
+    key = _PREFIX + secrets.token_urlsafe(_BYTES)
+    known[name] = ApiKey(sha256=_digest(key), rate=rate)
+    try:
+        write_whole(path, tomli_w.dumps(_File(keys=known).model_dump(exclude_none=True)))
+        path.chmod(0o600)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    return key
+
+
+@dataclass
+class Bucket:
+    """Tokens that come at a rate, up to a number; a request takes one."""
+
+    rate: float
+    most: float
+    tokens: float = field(init=False)
+    at: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = self.most
+
+    def take(self, now: float) -> float:
+        """Take a token. Returns the seconds until there is one; 0 where there was."""
+        self.tokens = min(self.most, self.tokens + (now - self.at) * self.rate)
+        self.at = now
+        if self.tokens < 1:
+            return (1 - self.tokens) / self.rate
+        self.tokens -= 1
+        return 0.0
+
+
+class Access:
+    """Decides about every request.
+
+    Args:
+        keys: A file of API keys, which is read anew when it changes; None: nobody needs one.
+        certificates: Names the owner of a certificate in DER that may ask; raises RefusedError. None: nobody needs one.
+        rate: Requests a second of each caller whom no API key gives another; None: as many as there are.
+    """
+
+    def __init__(
+        self,
+        keys: Path | None = None,
+        certificates: Callable[[bytes], str] | None = None,
+        rate: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._file, self._certificates, self._rate, self._clock = keys, certificates, rate, clock
+        self._keys: Mapping[str, ApiKey] = {} if keys is None else read_keys(keys)
+        self._stamp = self._stamped()
+        self._buckets: dict[str, Bucket] = {}
+
+    def refresh(self) -> None:
+        """Read what was changed.
+
+        Raises:
+            ConfigError: it cannot be read; what was known before goes on.
+        """
+        if self._file is not None and (stamp := self._stamped()) != self._stamp:
+            self._keys, self._stamp = read_keys(self._file), stamp
+            self._buckets.clear()
+
+    def admit(self, authorization: str | None, certificate: bytes | None) -> str:
+        """Who asks; it counts towards the caller's rate.
+
+        Args:
+            authorization: The header of this name.
+            certificate: What the other side of the connection showed, DER.
+
+        Raises:
+            RefusedError: nobody whom we know, or too often.
+        """
+        name, bucket = self._caller(authorization, certificate)
+        if bucket is not None and (seconds := bucket.take(self._clock())) > 0:
+            retry = int(seconds) + 1
+            raise RefusedError("too_many_requests", f"{name} may ask {bucket.rate:g} times a second", retry=retry)
+        return name
+
+    def _caller(self, authorization: str | None, certificate: bytes | None) -> tuple[str, Bucket | None]:
+        if self._file is not None:
+            name = self._of_key(authorization)
+            key = self._keys[name]
+            return name, self._bucket(name, key.rate, key.burst or max(1.0, 2 * key.rate))
+        name = "anybody"
+        if self._certificates is not None:
+            if certificate is None:
+                raise RefusedError("unauthorised", "a certificate is needed")
+            name = self._certificates(certificate)
+        return name, None if self._rate is None else self._bucket(name, self._rate, max(1.0, 2 * self._rate))
+
+    def _of_key(self, authorization: str | None) -> str:
+        kind, _, key = (authorization or "").partition(" ")
+        if kind.lower() != "bearer" or not key or len(key) > _LONGEST:
+            raise RefusedError("unauthorised", "an API key is needed: send the header Authorization: Bearer KEY")
+        digest, found = _digest(key.strip()), None
+        for name, known in self._keys.items():  # all of them, so that the time tells nothing
+            if hmac.compare_digest(digest, known.sha256):
+                found = name
+        if found is None:
+            raise RefusedError("unauthorised", "no such API key is known here")
+        return found
+
+    def _bucket(self, name: str, rate: float, most: float) -> Bucket:
+        return self._buckets.setdefault(name, Bucket(rate, most))
+
+    def _stamped(self) -> tuple[int, int]:
+        if self._file is None:
+            return 0, 0
+        try:
+            found = self._file.stat()
+        except OSError:
+            return 0, 0
+        return found.st_mtime_ns, found.st_size
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode(errors="replace")).hexdigest()

@@ -1,0 +1,38 @@
+"""What a service takes, in bytes, rows, seconds and connections."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of one service. What goes beyond is refused with a code of its own, and disturbs nobody else.
+
+    Attributes:
+        body: Bytes of a request's body.
+        json_body: The same for JSON, whose numbers take many times their text in memory.
+        rows: Samples in a request, and in one computation, which may have those of several requests.
+        waiting: Requests to one block that wait for it.
+        memory: Bytes of all bodies together that are read or waiting.
+        connections: At a time. Twice as many are told that there are too many; more are cut off.
+        head: Seconds for a request's line and headers.
+        body_time: Seconds for its body.
+        wait: Seconds until its computation begins.
+        request: Seconds for all of it, the answer's way included.
+        idle: Seconds that a connection is kept between two requests.
+        drain: Seconds for what is under way when the service is asked to end.
+    """
+
+    body: int = 8 << 20
+    json_body: int = 2 << 20
+    rows: int = 512
+    waiting: int = 64
+    memory: int = 256 << 20
+    connections: int = 256
+    head: float = 10.0
+    body_time: float = 20.0
+    wait: float = 10.0
+    request: float = 60.0
+    idle: float = 5.0
+    drain: float = 30.0
