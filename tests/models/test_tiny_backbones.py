@@ -40,6 +40,7 @@ def few_steps(monkeypatch, tmp_path):
     short = {name: dataclasses.replace(one, course=Course(2, 4, 1e-3)) for name, one in tiny.TINY.items()}
     monkeypatch.setattr(tiny, "TINY", short)
     monkeypatch.setattr(tiny, "TOWER", Course(2, 4, 1e-3))
+    monkeypatch.setattr(tiny, "PATCHES", Course(2, 4, 1e-3))
     forget()
     yield made
     forget()
@@ -49,6 +50,7 @@ def forget():
     """As a new process knows nothing."""
     tiny.pretrained.cache_clear()
     tiny.tower.cache_clear()
+    tiny.patches.cache_clear()
 
 
 def test_a_grown_model_answers_as_the_small_one(few_steps):
@@ -154,7 +156,7 @@ def test_the_tower_is_what_was_trained(few_steps, monkeypatch):
     assert not any(parameter.requires_grad for parameter in tiny.tower("few").parameters())
 
 
-@pytest.mark.parametrize("name", ["vqa-s", "vqa-g", "vqa-m", "vqa-q", "vqa-s-random"])
+@pytest.mark.parametrize("name", ["vqa-s", "vqa-g", "vqa-m", "vqa-q", "vqa-v", "vqa-s-random"])
 def test_models_by_name(name, few_steps):
     build = resolve(name)
     torch.manual_seed(1)
@@ -165,7 +167,7 @@ def test_models_by_name(name, few_steps):
     same = torch.equal(one.get_parameter("answer.weight"), two.get_parameter("answer.weight"))
     assert same is not name.endswith("random")
     assert {key for key in one.keys_of() if ".tower." in key} == one.given_keys
-    tower = tiny.tower("few").state_dict()
+    tower = tiny.TOWERS[tiny.TINY[name.removesuffix("-random")].sees]("few").state_dict()
     assert all(
         torch.equal(one.live([f"transformer.tower.{key}"])[f"transformer.tower.{key}"], tower[key]) for key in tower
     )

@@ -106,20 +106,26 @@ class Plan:
         return tomli_w.dumps(self.values())
 
     @cached_property
-    def _loaded(self) -> dict[tuple[str, str], Dataset]:
+    def _loaded(self) -> dict[tuple[str, str, str], Dataset]:
         return {}
 
     def given(self, entry: Entry) -> Given:
-        """The data sets of an entry, each loaded once for all entries.
+        """The data sets of an entry and its public one, each loaded once for all entries.
 
         Raises:
             InterfuseError: one of them cannot be loaded.
         """
-        keys = [(name, str(entry.config.read)) for name in entry.config.data_names]
-        for key in keys:
+        config = entry.config
+
+        def once(name: str) -> Dataset:
+            # how a set is read that is public alone depends on those of clients
+            key = (name, "" if name in config.data_names else str(config.data_names), str(config.read))
             if key not in self._loaded:
-                self._loaded[key] = entry.config.load(key[0])
-        return Given(dataset=[self._loaded[key] for key in keys])
+                self._loaded[key] = config.load(name)
+            return self._loaded[key]
+
+        public = None if config.public is None else once(config.public)
+        return Given(dataset=[once(name) for name in config.data_names], public=public)
 
     def tuning_rounds(self, entry: Entry) -> int:
         """Rounds of a run by which a value of the grid is chosen."""

@@ -19,6 +19,7 @@ _TINY = {
     "vqa-g": "vqa-s grown to width 80 and 8 layers, and trained on.",
     "vqa-m": "Llama for easy-VQA trained by itself: width 64, 6 layers.",
     "vqa-q": "Qwen2 for easy-VQA trained by itself: width 64, 4 layers.",
+    "vqa-v": "Llama for easy-VQA with a vision transformer of its own: width 64, 4 layers.",
     "news-l": "Small Llama for topics of BBC News, by words: width 64, 4 layers.",
     "news-q": "Small Qwen2 for topics of BBC News, by pieces of words: width 64, 4 layers.",
 }

@@ -1,24 +1,33 @@
 """Small backbones for experiments: trained once on a machine on the public part of a data set, in less than a minute.
 
 ``vqa-s``, ``vqa-m`` and ``vqa-q`` are trained by themselves, ``vqa-g`` is grown from ``vqa-s`` and trained on. One
-frozen tower makes tokens of a picture for all of them. ``news-l`` and ``news-q`` are strangers that tell topics of
-news, with tokenizers of their own. Each has a variant ``...-random``, whose transformer, projection and head are not
-trained: a control.
+frozen tower makes tokens of a picture for all of them; ``vqa-v`` sees by a vision transformer of its own. ``news-l``
+and ``news-q`` are strangers that tell topics of news, with tokenizers of their own. Each has a variant ``...-random``,
+whose transformer, projection and head are not trained: a control.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 import transformers
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ViTConfig,
+    ViTModel,
+)
 
 from interfuse.data import Dataset, Shape, load
 from interfuse.data.bbc_news import VOCABULARY
@@ -38,6 +47,7 @@ from interfuse.randomness import seeded
 HEAD = 16
 """Width of an attention head, the same in all, so that positions mean the same in a model and in what it grows to."""
 EPS = 1e-6
+M = TypeVar("M", bound=nn.Module)
 
 _KINDS = MappingProxyType({"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)})
 
@@ -55,6 +65,7 @@ class Tiny:
         tokens: Size of the vocabulary.
         padding: The token of places without one.
         reads: The name of its tokens, where samples have the same text by several tokenizers.
+        sees: What makes tokens of pictures: see :data:`TOWERS`.
     """
 
     kind: str
@@ -67,6 +78,7 @@ class Tiny:
     tokens: int = TOKENS
     padding: int = NOTHING
     reads: str | None = field(default=None, repr=False)  # not what training depends on where there is but one
+    sees: str = field(default="convolutions", repr=False)  # training depends on the tower's values
 
 
 NEWS = "bbc-news-public"
@@ -76,6 +88,7 @@ TINY: Mapping[str, Tiny] = MappingProxyType(
         "vqa-g": Tiny("llama", 80, 8, 216, Course(steps=200, batch=32, lr=1e-3), parent="vqa-s"),
         "vqa-m": Tiny("llama", 64, 6, 172, Course(steps=400, batch=32, lr=3e-3)),
         "vqa-q": Tiny("qwen2", 64, 4, 172, Course(steps=400, batch=32, lr=3e-3)),
+        "vqa-v": Tiny("llama", 64, 4, 172, Course(steps=400, batch=32, lr=3e-3), sees="patches"),
         "news-l": Tiny(
             "llama", 64, 4, 172, Course(80, 32, 3e-3, warm_up=20), public=NEWS, tokens=VOCABULARY, reads=WORDS
         ),
@@ -85,8 +98,9 @@ TINY: Mapping[str, Tiny] = MappingProxyType(
     }
 )
 TOWER = Course(steps=1600, batch=32, lr=5e-3, decay=0.05)
+PATCHES = Course(steps=1600, batch=32, lr=1e-3, decay=0.05, warm_up=100)
 CHANNELS = (16, 32, 64)
-"""Of the tower's convolutions; the last is the width of its tokens."""
+"""Of the tower's convolutions; the last is the width of a tower's tokens."""
 
 
 def build(name: str, random: bool, sample_shape: Shape, classes: int, width: int) -> SplitModel:
@@ -155,7 +169,8 @@ def untrained(tiny: Tiny) -> SplitModel:
     model = causal(tiny)
     body = replace(body_of(model), padding=None)  # what stands before a short question was there in training too
     pictures = [x for x in named(known.x_train).values() if x.dim() == 4]
-    sight = Sight(sharing_copy(tower(tiny.public)), nn.Linear(CHANNELS[-1], tiny.width)) if pictures else None
+    seen = sharing_copy(TOWERS[tiny.sees](tiny.public)) if pictures else None
+    sight = None if seen is None else Sight(seen, nn.Linear(CHANNELS[-1], tiny.width))
     head = torch.randn(known.classes, tiny.width) * body.spread
     return split_model(body, known.shape, known.classes, head=head, sight=sight, reads=tiny.reads)
 
@@ -220,18 +235,59 @@ def tower(name: str) -> nn.Sequential:
     depends = (TOWER, CHANNELS, BUILD, known.digest)
     with seeded(0, "tower"):  # a caller's own draws must not depend on who asked first
         plain = _convolutions(normalised=False)
-        plain.load_state_dict(kept(f"tower-{name}", depends, lambda: _tower(known).state_dict()))
+        make = functools.partial(_convolutions, normalised=True)
+        plain.load_state_dict(kept(f"tower-{name}", depends, lambda: _folded(_taught(known, make, TOWER)).state_dict()))
     return plain.eval().requires_grad_(False)
 
 
-def _tower(known: Dataset) -> nn.Sequential:
+class Patches(nn.Module):
+    """A small vision transformer: a picture of 32 by 32 as tokens [batch, 16, 64], one of each patch of 8 by 8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer = ViTModel(
+            ViTConfig(
+                hidden_size=CHANNELS[-1],
+                num_hidden_layers=3,
+                num_attention_heads=CHANNELS[-1] // HEAD,
+                intermediate_size=2 * CHANNELS[-1],
+                image_size=32,
+                patch_size=8,
+                hidden_dropout_prob=0.0,
+                attention_probs_dropout_prob=0.0,
+            ),
+            add_pooling_layer=False,
+        )
+
+    def forward(self, x: Float[Tensor, "batch 3 32 32"]) -> Float[Tensor, "batch 16 channels"]:
+        tokens: Tensor = self.transformer(pixel_values=x).last_hidden_state[:, 1:]
+        return tokens
+
+
+@functools.cache
+def patches(name: str) -> nn.Module:
+    """What makes 16 tokens of 64 of a picture by a vision transformer, trained alike. It must not be changed."""
+    known = public(name)
+    depends = (PATCHES, CHANNELS, HEAD, BUILD, transformers.__version__, known.digest)
+    with seeded(0, "patches"):
+        made = Patches()
+        made.load_state_dict(kept(f"patches-{name}", depends, lambda: _taught(known, Patches, PATCHES).state_dict()))
+    return made.eval().requires_grad_(False)
+
+
+TOWERS: Mapping[str, Callable[[str], nn.Module]] = MappingProxyType({"convolutions": tower, "patches": patches})
+"""What makes tokens of a picture, of the name of the public data that it is trained on."""
+
+
+def _taught(known: Dataset, make: Callable[[], M], course: Course) -> M:
+    """A tower that has learnt to answer, with the wording of a question beside it."""
     shape = known.shape
     assert not isinstance(shape, tuple)
     picture = next(name for name, one in shape.items() if len(one) == 3)
     question = next(name for name, one in shape.items() if len(one) == 1)
     inputs, y = named(known.normalise(known.x_train)), known.y_train
     with seeded(0, "tower"):
-        made = _convolutions(normalised=True)
+        made = make()
         # the wording says what is asked, the picture what is answered, so their scores add up
         answer = nn.LazyLinear(known.classes)
         answer(made(inputs[picture][:2]).flatten(1))
@@ -242,8 +298,8 @@ def _tower(known: Dataset) -> nn.Sequential:
         scores = answer(made(turned).flatten(1)) + asked(inputs[question][rows])
         return functional.cross_entropy(scores, y[rows])
 
-    train("tower", [*made.parameters(), *answer.parameters(), *asked.parameters()], loss, len(y), TOWER, "tower")
-    return _folded(made.eval())
+    train("tower", [*made.parameters(), *answer.parameters(), *asked.parameters()], loss, len(y), course, "tower")
+    return made.eval()
 
 
 def _turned(x: Tensor) -> Tensor:
