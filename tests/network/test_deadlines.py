@@ -13,7 +13,7 @@ import slow
 from parties import Parties, assert_equal_to_local, parties, states
 
 from interfuse.coordination.driver import Terms, coordinate
-from interfuse.engines.parties import node
+from interfuse.engines.parties import session
 from interfuse.engines.parties.frames import Call, Payload
 from interfuse.engines.parties.loopback import Loopback
 from interfuse.errors import ConfigError
@@ -25,14 +25,14 @@ HURRY = {"method": f"{Path(slow.__file__)}:Hurry", "evaluation": "none", "eval_e
 
 def sluggish() -> None:
     """A node that takes longer than the deadline for every other call."""
-    honest, calls = node.Session._call, itertools.count()
+    honest, calls = session.Session._call, itertools.count()
 
-    def call(self: node.Session, asked: Call, payload: Payload) -> node.Outgoing:
+    def call(self: session.Session, asked: Call, payload: Payload) -> session.Outgoing:
         if next(calls) % 2 == 0:
             time.sleep(2.5)
         return honest(self, asked, payload)
 
-    node.Session._call = call  # type: ignore[method-assign]
+    session.Session._call = call  # type: ignore[method-assign]
 
 
 def rows_of(found: Parties) -> list[dict[str, Any]]:

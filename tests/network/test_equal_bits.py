@@ -15,7 +15,7 @@ from parties import Parties, assert_equal_to_local, parties, rows
 from worlds import tiny
 
 from interfuse.coordination import Terms, coordinate, driver
-from interfuse.engines.parties import node
+from interfuse.engines.parties import node, session
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.loopback import Loopback
 from interfuse.engines.parties.participation import take_part
@@ -77,13 +77,13 @@ def models_of(kind: type[Method]) -> list[str]:
 def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes in this process. One works at a time, since PyTorch's global generator is one for all."""
     monkeypatch.setattr(driver.report, "write", lambda path: path)
-    turn, carry_out = threading.Lock(), node.Session.carry_out
+    turn, carry_out = threading.Lock(), session.Session.carry_out
 
-    def in_turn(session: node.Session, *asked: Any) -> Any:
+    def in_turn(one: session.Session, *asked: Any) -> Any:
         with turn:
-            return carry_out(session, *asked)
+            return carry_out(one, *asked)
 
-    monkeypatch.setattr(node.Session, "carry_out", in_turn)
+    monkeypatch.setattr(session.Session, "carry_out", in_turn)
     kind, method = built_in()[name], tiny(name, **SMALLER)
     changed = {f.name: getattr(method, f.name) for f in fields(kind) if getattr(method, f.name) != f.default}
     two = Parties(tmp_path, ("ant", "bee"), secure=False)
@@ -95,7 +95,7 @@ def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: p
     allow = {"methods": [name], "disclosures": [str(one) for one in Disclosure], "retention": True}
     config = two.prepare(recipe, models_of(kind), allow=allow, data={"public": public})
     # what a node draws from a secret of its own, a simulation draws from the seed
-    monkeypatch.setattr(node, "_secret", lambda folder: config.seed)
+    monkeypatch.setattr(node, "secret_of", lambda folder: config.seed)
     carrier, quiet = Loopback(), Events(None, lambda text: None)
     with ExitStack() as opened, ThreadPoolExecutor(2) as pool:
         for party in two.names:

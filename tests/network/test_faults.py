@@ -17,7 +17,7 @@ import pytest
 from parties import assert_equal_to_local, parties, states, until
 
 from interfuse.engines.grpc.keys import make_keys
-from interfuse.engines.parties import node, participation
+from interfuse.engines.parties import node, participation, session
 from interfuse.engines.parties.frames import Reply, frames
 from interfuse.evaluation.accuracy import Counted, FusedTest
 from interfuse.families.factors import Factored
@@ -48,8 +48,8 @@ def in_messages(change: Callable[[M], M], kind: type[M]) -> Callable[[], None]:
     """A node that sends other values or shapes than its handler returned."""
 
     def lie() -> None:
-        honest = node.encoded
-        node.encoded = lambda m, *rest: honest(  # type: ignore[assignment]
+        honest = session.encoded
+        session.encoded = lambda m, *rest: honest(  # type: ignore[assignment]
             change(m) if isinstance(m, kind) else m, *rest
         )
 
@@ -58,7 +58,7 @@ def in_messages(change: Callable[[M], M], kind: type[M]) -> Callable[[], None]:
 
 def silent() -> None:
     """A node that never answers a call."""
-    node.Session._call = lambda *_: time.sleep(1000)  # type: ignore[method-assign,assignment,return-value]
+    session.Session._call = lambda *_: time.sleep(1000)  # type: ignore[method-assign,assignment,return-value]
 
 
 def of_another_version() -> None:

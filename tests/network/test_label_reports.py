@@ -12,7 +12,7 @@ from torch import Tensor
 from worlds import Recorder
 
 from interfuse.engines import local
-from interfuse.engines.parties import node
+from interfuse.engines.parties import keeping, session
 from interfuse.families.fusion import FusionOutputs
 from interfuse.federation import Federation
 from interfuse.messages import flatten
@@ -31,14 +31,14 @@ def copies_to(folder: Path) -> Callable[[], None]:
     """A node that keeps a copy of every pair that it sends."""
 
     def lie() -> None:
-        honest = node.encoded
+        honest = session.encoded
 
         def encoded(message: object, *rest: object) -> object:
             if isinstance(message, FusionOutputs):
                 save_file(flatten(message), folder / f"sent-{len(list(folder.glob('sent-*')))}")
             return honest(message, *rest)  # type: ignore[arg-type]
 
-        node.encoded = encoded  # type: ignore[assignment]
+        session.encoded = encoded  # type: ignore[assignment]
 
     return lie
 
@@ -93,13 +93,13 @@ def test_reports_do_not_follow_from_the_contract_and_outlive_a_restart(tmp_path:
 
 
 def test_a_secret_is_made_once_and_a_run_does_not_go_on_with_another(tmp_path: Path) -> None:
-    made = node._secret(tmp_path / "run")
-    assert node._secret(tmp_path / "run") == made != node._secret(tmp_path / "other")
-    (tmp_path / "run" / node.RUN_FILE).write_text("{}")  # the run has begun
+    made = keeping.secret_of(tmp_path / "run")
+    assert keeping.secret_of(tmp_path / "run") == made != keeping.secret_of(tmp_path / "other")
+    (tmp_path / "run" / keeping.RUN_FILE).write_text("{}")  # the run has begun
     path = tmp_path / "run" / "secret"
     path.write_bytes(b"short")
-    with pytest.raises(node.JoinError, match="a secret of 32 bytes"):
-        node._secret(tmp_path / "run")
+    with pytest.raises(keeping.JoinError, match="a secret of 32 bytes"):
+        keeping.secret_of(tmp_path / "run")
     path.unlink()
-    with pytest.raises(node.JoinError, match="the secret that the run began with, found none"):
-        node._secret(tmp_path / "run")
+    with pytest.raises(keeping.JoinError, match="the secret that the run began with, found none"):
+        keeping.secret_of(tmp_path / "run")

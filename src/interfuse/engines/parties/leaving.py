@@ -8,7 +8,7 @@ from interfuse.artefacts import Trained
 from interfuse.client import part_of
 from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import method_of
-from interfuse.engines.parties.node import RUN_FILE, RunFile, states_of
+from interfuse.engines.parties.keeping import RUN_FILE, RunFile, states_of
 from interfuse.engines.parties.setups import Own, dims_of, own_share
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import RunError, nearest

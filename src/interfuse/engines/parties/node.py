@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from pydantic import BaseModel
 
-from interfuse.client import ClientId, part_of
-from interfuse.clients import Answer, Failure, Request
 from interfuse.data import Dataset
 from interfuse.data.inputs import shape_text
 from interfuse.engines.allocator import keep_freed_memory
-from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import (
     CLASS_NAMES,
     LIBRARY,
@@ -38,8 +28,6 @@ from interfuse.engines.parties.frames import (
     Begin,
     Call,
     Cancel,
-    Code,
-    Done,
     Envelope,
     Hello,
     Offer,
@@ -47,58 +35,19 @@ from interfuse.engines.parties.frames import (
     Payload,
     Ready,
     Refusal,
-    Reply,
 )
-from interfuse.engines.parties.logs import Audit, Events, described
-from interfuse.engines.parties.setups import NodeSetup, Own, dims_of, own_share
+from interfuse.engines.parties.keeping import RunFile, remember, secret_of
+from interfuse.engines.parties.logs import Audit, Events
+from interfuse.engines.parties.session import Outgoing, Session
+from interfuse.engines.parties.setups import Own, dims_of, own_share
 from interfuse.engines.parties.vendor import Vendor
-from interfuse.errors import ConfigError, InterfuseError, MessageError, RunError
-from interfuse.evaluation import Evaluation
+from interfuse.errors import ConfigError, InterfuseError, RunError
 from interfuse.federation import check_codecs
-from interfuse.handler import Handler, handlers
-from interfuse.messages import Message
-from interfuse.messages.delivery import disturbed
-from interfuse.messages.encoding import decode, encoded, rounded
 from interfuse.method import Method
 from interfuse.setup import check_device
-from interfuse.wire import Codecs, FileRecord, Limits, Part, open_pack, sync_folder
-
-
-class Outgoing(NamedTuple):
-    """What leaves: an envelope, its payload, and the payload in words."""
-
-    envelope: Envelope
-    payload: Payload = b""
-    content: Mapping[str, Any] = {}
-
+from interfuse.wire import Codecs
 
 Tap = Callable[[Envelope, Payload], None]
-EVALUATION = {"none": set[str](), "own": {"count"}, "shared": {"count", "fused", "composed"}}
-"""Handlers of the evaluation that a node runs, by what the contract says of it. None of them takes foreign inputs."""
-
-RUN_FILE = "run.json"
-STATES_FILE = "states.json"
-BYTES_OF_SECRET = 32
-
-
-class RunFile(BaseModel):
-    """What a node remembers of a run: how far the coordinator was, with which data it began, and what was agreed.
-
-    ``clients`` and ``d`` are as in :class:`.frames.Begin`.
-    """
-
-    attempt: int
-    client: int
-    data: str
-    contract: Contract
-    clients: int
-    d: int | None
-
-
-class StatesFile(BaseModel):
-    """After which round each saved state was taken, by its digest."""
-
-    rounds: dict[str, int]
 
 
 class RefusedError(InterfuseError):
@@ -260,8 +209,8 @@ class Node:
         if session is None or session.attempt != begin.attempt:
             folder = self.vendor.state_folder / own.contract.run
             try:
-                secret = _secret(folder)
-                _remember(
+                secret = secret_of(folder)
+                remember(
                     folder,
                     RunFile(
                         attempt=begin.attempt,
@@ -285,252 +234,3 @@ class Node:
         """Give the files back."""
         self.audit.close()
         self._lock.release()
-
-
-def _secret(folder: Path) -> int:
-    """What only this node knows in a run. Kept on its disk: after a restart it draws the same again.
-
-    Raises:
-        JoinError: the run began with one that is not there any more; or the disk is full or broken.
-    """
-    path = folder / "secret"
-    with _room():
-        if not path.exists():
-            if (folder / RUN_FILE).exists():  # another one would give every sample a second report
-                raise JoinError("state", "the secret that the run began with", "none")
-            _write(path, secrets.token_bytes(BYTES_OF_SECRET))
-        found = path.read_bytes()
-    if len(found) != BYTES_OF_SECRET:
-        raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
-    return int.from_bytes(found, "little")
-
-
-def _remember(folder: Path, now: RunFile) -> None:
-    """Write down how far the coordinator is.
-
-    Raises:
-        JoinError: it was further already, or the run began with other data; or the disk is full or broken.
-    """
-    path = folder / RUN_FILE
-    if path.exists():
-        try:
-            before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise JoinError("state", "what the node remembers of the run", f"{path.name} that cannot be read") from None
-        if now.attempt < before.attempt:
-            raise JoinError("attempt", f"{before.attempt} or later", f"stale attempt {now.attempt}")
-        same("client number", before.client, now.client)
-        if now.data != before.data:
-            raise JoinError("data", "those that the run began with", "others")
-    with _room():
-        _write(path, now.model_dump_json().encode())
-
-
-@contextmanager
-def _room() -> Iterator[None]:
-    """Errors of the disk, without their text, which is the node's own."""
-    try:
-        yield
-    except (OSError, RunError):
-        raise JoinError("disk", "room for the node's state", "none; its log says more") from None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is nobody else's to read, so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-class Session:
-    """An attempt of a run at a node: carries out each call once, keeps its answer until the next, saves and loads."""
-
-    def __init__(
-        self, vendor: Vendor, setup: NodeSetup, begin: Begin, folder: Path, audit: Audit, events: Events
-    ) -> None:
-        self.attempt, self.client = begin.attempt, begin.client
-        self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
-        self._host = Host(setup, owns=True, lends=True)
-        self._done = self._ended = 0
-        self._kept: Outgoing | None = None
-        self._saved: str | None = None
-        self._round = 0
-        self._deployed: set[tuple[str, str]] = set()
-        self._noise = np.random.default_rng(secrets.randbits(256))  # nobody else can derive it
-        self._rounding = torch.Generator().manual_seed(secrets.randbits(63))
-
-    def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
-        """Do what is asked, or send again what was answered before."""
-        failed = Reply if isinstance(asked, Call) else Done
-        if self._kept is not None and self.has_answered(asked):
-            return self._kept
-        if asked.attempt != self.attempt or asked.number != self._done + 1:
-            self._events.add("refused", what=asked.kind, attempt=asked.attempt, number=asked.number, reason="stale")
-            return Outgoing(failed(attempt=asked.attempt, number=asked.number, failure="stale"))
-        if asked.ended > self._ended:
-            self._end_round()
-        self._done, self._ended, self._kept = asked.number, asked.ended, None
-        self._kept = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
-        return self._kept
-
-    def has_answered(self, asked: Call | Order) -> bool:
-        """Whether this was the last to be answered; the answer is kept."""
-        return self._kept is not None and (asked.attempt, asked.number) == (self.attempt, self._done)
-
-    def _end_round(self) -> None:
-        self._deployed.clear()
-        self._host.end_round()
-
-    def cancel(self, asked: Cancel) -> None:
-        """Undo the last call; one that never came is not to be carried out any more."""
-        if asked.attempt == self.attempt and asked.number == self._done + 1:
-            self._done, self._kept = asked.number, None
-        elif asked.attempt == self.attempt and asked.number == self._done and self._kept is not None:
-            self._kept = None
-            self._events.add("undone", number=asked.number, reason="its reply came too late")
-            with self._host.working():
-                self._host.undo([self.client])
-
-    def _call(self, call: Call, payload: Payload) -> Outgoing:
-        handler = self._allowed(call)
-        if handler is None:
-            return self._failed(
-                call, "not-allowed", f"{call.program}.{call.handler} is nothing that may run under {call.heading} now"
-            )
-        limits, contract = self._vendor.limits, self._setup.contract
-        if call.round > min(contract.rounds, limits.rounds or contract.rounds):
-            return self._failed(call, "limit-rounds", f"round {call.round} is beyond what was agreed")
-        try:
-            message = self._read(handler, call, payload)
-        except MessageError as error:
-            return self._failed(call, "bad-message", str(error))
-        if call.heading == "evaluation" and handler.declaration.reply_type is None:
-            self._deployed.add((call.program, call.handler))
-        self._round = call.round
-        with self._host.working():
-            answer = self._host.run(_request(call), self.client, message)
-        if isinstance(answer.reply, Failure):
-            return self._failed(call, "handler-error", answer.reply.reason)
-        return self._reply(call, handler, answer, answer.reply)
-
-    def _allowed(self, call: Call) -> Handler[Message | None, Message | None] | None:
-        """The handler, where the contract has it and the call is under a heading of its program.
-
-        The peer writes the heading, and the host trusts it: under evaluation, what a method's handler gets is kept
-        until the evaluation ends. So such a handler has no reply, and gets one message.
-        """
-        programs = self._setup.programs_of(self.client)
-        program = programs.get(call.program)
-        if program is None or call.handler not in handlers(type(program)):
-            return None
-        found: Handler[Message | None, Message | None] = getattr(program, call.handler)
-        if isinstance(program, Evaluation):
-            allowed = call.heading == "evaluation" and call.handler in EVALUATION[self._setup.contract.evaluation]
-        elif call.heading == "evaluation":
-            again = (call.program, call.handler) in self._deployed
-            allowed = found.declaration.reply_type is None and not again
-        else:
-            allowed = call.heading in ("start", "training")
-        return found if allowed else None
-
-    def _read(self, handler: Handler[Message | None, Message | None], call: Call, payload: Payload) -> Message | None:
-        expected, setup = handler.declaration.message_type, self._setup
-        if (expected is not None) != call.message:
-            raise MessageError(call.handler, "(whole)", str(expected), "a message" if call.message else "none")
-        if expected is None:
-            return None
-        limits = Limits(max_bytes=self._vendor.limits.message_bytes)
-        codecs = _request(call).codecs(setup.codecs)
-        return decode(payload, expected, setup.dims, setup.profile.keys, limits, codecs)
-
-    def _reply(
-        self, call: Call, handler: Handler[Message | None, Message | None], answer: Answer, reply: Message | None
-    ) -> Outgoing:
-        payload: Payload = b""
-        content: Mapping[str, Any] = {}
-        if reply is not None:
-            limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
-            if limits.noise and not isinstance(handler.program, Evaluation):
-                reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._rounding)
-            payload, content = encoded(reply, codecs), described(reply)
-            sent = self._audit.sent(self._setup.contract.run)
-            if limits.bytes is not None and sent + len(payload) > limits.bytes:
-                return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
-        done = Reply(
-            attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
-            left_out=answer.left_out, message=reply is not None,
-        )  # fmt: skip
-        return Outgoing(done, payload, content)
-
-    def _failed(self, call: Call, code: Code, reason: str) -> Outgoing:
-        self._events.add("failed", code=code, handler=call.handler, round=call.round, reason=reason)
-        return Outgoing(Reply(attempt=call.attempt, number=call.number, failure=code))
-
-    def _order(self, order: Order) -> Done:
-        done = Done(attempt=order.attempt, number=order.number)
-        try:
-            if order.do == "save":
-                record = self._save(order)
-                return done.model_copy(update={"digest": record.sha256, "bytes": record.bytes}) if record else done
-            self._load(order)
-            return done
-        except (RunError, OSError) as error:
-            self._events.add("failed", order=order.do, reason=error)
-            code: Code = "disk" if order.do == "save" else "wrong-state"
-            return done.model_copy(update={"failure": code})
-
-    def _save(self, order: Order) -> FileRecord | None:
-        """Write the owned state under its digest, if it changed; forget those that nobody can ask for again."""
-        record = self._host.save(self._folder / "saving.safetensors")
-        self._audit.sync()
-        if record is not None:
-            (self._folder / record.name).replace(self._folder / f"{record.sha256}.safetensors")
-            self._saved = record.sha256
-        sync_folder(self._folder)
-        for file in self._folder.glob("*.safetensors"):
-            if file.stem not in order.keep and file.stem != self._saved:
-                file.unlink()
-        if self._saved is not None:
-            known = {digest: at for digest, at in states_of(self._folder).items() if digest in order.keep}
-            now = StatesFile(rounds=known | {self._saved: self._round})
-            _write(self._folder / STATES_FILE, now.model_dump_json().encode())
-        return record
-
-    def _load(self, order: Order) -> None:
-        self._saved = order.digest
-        self._end_round()
-        parts: dict[ClientId, Part] = {}
-        if order.digest is not None:
-            path = self._folder / f"{order.digest}.safetensors"
-            if not path.is_file():
-                raise RunError(f"there is no saved state {order.digest[:16]}")
-            FileRecord(path.name, path.stat().st_size, order.digest).check(self._folder)
-            parts[self.client] = open_pack(path)[part_of(self.client)]
-        self._host.restore(parts)
-        self._events.add("goes back", digest=order.digest or "beginning")
-
-
-def states_of(folder: Path) -> dict[str, int]:
-    """After which round each state that lies in a run's folder was taken, by its digest; of older states it is not
-    known.
-
-    Raises:
-        RunError: the file that says so cannot be read.
-    """
-    path = folder / STATES_FILE
-    try:
-        return StatesFile.model_validate_json(path.read_bytes()).rounds if path.exists() else {}
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}") from error
-
-
-def _request(call: Call) -> Request:
-    return Request(
-        call.program, call.handler, call.heading, call.round, call.index, call.recoverable, undoable=call.recoverable
-    )

@@ -1,0 +1,114 @@
+"""What a node keeps of a run on its disk: its secret, how far the coordinator was, and which states it saved."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from interfuse.engines.parties.contract import Contract, JoinError, same
+from interfuse.errors import RunError
+from interfuse.wire import sync_folder
+
+RUN_FILE = "run.json"
+STATES_FILE = "states.json"
+BYTES_OF_SECRET = 32
+
+
+class RunFile(BaseModel):
+    """What a node remembers of a run: how far the coordinator was, with which data it began, and what was agreed.
+
+    ``clients`` and ``d`` are as in :class:`.frames.Begin`.
+    """
+
+    attempt: int
+    client: int
+    data: str
+    contract: Contract
+    clients: int
+    d: int | None
+
+
+class StatesFile(BaseModel):
+    """After which round each saved state was taken, by its digest."""
+
+    rounds: dict[str, int]
+
+
+def secret_of(folder: Path) -> int:
+    """What only this node knows in a run. Kept on its disk: after a restart it draws the same again.
+
+    Raises:
+        JoinError: the run began with one that is not there any more; or the disk is full or broken.
+    """
+    path = folder / "secret"
+    with _room():
+        if not path.exists():
+            if (folder / RUN_FILE).exists():  # another one would give every sample a second report
+                raise JoinError("state", "the secret that the run began with", "none")
+            write_whole(path, secrets.token_bytes(BYTES_OF_SECRET))
+        found = path.read_bytes()
+    if len(found) != BYTES_OF_SECRET:
+        raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
+    return int.from_bytes(found, "little")
+
+
+def remember(folder: Path, now: RunFile) -> None:
+    """Write down how far the coordinator is.
+
+    Raises:
+        JoinError: it was further already, or the run began with other data; or the disk is full or broken.
+    """
+    path = folder / RUN_FILE
+    if path.exists():
+        try:
+            before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            raise JoinError("state", "what the node remembers of the run", f"{path.name} that cannot be read") from None
+        if now.attempt < before.attempt:
+            raise JoinError("attempt", f"{before.attempt} or later", f"stale attempt {now.attempt}")
+        same("client number", before.client, now.client)
+        if now.data != before.data:
+            raise JoinError("data", "those that the run began with", "others")
+    with _room():
+        write_whole(path, now.model_dump_json().encode())
+
+
+@contextmanager
+def _room() -> Iterator[None]:
+    """Errors of the disk, without their text, which is the node's own."""
+    try:
+        yield
+    except (OSError, RunError):
+        raise JoinError("disk", "room for the node's state", "none; its log says more") from None
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is nobody else's to read, so that it is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary.unlink(missing_ok=True)
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def states_of(folder: Path) -> dict[str, int]:
+    """After which round each state that lies in a run's folder was taken, by its digest; of older states it is not
+    known.
+
+    Raises:
+        RunError: the file that says so cannot be read.
+    """
+    path = folder / STATES_FILE
+    try:
+        return StatesFile.model_validate_json(path.read_bytes()).rounds if path.exists() else {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error

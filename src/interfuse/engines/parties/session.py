@@ -1,0 +1,181 @@
+"""An attempt of a run at a node: what it is asked for is carried out once, answered, saved and put back."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from interfuse.client import ClientId, part_of
+from interfuse.clients import Answer, Failure, Request
+from interfuse.engines.host import Host
+from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
+from interfuse.engines.parties.keeping import STATES_FILE, StatesFile, states_of, write_whole
+from interfuse.engines.parties.logs import Audit, Events, described
+from interfuse.engines.parties.permission import DeniedError, Permission
+from interfuse.engines.parties.setups import NodeSetup
+from interfuse.engines.parties.vendor import Vendor
+from interfuse.errors import MessageError, RunError
+from interfuse.evaluation import Evaluation
+from interfuse.handler import Handler
+from interfuse.messages import Message
+from interfuse.messages.delivery import disturbed
+from interfuse.messages.encoding import decode, encoded, rounded
+from interfuse.wire import FileRecord, Limits, Part, open_pack, sync_folder
+
+
+class Outgoing(NamedTuple):
+    """What leaves: an envelope, its payload, and the payload in words."""
+
+    envelope: Envelope
+    payload: Payload = b""
+    content: Mapping[str, Any] = {}
+
+
+class Session:
+    """An attempt of a run at a node: carries out each call once, keeps its answer until the next, saves and loads."""
+
+    def __init__(
+        self, vendor: Vendor, setup: NodeSetup, begin: Begin, folder: Path, audit: Audit, events: Events
+    ) -> None:
+        self.attempt, self.client = begin.attempt, begin.client
+        self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
+        self._host = Host(setup, owns=True, lends=True)
+        self._done = self._ended = 0
+        self._kept: Outgoing | None = None
+        self._saved: str | None = None
+        self._round = 0
+        self._permission = Permission(setup.programs_of(begin.client), setup.contract, vendor.limits)
+        self._noise = np.random.default_rng(secrets.randbits(256))  # nobody else can derive it
+        self._rounding = torch.Generator().manual_seed(secrets.randbits(63))
+
+    def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
+        """Do what is asked, or send again what was answered before."""
+        failed = Reply if isinstance(asked, Call) else Done
+        if self._kept is not None and self.has_answered(asked):
+            return self._kept
+        if asked.attempt != self.attempt or asked.number != self._done + 1:
+            self._events.add("refused", what=asked.kind, attempt=asked.attempt, number=asked.number, reason="stale")
+            return Outgoing(failed(attempt=asked.attempt, number=asked.number, failure="stale"))
+        if asked.ended > self._ended:
+            self._end_round()
+        self._done, self._ended, self._kept = asked.number, asked.ended, None
+        self._kept = self._call(asked, payload) if isinstance(asked, Call) else Outgoing(self._order(asked))
+        return self._kept
+
+    def has_answered(self, asked: Call | Order) -> bool:
+        """Whether this was the last to be answered; the answer is kept."""
+        return self._kept is not None and (asked.attempt, asked.number) == (self.attempt, self._done)
+
+    def _end_round(self) -> None:
+        self._permission.end_round()
+        self._host.end_round()
+
+    def cancel(self, asked: Cancel) -> None:
+        """Undo the last call; one that never came is not to be carried out any more."""
+        if asked.attempt == self.attempt and asked.number == self._done + 1:
+            self._done, self._kept = asked.number, None
+        elif asked.attempt == self.attempt and asked.number == self._done and self._kept is not None:
+            self._kept = None
+            self._events.add("undone", number=asked.number, reason="its reply came too late")
+            with self._host.working():
+                self._host.undo([self.client])
+
+    def _call(self, call: Call, payload: Payload) -> Outgoing:
+        try:
+            handler = self._permission.granted(call)
+            message = self._read(handler, call, payload)
+        except DeniedError as error:
+            return self._failed(call, error.code, str(error))
+        except MessageError as error:
+            return self._failed(call, "bad-message", str(error))
+        self._round = call.round
+        with self._host.working():
+            answer = self._host.run(_request(call), self.client, message)
+        if isinstance(answer.reply, Failure):
+            return self._failed(call, "handler-error", answer.reply.reason)
+        return self._reply(call, handler, answer, answer.reply)
+
+    def _read(self, handler: Handler[Any, Any], call: Call, payload: Payload) -> Message | None:
+        expected, setup = handler.declaration.message_type, self._setup
+        if (expected is not None) != call.message:
+            raise MessageError(call.handler, "(whole)", str(expected), "a message" if call.message else "none")
+        if expected is None:
+            return None
+        limits = Limits(max_bytes=self._vendor.limits.message_bytes)
+        codecs = _request(call).codecs(setup.codecs)
+        return decode(payload, expected, setup.dims, setup.profile.keys, limits, codecs)
+
+    def _reply(self, call: Call, handler: Handler[Any, Any], answer: Answer, reply: Message | None) -> Outgoing:
+        payload: Payload = b""
+        content: Mapping[str, Any] = {}
+        if reply is not None:
+            limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
+            if limits.noise and not isinstance(handler.program, Evaluation):
+                reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._rounding)
+            payload, content = encoded(reply, codecs), described(reply)
+            sent = self._audit.sent(self._setup.contract.run)
+            if limits.bytes is not None and sent + len(payload) > limits.bytes:
+                return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
+        done = Reply(
+            attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
+            left_out=answer.left_out, message=reply is not None,
+        )  # fmt: skip
+        return Outgoing(done, payload, content)
+
+    def _failed(self, call: Call, code: Code, reason: str) -> Outgoing:
+        self._events.add("failed", code=code, handler=call.handler, round=call.round, reason=reason)
+        return Outgoing(Reply(attempt=call.attempt, number=call.number, failure=code))
+
+    def _order(self, order: Order) -> Done:
+        done = Done(attempt=order.attempt, number=order.number)
+        try:
+            if order.do == "save":
+                record = self._save(order)
+                return done.model_copy(update={"digest": record.sha256, "bytes": record.bytes}) if record else done
+            self._load(order)
+            return done
+        except (RunError, OSError) as error:
+            self._events.add("failed", order=order.do, reason=error)
+            code: Code = "disk" if order.do == "save" else "wrong-state"
+            return done.model_copy(update={"failure": code})
+
+    def _save(self, order: Order) -> FileRecord | None:
+        """Write the owned state under its digest, if it changed; forget those that nobody can ask for again."""
+        record = self._host.save(self._folder / "saving.safetensors")
+        self._audit.sync()
+        if record is not None:
+            (self._folder / record.name).replace(self._folder / f"{record.sha256}.safetensors")
+            self._saved = record.sha256
+        sync_folder(self._folder)
+        for file in self._folder.glob("*.safetensors"):
+            if file.stem not in order.keep and file.stem != self._saved:
+                file.unlink()
+        if self._saved is not None:
+            known = {digest: at for digest, at in states_of(self._folder).items() if digest in order.keep}
+            now = StatesFile(rounds=known | {self._saved: self._round})
+            write_whole(self._folder / STATES_FILE, now.model_dump_json().encode())
+        return record
+
+    def _load(self, order: Order) -> None:
+        self._saved = order.digest
+        self._end_round()
+        parts: dict[ClientId, Part] = {}
+        if order.digest is not None:
+            path = self._folder / f"{order.digest}.safetensors"
+            if not path.is_file():
+                raise RunError(f"there is no saved state {order.digest[:16]}")
+            FileRecord(path.name, path.stat().st_size, order.digest).check(self._folder)
+            parts[self.client] = open_pack(path)[part_of(self.client)]
+        self._host.restore(parts)
+        self._events.add("goes back", digest=order.digest or "beginning")
+
+
+def _request(call: Call) -> Request:
+    return Request(
+        call.program, call.handler, call.heading, call.round, call.index, call.recoverable, undoable=call.recoverable
+    )
