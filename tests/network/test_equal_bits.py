@@ -5,14 +5,12 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
-import worlds
-from parties import Parties, assert_equal_to_local, parties, rows
-from worlds import tiny
+from every_method import BETWEEN_PARTIES, prepared
+from parties import Parties, assert_equal_to_local, parties
 
 from interfuse.coordination import Terms, coordinate, driver
 from interfuse.engines.parties import node, session
@@ -20,12 +18,6 @@ from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.loopback import Loopback
 from interfuse.engines.parties.participation import take_part
 from interfuse.engines.parties.vendor import read_vendor
-from interfuse.families.adapters import AdapterTraining
-from interfuse.families.intermediate import IntermediateLearning
-from interfuse.families.memes import MemeLearning
-from interfuse.messages import Disclosure
-from interfuse.method import Method, disclosures_of, own_code
-from interfuse.methods import built_in
 from interfuse.runs import Silent
 from interfuse.runs.config import parse_config
 
@@ -52,27 +44,6 @@ def test_a_network_gives_the_bits_of_the_local_engine(method: str, tmp_path: Pat
         assert_equal_to_local(four, config)
 
 
-BETWEEN_PARTIES = sorted(
-    name for name, kind in built_in().items()
-    if Disclosure.DATA not in disclosures_of(kind) and not own_code(tiny(name))
-)  # fmt: skip
-"""Those that need no network by reference, as the probes of FedMosaic are here: no code travels."""
-SMALLER: dict[str, Any] = {
-    "server_epochs": 1, "server_steps": 2, "virtual": 4, "hidden": 4, "noise": 2, "latent": 2, "decoder_batch_size": 4,
-    "generator_batch_size": 4, "energy_start": 0.3,
-}  # fmt: skip
-
-
-def models_of(kind: type[Method]) -> list[str]:
-    """Unlike ones, as far as the method takes these."""
-    if issubclass(kind, AdapterTraining):
-        return [f"{worlds.__file__}:{name}" for name in ("llama2", "llama3")]
-    if issubclass(kind, IntermediateLearning):
-        return ["resnet10-narrow@0.25"]
-    averaging = Disclosure.PARAMETERS in disclosures_of(kind) and not issubclass(kind, MemeLearning)
-    return ["logistic"] if averaging else ["mlp-linear", "logistic"]
-
-
 @pytest.mark.parametrize("name", BETWEEN_PARTIES)
 def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes in this process. One works at a time, since PyTorch's global generator is one for all."""
@@ -84,16 +55,8 @@ def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: p
             return carry_out(one, *asked)
 
     monkeypatch.setattr(session.Session, "carry_out", in_turn)
-    kind, method = built_in()[name], tiny(name, **SMALLER)
-    changed = {f.name: getattr(method, f.name) for f in fields(kind) if getattr(method, f.name) != f.default}
     two = Parties(tmp_path, ("ant", "bee"), secure=False)
-    public = str(rows(tmp_path, "public", 9, count=12))
-    recipe = {
-        "method": name, "settings": changed, "rounds": 2, "eval_every": 2, "public": public,
-        "execution": {"workers": 1, "commit_rounds": 2},
-    }  # fmt: skip
-    allow = {"methods": [name], "disclosures": [str(one) for one in Disclosure], "retention": True}
-    config = two.prepare(recipe, models_of(kind), allow=allow, data={"public": public})
+    config, public = prepared(two, name)
     # what a node draws from a secret of its own, a simulation draws from the seed
     monkeypatch.setattr(node, "secret_of", lambda folder: config.seed)
     carrier, quiet = Loopback(), Events(None, lambda text: None)

@@ -65,8 +65,8 @@ class Coordinator:
     ) -> tuple[Envelope, Payload]:
         self._number += 1
         call = Call(
-            attempt=1, number=self._number, ended=ended, program=program, handler=handler, heading=heading, round=1,
-            index=0, recoverable=False, message=True,
+            attempt=1, number=self._number, ended=ended, program=program, handler=handler, heading=heading,
+            round=heading != "start", index=0, recoverable=False, message=True,
         )  # fmt: skip
         (answer,) = self.node.answer(call, bytes(encoded(message)))
         return answer

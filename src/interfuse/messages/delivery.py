@@ -14,7 +14,7 @@ from torch import Tensor
 from interfuse import wire
 from interfuse.data.task import IGNORED
 from interfuse.errors import MessageError
-from interfuse.messages.records import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, mapped
+from interfuse.messages.records import UNSIGNED, Dims, Disclosure, Leaf, M, Message, flatten, leaf_at, mapped, unflatten
 from interfuse.numerics import aligned
 
 LARGEST = 1e9
@@ -221,17 +221,18 @@ def unmodified(message: Message | None) -> Callable[[], str | None]:
 
 
 def disturbed(message: M, deviations: Mapping[Disclosure, float], generator: np.random.Generator) -> M:
-    """A message with Gaussian noise on its floating-point tensors, of a standard deviation by what they disclose.
+    """A message with Gaussian noise on its floating-point tensors and numbers, of a standard deviation by what they
+    disclose.
 
     The generator is NumPy's, which takes a seed of any length: PyTorch's has 32 bits, few enough to try all.
     """
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        deviation = 0.0 if leaf.disclosure is None else deviations.get(leaf.disclosure, 0.0)
-        if not deviation or not tensor.dtype.is_floating_point:
-            return tensor
-        noise = torch.from_numpy(generator.standard_normal(tuple(tensor.shape)))
+    kind, flat = type(message), dict(flatten(message))
+    for path, tensor in flat.items():
+        leaf = leaf_at(kind, path)
+        deviation = 0.0 if leaf is None or leaf.disclosure is None else deviations.get(leaf.disclosure, 0.0)
+        if leaf is None or not deviation or not tensor.dtype.is_floating_point:
+            continue
+        noise = torch.as_tensor(generator.standard_normal(tuple(tensor.shape)))
         noisy = tensor + deviation * noise.to(tensor)
-        return noisy.clamp(min=0) if _is_variance(leaf, path) else noisy
-
-    return mapped(message, change)
+        flat[path] = noisy.clamp(min=0) if _is_variance(leaf, path) else noisy
+    return unflatten(kind, flat)
