@@ -31,8 +31,9 @@ from interfuse.models import SplitModel
 from interfuse.report.progress import following
 from interfuse.report.text import title
 from interfuse.runs import Callback, Given, Progress, resume
+from interfuse.runs.commits import Commit
 from interfuse.runs.config import changed_sources, run_key
-from interfuse.runs.folder import Commit, RunFolder
+from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import assemble
 from interfuse.runs.summary import Rows, Scores, Spread, Summary
 from interfuse.setup import Setup
@@ -53,6 +54,8 @@ class Result:
         path: The run folder.
         config: The complete configuration.
         metrics: The lines of ``metrics.jsonl``.
+        notices: What of the folder nothing vouches for, or is not there any more; and, once a model was asked for, that
+            an older state is used because the newest is damaged, or that its code was changed.
     """
 
     def __init__(self, path: str | Path, given: Given = Given()) -> None:  # noqa: B008 (frozen)
@@ -60,18 +63,28 @@ class Result:
         folder = RunFolder(self.path)
         self.config = folder.config()
         self.metrics, self._summary = folder.metrics(), folder.summary()
+        self.notices = folder.notices()
         self._given = given
 
     def __repr__(self) -> str:
+        noticed = [f"notice: {text}" for text in self.notices]
         if self._summary is None:
-            return f"{self._unfinished}\n{self.path}"
+            return "\n".join([self._unfinished, *noticed, str(self.path)])
         scores = [
             f"{name}: {value}" + "".join(f", {other} {beside}" for other, beside in others.items())
             for name, value, others in report.scores(self._summary)
         ]
         warnings = [f"warning: {one.name}. {one.text} Try: {one.remedy}" for one in self._summary.warnings]
         stopped = [] if self._summary.stopped is None else [str(self._summary.stopped)]
-        lines = [title(self._summary), self._summary.headline.text, *scores, *stopped, *warnings, str(self.path)]
+        lines = [
+            title(self._summary),
+            self._summary.headline.text,
+            *scores,
+            *stopped,
+            *warnings,
+            *noticed,
+            str(self.path),
+        ]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -79,7 +92,9 @@ class Result:
         from interfuse.report.html import render
 
         if self._summary is None:
-            return render("result.html", unfinished=self._unfinished, path=self.path, summary=None)
+            return render(
+                "result.html", unfinished=self._unfinished, path=self.path, summary=None, notices=self.notices
+            )
         found, heading = report.scores(self._summary), title(self._summary)
         return render(
             "result.html",
@@ -89,6 +104,7 @@ class Result:
             title=heading,
             scores=found,
             others=list(found[0][2]) if found else [],
+            notices=self.notices,
         )
 
     @property
@@ -227,19 +243,25 @@ class Result:
                 f"{self.path} is a run between parties: models and data are with its nodes, the folder has neither"
             )
         if changed := changed_sources(self.config):
-            warnings.warn(
+            self._notice(
                 f"{', '.join(changed)} changed since {self.path} began: its models are built by what is there now, and "
-                "may answer otherwise",
-                stacklevel=3,
+                "may answer otherwise"
             )
         return assemble(self.config, self._given)
 
     @cached_property
     def _commit(self) -> Commit:
-        commit = RunFolder(self.path).last_commit()
-        if commit is None:
+        found = RunFolder(self.path).find_commit(lines=False)
+        if found.commit is None:
             raise RunError(f"{self.path} has no commit yet")
-        return commit
+        RunFolder(self.path).check_config(self.config, found.commit)
+        for text in found.notices:
+            self._notice(f"{self.path}: {text}")
+        return found.commit
+
+    def _notice(self, text: str) -> None:
+        self.notices = (*self.notices, text)
+        warnings.warn(text, stacklevel=4)
 
     @cached_property
     def _federation(self) -> Federation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 import os
@@ -19,7 +20,8 @@ from small_runs import GIVEN, Fuse, Killed, Outcome, assert_same, committed, con
 from interfuse.errors import ConfigError, RunError
 from interfuse.federation import Saved
 from interfuse.runs import RunConfig, execute, resume
-from interfuse.runs.folder import Commit, RunFolder
+from interfuse.runs.commits import Commit
+from interfuse.runs.folder import RunFolder
 from interfuse.runs.summary import Row, without_nan
 from interfuse.wire import Entry, FileRecord, Ledger, Tensors, open_pack, save_pack
 
@@ -105,8 +107,10 @@ def test_a_line_file_shorter_than_the_commit_is_named(name: str, broken_off: Pat
 def test_a_broken_line_inside_the_ledger_is_named(broken_off: Path) -> None:
     path = broken_off / "ledger.jsonl"
     flip(path, len(path.read_bytes().splitlines(keepends=True)[0]) + 1)
-    with pytest.raises(RunError, match="line 2 of the ledger"):
+    with pytest.raises(RunError, match=r"ledger\.jsonl was changed since it was written"):
         resume(broken_off, given=GIVEN)
+    with pytest.raises(RunError, match="line 2 of the ledger"), open(path) as lines:
+        Ledger.replay(lines)
 
 
 def test_appended_lines_are_there_at_once(tmp_path: Path) -> None:
@@ -435,16 +439,19 @@ def test_a_commit_comes_back_as_it_was(tmp_path: Path) -> None:
     folder.create("rounds = 1\n")
     record = save_pack(folder.commits / "a-000001.safetensors", {"a": Tensors({"x": torch.arange(3)})})
     with folder.locked():
-        ledger = folder.open_at({})
+        ledger = folder.open_at(None)
         assert ledger.totals().uplink.raw == 0
         folder.append(ROW, [entry(1)])
         saved, data = Saved((record,), {"m": "mlp"}), {"values": "digest"}
-        commit = Commit(1, saved, folder.offsets(), {"settings": {"lr": 0.1}}, data)
+        commit = Commit(1, saved, folder.files(), {"settings": {"lr": 0.1}}, data)
         folder.write_commit(commit)
     assert folder.last_commit() == commit
-    assert commit.offsets == {name: (folder.path / f"{name}.jsonl").stat().st_size for name in ("metrics", "ledger")}
+    assert [record.name for record in commit.files] == ["metrics.jsonl", "ledger.jsonl", "config.toml", "data.json"]
+    for record in commit.files:
+        content = (folder.path / record.name).read_bytes()
+        assert (record.bytes, record.sha256) == (len(content), hashlib.sha256(content).hexdigest())
     with folder.locked():
-        replayed = folder.open_at(commit.offsets)
+        replayed = folder.open_at(commit)
     assert isinstance(replayed, Ledger)
     assert (replayed.totals().uplink.raw, replayed.totals().uplink.wire) == (10, 20)
     assert [row.values() for row in folder.metrics()] == [ROW.values()]
@@ -456,12 +463,12 @@ def test_files_of_no_commit_go_with_the_next_one(tmp_path: Path) -> None:
     folder.create("")
     records: list[FileRecord] = []
     with folder.locked():
-        folder.open_at({})
+        folder.open_at(None)
         for round in range(4):
             part = {"a": Tensors({"x": torch.tensor(round)})}
             records.append(save_pack(folder.commits / f"a-{round:06d}.safetensors", part))
             save_pack(folder.commits / f"never-committed-{round:06d}.safetensors", part)
-            folder.write_commit(Commit(round, Saved((records[-1],), {}), folder.offsets(), {}, {"values": "a"}))
+            folder.write_commit(Commit(round, Saved((records[-1],), {}), folder.files(), {}, {"values": "a"}))
     assert sorted(f.name for f in folder.commits.glob("*.safetensors")) == [
         "a-000002.safetensors",
         "a-000003.safetensors",

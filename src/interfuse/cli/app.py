@@ -78,6 +78,7 @@ from interfuse.evaluation import ACROSS_TASKS, METRICS
 from interfuse.report.progress import shown
 from interfuse.report.tensorboard import TensorBoard
 from interfuse.runs import Callback, Given, RunConfig
+from interfuse.runs.folder import RunFolder
 from interfuse.training import DivergedError
 
 USAGE_ERROR = 2
@@ -289,6 +290,8 @@ def resume(
 def write_report(folder: RunArgument) -> None:
     """Write the report of the run in the folder RUN anew, finished or not, and print its path."""
     typer.echo(report.write(folder))
+    for text in RunFolder(folder).notices():
+        typer.echo(f"notice: {text}", err=True)
 
 
 @app.command(no_args_is_help=True)

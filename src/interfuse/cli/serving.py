@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
@@ -73,12 +74,14 @@ def export(
         return
     if run is not None or round is not None:
         raise ConfigError("--run and --round are for a vendor's file; a run folder has the last round, and --best")
-    result = api.load_run(source)
-    for number in client if client else range(result.config.clients):
-        for one in parts:
-            path = out / f"client-{number}-{one}"
-            result.export(path, number, one, best=best, owner=said, expires=ends, onnx=onnx)
-            typer.echo(f"wrote {path}")
+    with warnings.catch_warnings(record=True):  # what they say is among the notices
+        result = api.load_run(source)
+        for number in client if client else range(result.config.clients):
+            for one in parts:
+                path = out / f"client-{number}-{one}"
+                result.export(path, number, one, best=best, owner=said, expires=ends, onnx=onnx)
+                typer.echo(f"wrote {path}")
+    _say(result.notices)
 
 
 def predict(
@@ -109,8 +112,10 @@ def predict(
     """
     if len(what) not in (1, 2):
         raise ConfigError(f"expected INPUT, or RUN and INPUT, found {len(what)} paths")
+    notices: Sequence[str] = ()
     if len(what) == 2:
-        names, scores = _of_run(what[0], what[1], base, modular or [])
+        with warnings.catch_warnings(record=True):
+            names, scores, notices = _of_run(what[0], what[1], base, modular or [])
     else:
         names, scores = _of_artefacts(what[0], base, modular or [], model, _mean(mean), authority)
     if not names:
@@ -119,12 +124,20 @@ def predict(
     if out is not None:
         _write_scores(out, scores)
     if as_json:
-        typer.echo(json.dumps({"classes": found, "scores": scores.tolist()}))
+        typer.echo(json.dumps({"classes": found, "scores": scores.tolist(), "notices": notices}))
     else:
         typer.echo("\n".join(found))
+    _say(notices)
 
 
-def _of_run(run: Path, samples: Path, base: str | None, modular: Sequence[str]) -> tuple[Sequence[str], np.ndarray]:
+def _say(notices: Sequence[str]) -> None:
+    for text in notices:
+        typer.echo(f"notice: {text}", err=True)
+
+
+def _of_run(
+    run: Path, samples: Path, base: str | None, modular: Sequence[str]
+) -> tuple[Sequence[str], np.ndarray, Sequence[str]]:
     numbers = [base or "", *modular]
     if len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise ConfigError(
@@ -134,8 +147,8 @@ def _of_run(run: Path, samples: Path, base: str | None, modular: Sequence[str]) 
     first, second = map(int, numbers)
     names = result.class_names(first)
     if not names:
-        return (), np.zeros((0, 0))
-    return names, result.compose(first, second)(_samples(samples)).numpy()
+        return (), np.zeros((0, 0)), result.notices
+    return names, result.compose(first, second)(_samples(samples)).numpy(), result.notices
 
 
 def _of_artefacts(

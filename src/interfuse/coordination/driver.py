@@ -38,7 +38,7 @@ from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, own_code, retained
 from interfuse.models import resolve
 from interfuse.result import Result
-from interfuse.runs import Progress, RunConfig, conduct
+from interfuse.runs import NETWORK_FILE, Progress, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import check_fusion, own_shape, with_class_names
@@ -150,6 +150,11 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
         if record is None:
             if not (path / "config.toml").exists():
                 folder.create(to_toml(complete(config, method)))
+            elif folder.last_commit() is not None:
+                raise RunError(
+                    f"{path / NETWORK_FILE} is gone, so nodes cannot find what they saved: put it back from a copy, or "
+                    "begin another run (--out)"
+                )
             record = Record(run=secrets.token_hex(8), classes=public.classes)
             record.write(path)
         _Coordinator(complete(config, method), method, folder, record, public, terms, progress).carry_out()

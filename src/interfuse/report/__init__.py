@@ -9,6 +9,7 @@ from interfuse.report.console import console_summary
 from interfuse.report.diagnosis import Diagnosis, diagnose
 from interfuse.report.run import load
 from interfuse.report.text import scores
+from interfuse.runs.folder import write_whole
 
 __all__ = ["Diagnosis", "console_summary", "diagnose", "load", "scores", "write"]
 
@@ -35,7 +36,7 @@ def write(folder: Path) -> Path:
         if run.drawn:
             made["samples"] = samples_figure(run.drawn, run.summary.class_names)
         drawn = {name: save(figure, plots, name, paper=name in ON_PAPER) for name, figure in made.items()}
-        report.write_text(page(run, drawn), encoding="utf-8")
+        write_whole(report, page(run, drawn), durable=False)
     except OSError as error:
         raise RunError(f"cannot write the report in {folder}: {error.strerror}") from error
     return report

@@ -34,6 +34,7 @@ from interfuse.evaluation import Adaptation, Side
 from interfuse.references import short_name
 from interfuse.report.run import Curve, Run, curve
 from interfuse.report.text import bare_percent, over_clients
+from interfuse.runs.folder import write_whole
 from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores
 from interfuse.runs.words import prefix_of
 
@@ -136,12 +137,14 @@ def save(figure: Figure, folder: Path, name: str, *, paper: bool = True) -> str:
         if paper:
             nobody = {"CreationDate": None, "Creator": None, "Producer": None}
             pdf: Any = FigureCanvasPdf(figure)  # its methods have no types
-            pdf.print_pdf(folder / f"{name}.pdf", metadata=nobody)
+            page = io.BytesIO()
+            pdf.print_pdf(page, metadata=nobody)
+            write_whole(folder / f"{name}.pdf", page.getvalue(), durable=False)
         figure.dpi = 300
         png: Any = FigureCanvasAgg(figure)
         png.print_png(image, metadata={"Software": None})
-    (folder / f"{name}.svg").write_text(text, encoding="utf-8")
-    (folder / f"{name}.png").write_bytes(image.getvalue())
+    write_whole(folder / f"{name}.svg", text, durable=False)
+    write_whole(folder / f"{name}.png", image.getvalue(), durable=False)
     return text
 
 

@@ -12,13 +12,13 @@ from jaxtyping import Float, Int64
 
 from interfuse.data import DataFacts
 from interfuse.errors import RunError
+from interfuse.opening import content
 from interfuse.runs import Row, RunConfig, Summary
-from interfuse.runs.drawn import Drawn, read_drawn
+from interfuse.runs.drawn import Drawn
 from interfuse.runs.folder import RunFolder
 from interfuse.runs.summary import Rows, mean, std
 from interfuse.runs.summing import Facts, scores_of, summarise
 from interfuse.runs.verdict import concluded
-from interfuse.wire import Ledger
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +61,7 @@ class Run:
         beside: The rows of the references.
         data: How each data set was read.
         drawn: What clients drew at the end, beside real samples; empty where the method draws nothing.
+        notices: What of its files nothing vouches for, or is not there any more.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Run:
     finished: bool
     data: Sequence[DataFacts] = ()
     drawn: Sequence[Drawn] = ()
+    notices: Sequence[str] = ()
 
     @property
     def rounds_done(self) -> int:
@@ -87,7 +89,7 @@ def load(folder: Path) -> Run:
     """
     try:
         run = RunFolder(folder)
-        config, text = run.config(), (folder / "config.toml").read_text(encoding="utf-8")
+        config, text = run.config(), content(folder / "config.toml", follow=False).decode("utf-8")
         rows, summary = run.metrics(), run.summary()
         references = {path.name: RunFolder(path) for path in sorted((folder / "beside").glob("*")) if path.is_dir()}
         finished = summary is not None
@@ -99,16 +101,17 @@ def load(folder: Path) -> Run:
             ended = {name: other for name, other in known.items() if other is not None and other.rounds == done}
             summary = concluded(_so_far(run, config, rows).model_copy(update={"beside": ended}), rows)
         beside = {name: reference.metrics() for name, reference in references.items()}
-        data, drawn = run.data(), read_drawn(folder)
+        data, drawn = run.data(), run.drawn()
+        others = (f"beside/{name}: {text}" for name, reference in references.items() for text in reference.notices())
+        notices = (*run.notices(), *others)
     except OSError as error:
         raise RunError(f"cannot read the run in {folder}: {error.strerror}: {error.filename}") from error
-    return Run(folder, config, text, summary, rows, beside, finished, data, drawn)
+    return Run(folder, config, text, summary, rows, beside, finished, data, drawn, notices)
 
 
 def _so_far(folder: RunFolder, config: RunConfig, rows: Sequence[Row]) -> Summary:
     """A summary of what is there."""
-    path = folder.path / "ledger.jsonl"
-    ledger = Ledger.replay(path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else ())
+    ledger = folder.ledger()
     point = next((row.accuracy for row in reversed(rows) if row.accuracy), None)
     return summarise(
         config, folder, rows, ledger, Facts.of_config(config, parties=folder.between_parties), scores_of(point), None

@@ -447,13 +447,16 @@ def validated(kind: type[M], values: Mapping[str, Any], source: str) -> M:
         raise ConfigError(f"{source}: {place} = {first['input']!r} is impossible: {first['msg']}") from None
 
 
-def read_config(path: Path) -> RunConfig:
+def read_config(path: Path, *, follow: bool = True) -> RunConfig:
     """Read a recipe or a run's ``config.toml``.
+
+    Args:
+        follow: Whether a link to a file will do.
 
     Raises:
         ConfigError: the file is missing, is no TOML, or says something unknown or impossible.
     """
-    values = read_toml(path)
+    values = read_toml(path, follow=follow)
     if "comparison" in values:
         raise ConfigError(f"{path} is a comparison of several runs: `interfuse compare {path}` carries it out")
     return parse_config(values, str(path))

@@ -47,18 +47,18 @@ def write_drawn(folder: Path, pictures: Mapping[ClientId, Pictures]) -> None:
         write_file(folder / DRAWN_FILE, [data], len(data))
 
 
-def read_drawn(folder: Path) -> Sequence[Drawn]:
-    """What is in the file of a run folder, by client; nothing where there is none.
+def read_drawn(data: bytes, path: Path) -> Sequence[Drawn]:
+    """What is in such a file, by client.
+
+    Args:
+        path: Where it lies, for errors.
 
     Raises:
         RunError: it is damaged.
     """
-    path = folder / DRAWN_FILE
-    if not path.exists():
-        return ()
     try:
         found: dict[str, dict[str, Tensor]] = {}
-        for key, tensor in sorted(load(path.read_bytes()).items()):
+        for key, tensor in sorted(load(data).items()):
             client, name = key.split("/")
             found.setdefault(client, {})[name] = tensor.long() if name.endswith("_y") else tensor
         return [Drawn(int(client.removeprefix("client-")), **tensors) for client, tensors in found.items()]

@@ -24,19 +24,19 @@ from interfuse.methods import built_in, name_of
 from interfuse.models import Builder, resolve
 from interfuse.references import IN_MEMORY
 from interfuse.runs.callbacks import Callback
+from interfuse.runs.commits import Best, Commit
 from interfuse.runs.config import (
     RunConfig,
     changed_sources,
     complete,
     differences,
-    parse_config,
     partition_values,
     plain,
     settings_of,
     to_toml,
 )
 from interfuse.runs.drawn import write_drawn
-from interfuse.runs.folder import Best, Commit, RunFolder
+from interfuse.runs.folder import RunFolder
 from interfuse.runs.protocols import said_of
 from interfuse.runs.summary import BestRound, Point, Row, Scores, Summary
 from interfuse.runs.summing import (
@@ -262,13 +262,14 @@ def resume(
     if folder.between_parties:
         raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
     config = written if rounds is None else _with_rounds(written, rounds, path)
+    progress = progress or Silent()
     finished, commit = folder.summary(), folder.last_commit()
     longer = config.rounds > written.rounds
     if commit is not None:
-        before = parse_config(commit.settings, f"the last commit of {path}")  # an older one may lack what is new
-        longer = config.rounds > before.rounds
-        if changed := differences(before.identity() | {"rounds": max(before.rounds, config.rounds)}, config.identity()):
-            raise RunError(f"{path / 'config.toml'} was changed since the run began: " + "; ".join(changed))
+        folder.check_config(config, commit)
+        longer = config.rounds > commit.settings["rounds"]
+    for text in folder.notices():
+        progress.note(text)
     if given.method is not None:
         settings = config.settings | dict.fromkeys(config.unset)
         if changed := differences(settings, settings_of(given.method), "settings."):
@@ -289,9 +290,11 @@ def resume(
     setup = assemble(config, given)
     if longer:
         folder.reopen(to_toml(config))
+    if said := folder.restore_data(setup.readings):
+        progress.note(said)
     if workers is not None:
         config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
-    return _finish(config, setup, folder, given, progress or Silent(), engine)
+    return _finish(config, setup, folder, given, progress, engine)
 
 
 def _with_rounds(config: RunConfig, rounds: int, path: Path) -> RunConfig:
@@ -434,11 +437,13 @@ class _Run:
 
     def carry_out(self) -> Summary:
         """All rounds that are left, then the full evaluation of the last and the best state."""
-        commit = self.folder.last_commit(self.config.rounds)
-        if commit is not None:
+        found = self.folder.find_commit(self.config.rounds)
+        if (commit := found.commit) is not None:
             commit.check_data(self.setup.digests, str(self.folder.path), ", ".join(self.config.data_names))
             self.folder.go_back_to(commit)
-        ledger = self.folder.open_at({} if commit is None else commit.offsets)
+        for text in found.notices:
+            self.progress.note(text)
+        ledger = self.folder.open_at(commit)
         self.federation = Federation(self.setup, self.engine, ledger, self.config.rounds)
         done = 0 if commit is None else commit.round
         self.idle = {*untrained(self.folder.metrics(), self.config.clients)}
@@ -558,7 +563,7 @@ class _Run:
 
     def _commit(self) -> None:
         commit = Commit(
-            self.federation.round, self.federation.save(self.folder.commits), self.folder.offsets(),
+            self.federation.round, self.federation.save(self.folder.commits), self.folder.files(),
             self.config.identity(), self.setup.digests, self.best,
         )  # fmt: skip
         self.folder.write_commit(commit)

@@ -69,7 +69,7 @@ class Record(BaseModel):
 R = TypeVar("R", bound=Record)
 
 
-def read(kind: type[R], text: str, source: str) -> R:
+def read(kind: type[R], text: str | bytes, source: str) -> R:
     """A record of its JSON.
 
     Raises:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interfuse.errors import MessageError, RunError
+from interfuse.opening import opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class FileRecord:
         """
         path = folder / self.name
         try:
-            with path.open("rb") as file:
+            with opened(path, follow=False) as file:
                 found = os.fstat(file.fileno()).st_size
                 if found != self.bytes:
                     raise RunError(f"{path} is damaged: it has {found} bytes, not {self.bytes}")

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from interfuse.errors import MessageError, RunError
+from interfuse.opening import opened
 from interfuse.wire.body import Limits, chunks, laid_out, layout, places, read, signature
 from interfuse.wire.files import FileRecord, write_file
 from interfuse.wire.pieces import Pieces
@@ -45,7 +46,8 @@ class Source:
             RunError: it cannot be opened.
         """
         try:
-            return cls(os.open(path, os.O_RDONLY), str(path))
+            with opened(path) as file:
+                return cls(os.dup(file.fileno()), str(path))
         except OSError as error:
             raise RunError(f"cannot read {path}: {error}") from error
 
