@@ -16,7 +16,8 @@ from interfuse.evaluation import Pictures
 from interfuse.report.plots import as_svg, save
 from interfuse.report.run import load
 from interfuse.report.samples import LARGEST_SIDE, as_lines, as_pixels, cells, samples_figure, samples_text
-from interfuse.runs.drawn import Drawn, read_drawn, write_drawn
+from interfuse.runs.drawn import Drawn, write_drawn
+from interfuse.runs.folder import RunFolder
 
 
 def pictures(clients: Sequence[int], classes: int, shape: tuple[int, ...], lacks: int = 0) -> dict[int, Pictures]:
@@ -45,7 +46,7 @@ def test_the_picture_of_a_large_federation_stays_small(tmp_path: Path) -> None:
 
 def test_cells_are_in_the_row_of_their_class_and_framed_where_it_was_never_seen(tmp_path: Path) -> None:
     write_drawn(tmp_path, pictures([3, 5], 4, (1, 6, 6), lacks=1))
-    drawn = read_drawn(tmp_path)
+    drawn = RunFolder(tmp_path).drawn()
     found = list(cells(drawn))
     assert len(found) == 2 * 4 * 3
     assert [cell.unseen for cell in found] == [cell.row == 0 for cell in found]
@@ -66,7 +67,7 @@ def test_the_same_samples_give_the_same_bytes(shape: tuple[int, ...], tmp_path: 
     write_drawn(tmp_path, pictures([0, 1], 2, shape))
     for name in ("once", "again"):
         (tmp_path / name).mkdir()
-        save(samples_figure(read_drawn(tmp_path), ["a", "b"]), tmp_path / name, "samples", paper=False)
+        save(samples_figure(RunFolder(tmp_path).drawn(), ["a", "b"]), tmp_path / name, "samples", paper=False)
     for kind in ("svg", "png"):
         once, again = ((tmp_path / name / f"samples.{kind}").read_bytes() for name in ("once", "again"))
         assert once == again

@@ -19,7 +19,7 @@ from interfuse.data import Dataset
 from interfuse.evaluation.accuracy import evaluation_on
 from interfuse.methods.local import Local
 from interfuse.runs import Given, RunConfig, execute, resume
-from interfuse.runs.drawn import read_drawn
+from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import Silent, assemble
 
 
@@ -53,7 +53,7 @@ def test_what_is_drawn_lies_beside_the_first_row_of_each_class_that_a_client_has
     execute(config, tmp_path / "run", given=given())
     data = GIVEN.dataset
     assert isinstance(data, Dataset)
-    found = read_drawn(tmp_path / "run")
+    found = RunFolder(tmp_path / "run").drawn()
     assert [one.client for one in found] == [0, 1, 2]
     for one, share in zip(found, assemble(config, given()).shares, strict=True):
         y = data.y_train[share.train]
@@ -87,11 +87,11 @@ def test_bits_depend_on_neither_workers_nor_a_kill(tmp_path: Path) -> None:
 def test_of_many_clients_and_classes_some_evenly_spread_are_drawn(tmp_path: Path) -> None:
     data = Given(dataset=tiny_dataset(rows=480, classes=25))
     execute(drawing(clients=40), tmp_path / "run", given=given(dataset=data))
-    found = read_drawn(tmp_path / "run")
+    found = RunFolder(tmp_path / "run").drawn()
     assert [one.client for one in found] == [0, 10, 20, 30]
     assert found[0].drawn_y.unique().tolist() == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22]
     execute(drawing(clients=1), tmp_path / "one", given=given())
-    assert [one.client for one in read_drawn(tmp_path / "one")] == [0]
+    assert [one.client for one in RunFolder(tmp_path / "one").drawn()] == [0]
 
 
 class Heard(Silent):
@@ -113,7 +113,7 @@ def test_a_class_that_cannot_be_drawn_is_left_out_and_a_client_that_fails_is_nam
 
     heard = Heard()
     execute(drawing(), tmp_path / "run", given=given(Draws(fails_at=1, knows=2)), progress=heard)
-    found = read_drawn(tmp_path / "run")
+    found = RunFolder(tmp_path / "run").drawn()
     assert [one.client for one in found] == [0, 2]
     assert found[0].drawn_y.tolist() == [0, 0, 1, 1]
     assert [text for text in heard.said if "client 1" in text and "Draws.samples_of" in text]
@@ -138,7 +138,7 @@ def test_the_page_has_the_picture_and_says_what_it_shows(tmp_path: Path) -> None
     page = report.write(tmp_path / "run").read_text()
     assert "<h2>Samples</h2>" in page
     assert isinstance(IMAGES.dataset, Dataset)
-    for one in read_drawn(tmp_path / "run"):
+    for one in RunFolder(tmp_path / "run").drawn():
         (missing,) = {0, 1, 2} - set(one.real_y.tolist())
         assert f"client {one.client} {IMAGES.dataset.class_names[missing]}" in page
     assert {"samples.svg", "samples.png"} <= {path.name for path in (tmp_path / "run/plots").iterdir()}
