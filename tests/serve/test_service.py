@@ -76,7 +76,7 @@ def test_two_requests_are_the_composition(place: tuple[str, Path]) -> None:
     honest(address, folder)
     listing = {one["block"]: one for one in requests.get(f"{address}/v1/blocks", timeout=9).json()["blocks"]}
     base, modular = listing["ant/1"], listing["bee/1"]
-    assert base["contract"] == modular["contract"] == load(folder / "ant" / "1").manifest.fusion.key  # type: ignore[union-attr]
+    assert base["contract"] == modular["contract"] == load(folder / "ant" / "1").manifest.fusion.key
     assert (base["discloses"], modular["discloses"]) == ("features", "logits")
     assert (base["takes"], modular["answers"]["classes"]) == ({"x": {"dtype": "float32", "shape": [3]}}, ["a", "b"])
     made = ask(f"{address}/v1/blocks/ant/1", as_json(), JSON).json()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -10,18 +11,36 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 import requests
 import safetensors.numpy
+import torch
 from small_artefacts import written
 
+from interfuse.artefacts import composed
 from interfuse.cli.service import serve
+from interfuse.data.inputs import named, together
 from interfuse.engines.grpc import make_keys
 from interfuse.errors import ConfigError
-from interfuse.serve import Access, Service, admission, from_folders, running, tls
+from interfuse.serve import (
+    Access,
+    Client,
+    RefusedError,
+    Service,
+    UnreachableError,
+    admission,
+    from_folders,
+    running,
+    tls,
+)
+
+APPLICATION = Path(__file__).parents[2] / "examples" / "serving" / "application.py"
 
 
 def test_nodes_ask_with_their_certificates_until_these_are_revoked(tmp_path: Path) -> None:
@@ -59,35 +78,101 @@ def test_nobody_else_is_served_without_keys(listen: str) -> None:
         serve(["nothing"], listen=listen)
 
 
-def test_a_service_ends_when_what_is_under_way_is_answered(tmp_path: Path) -> None:
+@contextmanager
+def served(folder: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`interfuse serve` of one block as a process, and the block's address."""
+    command = [sys.executable, "-m", "interfuse.cli", "serve", str(folder), "--listen", "127.0.0.1:0"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def test_two_vendors_services_and_an_application_of_requests_and_numpy(tmp_path: Path) -> None:
+    """What it prints is what the composition in one process says; then a service is told to end."""
+    base, modular = written(tmp_path / "base"), written(tmp_path / "modular", "modular")
+    x = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    expected = composed(base, [modular], torch.from_numpy(x)).argmax(1)
+    imported = {
+        name.partition(".")[0]
+        for node in ast.walk(ast.parse(APPLICATION.read_text()))
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
+    }
+    assert imported - sys.stdlib_module_names == {"numpy", "requests"}
+    with served(base.path) as (process, at), served(modular.path) as (_, other):
+        command = [sys.executable, "-I", str(APPLICATION), at, other, str(tmp_path / "x.npy")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+        assert done.stdout.split() == [modular.manifest.answers.classes[best] for best in expected]
+        refused = subprocess.run(
+            [*command[:-3], other, other, command[-1]], capture_output=True, text=True, timeout=100
+        )
+        assert refused.stderr.startswith(f"{other}: wrong_contract: ")
+        ends_when_all_is_answered(process, at)
+
+
+def ends_when_all_is_answered(process: subprocess.Popen[str], at: str) -> None:
     """A request whose body is half there when SIGTERM comes."""
-    written(tmp_path / "base")
-    command = [sys.executable, "-m", "interfuse.cli", "serve", str(tmp_path / "base"), "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True)
-    try:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        place = re.fullmatch(r"http://(127\.0\.0\.1):(\d+)/v1/blocks/base/1\n", said)
-        assert place is not None, said
-        body = safetensors.numpy.save({"x": np.ones((2, 3), np.float32)})
-        with socket.create_connection((place[1], int(place[2])), timeout=60) as line:
-            line.sendall(
-                b"POST /v1/blocks/base/1 HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-safetensors\r\n"
-                + f"Content-Length: {len(body)}\r\n\r\n".encode()
-                + body[:20]
-            )
-            while not requests.get(f"http://{place[1]}:{place[2]}/ready", timeout=60).ok:
-                time.sleep(0.05)
-            process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-            line.sendall(body[20:])
-            found = b""
-            while more := line.recv(65536):
-                found += more
-        assert found.startswith(b"HTTP/1.1 200 ")
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
+    place = urlsplit(at)
+    body = safetensors.numpy.save({"x": np.ones((2, 3), np.float32)})
+    with socket.create_connection((place.hostname, place.port), timeout=60) as line:
+        head = f"POST {place.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-safetensors\r\n"
+        line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:20])
+        assert requests.get(f"http://{place.netloc}/ready", timeout=60).ok
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        line.sendall(body[20:])
+        found = b""
+        while more := line.recv(65536):
+            found += more
+    assert found.startswith(b"HTTP/1.1 200 ")
+    assert process.wait(60) == 0
+
+
+def test_the_client_of_python_asks_as_the_blocks_are(tmp_path: Path) -> None:
+    base, modular = written(tmp_path / "base"), written(tmp_path / "modular", "modular")
+    other = written(tmp_path / "other", "modular", round=4)
+    x = torch.randn(5, 3)
+    with (
+        running(Service(from_folders([tmp_path / n for n in ("base", "modular", "other")]))) as at,
+        Client(at) as client,
+    ):
+        features = client.features("base/1", x)
+        assert torch.equal(together(named(features.tensors)), base(x))
+        assert torch.equal(client.scores("modular/1", features), composed(base, [modular], x))
+        coded = client.features("base/1", x, "int8")
+        assert len(coded.file) < len(features.file)
+        assert float((named(coded.tensors)["x"] - named(features.tensors)["x"]).abs().max()) < 0.05
+        assert client.scores("modular/1", coded).shape == (5, 2)
+        assert client.blocks()["other/1"].contract == other.manifest.fusion.key
+        with pytest.raises(RefusedError, match="are needed") as refused:
+            client.scores("other/1", features)
+        assert refused.value.fault.code == "wrong_contract"
+        with pytest.raises(ConfigError, match="has no block cat/1, but base/1, modular/1, other/1"):
+            client.features("cat/1", x)
+    with pytest.raises(UnreachableError, match="does not answer"):
+        client.blocks()
+    for wrong in ("127.0.0.1:8080", "ftp://x", "http://x/y", "http://"):
+        with pytest.raises(ConfigError, match="no address of a service"):
+            Client(wrong)
+
+
+def test_the_python_of_the_page_on_serving_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (APPLICATION.parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), "serving.md", "exec"), names)
+    coded, scores = names["coded"], names["scores"]
+    assert isinstance(coded, torch.Tensor)
+    assert isinstance(scores, torch.Tensor)
+    assert 0 < float((coded - scores).abs().max()) < 0.2  # int8 rounds

@@ -73,6 +73,7 @@ def make(trained: Trained, part: Part, owner: Owner, expires: date | None = None
         part=part,
         inputs=None if part == "modular" else _forms(stored),
         columns=() if part == "modular" else data.columns,
+        ranges={} if part == "modular" else _ranges(data.x_train),
         fusion=None if part == "model" else fusion,
         answers=None if part == "base" else answers,
         origin=Origin(
@@ -116,6 +117,15 @@ class _Whole(_Base):
 
     def forward(self, x: Inputs) -> Tensor:
         return self.method.predictor()(self.model, as_inputs(self.data, self.numerics, x))
+
+
+def _ranges(x: Inputs) -> dict[str, tuple[float, float]]:
+    """Of images and signals; the columns of a table have a range each, which would tell of single rows."""
+    return {
+        name: (float(tensor.min()), float(tensor.max()))
+        for name, tensor in named(x).items()
+        if tensor.dim() > 2 and tensor.dtype != torch.int64
+    }
 
 
 def _forms(x: Inputs) -> dict[str, TensorForm]:

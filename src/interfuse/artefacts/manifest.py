@@ -105,6 +105,8 @@ class Manifest(_Record):
     Attributes:
         inputs: By name, as they are stored: what normalises them is in the program. None of a modular block.
         columns: Names of the columns of a table, in their order.
+        ranges: Of images and signals: the least and the largest value of all training rows, by input, which is the unit
+            that samples are in.
         fusion: None of a whole model.
         answers: None of a base block.
         expires: From this day on it is refused.
@@ -114,6 +116,7 @@ class Manifest(_Record):
     part: Part
     inputs: Mapping[str, TensorForm] | None
     columns: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = {}
     fusion: Fusion | None
     answers: Answers | None
     origin: Origin

@@ -60,6 +60,12 @@ def serve(
     origin: Annotated[
         list[str] | None, option(SECURITY, "URL", "Of pages in browsers that may ask; may be repeated.", "--origin")
     ] = None,
+    demo: Annotated[
+        bool, option(None, None, "Also a page to draw on; it hands the ONNX of base blocks to browsers.", "--demo")
+    ] = False,
+    runtime: Annotated[
+        Path | None, option(None, "FOLDER", "Where onnxruntime-web is, if not in the installation.", "--runtime")
+    ] = None,
 ) -> None:
     """Answer over HTTP with blocks: features of samples with a base block, scores of features with a modular block.
 
@@ -79,6 +85,7 @@ def serve(
         run,
         tls,
     )
+    from interfuse.serve.demo import RUNTIME
 
     if not is_loopback(listen) and keys is None and api_keys is None:
         raise ConfigError(
@@ -86,9 +93,9 @@ def serve(
         )
     trusted = None if authority is None else _read(authority)
     if registry is None:
-        blocks = from_folders([Path(one) for one in what], trusted)
+        blocks = from_folders([Path(one) for one in what], trusted, onnx=demo)
     else:
-        blocks = from_registry(Registry(registry), what, trusted)
+        blocks = from_registry(Registry(registry), what, trusted, onnx=demo)
     limits = Limits()
     limits = replace(
         limits,
@@ -99,13 +106,19 @@ def serve(
     )
     mutual = keys is not None and api_keys is None
     access = Access(api_keys, admission(keys) if keys is not None and mutual else None, rate)
-    service = Service(blocks, access, limits, origin or ())
+    service = Service(blocks, access, limits, origin or (), (runtime or RUNTIME) if demo else None)
     context = None if keys is None else tls(keys, certificates=mutual)
     with listening(listen) as at:
         host, port = at.getsockname()[:2]
         place = f"{'http' if context is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
         for block in blocks:
             typer.echo(f"{place}/v1/blocks/{block.address}" + (f": {block.withdrawn}" if block.withdrawn else ""))
+        if service.demo is not None:
+            typer.echo(f"{place}/")
+            if not service.demo.has_runtime:
+                typer.echo(
+                    "without onnxruntime-web pictures leave browsers; scripts/onnxruntime_web.py gets it", err=True
+                )
         if context is None and not is_loopback(listen):
             typer.echo("warning: without TLS keys and features are read by everybody on the way", err=True)
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")

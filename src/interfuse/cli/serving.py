@@ -18,6 +18,7 @@ from interfuse.artefacts import Mean, Owner, Part
 from interfuse.artefacts.registry import Registry
 from interfuse.artefacts.signing import sign, signer
 from interfuse.cli.options import AFTER, Json, argument, option
+from interfuse.data.likeness import Range
 from interfuse.data.readers import tables
 from interfuse.data.reading import UNREADABLE
 from interfuse.data.samples import as_stored
@@ -171,7 +172,8 @@ def _of_artefacts(
             f"{model} is a {first.manifest.part} block, where a whole model is needed: --part model makes one"
         )
     forms = {name: (getattr(torch, form.dtype), form.shape) for name, form in first.manifest.takes.items()}
-    x = as_stored(_samples(samples), forms, first.manifest.columns)
+    ranges = {name: Range(np.array([low]), np.array([high])) for name, (low, high) in first.manifest.ranges.items()}
+    x = as_stored(_samples(samples), forms, first.manifest.columns, ranges)
     scores = artefacts.composed(first, others, x, mean) if others else artefacts.mean_of([first], x)
     answers = (others or [first])[0].manifest.answers
     return answers.classes if answers is not None else (), scores.numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from interfuse.serve.access import Access, add_key, read_keys
 from interfuse.serve.application import Service
 from interfuse.serve.blocks import Block, from_folders, from_registry
+from interfuse.serve.client import Client, Features, UnreachableError
 from interfuse.serve.faults import Code, Fault, RefusedError
 from interfuse.serve.limits import Limits
 from interfuse.serve.running import admission, is_loopback, listening, run, running, tls
@@ -12,11 +13,14 @@ from interfuse.serve.running import admission, is_loopback, listening, run, runn
 __all__ = [
     "Access",
     "Block",
+    "Client",
     "Code",
     "Fault",
+    "Features",
     "Limits",
     "RefusedError",
     "Service",
+    "UnreachableError",
     "add_key",
     "admission",
     "from_folders",

@@ -8,9 +8,11 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from fastapi import FastAPI, Path, Query, Request, Response
+from fastapi import FastAPI, Query, Request, Response
+from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
@@ -27,6 +29,7 @@ from interfuse.serve.access import Access
 from interfuse.serve.batching import Batches
 from interfuse.serve.blocks import Block
 from interfuse.serve.bodies import JSON, SAFETENSORS, JsonAnswer, JsonTensors, Received
+from interfuse.serve.demo import Demo, models_of
 from interfuse.serve.faults import STATUS, Code, Fault, RefusedError
 from interfuse.serve.limits import Limits
 from interfuse.serve.metrics import Metrics
@@ -68,8 +71,8 @@ def _refusals(*codes: Code) -> dict[int | str, dict[str, Any]]:
 _RUN = _refusals(*get_args(Code)) | {200: {"content": {SAFETENSORS: _BINARY}}}
 _METRICS: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}
 
-Name = Annotated[str, Path(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Version = Annotated[int, Path(ge=1, le=999_999_999)]
+Name = Annotated[str, InPath(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Version = Annotated[int, InPath(ge=1, le=999_999_999)]
 
 
 class _Said(BaseModel):
@@ -91,6 +94,7 @@ class BlockFacts(_Said):
     part: Part | None
     takes: Mapping[str, TensorForm] | None
     columns: tuple[str, ...] = ()
+    ranges: Mapping[str, tuple[float, float]] = {}
     fusion: Fusion | None
     contract: str | None
     answers: Answers | None
@@ -138,6 +142,8 @@ class Service:
     Args:
         blocks: Each address once.
         origins: Of pages in browsers that may ask, such as ``https://app.example.org``.
+        demo: For a page to look at, the folder of onnxruntime-web, which may lack; the page hands the ONNX of base
+            blocks to whoever may ask.
 
     Raises:
         ConfigError: two blocks have one address, or none may answer.
@@ -149,6 +155,7 @@ class Service:
         access: Access | None = None,
         limits: Limits | None = None,
         origins: Sequence[str] = (),
+        demo: Path | None = None,
     ) -> None:
         self.blocks = {(block.name, block.version): block for block in blocks}
         if len(self.blocks) != len(blocks):
@@ -157,6 +164,7 @@ class Service:
             raise ConfigError("no block is left to serve: " + "; ".join(f"{b.address} {b.withdrawn}" for b in blocks))
         self.limits, self.access, self.metrics = limits or Limits(), access or Access(), Metrics()
         self._memory, self._origins = Memory(self.limits.memory), tuple(origins)
+        self.demo = None if demo is None else Demo(models_of(self.blocks), self._admit, self._good, demo)
         self._batches: dict[tuple[str, int], Batches] = {}
         self.metrics.memory.set_function(lambda: self._memory.held)
         for block in blocks:
@@ -167,6 +175,7 @@ class Service:
         app = FastAPI(
             title="interfuse", summary="Blocks of models that were trained together.", version="1",
             description=_DESCRIPTION, docs_url=None, redoc_url=None, lifespan=self._lifespan,
+            redirect_slashes=False,
         )  # fmt: skip
         everywhere = _refusals("unauthorised", "too_many_requests", "busy", "internal", "wrong_method", "malformed")
         of_block = everywhere | _refusals("not_found", "wrong_parameter")
@@ -181,6 +190,8 @@ class Service:
         app.get("/health", response_model=Health, responses=_refusals("busy", "malformed"))(self.health)
         app.get("/ready", response_model=Health, responses=_refusals("busy", "malformed"))(self.ready)
         app.get("/metrics", responses=everywhere | _METRICS, response_class=Response)(self.measured)
+        if self.demo is not None:
+            self.demo.add_to(app)
         app.add_exception_handler(RefusedError, self._refused)
         app.add_exception_handler(RequestValidationError, self._invalid)
         app.add_exception_handler(HTTPException, self._http)
@@ -280,6 +291,9 @@ class Service:
                 "not_found", f"no block {name}/{version} is served here: GET /v1/blocks lists them", "block"
             )
         return found
+
+    def _good(self, name: str, version: int) -> Artefact:
+        return self._block(name, version).good(time.monotonic())
 
     async def _body(self, request: Request, most: int) -> tuple[bytes, int]:
         """The body, and how many bytes of memory are held for it; none where it is refused.
@@ -430,6 +444,7 @@ def _facts(block: Block) -> BlockFacts:
         )  # fmt: skip
     return BlockFacts(
         block=block.address, part=manifest.part, takes=manifest.takes, columns=manifest.columns,
+        ranges=manifest.ranges,
         fusion=manifest.fusion, contract=None if manifest.fusion is None else manifest.fusion.key,
         answers=manifest.answers, discloses=manifest.discloses, owner=manifest.owner, withdrawn=block.withdrawn,
     )  # fmt: skip

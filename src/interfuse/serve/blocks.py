@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from interfuse.artefacts import Artefact, Manifest, load
-from interfuse.artefacts.folder import expired, revoked
+from interfuse.artefacts.folder import ONNX, expired, revoked
 from interfuse.artefacts.registry import NAME, Registry
 from interfuse.artefacts.signing import signer
 from interfuse.errors import ArtefactError, ConfigError
@@ -29,6 +29,7 @@ class Block:
         look: Asks why it is good no more; None: it is. Raises ConfigError where that cannot be known.
         withdrawn: Why it is good no more, in words that follow its name.
         seen: When its standing was known last, by the clock that :meth:`refresh` is given.
+        onnx: The same for other runtimes, where it was exported so.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Block:
     look: Callable[[], str | None] = field(repr=False)
     withdrawn: str | None = None
     seen: float = 0.0
+    onnx: bytes | None = field(default=None, repr=False)
 
     @property
     def address(self) -> str:
@@ -63,12 +65,13 @@ class Block:
         return self.artefact
 
 
-def from_folders(folders: Sequence[Path], authority: bytes | None = None) -> list[Block]:
+def from_folders(folders: Sequence[Path], authority: bytes | None = None, *, onnx: bool = False) -> list[Block]:
     """Blocks of artefacts' folders. ``NAME/VERSION`` at the end of a path, as registries have it, names both; another
     path's last folder is the name, and the version is 1.
 
     Args:
         authority: PEM; who signed them must be certified by it.
+        onnx: Whether to keep that too.
 
     Raises:
         ArtefactError: one is damaged, or not signed by whom it should be.
@@ -80,12 +83,14 @@ def from_folders(folders: Sequence[Path], authority: bytes | None = None) -> lis
         if not NAME.fullmatch(name):
             raise ConfigError(f"{folder}: {name!r} cannot be the name of a block: rename the folder")
         version = int(versioned[2]) if versioned is not None else 1
-        found.append(_block(name, version, partial(revoked, folder), partial(_checked, folder, authority)))
+        found.append(_block(name, version, partial(revoked, folder), partial(_checked, folder, authority, onnx)))
     return found
 
 
-def from_registry(registry: Registry, names: Sequence[str], authority: bytes | None = None) -> list[Block]:
-    """Blocks of a registry, each ``NAME/VERSION``, or ``NAME`` for its newest version.
+def from_registry(
+    registry: Registry, names: Sequence[str], authority: bytes | None = None, *, onnx: bool = False
+) -> list[Block]:
+    """Blocks of a registry, each ``NAME/VERSION``, or ``NAME`` for its newest version; else as :func:`from_folders`.
 
     Raises:
         ArtefactError: there is no such one, it is damaged, or not signed by whom it should be.
@@ -98,19 +103,21 @@ def from_registry(registry: Registry, names: Sequence[str], authority: bytes | N
         found.append(
             _block(
                 name, version, partial(registry.revoked, name, version),
-                partial(_fetched, registry, name, version, authority),
+                partial(_fetched, registry, name, version, authority, onnx),
             )
         )  # fmt: skip
     return found
 
 
-def _block(name: str, version: int, look: Callable[[], str | None], read: Callable[[], Artefact]) -> Block:
+def _block(
+    name: str, version: int, look: Callable[[], str | None], read: Callable[[], tuple[Artefact, bytes | None]]
+) -> Block:
     """A block, whose artefact is not read where it is good no more."""
     why = look()
     if why is not None and why.startswith("is there no more"):
         raise ArtefactError(f"there is no artefact {name}/{version}")
-    artefact = None if why is not None else read()
-    block = Block(name, version, artefact, look, why)
+    artefact, onnx = (None, None) if why is not None else read()
+    block = Block(name, version, artefact, look, why, onnx=onnx)
     if artefact is not None:
         block.look = partial(_standing, look, artefact.manifest)
     return block
@@ -120,14 +127,13 @@ def _standing(look: Callable[[], str | None], manifest: Manifest) -> str | None:
     return look() or expired(manifest)
 
 
-def _checked(folder: Path, authority: bytes | None) -> Artefact:
+def _checked(folder: Path, authority: bytes | None, onnx: bool) -> tuple[Artefact, bytes | None]:
     if authority is not None:
         signer(folder, [authority])
-    return load(folder)
+    found = load(folder)
+    return found, (folder / ONNX).read_bytes() if onnx and (folder / ONNX).exists() else None
 
 
-def _fetched(registry: Registry, name: str, version: int, authority: bytes | None) -> Artefact:
+def _fetched(registry: Registry, name: str, version: int, authority: bytes | None) -> tuple[Artefact, bytes | None]:
     with registry.fetched(name, version) as found:
-        if authority is not None:
-            signer(found.path, [authority])
-        return found
+        return _checked(found.path, authority, onnx)

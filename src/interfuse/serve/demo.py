@@ -1,0 +1,141 @@
+"""The page of ``interfuse serve --demo``, and what it is made of. Nothing of it comes from elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi import Path as InPath
+from pydantic import BaseModel, ConfigDict
+
+from interfuse.serve.blocks import Block
+from interfuse.serve.faults import RefusedError
+
+PAGE = Path(__file__).parent / "page"
+RUNTIME = Path(sys.prefix) / "share" / "interfuse" / "onnxruntime-web"
+"""Where ``scripts/onnxruntime_web.py`` puts onnxruntime-web, which is too large for this package."""
+RUNTIME_FILES: Mapping[str, str] = {
+    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+"""SHA-256 of the files of onnxruntime-web 1.30.0 that a page needs."""
+_TYPES = {
+    ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8",
+    ".mjs": "text/javascript; charset=utf-8", ".wasm": "application/wasm",
+}  # fmt: skip
+_HEADERS = {
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; connect-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-cache",
+}
+
+
+class Settings(BaseModel):
+    """What the page has to know.
+
+    Attributes:
+        runtime: Whether onnxruntime-web is there.
+        models: Base blocks, ``NAME/VERSION``, whose ONNX browsers may have.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    runtime: bool
+    models: tuple[str, ...]
+
+
+class Demo:
+    """The page's files.
+
+    Args:
+        models: ONNX of base blocks by address, whose parameters whoever opens the page gets.
+        admit: Lets whoever asks in, or raises RefusedError.
+        standing: Of an address, whether its block may still be used; raises RefusedError.
+        runtime: The folder of onnxruntime-web.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, bytes],
+        admit: Callable[[Request], None],
+        standing: Callable[[str, int], object],
+        runtime: Path,
+    ) -> None:
+        self._models, self._admit, self._standing = models, admit, standing
+        self._files = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in _TYPES}
+        self._runtime = runtime_files(runtime)
+
+    @property
+    def has_runtime(self) -> bool:
+        """Whether base blocks can run in browsers."""
+        return bool(self._runtime)
+
+    def add_to(self, app: FastAPI) -> None:
+        """Answer with the page at ``/``."""
+        router = APIRouter(include_in_schema=False)
+        router.get("/")(self.index)
+        router.get("/page/settings.json")(self.settings)
+        router.get("/page/models/{name}/{version}")(self.model)
+        router.get("/page/ort/{file}")(self.runtime)
+        router.get("/page/{file}")(self.file)
+        app.include_router(router)
+
+    async def index(self) -> Response:
+        """The page."""
+        return _file("index.html", self._files)
+
+    async def file(self, file: str) -> Response:
+        """A file of the page."""
+        return _file(file, self._files)
+
+    async def runtime(self, file: str) -> Response:
+        """A file of onnxruntime-web."""
+        return _file(file, self._runtime)
+
+    async def settings(self, request: Request) -> Settings:
+        """What the page has to know."""
+        self._admit(request)
+        return Settings(runtime=self.has_runtime, models=tuple(self._models))
+
+    async def model(self, name: str, version: Annotated[int, InPath(ge=1)], request: Request) -> Response:
+        """The ONNX of a base block."""
+        self._admit(request)
+        self._standing(name, version)
+        found = self._models.get(f"{name}/{version}")
+        if found is None:
+            raise RefusedError("not_found", "this block is not handed out", "block")
+        return Response(found, headers=_HEADERS, media_type="application/octet-stream")
+
+
+def runtime_files(folder: Path) -> Mapping[str, bytes]:
+    """The files of onnxruntime-web, if all are there as they should be; else none."""
+    try:
+        found = {name: (folder / name).read_bytes() for name in RUNTIME_FILES}
+    except OSError:
+        return {}
+    good = all(hashlib.sha256(found[name]).hexdigest() == sha256 for name, sha256 in RUNTIME_FILES.items())
+    return found if good else {}
+
+
+def models_of(blocks: Mapping[tuple[str, int], Block]) -> dict[str, bytes]:
+    """The ONNX of base blocks that have some. Modular blocks are handed to nobody."""
+    return {
+        block.address: block.onnx
+        for block in blocks.values()
+        if block.onnx is not None and block.artefact is not None and block.artefact.manifest.part == "base"
+    }
+
+
+def _file(name: str, files: Mapping[str, bytes]) -> Response:
+    if name not in files:
+        raise RefusedError("not_found", "the page has no such file")
+    return Response(files[name], headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
