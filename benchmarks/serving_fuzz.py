@@ -67,7 +67,7 @@ CODECS = (
     "é",
     "%00",
 )
-VALUES = (
+VALUES: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -159,7 +159,8 @@ class Reading(nn.Module):
         self.layer = nn.Linear(PIXELS, WIDTH)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x.float() / 255).relu()
+        z: torch.Tensor = self.layer(x.float() / 255)
+        return z.relu()
 
 
 def blocks(folder: Path) -> tuple[Artefact, Artefact]:

@@ -134,6 +134,8 @@ def _checked(folder: Path, authority: bytes | None, onnx: bool) -> tuple[Artefac
     return found, (folder / ONNX).read_bytes() if onnx and (folder / ONNX).exists() else None
 
 
-def _fetched(registry: Registry, name: str, version: int, authority: bytes | None) -> tuple[Artefact, bytes | None]:
+def _fetched(
+    registry: Registry, name: str, version: int, authority: bytes | None, onnx: bool
+) -> tuple[Artefact, bytes | None]:
     with registry.fetched(name, version) as found:
         return _checked(found.path, authority, onnx)
