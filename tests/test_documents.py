@@ -72,11 +72,9 @@ def test_the_page_on_attacks_runs() -> None:
     assert f"# {found.verbatim}" in code("docs/privacy.md")
 
 
-@pytest.mark.usefixtures("quick_pages")
-def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is a notebook of version 4.5 without outputs, and every cell that ends in a value has one to show."""
-    monkeypatch.chdir(tmp_path)
-    found = json.loads((ROOT / "examples" / "notebook.ipynb").read_text(encoding="utf-8"))
+def run_notebook(name: str) -> dict[str, Any]:
+    """What is there after its last cell. It is a notebook of version 4.5 without outputs."""
+    found = json.loads((ROOT / "examples" / name).read_text(encoding="utf-8"))
     assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
     assert len({cell["id"] for cell in found["cells"]}) == len(found["cells"])
     names: dict[str, Any] = {"__name__": "__main__"}
@@ -84,9 +82,27 @@ def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.Monk
         assert cell["outputs"] == []
         assert cell["execution_count"] is None
         exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    return names
+
+
+@pytest.mark.usefixtures("quick_pages")
+def test_the_notebook_runs_cell_by_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every cell that ends in a value has one to show."""
+    monkeypatch.chdir(tmp_path)
+    names = run_notebook("notebook.ipynb")
     for shown in ("result", "over_seeds", "found"):
         assert "<table>" in names[shown]._repr_html_()
     assert names["mine"].config.partition == {"name": "in-memory:by_parity"}
+
+
+def test_blocks_in_the_notebook_on_serving_answer_as_in_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = run_notebook("serving.ipynb")
+    assert names["largest"] < 1e-6
+    assert names["matrix"]["ant", "cat"] > 0.8
+    assert "bee has left" in capsys.readouterr().out
 
 
 def test_the_python_of_the_page_on_data_runs(
