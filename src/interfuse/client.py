@@ -112,7 +112,8 @@ class Client(Party[S]):
 
     @property
     def generator(self) -> torch.Generator:
-        """Derived for this call; its draws depend on nothing but their place."""
+        """Derived for this call; its draws depend on nothing but their place, and between parties on a secret of the
+        client's node."""
         if self._generator is None:
             self._generator = generator(self._seed, *self._place)
         return self._generator
@@ -125,8 +126,8 @@ class Client(Party[S]):
         return torch.from_numpy(uniform(self._secret, count, "lasting", self.id, *keys))
 
     def lasting_draw(self, count: int, *keys: Key) -> Float64[Tensor, "count"]:
-        """As :meth:`lasting_noise`, but from the run's seed, inside of a handler: for what is drawn once and hides
-        nothing. A run between parties then has the bits of a simulation."""
+        """As :meth:`lasting_noise`, but from where :attr:`generator` draws, inside of a handler: for what is drawn once
+        and may be known. A run between parties that draws from the seed then has the bits of a simulation."""
         return torch.from_numpy(uniform(self._seed, count, "lasting", self.id, *keys))
 
     def batch(self, size: int) -> Batch:

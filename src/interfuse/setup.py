@@ -89,6 +89,10 @@ class Hosting(Agreed, Protocol):
         """From which clients draw what others must not derive."""
 
     @property
+    def handler_seed(self) -> int:
+        """From which clients draw in handlers: the order of their rows, and whatever else a method has them draw."""
+
+    @property
     def sampling(self) -> Sampling: ...
 
     @property
@@ -297,6 +301,11 @@ class Setup:
     @property
     def secret(self) -> int:
         """The seed: a simulation has one owner, and nobody to hide anything from."""
+        return self.seed
+
+    @property
+    def handler_seed(self) -> int:
+        """The seed, likewise."""
         return self.seed
 
     def make_clock(self) -> Clock:

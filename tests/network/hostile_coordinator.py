@@ -29,6 +29,7 @@ from interfuse.clients import Answer, Request
 from interfuse.coordination.driver import Public, between_parties, make_contract
 from interfuse.engines.parties.contract import Contract, Facts
 from interfuse.engines.parties.frames import Accept, Begin, Call, Offer, Ready, Reply
+from interfuse.engines.parties.limits import without_noise
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node
 from interfuse.engines.parties.setups import RemoteSetup
@@ -49,7 +50,6 @@ SIGMA = 1e4
 """Of the noise that the vendor asks for: far above what a small model's values are."""
 ROUNDS = ("start", False), ("training", True)
 """Under which headings a method works before the first round and in one."""
-NOISE = {str(one): SIGMA for one in Disclosure}
 Asked = tuple[str, str, Heading]
 """Program, handler, heading."""
 
@@ -106,7 +106,7 @@ class Hostile:
     def __init__(self, setup: RemoteSetup, honest: Mapping[ClientId, Line], attacked: Line, early: Line) -> None:
         self.setup, self.honest, self.attacked, self.early, self.found = setup, honest, attacked, early, Found()
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
-        self.programs = setup.programs_with(setup.method)
+        self.programs, self.spared = setup.programs_with(setup.method), without_noise(setup.method)
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> Iterator[Answer]:
         program = self.programs[request.program]
@@ -161,7 +161,7 @@ class Hostile:
             return
         if heading == "evaluation":
             self.found.faults.append(f"{asked}: a method's reply under evaluation")
-        for path, fault in unprotected(type(clean), flatten(clean), read(payload, NO_CODECS)[1]):
+        for path, fault in unprotected(type(clean), flatten(clean), read(payload, NO_CODECS)[1], self.spared):
             self.found.faults.append(f"{asked}: {path}: {fault}")
         self.found.noisy[asked] += 1
 
@@ -183,7 +183,9 @@ class Hostile:
         elif asked[2] not in ("start", "training") or isinstance(program, Evaluation):
             self.found.faults.append(f"{asked}: answered")
         elif kind is not None:
-            self.found.faults += [f"{asked}: {p}: {f}" for p, f in unprotected(kind, {}, read(payload, NO_CODECS)[1])]
+            self.found.faults += [
+                f"{asked}: {p}: {f}" for p, f in unprotected(kind, {}, read(payload, NO_CODECS)[1], self.spared)
+            ]
             self.found.noisy[asked] += 1
 
     def undo(self, clients: Sequence[ClientId]) -> None: ...
@@ -201,13 +203,23 @@ class Hostile:
 
 
 def unprotected(
-    kind: type[Message], without: Mapping[str, Tensor], sent: Mapping[str, Tensor]
+    kind: type[Message], without: Mapping[str, Tensor], sent: Mapping[str, Tensor], spared: Collection[Disclosure]
 ) -> Iterator[tuple[str, str]]:
-    """Numbers that came without the noise; ``without``: what they are, where that is known and not far below it."""
+    """Numbers that came without the noise.
+
+    Args:
+        without: What they are, where that is known and not far below it.
+        spared: Disclosures that the vendor asks for no noise on.
+    """
     for path, tensor in sent.items():
         leaf = leaf_at(kind, path)
         assert leaf is not None
-        if leaf.disclosure is None or not tensor.dtype.is_floating_point or not tensor.numel():
+        if (
+            leaf.disclosure is None
+            or leaf.disclosure in spared
+            or not tensor.dtype.is_floating_point
+            or not tensor.numel()
+        ):
             continue
         same = path in without and without[path].shape == tensor.shape
         noise = (tensor - without[path] if same else tensor).double()
@@ -224,10 +236,11 @@ def attack(name: str, folder: Path) -> Found:
     made = Parties(folder, ("ant", "bee"), secure=False)
     config, public = prepared(made, name)
     config = between_parties(parse_config(config.model_dump() | {"data": public, "rounds": 1}), 2)
+    takes = {str(one) for one in Disclosure} - {str(one) for one in without_noise(config.make_method())}
     for spare in ("attacked", "early"):
         text = (folder / "ant" / "vendor.toml").read_text()
         (folder / spare).mkdir()
-        noise = "\n".join(f"{one} = {SIGMA}" for one in NOISE)
+        noise = "\n".join(f"{one} = {SIGMA}" for one in sorted(takes))
         (folder / spare / "vendor.toml").write_text(f"{text}\n[limits.noise]\n{noise}\n")
     with ExitStack() as opened:
         engine = _engine(config, folder, opened)

@@ -134,6 +134,7 @@ class Parties:
             "clients": len(self.names), "models": list(models), "fusion_width": 8, "rounds": 3, "eval_every": 1,
             "beside": [], "execution": {"workers": 1, "commit_rounds": 1},
         } | dict(recipe)  # fmt: skip
+        values["sampling"] = {"draws_from": "seed"} | dict(values.get("sampling", {}))  # as a simulation does
         config = parse_config(values | {"data": str(data[0])})
         (self.folder / "recipe.toml").write_text(to_toml(config))
         return parse_config(values | {"data": [str(file) for file in data]})
@@ -152,7 +153,7 @@ class Parties:
                 "disclosures": [
                     "features", "labels", "parameters", "gradients", "statistics", "prototypes", "generators",
                 ],
-                "evaluation": "shared",
+                "evaluation": "shared", "draws_from": "seed",
             },
         }  # fmt: skip
         if self.secure:

@@ -52,10 +52,14 @@ class Sampling:
         last_batch: What becomes of rows that are too few for a batch at the end of an epoch: a smaller batch, nothing,
             or further rows for the others. A share that is smaller than a batch is one batch in any case. Steps that
             are counted, not epochs, go on into the next epoch and leave no such rows.
+        draws_from: Between parties, from what a node draws the order of its rows, and what else a handler draws: a
+            secret of its own, or the run's seed, which everybody knows, so that a run has the bits of a simulation. A
+            simulation has one owner, and draws from the seed.
     """
 
     order: Literal["shuffled", "stored"] = "shuffled"
     last_batch: Literal["keep", "drop", "spread"] = "keep"
+    draws_from: Literal["secret", "seed"] = "secret"
 
     def cut(self, order: np.ndarray, batch_size: int) -> list[np.ndarray]:
         """The batches of an epoch."""

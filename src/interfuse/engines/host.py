@@ -164,9 +164,9 @@ class Host:
             if client in self._entered and not handler.declaration.continues:
                 hint = _NOT_CONTINUING
             self._enter(resident, request, continues=handler.declaration.continues)
-            resident.client.begin(self._setup.seed, "client", *place)
+            resident.client.begin(self._setup.handler_seed, "client", *place)
             before = _snapshot(resident) if request.recoverable else None
-            reseed(self._setup.seed, "handler", *place)
+            reseed(self._setup.handler_seed, "handler", *place)
             resident.client.trainer = trainer
             try:
                 reply, size = self._reply(resident, handler, request, given)
@@ -262,7 +262,7 @@ class Host:
             return self._residents[client]
         setup = self._setup
         method, profile = setup.method_of(client), setup.profiles[client]
-        data, order = arriving(setup.data_of(client), setup.tasks, setup.sampling, setup.seed, client)
+        data, order = arriving(setup.data_of(client), setup.tasks, setup.sampling, setup.handler_seed, client)
         made: Client[Any] = Client(
             profile, data, order, setup.dims, setup.secret, setup.numerics.autocast, state_type(method.new_client)
         )
@@ -322,8 +322,8 @@ class Host:
             held.blank()
         for handler, message in self._answers.get(resident.client.id, ()):
             place = (handler.name, resident.client.id, self._round)
-            resident.client.begin(self._setup.seed, "deploy", *place)
-            reseed(self._setup.seed, "deploy", *place)
+            resident.client.begin(self._setup.handler_seed, "deploy", *place)
+            reseed(self._setup.handler_seed, "deploy", *place)
             with _unchanged(resident):
                 handler(resident.client, message)
         resident.deployed = True
@@ -345,7 +345,7 @@ class Host:
             return
         with seeded(self._setup.seed, "deploy"):  # the handler goes on with its own draws
             self._deploy(resident)
-        resident.client.begin(self._setup.seed, "client", *resident.evaluation)
+        resident.client.begin(self._setup.handler_seed, "client", *resident.evaluation)
 
     def _lend(self, resident: Resident, wanted: str | None = None) -> None:
         """Have a module at work for a network of the client, or for all of them, with its tensors in place."""

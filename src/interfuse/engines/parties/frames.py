@@ -31,7 +31,17 @@ CLIENTS = 100_000
 
 Natural = Annotated[int, Ge(0), Le(2**53)]
 Code = Literal[
-    "handler-error", "bad-message", "not-allowed", "limit-bytes", "limit-rounds", "stale", "disk", "wrong-state"
+    "handler-error",
+    "bad-message",
+    "not-allowed",
+    "limit-bytes",
+    "limit-rounds",
+    "limit-rows",
+    "limit-calls",
+    "limit-seconds",
+    "stale",
+    "disk",
+    "wrong-state",
 ]
 """All that a node says of a failure."""
 

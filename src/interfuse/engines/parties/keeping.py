@@ -16,6 +16,7 @@ from interfuse.wire import sync_folder
 
 RUN_FILE = "run.json"
 STATES_FILE = "states.json"
+ANSWERS_FILE = "answers.jsonl"
 BYTES_OF_SECRET = 32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from interfuse.artefacts import Trained
@@ -10,6 +11,7 @@ from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import method_of
 from interfuse.engines.parties.keeping import RUN_FILE, RunFile, states_of
 from interfuse.engines.parties.setups import Own, dims_of, own_share
+from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import RunError, nearest
 from interfuse.method import Method
@@ -52,7 +54,7 @@ def trained(vendor: Vendor, run: str | None = None, round: int | None = None) ->
     builder = vendor.model.builder(vendor.folder)
     own = Own(contract, None, method, dataset, own_share(contract, dataset), builder, vendor.device)
     facts = own.facts(vendor.architecture)
-    setup = own.hosted(facts.profile(known.client), dims_of(contract, known.clients, known.d), 0)
+    setup = own.hosted(facts.profile(known.client), dims_of(contract, known.clients, known.d), 0, Stopwatch(math.inf))
     path = folder / f"{digests[0]}.safetensors"
     FileRecord(path.name, path.stat().st_size, digests[0]).check(folder)
     host = Host(setup, owns=True)

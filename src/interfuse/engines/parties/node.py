@@ -40,6 +40,7 @@ from interfuse.engines.parties.keeping import RunFile, remember, secret_of
 from interfuse.engines.parties.logs import Audit, Events
 from interfuse.engines.parties.session import Outgoing, Session
 from interfuse.engines.parties.setups import Own, dims_of, own_share
+from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import ConfigError, InterfuseError, RunError
 from interfuse.federation import check_codecs
@@ -71,6 +72,7 @@ class Node:
             InterfuseError: something of the vendor's file cannot work, or another process is this node already.
         """
         check_device(vendor.device)
+        vendor.limits.check_names(vendor.allow.methods)
         keep_freed_memory()
         self.vendor, self.events, self._tap = vendor, events, tap
         vendor.state_folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +157,8 @@ class Node:
             check_codecs(codecs, method)
         except ConfigError as error:
             raise JoinError("codecs", "those that the method's messages can have", str(error)[:300]) from error
-        self.vendor.check_codecs(codecs, method)
+        self.vendor.limits.check_method(method, contract)
+        self.vendor.limits.check_codecs(codecs, method)
         if self._own is None or contract != self._own.contract:
             dataset = self._dataset
             if contract.evaluation == "shared":
@@ -209,6 +212,7 @@ class Node:
         if session is None or session.attempt != begin.attempt:
             folder = self.vendor.state_folder / own.contract.run
             try:
+                self._check_begin(own.contract, begin)
                 secret = secret_of(folder)
                 remember(
                     folder,
@@ -225,10 +229,18 @@ class Node:
                 yield self._refusal(error)
                 raise RefusedError(f"this node refused: {error}") from error
             dims = dims_of(own.contract, begin.clients, begin.d)
-            setup = own.hosted(self._facts.profile(begin.client), dims, secret)
+            watch = Stopwatch(self.vendor.limits.seconds)
+            setup = own.hosted(self._facts.profile(begin.client), dims, secret, watch)
             self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events)
             self.events.add("begins", run=own.contract.run, attempt=begin.attempt, client=begin.client)
         yield self._leaving(Outgoing(Ready(attempt=begin.attempt)))
+
+    def _check_begin(self, contract: Contract, begin: Begin) -> None:
+        """Refuse sizes of a run that are not its own: messages are checked against them."""
+        if begin.client >= begin.clients:
+            raise JoinError("client number", f"below {begin.clients}", str(begin.client))
+        if begin.d not in (None, self._facts.fusion_width):
+            raise JoinError("fusion width", f"{self._facts.fusion_width}, or none in common", str(begin.d))
 
     def close(self) -> None:
         """Give the files back."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from interfuse.engines.parties.contract import Contract
 from interfuse.engines.parties.frames import Call, Code
-from interfuse.engines.parties.vendor import LimitsTable
+from interfuse.engines.parties.limits import LimitsTable
 from interfuse.errors import InterfuseError
 from interfuse.evaluation import Evaluation, Mode
 from interfuse.handler import Handler, Program, handlers

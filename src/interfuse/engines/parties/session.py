@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
+import hashlib
+import hmac
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,17 @@ import torch
 from interfuse.client import ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.host import Host
+from interfuse.engines.parties.budget import Budget
 from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
-from interfuse.engines.parties.keeping import STATES_FILE, StatesFile, states_of, write_whole
+from interfuse.engines.parties.keeping import (
+    ANSWERS_FILE,
+    BYTES_OF_SECRET,
+    STATES_FILE,
+    StatesFile,
+    states_of,
+    write_whole,
+)
+from interfuse.engines.parties.limits import rows_of
 from interfuse.engines.parties.logs import Audit, Events, described
 from interfuse.engines.parties.permission import DeniedError, Permission
 from interfuse.engines.parties.setups import NodeSetup
@@ -25,7 +35,7 @@ from interfuse.handler import Handler
 from interfuse.messages import Message
 from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
-from interfuse.wire import FileRecord, Limits, Part, open_pack, sync_folder
+from interfuse.wire import Codecs, FileRecord, Limits, Part, Pieces, open_pack, sync_folder
 
 
 class Outgoing(NamedTuple):
@@ -50,8 +60,7 @@ class Session:
         self._saved: str | None = None
         self._round = 0
         self._permission = Permission(setup.programs_of(begin.client), setup.contract, vendor.limits)
-        self._noise = np.random.default_rng(secrets.randbits(256))  # nobody else can derive it
-        self._rounding = torch.Generator().manual_seed(secrets.randbits(63))
+        self._budget = Budget(folder / ANSWERS_FILE, vendor.limits)
 
     def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
         """Do what is asked, or send again what was answered before."""
@@ -94,11 +103,20 @@ class Session:
         except MessageError as error:
             return self._failed(call, "bad-message", str(error))
         self._round = call.round
+        watch = self._setup.watch
+        watch.start()
         with self._host.working():
-            answer = self._host.run(_request(call), self.client, message)
+            answer = self._host.run(_request(call), self.client, message, watch.fit)
+        if watch.over:
+            return self._given_up(call)
         if isinstance(answer.reply, Failure):
             return self._failed(call, "handler-error", answer.reply.reason)
-        return self._reply(call, handler, answer, answer.reply)
+        try:
+            return self._reply(call, handler, answer, answer.reply)
+        except DeniedError as error:
+            return self._failed(call, error.code, str(error))
+        except OSError as error:
+            return self._failed(call, "disk", f"what leaves cannot be counted: {error.strerror}")
 
     def _read(self, handler: Handler[Any, Any], call: Call, payload: Payload) -> Message | None:
         expected, setup = handler.declaration.message_type, self._setup
@@ -114,18 +132,45 @@ class Session:
         payload: Payload = b""
         content: Mapping[str, Any] = {}
         if reply is not None:
-            limits, codecs = self._vendor.limits, _request(call).codecs(self._setup.codecs)
-            if limits.noise and not isinstance(handler.program, Evaluation):
-                reply = rounded(disturbed(reply, limits.noise, self._noise), codecs, self._rounding)
-            payload, content = encoded(reply, codecs), described(reply)
-            sent = self._audit.sent(self._setup.contract.run)
-            if limits.bytes is not None and sent + len(payload) > limits.bytes:
-                return self._failed(call, "limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
+            codecs, measured = _request(call).codecs(self._setup.codecs), isinstance(handler.program, Evaluation)
+            payload = self._protected(call, reply, codecs, measured=measured)
+            content = described(reply)
+            self._budget.spend(call, digest_of(payload), measured=measured)
         done = Reply(
             attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
             left_out=answer.left_out, message=reply is not None,
         )  # fmt: skip
         return Outgoing(done, payload, content)
+
+    def _given_up(self, call: Call) -> Outgoing:
+        """Where work stopped depends on the day, so the node stands where it was saved."""
+        try:
+            self._go_back(self._saved)
+        except (RunError, OSError) as error:
+            return self._failed(call, "wrong-state", str(error))
+        return self._failed(call, "limit-seconds", f"more than {self._vendor.limits.seconds:g} seconds of work")
+
+    def _protected(self, call: Call, reply: Message, codecs: Codecs, *, measured: bool) -> Pieces:
+        """A reply as it may leave.
+
+        Noise belongs to the answer: the same answer always leaves with the same noise, so that asking again and again
+        does not average it out, and another one has another, so that two of them do not tell their difference.
+
+        Raises:
+            DeniedError: it may not leave.
+        """
+        limits, payload = self._vendor.limits, encoded(reply, codecs)
+        if not measured:
+            if limits.rows is not None and (rows := rows_of(reply)) > limits.rows:
+                raise DeniedError("limit-rows", f"{rows} rows in one message, of {limits.rows} that may leave")
+            if limits.noise:
+                seed = noise_seed(self._setup.secret, call, digest_of(payload))
+                noise, rounding = np.random.default_rng(seed), torch.Generator().manual_seed(seed >> 193)
+                payload = encoded(rounded(disturbed(reply, limits.noise, noise), codecs, rounding), codecs)
+        sent = self._audit.sent(self._setup.contract.run)
+        if limits.bytes is not None and sent + len(payload) > limits.bytes:
+            raise DeniedError("limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
+        return payload
 
     def _failed(self, call: Call, code: Code, reason: str) -> Outgoing:
         self._events.add("failed", code=code, handler=call.handler, round=call.round, reason=reason)
@@ -137,7 +182,7 @@ class Session:
             if order.do == "save":
                 record = self._save(order)
                 return done.model_copy(update={"digest": record.sha256, "bytes": record.bytes}) if record else done
-            self._load(order)
+            self._go_back(order.digest)
             return done
         except (RunError, OSError) as error:
             self._events.add("failed", order=order.do, reason=error)
@@ -161,18 +206,37 @@ class Session:
             write_whole(self._folder / STATES_FILE, now.model_dump_json().encode())
         return record
 
-    def _load(self, order: Order) -> None:
-        self._saved = order.digest
+    def _go_back(self, digest: str | None) -> None:
+        """Put a saved state in place; None: that before the first call.
+
+        Raises:
+            RunError: it is not there, or damaged.
+        """
+        self._saved = digest
         self._end_round()
         parts: dict[ClientId, Part] = {}
-        if order.digest is not None:
-            path = self._folder / f"{order.digest}.safetensors"
+        if digest is not None:
+            path = self._folder / f"{digest}.safetensors"
             if not path.is_file():
-                raise RunError(f"there is no saved state {order.digest[:16]}")
-            FileRecord(path.name, path.stat().st_size, order.digest).check(self._folder)
+                raise RunError(f"there is no saved state {digest[:16]}")
+            FileRecord(path.name, path.stat().st_size, digest).check(self._folder)
             parts[self.client] = open_pack(path)[part_of(self.client)]
         self._host.restore(parts)
-        self._events.add("goes back", digest=order.digest or "beginning")
+        self._events.add("goes back", digest=digest or "beginning")
+
+
+def digest_of(payload: Payload) -> str:
+    """SHA-256 of a payload, in hexadecimal."""
+    found = hashlib.sha256()
+    for part in Pieces.of(payload).parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def noise_seed(secret: int, call: Call, digest: str) -> int:
+    """256 bits for the noise on an answer, which nobody without the node's secret can derive."""
+    key = secret.to_bytes(BYTES_OF_SECRET, "little")
+    return int.from_bytes(hmac.digest(key, f"{call.program}.{call.handler} {digest}".encode(), "sha256"), "little")
 
 
 def _request(call: Call) -> Request:

@@ -28,6 +28,7 @@ from interfuse.data import (
     tasks_of,
 )
 from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest, names_digest
+from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.errors import ConfigError, ModelError, Notice
 from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
@@ -169,10 +170,10 @@ class Own(_OfContract):
             shapes=Shapes(sample=sample, keys=keys, cuts=cuts, stages=model.stage_names, buffers=buffers),
         )
 
-    def hosted(self, profile: Profile, dims: Dims, secret: int) -> NodeSetup:
+    def hosted(self, profile: Profile, dims: Dims, secret: int, watch: Stopwatch) -> NodeSetup:
         """The same once the run's sizes are known, and this client's number."""
         mine = {made.name: getattr(self, made.name) for made in fields(self)}
-        return NodeSetup(**mine, profile=profile, dims=dims, secret=secret)
+        return NodeSetup(**mine, profile=profile, dims=dims, secret=secret, watch=watch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,15 +182,22 @@ class NodeSetup(Own):
 
     Attributes:
         secret: The node's own; everybody knows the contract's seed.
+        watch: Looked at whenever rows are taken.
     """
 
     profile: Profile
     dims: Dims
     secret: int = field(repr=False)
+    watch: Stopwatch
 
     @property
     def profiles(self) -> dict[ClientId, Profile]:
         return {self.profile.id: self.profile}
+
+    @property
+    def handler_seed(self) -> int:
+        """The secret, or what everybody knows, where both sides agreed on it."""
+        return self.secret if self.contract.sampling.draws_from == "secret" else self.contract.seed
 
     def method_of(self, client: ClientId) -> Method:
         """The method with this client's own settings."""
@@ -214,7 +222,11 @@ class NodeSetup(Own):
 
     def data_of(self, client: ClientId) -> ClientData:
         """The vendor's share."""
-        return ClientData(self.dataset, self.share, partial(as_inputs, self.dataset, self.numerics), self.public)
+        return ClientData(self.dataset, self.share, self._taken, self.public)
+
+    def _taken(self, x: Inputs) -> Inputs:
+        self.watch.check()
+        return as_inputs(self.dataset, self.numerics, x)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,10 +6,9 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
 from interfuse.data import (
@@ -26,19 +25,15 @@ from interfuse.data import (
 )
 from interfuse.data.inputs import each
 from interfuse.engines.parties.contract import Contract, JoinError, Name, names
-from interfuse.engines.parties.frames import MESSAGE
 from interfuse.engines.parties.keys import KeyFiles
+from interfuse.engines.parties.limits import LimitsTable
 from interfuse.errors import ConfigError
 from interfuse.evaluation import Mode
-from interfuse.handler import handlers, programs
-from interfuse.messages import Disclosure, kind_of, leaves
-from interfuse.messages.encoding import codec_of
-from interfuse.method import Method
+from interfuse.messages import Disclosure
 from interfuse.models import Builder, resolve, split_at
 from interfuse.references import is_reference, load_reference, whole_path
 from interfuse.setup import with_class_names
 from interfuse.toml import read_toml
-from interfuse.wire import Codec, Codecs
 
 MODES: tuple[Mode, ...] = ("none", "own", "shared")
 """What evaluations ask for, in ascending order."""
@@ -169,34 +164,17 @@ class DataTable(_Table):
 
 
 class AllowTable(_Table):
-    """``[allow]``: what the coordinator may ask. Methods by the names that the contract uses."""
+    """``[allow]``: what the coordinator may ask. Methods by the names that the contract uses.
+
+    ``draws_from = "seed"`` lets the contract say in which order rows are drawn, so that a run has the bits of a
+    simulation: whoever has the contract then knows which row of a batch is which of another one.
+    """
 
     methods: tuple[Name, ...]
     disclosures: tuple[Disclosure, ...]
     evaluation: Mode = "none"
     retention: bool = False
-
-
-class LimitsTable(_Table):
-    """``[limits]``: how much at most. Bytes of messages that leave count over the whole run, whatever restarts.
-
-    ``noise`` is the standard deviation of Gaussian noise that is added to floating-point tensors of a disclosure;
-    ``codec`` is the one codec that the contract must have for what leaves of a disclosure.
-    """
-
-    rounds: Annotated[int, Ge(1)] | None = None
-    bytes: Annotated[int, Ge(0)] | None = None
-    message_bytes: Annotated[int, Ge(1)] = MESSAGE
-    noise: dict[Disclosure, Annotated[float, Gt(0)]] = Field(default_factory=dict)
-    codec: dict[Disclosure, str] = Field(default_factory=dict)
-
-    @field_validator("codec")
-    @classmethod
-    def _known(cls, given: dict[Disclosure, str]) -> dict[Disclosure, str]:
-        try:
-            return {disclosure: str(Codec.parse(text)) for disclosure, text in given.items()}
-        except ConfigError as error:
-            raise ValueError(str(error)) from None
+    draws_from: Literal["secret", "seed"] = "secret"
 
 
 class Vendor(_Table):
@@ -234,7 +212,8 @@ class Vendor(_Table):
         Raises:
             JoinError: naming the field.
         """
-        allow, limits = self.allow, self.limits
+        allow = self.allow
+        self.limits.check_sizes(contract)
         if contract.method not in allow.methods:
             raise JoinError("method", f"one of {', '.join(allow.methods)}", contract.method)
         if too_much := set(contract.discloses) - set(allow.disclosures):
@@ -243,24 +222,8 @@ class Vendor(_Table):
             raise JoinError("retention", "nothing kept beyond its round", names(contract.retains))
         if MODES.index(contract.evaluation) > MODES.index(allow.evaluation):
             raise JoinError("evaluation", f"at most {allow.evaluation}", contract.evaluation)
-        if limits.rounds is not None and contract.rounds > limits.rounds:
-            raise JoinError("rounds", f"at most {limits.rounds}", str(contract.rounds))
-
-    def check_codecs(self, codecs: Codecs, method: Method) -> None:
-        """Refuse other codecs than the vendor asks for, on what leaves.
-
-        Small tensors of a model, which every lossy codec leaves as they are, are not looked at.
-
-        Raises:
-            JoinError: naming the field.
-        """
-        known = [h for program in programs(method, "method").values() for h in handlers(type(program)).values()]
-        for reply in {handler.reply_type for handler in known if handler.reply_type is not None}:
-            for leaf in leaves(reply):
-                wanted = None if leaf.disclosure is None else self.limits.codec.get(leaf.disclosure)
-                found = str(codec_of(codecs, kind_of(reply), leaf, 2))
-                if wanted not in (None, found) and leaf.scalar is None:
-                    raise JoinError(f"codec of {leaf.field} ({leaf.disclosure})", str(wanted), found)
+        if contract.sampling.draws_from == "seed" and allow.draws_from != "seed":
+            raise JoinError("sampling.draws_from", 'secret, or `draws_from = "seed"` under [allow]', "seed")
 
 
 def read_vendor(path: Path) -> Vendor:

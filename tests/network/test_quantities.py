@@ -1,0 +1,202 @@
+"""What a vendor's file says of quantities holds, whatever a contract or a coordinator says; the node counts itself."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from asking import VENDOR, Coordinator, changed, contract_of, refusal
+from parties import rows
+from torch import Tensor
+
+from interfuse.engines.parties import stopwatch
+from interfuse.engines.parties.frames import Reply
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.node import Node
+from interfuse.engines.parties.vendor import read_vendor
+from interfuse.errors import ConfigError
+from interfuse.families.fusion import FusionOutputs, FusionPairs
+from interfuse.messages import Weights
+from interfuse.messages.encoding import decode
+
+NOISE = "\n[limits.noise]\nparameters = 5.0\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows(tmp_path, "rows", 0)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("limits", "recipe", "expected"),
+    [
+        ("settings = {batch_size = {max = 64}}", {"settings": {"batch_size": 65}}, "batch_size: expected a number"),
+        ("settings = {batch_size = {max = 64}}", {"client": {0: {"batch_size": 10**9}}}, "a number to 64, found 10000"),
+        ("settings = {local_steps = {min = 1}}", {"settings": {"local_steps": 0}}, "a number from 1, found 0"),
+        ("settings = {base_lr = {max = 1}}", {"settings": {"base_lr": 1.5}}, "a number to 1, found 1.5"),
+        ("settings = {optimizer = {values = ['sgd']}}", {"settings": {"optimizer": "adam"}}, "one of sgd, found adam"),
+        ("settings = {keep_optimizer = {values = [1]}}", {}, "one of 1, found True"),
+        ("rounds = 2", {}, "rounds: expected at most 2, found 3"),
+        ("fusion_width = 7", {}, "fusion width: expected at most 7, found 8"),
+        ("noise = {labels = 1.0}", {}, "noise on labels: expected what noise can be added to, found whole numbers"),
+        ("label_epsilon = 1.0", {}, "expected reports of labels with at most 1, found labels as they are"),
+        ("label_epsilon = 1.0", {"method": "ifl-private-labels"}, "with at most 1, found 4.0"),
+    ],
+)  # fmt: skip
+def test_a_contract_beyond_a_bound_is_refused_by_name(
+    folder: Path, limits: str, recipe: dict[str, Any], expected: str
+) -> None:
+    contract = contract_of(folder, **({"method": "ifl"} | recipe))
+    assert expected in refusal(folder, contract, f"\n[limits]\n{limits}\n")
+
+
+def test_bounds_that_hold_are_no_hindrance(folder: Path) -> None:
+    limits = "\n[limits]\nlabel_epsilon = 1.0\nsettings = {batch_size = {max = 64}, local_epochs = {max = 2}}\n"
+    settings = {"batch_size": 64, "label_epsilon": 0.5}
+    one = Coordinator(folder, limits, method="ifl-private-labels", settings=settings)
+    assert one.failure("train_base", None) is None
+    one.node.close()
+
+
+def test_a_bound_on_what_no_allowed_method_has_is_an_error(folder: Path) -> None:
+    (folder / "vendor.toml").write_text(VENDOR + "\n[limits.settings]\nbatchsize = {max = 3}\n")
+    with pytest.raises(ConfigError, match="no method under .allow. has it: did you mean 'batch_size'"):
+        Node(read_vendor(folder / "vendor.toml"), Events(None, lambda text: None))
+    (folder / "vendor.toml").write_text(VENDOR + "\n[limits.settings]\nbatch_size = {}\n")
+    with pytest.raises(ConfigError, match="give min, max or both, or values"):
+        read_vendor(folder / "vendor.toml")
+
+
+def test_sizes_are_looked_at_before_anything_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    contract = changed(contract_of(folder, "ifl"), fusion_width=2**31)
+    monkeypatch.setattr("interfuse.engines.parties.setups.make_model", lambda *_: pytest.fail("a model was made"))
+    assert "fusion width: expected at most 65536, found 2147483648" in refusal(folder, contract)
+
+
+def test_no_upload_has_more_rows_than_the_vendor_lets_go(folder: Path) -> None:
+    one = Coordinator(folder, "\n[limits]\nrows = 16\n", method="ifl", settings={"batch_size": 17, "local_steps": 1})
+    assert one.failure("train_base", None) == "limit-rows"
+    assert any("17 rows in one message, of 16" in text for text in one.said)
+    one.node.close()
+    two = Coordinator(folder, "\n[limits]\nrows = 16\n", method="ifl", settings={"batch_size": 16, "local_steps": 1})
+    assert two.failure("train_base", None) is None
+    two.node.close()
+
+
+def values(one: Coordinator, answer: tuple[Reply, Any]) -> Tensor:
+    """All numbers of an answer in a row."""
+    assert answer[0].failure is None
+    sent = decode(answer[1], Weights, one.sizes, one.keys).tensors
+    return torch.cat([tensor.flatten() for tensor in sent.values()])
+
+
+def test_asking_again_averages_no_noise_out(folder: Path) -> None:
+    one = Coordinator(folder, NOISE)
+    zeros, found = Weights(one.zeros), []
+    for _ in range(30):
+        found.append(values(one, one.ask("train", zeros, recoverable=True)))
+        one.undo()
+    for _ in range(3):
+        one.begin()  # from the beginning
+        found.append(values(one, one.ask("train", zeros)))
+    one.node.close()
+    one.start()  # another process
+    found.append(values(one, one.ask("train", zeros)))
+    one.node.close()
+    assert all(torch.equal(again, found[0]) for again in found)
+    (folder / "clean" / "state" / "run").mkdir(parents=True)
+    for name in ("rows.npz", "state/run/secret"):
+        (folder / "clean" / name).write_bytes((folder / name).read_bytes())
+    clean = Coordinator(folder / "clean")
+    mean = torch.stack(found).mean(0)
+    error = float((mean - values(clean, clean.ask("train", zeros))).square().mean().sqrt())
+    assert 3 < error < 7  # what one answer has; the mean of 34 independent ones would have 0.9
+    clean.node.close()
+
+
+def test_another_question_has_other_noise_and_only_so_many_of_them_are_answered(folder: Path) -> None:
+    one = Coordinator(folder, NOISE.replace("[", "[limits]\nanswers = 3\n[", 1))
+    found = []
+    for step in range(8):
+        message = Weights({key: tensor + 1e-6 * step for key, tensor in one.zeros.items()})
+        answer = one.ask("train", message, recoverable=True)
+        one.undo()
+        if answer[0].failure is None:
+            found.append(values(one, answer))
+        else:
+            assert answer[0].failure == "limit-calls"
+    assert len(found) == 3
+    differences = [float((a - b).square().mean().sqrt()) for a, b in itertools.combinations(found, 2)]
+    assert all(4 < one < 11 for one in differences)  # sqrt(2) times the noise: no two of them have it in common
+    one.node.close()
+
+
+def test_a_node_counts_the_calls_of_a_round_over_attempts_and_restarts(folder: Path) -> None:
+    one = Coordinator(folder, "\n[limits]\ncalls = 2\nrounds = 3\n", method="fedavg")
+    answered = refused = 0
+    for _, (round, index) in itertools.product(range(3), itertools.product(range(1, 6), range(20))):
+        failure = one.failure("train", Weights(one.zeros), round=round, index=index, recoverable=True)
+        one.undo()
+        answered += failure is None
+        refused += failure in ("limit-calls", "limit-rounds")
+        if (round, index) == (5, 19):
+            one.node.close()
+            one.start()
+    assert (answered, refused) == (3 * 3 * 2, 3 * (5 * 20 - 3 * 2))  # the same six answers, three times
+    one.node.close()
+
+
+def first_rows(folder: Path, name: str, **recipe: Any) -> Tensor:
+    """Features of the first batch that a node with a secret of its own sends, with a base block as it began."""
+    settings = {"local_steps": 0, "batch_size": 8}
+    place = folder / name
+    place.mkdir()
+    (place / "rows.npz").write_bytes((folder / "rows.npz").read_bytes())
+    allow = VENDOR.replace('evaluation = "own"', 'evaluation = "own"\ndraws_from = "seed"')
+    (place / "vendor.toml").write_text(allow)
+    one = Coordinator(place, allow.removeprefix(VENDOR), method="ifl", settings=settings, **recipe)
+    _, payload = one.ask("train_base", None)
+    one.node.close()
+    return decode(payload, FusionOutputs, one.sizes, one.keys).z
+
+
+def test_who_knows_the_contract_does_not_know_which_rows_are_sent(folder: Path) -> None:
+    same: dict[str, Any] = {"seed": 3}
+    by_secret = [first_rows(folder, f"secret-{i}", **same) for i in range(2)]
+    assert not torch.equal(*by_secret)
+    settings = {"local_steps": 0, "batch_size": 8}
+    one = contract_of(folder, "ifl", settings=settings, sampling={"draws_from": "seed"})
+    assert 'expected secret, or `draws_from = "seed"` under [allow], found seed' in refusal(folder, one)
+
+
+def test_a_call_without_an_end_is_given_up_and_the_node_stands_where_it_was_saved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"local_steps": 10**9, "batch_size": 4}
+    one = Coordinator(folder, "\n[limits]\nseconds = 20\n", method="ifl", settings=settings)
+    x, y = torch.zeros(4, 8), torch.zeros(4, dtype=torch.uint8)
+    assert one.failure("train_modular", FusionPairs((FusionOutputs(x, y),))) is None
+    saved = one.order("save").digest
+    assert saved is not None
+    ticks = itertools.count()
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: float(next(ticks)))  # a second a look
+    assert one.failure("train_base", None) == "limit-seconds"
+    assert any("goes back" in text for text in one.said)
+    assert one.order("save").digest is None  # nothing is otherwise than it was saved
+    one.node.close()
+
+
+def test_rows_are_given_in_the_order_of_a_secret_that_lasts(folder: Path) -> None:
+    one = Coordinator(folder, method="ifl", settings={"local_steps": 0, "batch_size": 8})
+    _, before = one.ask("train_base", None)
+    one.node.close()
+    one.start()
+    _, after = one.ask("train_base", None)
+    one.node.close()
+    assert bytes(before) == bytes(after)
+    assert len(np.frombuffer(bytes(before), np.uint8)) > 8 * 8 * 4
