@@ -184,6 +184,6 @@ def test_the_file_of_the_page_for_vendors_passes_its_own_trial(tmp_path: Path) -
     files = dry_run(vendor, parse_config({"method": vendor.allow.methods[0]}), tmp_path / "out", lambda text: None)
     assert [file.name for file in files][:2] == ["000-hello.json", "001-accept.json"]
     assert not (tmp_path / "state").exists()
-    whole = re.sub(r"^# (?=\[|[a-z]+ = )", "", text, flags=re.MULTILINE)
+    whole = re.sub(r"^# (?=\[|[a-z_]+ = )", "", text, flags=re.MULTILINE)
     assert whole.count("\n# ") == 0
     Vendor.model_validate(tomllib.loads(whole) | {"folder": tmp_path})
