@@ -15,7 +15,8 @@ from interfuse import api
 from interfuse.cli.configuration import configure, listed
 from interfuse.cli.listings import show_result, table
 from interfuse.cli.options import AFTER, HOW, CommitEvery, Json, Quiet, RunArgument, argument, option
-from interfuse.errors import ConfigError
+from interfuse.errors import ConfigError, RunError
+from interfuse.opening import content
 from interfuse.report.progress import shown
 
 SECURITY = "Keys"
@@ -74,6 +75,7 @@ def node(
 ) -> None:
     """Take part in a federation with the data and the model that VENDOR.toml names, and within its limits."""
     _needs_grpc()
+    from interfuse.artefacts.signing import Signer
     from interfuse.coordination import dry_run
     from interfuse.engines.grpc import dial
     from interfuse.engines.parties.logs import Events
@@ -91,7 +93,8 @@ def node(
     if insecure:
         _warn()
     events = Events(given.state_folder / "node.jsonl", say)
-    taking_part = Node(given, events)
+    files = None if insecure else given.key_files()
+    taking_part = Node(given, events, signer=None if files is None else Signer(*files.read()[:2]))
     try:
         end = take_part(taking_part, partial(dial, given, insecure=insecure), patience=patience)
         typer.echo(f"{given.name}: {end}", err=True)
@@ -157,14 +160,51 @@ def status(folder: RunArgument, as_json: Json = False) -> None:
     ]  # fmt: skip
     heads = ("node", "client", "state", "bytes up", "bytes down", "waited, s")
     Console(markup=False, emoji=False, highlight=False).print(table(heads, rows))
+    for node in found.nodes:
+        if node.audit:
+            typer.echo(f"audit log of {node.name} at its last commit: --mark {node.audit}")
     typer.echo("Bytes are those of all payloads, evaluation included; the report has them apart.")
 
 
-def audit(log: Annotated[Path, argument("AUDIT.jsonl")]) -> None:
-    """Check the chain of a node's audit log: that no line of it was changed or taken out."""
-    from interfuse.engines.parties.logs import verify
+def audit(
+    log: Annotated[Path, argument("AUDIT.jsonl")],
+    certificate: Annotated[
+        list[Path] | None,
+        option(None, "NODE.crt", "Whose signatures are good; may be repeated, after a renewal.", "--certificate"),
+    ] = None,
+    authority: Annotated[
+        Path | None, option(None, "CA.crt", "Or: signatures of whom this authority certified are good.")
+    ] = None,
+    mark: Annotated[
+        str, option(None, "LINES:DIGEST", "What the coordinator has kept of the log; `interfuse status` shows it.")
+    ] = "",
+) -> None:
+    """Check a node's audit log, and say what could not be checked: chain, signatures, the node's own anchor beside the
+    log, and what the coordinator has kept of it. It is only read.
+    """
+    from interfuse.artefacts.signing import certified, is_signed
+    from interfuse.engines.parties.audit import verify
 
-    typer.echo(f"{verify(log)} lines, the chain holds")
+    good = [_pem(path).strip() for path in certificate or ()]
+    authorities = [] if authority is None else [_pem(authority)]
+
+    def trusted(pem: bytes) -> None:
+        if pem.strip() not in good and (not authorities or certified(pem, authorities) is None):
+            raise RunError(f"{log}: lines are signed by a key that is not among the certificates that were named")
+
+    known = importlib.util.find_spec("cryptography") is not None
+    found = verify(log, is_signed if known else None, trusted if good or authorities else None, mark)
+    signed = ", signed" if found.certificates and known else ""
+    typer.echo(f"{found.lines} lines{signed}, the chain holds; mark {found.mark}")
+    for text in found.unknown:
+        typer.echo(f"not checked: {text}", err=True)
+
+
+def _pem(path: Path) -> bytes:
+    try:
+        return content(path)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _warn() -> None:

@@ -324,7 +324,7 @@ class _Coordinator:
             check_fusion(setup.profiles)
         engine = Remote(
             self._hub, setup, members, self._record.attempt, self._terms.patience,
-            message_bytes=self._terms.message_bytes, watch=self._watch.update,
+            message_bytes=self._terms.message_bytes, watch=self._watch.update, marked=self._marked,
         )  # fmt: skip
         self._watch.engine = engine
         try:
@@ -340,6 +340,14 @@ class _Coordinator:
             for client, fault in sorted(engine.faults.items()):
                 self._judge(client, members[client].name, fault)
             return False
+
+    def _marked(self, marks: Mapping[int, str]) -> None:
+        """Keep how far the nodes' audit logs are, as they say with a commit."""
+        for name, node in self._record.there().items():
+            if node.client in marks:
+                node.audit = marks[node.client]
+                self._events.add("audit", node=name, mark=node.audit)
+        self._record.write(self._folder.path)
 
     def _judge(self, client: int, name: str, fault: Fault) -> None:
         """What becomes of a node that failed: one that was started anew goes back with everybody, others go."""

@@ -15,11 +15,15 @@ STATUS_FILE = "status.json"
 
 
 class Participant(BaseModel):
-    """A node that began the run; ``gone`` says why it no longer takes part."""
+    """A node that began the run; ``gone`` says why it no longer takes part.
+
+    ``audit`` is the last mark of its audit log: how many lines it had, and the digest of the last.
+    """
 
     client: int
     facts: Facts
     gone: str | None = None
+    audit: str | None = None
 
 
 class Record(BaseModel):
@@ -68,6 +72,7 @@ class NodeStatus(BaseModel):
     client: int | None
     connected: bool
     gone: str | None = None
+    audit: str | None = None
     payload_up: int = 0
     payload_down: int = 0
     frames_up: int = 0

@@ -108,7 +108,7 @@ class Watch:
                 NodeStatus(
                     name=name, client=None if known is None else known.client,
                     connected=member is not None and member.link is not None,
-                    gone=None if known is None else known.gone,
+                    gone=None if known is None else known.gone, audit=None if known is None else known.audit,
                     waited=0.0 if known is None else round(waited.get(known.client, 0.0), 3), **counted,
                 )
             )  # fmt: skip

@@ -158,7 +158,10 @@ class Order(_Envelope):
 
 
 class Done(_Envelope):
-    """Node: how an order ended. ``digest`` and ``bytes`` are those of the saved state; None where nothing changed."""
+    """Node: how an order ended. ``digest`` and ``bytes`` are those of the saved state; None where nothing changed.
+
+    ``audit`` is a mark of the node's audit log before this: how many lines it has, and the digest of the last.
+    """
 
     kind: Literal["done"] = "done"
     attempt: Natural
@@ -166,6 +169,7 @@ class Done(_Envelope):
     failure: Code | None = None
     digest: Annotated[str, MaxLen(64)] | None = None
     bytes: Natural = 0
+    audit: Annotated[str, Field(pattern=r"^[0-9]{1,12}:[0-9a-f]{64}$")] | None = None
 
 
 class Cancel(_Envelope):

@@ -9,7 +9,7 @@ from interfuse.artefacts import Trained
 from interfuse.client import part_of
 from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import method_of
-from interfuse.engines.parties.keeping import RUN_FILE, RunFile, states_of
+from interfuse.engines.parties.keeping import RUN_FILE, RunFile, runs_in, states_of
 from interfuse.engines.parties.setups import Own, dims_of, own_share
 from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.engines.parties.vendor import Vendor
@@ -76,7 +76,7 @@ def trained(vendor: Vendor, run: str | None = None, round: int | None = None) ->
 
 def _folder(states: Path, run: str | None) -> Path:
     """The folder of a run among a node's."""
-    names = sorted(path.parent.name for path in states.glob(f"*/{RUN_FILE}"))
+    names = runs_in(states)
     if run is None and len(names) == 1:
         return states / names[0]
     if run in names:

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from interfuse.data import Dataset
 from interfuse.data.inputs import shape_text
 from interfuse.engines.allocator import keep_freed_memory
+from interfuse.engines.parties.audit import Audit, Signer
 from interfuse.engines.parties.contract import (
     CLASS_NAMES,
     LIBRARY,
@@ -36,8 +37,8 @@ from interfuse.engines.parties.frames import (
     Ready,
     Refusal,
 )
-from interfuse.engines.parties.keeping import RunFile, remember, secret_of
-from interfuse.engines.parties.logs import Audit, Events
+from interfuse.engines.parties.keeping import RunFile, remember, runs_in, secret_of
+from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.session import Outgoing, Session
 from interfuse.engines.parties.setups import Own, dims_of, own_share
 from interfuse.engines.parties.stopwatch import Stopwatch
@@ -45,6 +46,7 @@ from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import ConfigError, InterfuseError, RunError
 from interfuse.federation import check_codecs
 from interfuse.method import Method
+from interfuse.opening import check_place
 from interfuse.setup import check_device
 from interfuse.wire import Codecs
 
@@ -65,8 +67,18 @@ class Node:
     What leaves passes :meth:`answer` and is in the audit log before.
     """
 
-    def __init__(self, vendor: Vendor, events: Events, tap: Tap = lambda envelope, payload: None) -> None:
-        """Load data and model of a vendor. ``tap`` sees everything that leaves.
+    def __init__(
+        self,
+        vendor: Vendor,
+        events: Events,
+        tap: Tap = lambda envelope, payload: None,
+        signer: Signer | None = None,
+    ) -> None:
+        """Load data and model of a vendor.
+
+        Args:
+            tap: Sees everything that leaves.
+            signer: The node's key, for the audit log.
 
         Raises:
             InterfuseError: something of the vendor's file cannot work, or another process is this node already.
@@ -78,10 +90,13 @@ class Node:
         vendor.state_folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(vendor.state_folder / ".lock")
         try:
+            check_place(vendor.state_folder / ".lock")
             self._lock.acquire(timeout=0)
         except Timeout:
             raise RunError(f"{vendor.state_folder} is in use: another process is node {vendor.name}") from None
-        self.audit = Audit(vendor.state_folder / "audit.jsonl")
+        except OSError as error:
+            raise RunError(f"cannot use {vendor.state_folder}: {error.strerror}") from error
+        self.audit = Audit(vendor.state_folder / "audit.jsonl", vendor.name, signer, runs_in(vendor.state_folder))
         self._dataset: Dataset = vendor.data.load(vendor.folder).to(vendor.device)
         self._builder = vendor.model.builder(vendor.folder)
         self._incarnation = secrets.token_hex(8)

@@ -82,6 +82,7 @@ class Remote:
     Args:
         members: By the numbers of their clients.
         watch: Told after every answer and whenever a node comes or goes.
+        marked: Told the marks of the nodes' audit logs, by client, whenever they have saved.
 
     Attributes:
         faults: Nodes that failed in this attempt, by client.
@@ -98,6 +99,7 @@ class Remote:
         *,
         message_bytes: int,
         watch: Callable[[], None] = lambda: None,
+        marked: Callable[[Mapping[ClientId, str]], None] = lambda marks: None,
     ) -> None:
         everybody = setup.profiles
         self.profiles: Mapping[ClientId, Profile] = {client: everybody[client] for client in sorted(members)}
@@ -107,6 +109,7 @@ class Remote:
         self._patience, self._limits, self._watch = patience, Limits(max_bytes=message_bytes), watch
         self._programs = setup.programs_with(setup.method)
         self._numbers = dict.fromkeys(members, 0)
+        self._marked = marked
         self._ended = 0
         self._cancelled: dict[ClientId, int] = {}
         self._receipts: dict[ClientId, str] = {}
@@ -395,7 +398,9 @@ class Remote:
                 if (part := parts.get(part_of(client))) is not None:
                     digests.add(_digest_in(part))
         orders = {client: self._order("save", keep=sorted(digests)) for client, digests in kept.items()}
-        found = {client: done.digest for client, done in self._everybody(orders).items() if done.digest is not None}
+        answers = self._everybody(orders)
+        self._marked({client: done.audit for client, done in answers.items() if done.audit is not None})
+        found = {client: done.digest for client, done in answers.items() if done.digest is not None}
         self._receipts |= found
         if not (wanted := sorted(found.keys() | self._receipts.keys() & set(again))):
             return []

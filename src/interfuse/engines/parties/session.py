@@ -14,6 +14,7 @@ import torch
 from interfuse.client import ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.host import Host
+from interfuse.engines.parties.audit import Audit
 from interfuse.engines.parties.budget import Budget
 from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
 from interfuse.engines.parties.keeping import (
@@ -25,7 +26,7 @@ from interfuse.engines.parties.keeping import (
     write_whole,
 )
 from interfuse.engines.parties.limits import rows_of
-from interfuse.engines.parties.logs import Audit, Events, described
+from interfuse.engines.parties.logs import Events, described
 from interfuse.engines.parties.permission import DeniedError, Permission
 from interfuse.engines.parties.setups import NodeSetup
 from interfuse.engines.parties.vendor import Vendor
@@ -181,6 +182,7 @@ class Session:
         try:
             if order.do == "save":
                 record = self._save(order)
+                done = done.model_copy(update={"audit": self._audit.anchor.mark})
                 return done.model_copy(update={"digest": record.sha256, "bytes": record.bytes}) if record else done
             self._go_back(order.digest)
             return done

@@ -1,0 +1,363 @@
+"""The audit log: all that left a node, in lines that are chained, signed by the node's key, and anchored outside.
+
+A line holds the SHA-256 of the line before it and a signature of itself. How many lines there are, the digest of the
+last one, and the bytes that left for each run lie in ``audit.json``: a log that was cut, exchanged or taken away is
+noticed, and gives no budget back. The coordinator keeps a mark of the log with every commit: a vendor that makes log
+and anchor anew has another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Protocol
+
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from interfuse.engines.parties.frames import Envelope, Payload
+from interfuse.engines.parties.keeping import write_whole
+from interfuse.engines.parties.logs import now
+from interfuse.errors import RunError
+from interfuse.opening import content, opened, to_add_to
+from interfuse.wire import Pieces
+from interfuse.wire.sealed import seal_of, sealed
+
+START = "0" * 64
+"""What the first line names as the line before it."""
+ANCHOR_FILE = "audit.json"
+LONGEST = 1 << 24
+"""Bytes of a line at most: the shapes of all tensors of a model stand in it."""
+KEY, GAP = "key", "gap"
+"""Lines that the log itself writes: by whose key lines from there on are signed; that lines before it are missing."""
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_SIGNATURE = b', "signature": "'
+_ABOUT = b"interfuse audit log, line:\n"
+"""Stands before what is signed, so that a signature of anything else is none of this."""
+
+
+class Signer(Protocol):
+    """A node's key."""
+
+    @property
+    def certificate(self) -> bytes:
+        """PEM, of the key's public part and the node's name."""
+
+    def sign(self, data: bytes) -> str:
+        """A signature as text."""
+
+
+Check = Callable[[bytes, str, bytes], bool]
+"""Whether a signature is that of data by the key of a certificate: ``check(certificate, signature, data)``."""
+
+
+class Anchor(BaseModel):
+    """``audit.json``: what the node remembers of its log.
+
+    Attributes:
+        node: Whose it is.
+        lines, head: How many lines there are, and the digest of the last one.
+        sent: Bytes of messages that left, by run.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    node: str = ""
+    lines: Annotated[int, Ge(0)] = 0
+    head: Digest = START
+    sent: dict[str, Annotated[int, Ge(0)]] = {}
+
+    @property
+    def mark(self) -> str:
+        """What a coordinator keeps of it."""
+        return f"{self.lines}:{self.head}"
+
+
+class Line(BaseModel):
+    """A line of the log; what describes the payload stands beside it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    time: str
+    run: str
+    what: str
+    facts: dict[str, Any]
+    bytes: Annotated[int, Ge(0)]
+    repeated: bool
+    before: Digest
+
+
+class Read(NamedTuple):
+    """A line as it stands there. ``signed`` is what its signature is of, which is empty where it has none."""
+
+    number: int
+    line: Line
+    digest: str
+    signed: bytes
+    signature: str
+
+
+class Audit:
+    """An append-only log of what left."""
+
+    def __init__(self, path: Path, node: str, signer: Signer | None = None, runs: Sequence[str] = ()) -> None:
+        """Open the log, and go on with its chain. Where lines are missing, that is its next line.
+
+        Args:
+            signer: Signs lines; None: they are chained and anchored alone.
+            runs: Those that the node has begun.
+
+        Raises:
+            RunError: it cannot be read or written, a line was changed, or nothing says any more what left.
+        """
+        self._path, self._signer = path, signer
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            anchor, found = read_anchor(path), Anchor(node=node)
+            if anchor is not None and anchor.node != node:
+                raise RunError(f"{path.with_name(ANCHOR_FILE)} is of node {anchor.node!r}, and this one is {node!r}")
+            missing = anchor is not None and anchor.lines > 0
+            certificate, unfinished = "", 0
+            sent: dict[str, int] = {}
+            if os.path.lexists(path):
+                unfinished = _unfinished(path)
+                for one in lines(path):
+                    found = found.model_copy(update={"lines": one.number, "head": one.digest})
+                    missing = missing and found.mark != (anchor or found).mark
+                    certificate = str(one.line.facts.get("certificate", "")) if one.line.what == KEY else certificate
+                    if one.line.bytes and not one.line.repeated:
+                        sent[one.line.run] = sent.get(one.line.run, 0) + one.line.bytes
+            if anchor is None and not found.lines and runs:
+                raise RunError(
+                    f"{path} and {path.with_name(ANCHOR_FILE)} are gone, so what left for {', '.join(runs)} is not "
+                    "known any more, nor what may still leave: put one of them back, or take the folders of these runs "
+                    "away to end this node's part in them"
+                )
+            known = {} if anchor is None else anchor.sent
+            most = {run: max(sent.get(run, 0), known.get(run, 0)) for run in {*sent, *known}}
+            self._file = to_add_to(path)
+            if unfinished:
+                self._file.truncate(self._file.seek(0, os.SEEK_END) - unfinished)
+        except OSError as error:
+            raise RunError(f"cannot open the audit log {path}: {error.strerror}") from error
+        self.anchor = found.model_copy(update={"sent": most})
+        mine = "" if signer is None else signer.certificate.decode()
+        try:
+            if mine != certificate:
+                self._write("", KEY, {"certificate": mine})
+            if missing and anchor is not None:
+                self._write("", GAP, {"lines": anchor.lines, "head": anchor.head})
+            elif anchor is None and found.lines and certificate:
+                self._write("", GAP, {"lines": found.lines, "head": "", "reason": f"{ANCHOR_FILE} is gone"})
+        except OSError as error:
+            self._file.close()
+            raise RunError(f"cannot write the audit log {path}: {error.strerror}") from error
+
+    def sent(self, run: str) -> int:
+        """Bytes of messages that left for a run, over all processes of this node, whatever became of the log."""
+        return self.anchor.sent.get(run, 0)
+
+    def add(self, run: str, envelope: Envelope, payload: Payload, content: Mapping[str, Any], repeated: bool) -> None:
+        """Write what is about to leave.
+
+        Args:
+            content: The payload in words (:func:`.logs.described`).
+            repeated: The same left before; it is written again, but counts once.
+
+        Raises:
+            OSError: it cannot be written, so it must not leave.
+        """
+        facts = envelope.model_dump(mode="json", exclude={"size"}, exclude_none=True)
+        self._write(run, envelope.kind, facts, payload, content, repeated)
+
+    def _write(
+        self,
+        run: str,
+        what: str,
+        facts: Mapping[str, Any],
+        payload: Payload = b"",
+        content: Mapping[str, Any] = {},
+        repeated: bool = False,
+    ) -> None:
+        line: dict[str, Any] = {
+            "time": now(), "run": run, "what": what, "facts": facts, "bytes": len(payload),
+            "digest": _digest(payload), "repeated": repeated, **(content or {}), "before": self.anchor.head,
+        }  # fmt: skip
+        text = json.dumps(line).encode()
+        if self._signer is not None:
+            text = text[:-1] + _SIGNATURE + self._signer.sign(_ABOUT + text).encode() + b'"}'
+        self._file.write(text + b"\n")
+        self._file.flush()  # a killed process loses nothing; the disk is waited for when state is saved
+        sent = dict(self.anchor.sent)
+        if not repeated and len(payload):
+            sent[run] = self.sent(run) + len(payload)
+        head = hashlib.sha256(text).hexdigest()
+        self.anchor = Anchor(node=self.anchor.node, lines=self.anchor.lines + 1, head=head, sent=sent)
+        write_whole(self._path.with_name(ANCHOR_FILE), sealed(self.anchor.model_dump()).encode(), durable=False)
+
+    def sync(self) -> None:
+        """Wait for the disk."""
+        os.fsync(self._file.fileno())
+        write_whole(self._path.with_name(ANCHOR_FILE), sealed(self.anchor.model_dump()).encode())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_anchor(log: Path) -> Anchor | None:
+    """What the node remembers of its log; None where there is nothing.
+
+    Raises:
+        RunError: it was changed.
+    """
+    path = log.with_name(ANCHOR_FILE)
+    try:
+        data = content(path, follow=False)
+        if seal_of(data) is None:
+            raise RunError("its digest is missing")
+        return Anchor.model_validate_json(data)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}") from error
+    except (RunError, ValidationError) as error:
+        raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}; put it back from a copy") from None
+
+
+def lines(log: Path) -> Iterator[Read]:
+    """The whole lines of a log, whose chain is checked. Nothing is written.
+
+    Raises:
+        RunError: it cannot be read, or a line is none, or was changed or taken out; names the line.
+    """
+    before, number = START, 0
+    try:
+        with opened(log, follow=False) as file:
+            while (text := file.readline(LONGEST + 1)).endswith(b"\n"):
+                number, text = number + 1, text[:-1]
+                one = _line(text, f"{log}, line {number}")
+                if one.before != before:
+                    raise RunError(
+                        f"{log}, line {number}: the chain is broken: a line before it was changed or taken out"
+                    )
+                head, mark, tail = text.rpartition(_SIGNATURE)
+                before = hashlib.sha256(text).hexdigest()
+                yield Read(
+                    number, one, before, _ABOUT + head + b"}" if mark else b"", tail[:-2].decode("ascii", "replace")
+                )
+            if len(text) > LONGEST:
+                raise RunError(f"{log}, line {number + 1} is longer than a line of an audit log")
+    except OSError as error:
+        raise RunError(f"cannot read {log}: {error.strerror}") from error
+
+
+def _line(text: bytes, place: str) -> Line:
+    try:
+        return Line.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ": ".join((*map(str, first["loc"]), first["msg"]))
+        raise RunError(f"{place} is no line of an audit log: {what}") from None
+
+
+def _unfinished(log: Path) -> int:
+    """Bytes of a last line that was cut off."""
+    with opened(log, follow=False) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - LONGEST))
+        tail = file.read()
+        return len(tail) - tail.rfind(b"\n") - 1
+
+
+def _digest(payload: Payload) -> str:
+    found = hashlib.sha256()
+    for part in Pieces.of(payload).parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a log was found to be.
+
+    Attributes:
+        certificates: By whose keys its lines are signed.
+        unknown: What could not be checked, and why.
+    """
+
+    lines: int
+    head: str
+    certificates: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def mark(self) -> str:
+        """As a coordinator keeps it."""
+        return f"{self.lines}:{self.head}"
+
+
+def verify(
+    log: Path, check: Check | None = None, trusted: Callable[[bytes], None] | None = None, mark: str = ""
+) -> Verified:
+    """Check a log against itself, its signatures, the node's anchor and a coordinator's mark. Nothing is written.
+
+    Args:
+        check: Of signatures; None: they are not looked at.
+        trusted: Raises where a certificate is of nobody who is known; None: any that the log names will do.
+        mark: What a coordinator has kept, ``LINES:DIGEST``; empty: nothing.
+
+    Raises:
+        RunError: a line was changed, taken out, added or is not signed by the node, lines are missing, or the log is
+            another one; names the line.
+    """
+    anchor, unknown = read_anchor(log), list[str]()
+    wanted = {mark, "" if anchor is None else anchor.mark}
+    passed = {Verified(0, START).mark}
+    certificates: list[str] = []
+    unsigned: list[int] = []
+    last, certificate = Verified(0, START), ""
+    for number, line, digest, signed, signature in lines(log):
+        place = f"{log}, line {number}"
+        if line.what == GAP:
+            raise RunError(f"{place}: lines before it are missing: the node found so at {line.time}")
+        if line.what == KEY:
+            certificate = str(line.facts.get("certificate", ""))
+            certificates += [certificate] if certificate else []
+            if trusted is not None and certificate:
+                trusted(certificate.encode())
+        if not certificate:
+            unsigned.append(number)
+        elif not signature:
+            raise RunError(f"{place} is not signed, though lines before it are")
+        elif check is not None and not check(certificate.encode(), signature, signed):
+            raise RunError(f"{place}: its signature is not that of the node's key: it was changed, or another wrote it")
+        last = Verified(number, digest)
+        if last.mark in wanted:
+            passed.add(last.mark)
+    if anchor is None:
+        unknown.append(f"{ANCHOR_FILE} is not there: whether lines at the end are missing, or all of it is another log")
+    elif anchor.mark not in passed:
+        raise RunError(f"{log} is not what the node wrote: {ANCHOR_FILE} has {anchor.lines} lines with another end")
+    elif last.lines > anchor.lines + 1:
+        raise RunError(f"{log}, line {anchor.lines + 2}: the node wrote {anchor.lines} lines, and not this one")
+    if mark and mark not in passed:
+        raise RunError(f"{log} is not what the coordinator has a mark of: line {mark.partition(':')[0]} is another")
+    if not mark:
+        unknown.append("no coordinator's mark was given: whether log and anchor were made anew together")
+    if unsigned:
+        unknown.append(
+            f"lines {unsigned[0]} to {unsigned[-1]} have no signature: an earlier version wrote them, or a node "
+            "without keys"
+        )
+    if certificates and check is None:
+        unknown.append("signatures: that needs cryptography")
+    if certificates and trusted is None:
+        unknown.append("no certificate or authority was given: whose keys these are")
+    if unfinished := _unfinished(log):
+        unknown.append(f"the last {unfinished} bytes, a line that was cut off when the node was killed")
+    return replace(last, certificates=tuple(certificates), unknown=tuple(unknown))

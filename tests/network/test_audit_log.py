@@ -1,0 +1,209 @@
+"""An audit log that was touched is noticed, whatever was done; checking it changes nothing; a budget stays spent."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from interfuse.artefacts.signing import Signer, is_signed
+from interfuse.cli import app
+from interfuse.engines.grpc.keys import make_keys
+from interfuse.engines.parties.audit import Audit, verify
+from interfuse.engines.parties.frames import Ready
+from interfuse.errors import RunError
+
+RUN = "run"
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("keys")
+    make_keys(folder, ["ant", "bee"], ["localhost"])
+    return folder
+
+
+def signer(keys: Path, name: str) -> Signer:
+    return Signer((keys / name / f"{name}.key").read_bytes(), (keys / name / f"{name}.crt").read_bytes())
+
+
+def written(folder: Path, keys: Path, name: str, count: int = 6) -> Path:
+    """The log of a node that sent a few messages of 10 bytes."""
+    log = folder / name / "audit.jsonl"
+    audit = Audit(log, name, signer(keys, name))
+    for number in range(count):
+        audit.add(RUN, Ready(attempt=number), b"x" * 10, {"tensors": {"z": ["float32", 2]}}, repeated=False)
+    audit.close()
+    return log
+
+
+@pytest.fixture
+def log(tmp_path: Path, keys: Path) -> Path:
+    return written(tmp_path, keys, "ant")
+
+
+def chained(lines: list[str], sign: Callable[[bytes], str] | None) -> str:
+    """The same lines with digests that fit again, and signatures of somebody's, or those that were there."""
+    before, made = "0" * 64, []
+    for text in lines:
+        line = json.loads(text) | {"before": before}
+        signature = line.pop("signature")
+        plain = json.dumps(line)
+        if sign is not None:
+            signature = sign(b"interfuse audit log, line:\n" + plain.encode())
+        made.append(f'{plain[:-1]}, "signature": "{signature}"}}')
+        before = hashlib.sha256(made[-1].encode()).hexdigest()
+    return "".join(line + "\n" for line in made)
+
+
+def forgeries(log: Path, keys: Path, other: bytes) -> Iterator[tuple[str, bytes]]:
+    """What somebody who has the file, but not the node's key, can make of it."""
+    data = log.read_bytes()
+    lines = data.decode().splitlines()
+    for place in range(0, len(data), 5):
+        yield f"byte {place}", data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+    for number, text in enumerate(lines):
+        less = [*lines[:number], *lines[number + 1 :]]
+        yield f"line {number} taken out", "".join(f"{one}\n" for one in less).encode()
+        yield f"line {number} taken out, chained anew", chained(less, None).encode()
+        yield f"line {number} twice", "".join(f"{one}\n" for one in [*lines[:number], text, *lines[number:]]).encode()
+        yield f"cut before line {number}", "".join(f"{one}\n" for one in lines[:number]).encode()
+        yield f"cut in line {number}", "".join(f"{one}\n" for one in lines[:number]).encode() + text[:40].encode()
+        for key in json.loads(text).keys() - {"before", "signature"}:
+            changed = json.loads(text)
+            changed[key] = {"certificate": "x"} if key == "facts" else True if key == "repeated" else 0
+            if changed == json.loads(text):
+                continue
+            forged = [*lines[:number], json.dumps(changed), *lines[number + 1 :]]
+            yield f"{key} of line {number}", "".join(f"{one}\n" for one in forged).encode()
+            yield f"{key} of line {number}, chained anew", chained(forged, None).encode()
+    mine = signer(keys, "bee")
+    as_bee = json.loads(lines[0])
+    as_bee["facts"]["certificate"] = mine.certificate.decode()
+    yield "by another's key", chained([json.dumps(as_bee), *lines[1:]], mine.sign).encode()
+    yield "by another's key under this name", chained(lines, mine.sign).encode()
+    yield "one line more", data + lines[-1].encode() + b"\n"
+    yield "two lines more", chained([*lines, lines[-1], lines[-1]], None).encode()
+    yield "of another node", other
+    for text in (b"", b"\n", b"[]\n", b"null\n", b"{}\n", b"\xff\xfe\n", b"[" * 100_000 + b"\n", b'{"before": 1}\n'):
+        yield f"{text[:8]!r}", text
+        yield f"then {text[:8]!r}", data + text if text else b"\n" + data
+
+
+def test_every_forgery_is_noticed_and_checking_changes_nothing(log: Path, keys: Path, tmp_path: Path) -> None:
+    assert verify(log, is_signed).lines == 7
+    other = written(tmp_path, keys, "bee").read_bytes()
+    tried = 0
+    for what, data in list(forgeries(log, keys, other)):
+        log.write_bytes(data)
+        with pytest.raises(RunError, match=str(log.parent)):
+            print(what, verify(log, is_signed))
+        assert log.read_bytes() == data
+        tried += 1
+    assert tried > 800
+
+
+def test_a_log_that_is_gone(log: Path) -> None:
+    log.unlink()
+    with pytest.raises(RunError, match="cannot read"):
+        verify(log, is_signed)
+    log.with_name("audit.json").unlink()
+    with pytest.raises(RunError, match="cannot read"):
+        verify(log, is_signed)
+
+
+@pytest.mark.parametrize("what", ["gone", "empty", "cut", "another's", "anchor gone", "anchor of another"])
+def test_what_was_sent_stays_sent(what: str, log: Path, keys: Path, tmp_path: Path) -> None:
+    """A node that finds its log cut goes on; it says so in the log for ever, and its limit counts what had left."""
+    other = written(tmp_path, keys, "bee", count=1)
+    data = log.read_bytes()
+    match what:
+        case "gone":
+            log.unlink()
+        case "empty":
+            log.write_bytes(b"")
+        case "cut":
+            log.write_bytes(data[: data[:-1].rindex(b"\n") + 1])
+        case "another's":
+            log.write_bytes(other.read_bytes())
+        case "anchor gone":
+            log.with_name("audit.json").unlink()
+        case _:
+            other.with_name("audit.json").replace(log.with_name("audit.json"))
+            with pytest.raises(RunError, match=r"audit\.json is of node 'bee'"):
+                Audit(log, "ant", signer(keys, "ant"))
+            return
+    audit = Audit(log, "ant", signer(keys, "ant"), ["run"])
+    assert audit.sent(RUN) == 60
+    audit.add(RUN, Ready(attempt=9), b"y", {}, repeated=False)
+    assert audit.sent(RUN) == 61
+    audit.close()
+    with pytest.raises(RunError, match="lines before it are missing"):
+        verify(log, is_signed)
+
+
+def test_where_nothing_says_what_left_nothing_leaves(log: Path, keys: Path) -> None:
+    log.unlink()
+    log.with_name("audit.json").unlink()
+    with pytest.raises(RunError, match="not known any more"):
+        Audit(log, "ant", signer(keys, "ant"), ["run"])
+
+
+def test_a_whole_log_is_gone_on_with(log: Path, keys: Path) -> None:
+    """Also one whose last line was cut off by a kill, or came before its anchor."""
+    before = log.with_name("audit.json").read_bytes()
+    Audit(log, "ant", signer(keys, "ant")).close()
+    assert verify(log, is_signed).lines == 7
+    audit = Audit(log, "ant", signer(keys, "ant"))
+    audit.add(RUN, Ready(attempt=7), b"", {}, repeated=False)
+    audit.close()
+    log.with_name("audit.json").write_bytes(before)  # killed between the two
+    assert verify(log, is_signed).lines == 8
+    with open(log, "ab") as file:
+        file.write(b'{"time": "20')
+    assert "a line that was cut off" in verify(log, is_signed).unknown[-1]
+    Audit(log, "ant", signer(keys, "ant")).close()
+    assert verify(log, is_signed).lines == 8
+
+
+def test_a_renewed_key_and_a_log_without_keys(tmp_path: Path, keys: Path) -> None:
+    """Lines are signed by the key of their time; what no key signed is said to be so."""
+    log = tmp_path / "audit.jsonl"
+    for by in (None, signer(keys, "ant"), signer(keys, "bee")):
+        audit = Audit(log, "ant", by)
+        audit.add(RUN, Ready(attempt=1), b"", {}, repeated=False)
+        audit.close()
+    found = verify(log, is_signed)
+    assert (found.lines, len(found.certificates)) == (5, 2)
+    assert "lines 1 to 1 have no signature" in "".join(found.unknown)
+
+
+def test_made_anew_with_its_anchor_it_is_not_what_the_coordinator_has_a_mark_of(
+    log: Path, keys: Path, tmp_path: Path
+) -> None:
+    """A vendor that forges its own log, key and anchor in hand, cannot take back what it told with a commit."""
+    mark = verify(log, is_signed).mark
+    assert verify(log, is_signed, mark=mark).lines == 7
+    again = written(tmp_path / "again", keys, "ant")
+    assert verify(again, is_signed).lines == 7
+    with pytest.raises(RunError, match="not what the coordinator has a mark of"):
+        verify(again, is_signed, mark=mark)
+
+
+def test_the_command_says_whose_signatures_it_took_and_what_it_did_not_check(log: Path, keys: Path) -> None:
+    run = CliRunner().invoke
+    found = run(app, ["audit", str(log)])
+    assert found.exit_code == 0
+    assert "7 lines, signed, the chain holds; mark 7:" in found.output
+    assert "not checked: no certificate or authority was given" in found.output
+    mark = verify(log, is_signed).mark
+    whole = ["audit", str(log), "--authority", str(keys / "ca.crt"), "--mark", mark]
+    assert "not checked" not in run(app, whole).output
+    assert run(app, ["audit", str(log), "--certificate", str(keys / "ant/ant.crt")]).exit_code == 0
+    refused = run(app, ["audit", str(log), "--certificate", str(keys / "bee/bee.crt")])
+    assert refused.exit_code == 2
+    assert "not among the certificates" in refused.output
