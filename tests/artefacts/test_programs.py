@@ -78,6 +78,21 @@ def test_a_transformer_gives_the_same_but_for_rounding() -> None:
     torch.testing.assert_close(again(export_program(model, x[:2]))(x), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("last", "bounds"),
+    [
+        (nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Unflatten(1, (2, 2))), (0.0, None)),
+        (nn.Sequential(nn.Linear(2, 4), nn.Tanh()), (-1.0, 1.0)),
+        (nn.Sequential(nn.Linear(2, 4), nn.Softmax(1)), (0.0, 1.0)),
+        (nn.Sequential(nn.ReLU(), nn.Linear(2, 4)), None),
+        (nn.Flatten(), None),
+    ],
+)
+def test_bounds_follow_from_the_last_operation(last: nn.Module, bounds: tuple[float, float | None] | None) -> None:
+    found = again(export_program(last, torch.randn(3, 2))).bounds
+    assert found == ({} if bounds is None else {"x": bounds})
+
+
 def test_inputs_and_outputs_have_names() -> None:
     class Two(nn.Module):
         def forward(self, x: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -195,6 +195,12 @@ def test_what_cannot_be_meant_is_refused_by_code(place: tuple[str, Path], openap
     honest(address, folder)
 
 
+def test_a_wrong_method_is_told_the_right_ones(place: tuple[str, Path]) -> None:
+    for path, methods in ((ANT, "GET, POST"), ("/v1/blocks", "GET"), ("/openapi.json", "GET, HEAD")):
+        found = requests.put(place[0] + path, timeout=9)
+        assert (found.status_code, found.json()["code"], found.headers["Allow"]) == (405, "wrong_method", methods)
+
+
 def test_every_code_can_be_had_and_is_documented(openapi: Any) -> None:
     elsewhere = {
         "unauthorised", "wrong_method", "slow_body", "withdrawn", "too_many_requests", "internal", "busy",

@@ -74,6 +74,7 @@ def make(trained: Trained, part: Part, owner: Owner, expires: date | None = None
         inputs=None if part == "modular" else _forms(stored),
         columns=() if part == "modular" else data.columns,
         ranges={} if part == "modular" else _ranges(data.x_train),
+        bounds=program.bounds if part == "base" else {},
         fusion=None if part == "model" else fusion,
         answers=None if part == "base" else answers,
         origin=Origin(

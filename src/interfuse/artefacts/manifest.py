@@ -107,6 +107,9 @@ class Manifest(_Record):
         columns: Names of the columns of a table, in their order.
         ranges: Of images and signals: the least and the largest value of all training rows, by input, which is the unit
             that samples are in.
+        bounds: Of a base block: what its features lie between, by name, where its last operation says so (a ReLU: from
+            0); null: there is none on this side. It belongs to the block and not to the contract, since blocks of other
+            models fit as well.
         fusion: None of a whole model.
         answers: None of a base block.
         expires: From this day on it is refused.
@@ -117,6 +120,7 @@ class Manifest(_Record):
     inputs: Mapping[str, TensorForm] | None
     columns: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = {}
+    bounds: Mapping[str, tuple[float | None, float | None]] = {}
     fusion: Fusion | None
     answers: Answers | None
     origin: Origin

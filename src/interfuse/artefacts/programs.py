@@ -50,6 +50,13 @@ _NUMBERS: Mapping[str, Callable[..., Any]] = {
     **{"ceil": math.ceil, "floor": math.floor, "trunc": math.trunc},
 }
 """What is done with sizes, which depend on the number of samples."""
+_SHAPING = {"view", "reshape", "flatten", "squeeze", "unsqueeze", "clone", "permute", "transpose", "_unsafe_view"}
+"""Operations that leave values as they are."""
+_BOUNDED: Mapping[str, tuple[float | None, float | None]] = {
+    "relu": (0.0, None), "relu6": (0.0, 6.0), "sigmoid": (0.0, 1.0), "hardsigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0),
+    "softmax": (0.0, 1.0), "_softmax": (0.0, 1.0),
+}  # fmt: skip
+"""Operations whose results lie between two numbers, or above one."""
 _CHECKS = ("aten._assert_tensor_metadata", "aten._assert_scalar", "aten.sym_constrain_range", "aten._assert_async")
 """Operations that check and give nothing."""
 _OF_THE_MACHINE = ("device", "pin_memory")
@@ -143,6 +150,20 @@ class Program:
             found.append(sorted(({node.name} | used) - seen))
             seen |= used | {node.name}
         return found[::-1]
+
+    @cached_property
+    def bounds(self) -> dict[str, tuple[float | None, float | None]]:
+        """What its outputs lie between, by name, as far as the last operations say so that change values."""
+        made = {node.name: node for node in self.nodes}
+        found = {}
+        for name, argument in self.outputs.items():
+            node = made.get(argument["node"]) if isinstance(argument, dict) and "node" in argument else None
+            while node is not None and _plain_name(node) in _SHAPING:
+                first = node.arguments[0]
+                node = made.get(first["node"]) if isinstance(first, dict) and "node" in first else None
+            if node is not None and (known := _BOUNDED.get(_plain_name(node))) is not None:
+                found[name] = known
+        return found
 
     def text(self) -> str:
         """All of it but the tensors, as JSON."""
@@ -281,9 +302,14 @@ def _is_function(found: torch._ops.OpOverload, name: str) -> bool:
     return listed and name not in _REFUSED and not found._schema.is_mutable and not draws
 
 
+def _plain_name(node: Node) -> str:
+    """Without namespace and overload."""
+    return node.operation.removeprefix("aten.").partition(".")[0]
+
+
 def _draws(node: Node) -> bool:
     """Whether it has dropout."""
-    place = _DROPOUT.get(node.operation.removeprefix("aten.").partition(".")[0])
+    place = _DROPOUT.get(_plain_name(node))
     if place is None:
         return False
     return bool(node.options.get("dropout_p", node.arguments[place] if place < len(node.arguments) else 0))

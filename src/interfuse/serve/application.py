@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from interfuse.artefacts import Answers, Artefact, Fusion, Owner, Part, TensorForm
@@ -95,6 +96,7 @@ class BlockFacts(_Said):
     takes: Mapping[str, TensorForm] | None
     columns: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = {}
+    bounds: Mapping[str, tuple[float | None, float | None]] = {}
     fusion: Fusion | None
     contract: str | None
     answers: Answers | None
@@ -394,7 +396,10 @@ class Service:
         }
         code, message = known.get(error.status_code, ("malformed", "the request cannot be read"))
         found = await self._refused(request, RefusedError(code, message))
-        found.headers.update({name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"})
+        if code == "wrong_method":
+            routes = [route for route in request.app.routes if isinstance(route, Route)]
+            here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+            found.headers["Allow"] = ", ".join(sorted({method for route in here for method in route.methods or ()}))
         return found
 
     async def _gone(self, request: Request, error: Exception) -> Response:
@@ -444,7 +449,7 @@ def _facts(block: Block) -> BlockFacts:
         )  # fmt: skip
     return BlockFacts(
         block=block.address, part=manifest.part, takes=manifest.takes, columns=manifest.columns,
-        ranges=manifest.ranges,
+        ranges=manifest.ranges, bounds=manifest.bounds,
         fusion=manifest.fusion, contract=None if manifest.fusion is None else manifest.fusion.key,
         answers=manifest.answers, discloses=manifest.discloses, owner=manifest.owner, withdrawn=block.withdrawn,
     )  # fmt: skip
