@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interfuse import recipes
-from interfuse.comparison import Plan, Recipe, override, parse, quicker, read, resolve
+from interfuse.comparison import Plan, Recipe, only, override, parse, quicker, read, resolve
 from interfuse.comparison.preflight import look
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.methods import find
@@ -234,6 +234,11 @@ def test_a_size_may_have_fewer_entries_and_a_shorter_grid() -> None:
     assert (mine.name, mine.grid) == ("fedavg", {"lr": [0.2]})
     assert [len(entry.points()) for entry in resolve(recipe).entries] == [3, 1]
     assert [len(entry.points()) for entry in resolve(quicker(recipe, "smoke")).entries] == [2, 1]
+    both = quicker(recipe, "small", all_entries=True)
+    assert [entry.name for entry in only(both, ["ifl"], "--entry").entries] == ["ifl"]
+    assert [entry.name for entry in only(recipe, ["ifl", "fedavg"], "--entry").entries] == ["fedavg", "ifl"]
+    with pytest.raises(ConfigError, match="--entry: 'ilf' is no entry: did you mean 'ifl'"):
+        only(recipe, ["ilf"], "--entry")
     with pytest.raises(ConfigError, match=r"\[comparison.small\]: 'fedavgg' is no entry"):
         quicker(recipe_of(FEDAVG, comparison={"small": {"entries": ["fedavgg"]}}), "small")
 

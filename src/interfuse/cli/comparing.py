@@ -84,6 +84,7 @@ _COLUMNS = (
 )
 _CAPTION = "Caption of the first table, in every format."
 _SKIP = "Go on without the entries that cannot work, and name them in the tables."
+_ENTRY = "Only this entry of a recipe, also one that --small leaves out. May be repeated."
 _SMALL = "A recipe for one machine and some hours, as it says itself."
 
 
@@ -119,6 +120,7 @@ def compare(
     jobs: Annotated[int | None, option(HOW, "N", "Runs side by side (default: one a core, on a GPU one).")] = None,
     smoke: Annotated[bool, option(HOW, None, "A quick try of a recipe, as it says itself.", "--smoke")] = False,
     small: Annotated[bool, option(HOW, None, _SMALL, "--small")] = False,
+    entry: Annotated[list[str] | None, option(WHAT, "NAME", _ENTRY)] = None,
     skip_refused: Annotated[bool, option(HOW, None, _SKIP, "--skip-refused")] = False,
     eval_every: EvalEvery = None,
     columns: Annotated[str | None, option(AFTER, "NAME,...", _COLUMNS)] = None,
@@ -138,7 +140,9 @@ def compare(
     if smoke and small:
         raise ConfigError("--smoke and --small: choose one")
     if smoke or small:
-        recipe = comparison.quicker(recipe, "smoke" if smoke else "small")
+        recipe = comparison.quicker(recipe, "smoke" if smoke else "small", all_entries=entry is not None)
+    if entry is not None:
+        recipe = comparison.only(recipe, entry, "--entry")
     run = absolute_paths(
         given({
             "protocol": protocol, "rounds": rounds,

@@ -6,7 +6,7 @@ from interfuse.comparison.outcome import compare
 from interfuse.comparison.plan import Plan, resolve
 from interfuse.comparison.progress import shown
 from interfuse.comparison.python import ComparedEntry, ComparisonResult
-from interfuse.comparison.recipe import Recipe, override, parse, quicker, read
+from interfuse.comparison.recipe import Recipe, only, override, parse, quicker, read
 
 __all__ = [
     "ComparedEntry",
@@ -16,6 +16,7 @@ __all__ = [
     "compare",
     "override",
     "parse",
+    "only",
     "quicker",
     "read",
     "resolve",

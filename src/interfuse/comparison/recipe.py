@@ -229,8 +229,26 @@ def keys_of(axis: str) -> tuple[str, ...]:
     return tuple(key.strip() for key in axis.split(","))
 
 
-def quicker(recipe: Recipe, size: str) -> Recipe:
+def only(recipe: Recipe, names: Sequence[str], source: str) -> Recipe:
+    """A recipe with these of its entries, in its own order.
+
+    Args:
+        source: Who asks for them, for an error.
+
+    Raises:
+        ConfigError: one is no entry of it.
+    """
+    known = [entry.name for entry in recipe.entries]
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigError(f"{source}: {unknown[0]!r} is no entry: {nearest(unknown[0], known)}")
+    return recipe.model_copy(update={"entries": tuple(entry for entry in recipe.entries if entry.name in names)})
+
+
+def quicker(recipe: Recipe, size: str, *, all_entries: bool = False) -> Recipe:
     """A recipe in one of the sizes of ``QUICKER``: what it says of this for all, then what an entry says itself.
+
+    Args:
+        all_entries: Also those that this size leaves out.
 
     Raises:
         ConfigError: the recipe says nothing of it.
@@ -241,11 +259,8 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
             f"{recipe.name} says nothing of {QUICKER[size]}; add [comparison.{size}] with, say, rounds = 4"
         )
     seeds = overrides.pop("seeds", recipe.asked.seeds)
-    names = [entry.name for entry in recipe.entries]
-    wanted = overrides.pop("entries", names)
-    for name in wanted:
-        if name not in names:
-            raise ConfigError(f"{recipe.name}, [comparison.{size}]: {name!r} is no entry: {nearest(name, names)}")
+    own = overrides.pop("entries", None)
+    recipe = recipe if own is None or all_entries else only(recipe, own, f"{recipe.name}, [comparison.{size}]")
     title = f"{recipe.asked.title or recipe.name}: {QUICKER[size]}"
     asked = _asked(recipe.asked.model_dump() | {"seeds": seeds, "title": title}, f"{recipe.name}, [comparison.{size}]")
     changed = override(recipe.model_copy(update={"name": f"{recipe.name}-{size}", "asked": asked}), overrides, {})
@@ -258,7 +273,6 @@ def quicker(recipe: Recipe, size: str) -> Recipe:
             }
         )
         for entry in changed.entries
-        if entry.name in wanted
     )
     return changed.model_copy(update={"entries": entries, "grid": _tried(changed.grid, least)})
 
