@@ -197,6 +197,11 @@ class Method(Program):
         it trains on none, or who knows."""
         return {}
 
+    def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
+        """By handler, how many rows there are at most in what a client with so many samples sends; of handlers that
+        are not named nobody knows. Between parties more is that client's failure."""
+        return {}
+
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         """What a user should know before this method runs with these clients; None: nothing."""
         return None

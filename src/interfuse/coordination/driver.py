@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, own_code, retained
-from interfuse.models import resolve
+from interfuse.models import Builder, resolve
 from interfuse.result import Result
 from interfuse.runs import NETWORK_FILE, Progress, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
@@ -243,7 +243,7 @@ class _Coordinator:
         known = {name: node.facts for name, node in record.nodes.items()}
         self._hub = Hub(
             self._contract, method, terms.nodes, terms.carrier, self._events,
-            message_bytes=terms.message_bytes, known=known,
+            message_bytes=terms.message_bytes, known=known, builders=self._builders(),
         )  # fmt: skip
         self._watch = Watch(config, folder.path, record, self._hub, progress)
         self._restarts: Counter[tuple[int, int]] = Counter()
@@ -378,8 +378,11 @@ class _Coordinator:
 
     def _setup(self) -> RemoteSetup:
         facts = {node.client: node.facts for node in self._record.nodes.values()}
-        builders = {name: partial(resolve, name) for name in self._config.models}
         return RemoteSetup(
-            self._contract, self._public.data, self._method, facts, self._public.labels, builders,
+            self._contract, self._public.data, self._method, facts, self._public.labels, self._builders(),
             self._public.class_names, self._config.device,
         )  # fmt: skip
+
+    def _builders(self) -> dict[str, Callable[[], Builder]]:
+        """What the server can build, by the name of the architecture."""
+        return {name: partial(resolve, name) for name in self._config.models}

@@ -85,6 +85,9 @@ class SharingFusionOutputs(Method):
     def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
         return {"base": min(self.batch_size, samples)}
 
+    def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
+        return {"train_base": min(self.batch_size, samples)}
+
     def fit_base(self, client: Client[Any]) -> None:
         """The base phase."""
         client.fit(client.loss, steps=self.local_steps, batch_size=self.batch_size, **self.how("base", self.base_lr))

@@ -172,6 +172,9 @@ class EndToEnd(SplitLearning):
         server.fit(modular_cross_entropy, batches, network=tail.name, train="modular", **self.how(tail.name))
         return None if z.grad is None else CutGradient(z.grad)
 
+    def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
+        return {"forward": min(self.batch_size, samples)}
+
     @on_client.continuing
     def forward(self, client: Client) -> Smashed:
         batch = client.scratch["batch"] = client.front(client.batch(self.batch_size))

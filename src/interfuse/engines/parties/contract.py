@@ -10,12 +10,13 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from annotated_types import Ge, Le, Lt, MaxLen
+from annotated_types import Ge, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from interfuse.client import ClientId, Profile
 from interfuse.data import AT_ONCE, Dataset, Normalise, Sampling, Tasks
+from interfuse.engines.parties.words import Mark, Name, printable
 from interfuse.errors import InterfuseError
 from interfuse.evaluation import Mode
 from interfuse.federation import carries_features, messages_of
@@ -31,7 +32,6 @@ from interfuse.wire.frame import VERSION
 LIBRARY = version("interfuse")
 WIRE = VERSION
 
-Name = Annotated[str, MaxLen(200)]
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """It becomes a folder at the node, so it is no path."""
 Size = Annotated[int, Ge(0), Le(2**53)]
@@ -62,7 +62,7 @@ class Contract(BaseModel):
 
     run: RunName
     library: Name
-    wire: int
+    wire: Size
     method: Name
     settings: dict[str, Any]
     unset: tuple[Name, ...]
@@ -72,20 +72,20 @@ class Contract(BaseModel):
     discloses: tuple[Disclosure, ...]
     retains: tuple[Disclosure, ...]
     weights: Name | None
-    rounds: Size
+    rounds: Annotated[int, Ge(0), Le(10**7)]
     fusion_width: Annotated[int, Ge(1), Le(2**31)]
     classes: Annotated[int, Ge(1), Le(2**31)]
-    seed: int
+    seed: Annotated[int, Ge(-(2**63)), Lt(2**63)]
     numerics: Numerics
     validation: Annotated[float, Ge(0), Lt(1)]
     test: Annotated[float, Ge(0), Lt(1)]
     evaluation: Mode
     public_test: Name
     test_rows: Annotated[int, Ge(1), Le(2**31)] | None
-    test_labels: Name
+    test_labels: Mark
     public_data: Name = ""
-    public_digest: Name = ""
-    class_names: Name = ""
+    public_digest: Mark = ""
+    class_names: Mark = ""
     initial: Initial = "own"
     sampling: Sampling = Sampling()
     tasks: Tasks = AT_ONCE
@@ -118,10 +118,10 @@ class Facts(BaseModel):
     architecture: Name
     classes: Size
     fusion_width: Size | None
-    samples: Size
-    test_labels: Name
-    class_names: Name
-    given: Name
+    samples: Annotated[int, Ge(0), Le(10**9)]
+    test_labels: Mark
+    class_names: Mark
+    given: Mark
     shapes: Shapes | None = None
 
     def profile(self, client: ClientId) -> Profile:
@@ -140,7 +140,7 @@ class JoinError(InterfuseError):
 
     def __init__(self, field: str, expected: str, found: str, retry: bool = False, aside: str = "") -> None:
         super().__init__(f"{field}: expected {expected}, found {found}{aside}")
-        self.field, self.expected, self.found, self.retry = field, expected, found, retry
+        self.field, self.expected, self.found, self.retry = field, printable(expected), printable(found), retry
 
 
 def same(field: str, expected: object, found: object) -> None:

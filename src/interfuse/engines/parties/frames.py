@@ -11,10 +11,11 @@ import struct
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le, MaxLen
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from interfuse.engines.parties.contract import Contract, Facts, Name
+from interfuse.engines.parties.contract import Contract, Facts
+from interfuse.engines.parties.words import Digest, Name, Sentence, printable
 from interfuse.errors import InterfuseError
 from interfuse.wire import Heading, Pieces
 
@@ -30,6 +31,10 @@ CLIENTS = 100_000
 """Clients of a run at most."""
 
 Natural = Annotated[int, Ge(0), Le(2**53)]
+Count = Annotated[int, Ge(0), Le(10**12)]
+"""Of steps or rows: no node makes more, and sums of them stay exact."""
+Seconds = Annotated[float, Ge(0), Le(10**7), Field(allow_inf_nan=False)]
+"""Of work: no run waits for months."""
 Code = Literal[
     "handler-error",
     "bad-message",
@@ -87,8 +92,8 @@ class Refusal(_Envelope):
 
     kind: Literal["refusal"] = "refusal"
     field: Name
-    expected: Annotated[str, MaxLen(300)]
-    found: Annotated[str, MaxLen(300)]
+    expected: Sentence
+    found: Sentence
     retry: bool = False
     """The same may work later."""
 
@@ -135,9 +140,9 @@ class Reply(_Envelope):
     kind: Literal["reply"] = "reply"
     attempt: Natural
     number: Natural
-    seconds: Annotated[float, Ge(0), Field(allow_inf_nan=False)] = 0.0
-    steps: Natural = 0
-    left_out: Natural = 0
+    seconds: Seconds = 0.0
+    steps: Count = 0
+    left_out: Count = 0
     message: bool = False
     failure: Code | None = None
 
@@ -153,8 +158,8 @@ class Order(_Envelope):
     number: Natural
     ended: Natural
     do: Literal["save", "load"]
-    digest: Annotated[str, MaxLen(64)] | None = None
-    keep: tuple[Annotated[str, MaxLen(64)], ...] = ()
+    digest: Digest | None = None
+    keep: tuple[Digest, ...] = ()
 
 
 class Done(_Envelope):
@@ -167,7 +172,7 @@ class Done(_Envelope):
     attempt: Natural
     number: Natural
     failure: Code | None = None
-    digest: Annotated[str, MaxLen(64)] | None = None
+    digest: Digest | None = None
     bytes: Natural = 0
     audit: Annotated[str, Field(pattern=r"^[0-9]{1,12}:[0-9a-f]{64}$")] | None = None
 
@@ -184,7 +189,7 @@ class End(_Envelope):
     """Coordinator: the run is over for this node, and why."""
 
     kind: Literal["end"] = "end"
-    reason: Annotated[str, MaxLen(300)]
+    reason: Sentence
     finished: bool
 
 
@@ -265,4 +270,4 @@ def _parse(header: bytes) -> Envelope:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         place = ".".join(str(part) for part in first["loc"])[:80]
-        raise FrameError(f"a header that is none of ours: {place!a}: {first['msg'][:120]}") from None
+        raise FrameError(f"a header that is none of ours: {place!a}: {printable(first['msg'], 120)}") from None

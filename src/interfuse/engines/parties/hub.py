@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from interfuse.client import ClientId
 from interfuse.engines.allocator import keep_freed_memory
+from interfuse.engines.parties.architectures import Architectures
 from interfuse.engines.parties.carrier import Carrier, Counters, Link, Peer
 from interfuse.engines.parties.contract import (
     CLASS_NAMES,
@@ -43,8 +45,10 @@ from interfuse.engines.parties.frames import (
     Reply,
 )
 from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.words import printable
 from interfuse.errors import ConfigError
 from interfuse.method import Method
+from interfuse.models import Builder
 
 HELLO_SECONDS, AGREE_SECONDS = 20.0, 300.0
 """From the begin of a stream to its hello, and from there to the facts of its node, which builds its model meanwhile:
@@ -122,6 +126,7 @@ class Hub:
     Args:
         contract: What joining nodes are offered.
         known: Facts that nodes had when the run began, by name: they must come back with the same.
+        builders: What the coordinator can build, by the name of the architecture.
         most: At most so many nodes.
         carrier: Carries their streams from now on, until :meth:`close`.
     """
@@ -136,6 +141,7 @@ class Hub:
         *,
         message_bytes: int = MESSAGE,
         known: Mapping[str, Facts] | None = None,
+        builders: Mapping[str, Callable[[], Builder]] = MappingProxyType({}),
     ) -> None:
         keep_freed_memory()
         self.arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -144,6 +150,7 @@ class Hub:
         self._contract, self._method, self._most, self.carrier = contract, method, most, carrier
         self._events, self._message_bytes = events, message_bytes
         self._known = dict(known or {})
+        self._architectures = Architectures(contract, method, builders, message_bytes)
         self._banned: dict[str, str] = {}
         self._closing = False
         carrier.open(most + SPARE_STREAMS, self._join)
@@ -156,13 +163,13 @@ class Hub:
     def ban(self, name: str, reason: str) -> None:
         """Send a node away for the rest of the run."""
         with self.lock:
-            self._banned[name] = reason[:300]
+            self._banned[name] = printable(reason)
             member = self.members.get(name)
             link = None if member is None else member.link
             if member is not None:
                 member.link = None
         if link is not None:
-            link.send(End(reason=reason[:300], finished=False))
+            link.send(End(reason=printable(reason), finished=False))
             link.end()
 
     def check_keys(self) -> None:
@@ -186,7 +193,7 @@ class Hub:
             links = [member.link for member in self.members.values() if member.link is not None]
         for link in links:
             if finished:
-                link.send(End(reason=reason, finished=True))
+                link.send(End(reason=printable(reason), finished=True))
             link.end()
         self.carrier.close()
 
@@ -276,6 +283,8 @@ class Hub:
                 raise JoinError(CLASS_NAMES, "those of the nodes that are there, in their order", OTHER_NAMES)
             if member is None and len(self.members) >= self._most:
                 raise JoinError("node", f"at most {self._most} nodes", f"{hello.name} beside them")
+            if before is None:
+                self._architectures.check(facts, {m.name: m.facts for m in self.members.values() if m is not member})
             alike = [m for m in self.members.values() if m.fingerprint == fingerprint and m.link is not None]
             if alike and alike[0].incarnation != hello.incarnation:
                 raise JoinError("key", "a key that is not in use", f"that of {alike[0].name}, who is here", retry=True)

@@ -8,8 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from interfuse.engines.parties.words import printable
 from interfuse.messages import Message, flatten, kind_of
 from interfuse.opening import to_add_to
+
+LINE = 10_000
+"""Characters of an event in words."""
 
 
 def now() -> str:
@@ -29,7 +33,7 @@ class Events:
     def add(self, event: str, **facts: Any) -> None:
         """Write an event and its facts. A full disk does not stop who wanted to say so."""
         words = " ".join(f"{name}={value}" for name, value in facts.items() if value not in (None, ""))
-        self._show(f"{event} {words}".strip())
+        self._show(printable(f"{event} {words}".strip(), LINE))
         if self._file is None:
             return
         try:

@@ -17,11 +17,14 @@ from interfuse.client import ClientId, Profile, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.parties.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
 from interfuse.engines.parties.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
+from interfuse.engines.parties.limits import rows_of
 from interfuse.engines.parties.setups import RemoteSetup
+from interfuse.engines.parties.words import printable
 from interfuse.errors import MessageError, RunError
 from interfuse.handler import handlers
 from interfuse.messages import Message, flatten
 from interfuse.messages.encoding import decode, encoded
+from interfuse.method import Method
 from interfuse.wire import FileRecord, Limits, Part, Pieces, Tensors, open_pack, raw_size, save_pack
 
 
@@ -214,11 +217,21 @@ class Remote:
             profile = self.profiles[client]
             codecs = request.codecs(self._setup.codecs)
             message = decode(arrived.payload, expected, self._setup.dims, profile.keys, self._limits, codecs)
+            self._check_rows(client, request, message)
         except MessageError as error:
-            self.faults[client] = Fault("failed", str(error))
-            return self._failed(client, f"node {name}: {error}", reply.seconds)
+            reason = printable(str(error), 500)
+            self.faults[client] = Fault("failed", reason)
+            return self._failed(client, f"node {name}: {reason}", reply.seconds)
         size = (raw_size(flatten(message)), len(arrived.payload))
         return Answer(client, message, reply.seconds, reply.steps, size, reply.left_out)
+
+    def _check_rows(self, client: ClientId, request: Request, message: Message) -> None:
+        """Refuse more rows than the method has a client send: everybody would be given them to learn from."""
+        program = self._setup.programs_of(client)[request.program]
+        known = program.rows_of_an_upload(self.profiles[client].samples) if isinstance(program, Method) else {}
+        most = known.get(request.handler)
+        if most is not None and (rows := rows_of(message)) > most:
+            raise MessageError(request.handler, "reply", f"at most {most} rows", f"{rows}")
 
     def _failed(self, client: ClientId, reason: str, seconds: float = 0.0) -> Answer:
         return Answer(client, Failure(client, reason), seconds)

@@ -29,7 +29,7 @@ from interfuse.data import (
 )
 from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest, names_digest
 from interfuse.engines.parties.stopwatch import Stopwatch
-from interfuse.errors import ConfigError, ModelError, Notice
+from interfuse.errors import ClientError, ConfigError, ModelError, Notice
 from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
 from interfuse.messages import Dims
@@ -307,13 +307,17 @@ class RemoteSetup(_OfContract):
         """A model of the server.
 
         Raises:
-            ModelError: no node has the architecture, it is not public, or the recipe does not name it.
+            ModelError: no node has the architecture.
+            ClientError: that of a node is not public, or the recipe does not name it; names the node's client.
         """
-        owner = next((facts for facts in self.facts.values() if facts.architecture == architecture), None)
-        if owner is None or owner.shapes is None or architecture not in self.builders:
-            raise ModelError(
-                f"the method has the server build {architecture!r}: the recipe must name it under models, and the "
-                "vendor's file must have the same name and `public = true` under [model]"
+        client, owner = next((one for one in self.facts.items() if one[1].architecture == architecture), (0, None))
+        if owner is None:
+            raise ModelError(f"no node has the architecture {architecture!r}, which the method has the server build")
+        if owner.shapes is None or architecture not in self.builders:
+            raise ClientError(
+                f"the method has the server build {architecture!r} of client {client}: the recipe must name it under "
+                "models, and the vendor's file must have the same name and `public = true` under [model]",
+                client,
             )
         shapes, classes, width = owner.shapes, owner.classes, self.contract.fusion_width
 
@@ -337,11 +341,20 @@ class RemoteSetup(_OfContract):
         """All programs by path, for a method with these hyperparameters."""
         return programs_between(self.contract, self.labels, len(self.facts), method)
 
+    def programs_of(self, client: ClientId) -> Mapping[str, Program]:
+        """All programs by path, with a client's own settings."""
+        own = self.contract.client_settings.get(client, {})
+        return self.programs_with(with_settings(self.method, own)) if own else self._programs
+
+    @cached_property
+    def _programs(self) -> dict[str, Program]:
+        return self.programs_with(self.method)
+
     def parameters_of(self, architecture: str) -> dict[str, int] | None:
         """Parameters of base and modular block, where the server can build the architecture."""
         try:
             return block_sizes(self.build(architecture, "measure"))
-        except ModelError:
+        except (ModelError, ClientError):
             return None
 
     def make_clock(self) -> Clock:

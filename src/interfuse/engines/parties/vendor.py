@@ -24,9 +24,10 @@ from interfuse.data import (
     read_path,
 )
 from interfuse.data.inputs import each
-from interfuse.engines.parties.contract import Contract, JoinError, Name, names
+from interfuse.engines.parties.contract import Contract, JoinError, names
 from interfuse.engines.parties.keys import KeyFiles
 from interfuse.engines.parties.limits import LimitsTable
+from interfuse.engines.parties.words import Name
 from interfuse.errors import ConfigError
 from interfuse.evaluation import Mode
 from interfuse.messages import Disclosure

@@ -1,0 +1,83 @@
+"""What nodes say of their models, against what the coordinator knows: before anything of it is used."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from interfuse.engines.parties.contract import Contract, Facts, JoinError, Shapes
+from interfuse.engines.parties.setups import RemoteSetup, no_labels
+from interfuse.errors import InterfuseError
+from interfuse.method import Method
+from interfuse.models import Builder
+
+AXES = 16
+"""Dimensions of a tensor at most."""
+BYTES = 4
+"""Of a number at least, as it travels."""
+
+
+class Architectures:
+    """Checks the facts of nodes that join.
+
+    Args:
+        builders: What the coordinator can build, by the name of the architecture.
+        message_bytes: A model whose tensors do not go into one message is none that can take part.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        method: Method,
+        builders: Mapping[str, Callable[[], Builder]],
+        message_bytes: int,
+    ) -> None:
+        self._contract, self._method, self._builders = contract, method, builders
+        self._most = message_bytes // BYTES
+        self._known: dict[tuple[str, str], Mapping[str, tuple[int, ...]]] = {}
+
+    def check(self, facts: Facts, others: Mapping[str, Facts]) -> None:
+        """Refuse a model that cannot be the one that its name stands for.
+
+        Args:
+            others: Facts of the nodes that are there, by their names.
+
+        Raises:
+            JoinError: its shapes are too large, the architecture of its name has other tensors here, or another node
+                has the name for other tensors.
+        """
+        if (shapes := facts.shapes) is not None:
+            self._check_sizes(shapes)
+            if facts.architecture in self._builders and shapes.keys != self._keys(facts.architecture, facts):
+                expected = f"the tensors that {facts.architecture!r} has here"
+                raise JoinError("architecture", expected, "others; another model needs another name")
+        for name, known in others.items():
+            if known.architecture != facts.architecture:
+                continue
+            if (known.shapes, known.given) != (shapes, facts.given):
+                words = f"tensors and frozen weights of {facts.architecture!r} as node {name} has them"
+                raise JoinError("architecture", words, "others; another model needs another name")
+
+    def _check_sizes(self, shapes: Shapes) -> None:
+        samples = shapes.sample.values() if isinstance(shapes.sample, Mapping) else [shapes.sample]
+        for what, some in (("sample", samples), ("tensors", shapes.keys.values()), ("cuts", shapes.cuts.values())):
+            total = 0
+            for shape in some:
+                if len(shape) > AXES:
+                    raise JoinError(f"shapes of the {what}", f"at most {AXES} dimensions", str(len(shape)))
+                total += math.prod(shape)
+                if total > self._most:
+                    raise JoinError(f"shapes of the {what}", f"at most {self._most} numbers", f"{total:.3g}")
+
+    def _keys(self, architecture: str, facts: Facts) -> Mapping[str, tuple[int, ...]]:
+        """The tensors of an architecture as the coordinator builds it for such samples."""
+        assert facts.shapes is not None
+        place = architecture, str(facts.shapes.sample)
+        if place not in self._known:
+            setup = RemoteSetup(self._contract, None, self._method, {0: facts}, no_labels(), self._builders, [])
+            try:
+                model = setup.build(architecture, "measure")
+            except InterfuseError as error:
+                raise JoinError("architecture", f"one that {architecture!r} can be here", str(error)) from None
+            self._known[place] = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
+        return self._known[place]
