@@ -191,12 +191,14 @@ class Parties:
         self.processes.append(Process(process, path))
         return self.processes[-1]
 
-    def coordinate(self, *options: str, largest_file: int | None = None) -> Process:
+    def coordinate(
+        self, *options: str, largest_file: int | None = None, lie: Callable[[], None] | None = None
+    ) -> Process:
         """Start the coordinator of the recipe."""
         keys = ["--keys", "keys/coordinator"] if self.secure else ["--insecure"]
         return self.start(
             "coordinate", "recipe.toml", "--nodes", str(len(self.names)), "--listen", f"127.0.0.1:{self.port}",
-            "--out", "run", *keys, *options, log="coordinator", largest_file=largest_file,
+            "--out", "run", *keys, *options, log="coordinator", largest_file=largest_file, lie=lie,
         )  # fmt: skip
 
     def node(

@@ -157,8 +157,10 @@ def test_a_private_model_is_no_party_to_a_method_that_shares_parameters(tmp_path
 def test_noise_is_added_before_anything_leaves(tmp_path: Path) -> None:
     values = []
     for number, extra in enumerate(("", "", "[limits.noise]\nfeatures = 50.0\n", "[limits.noise]\nfeatures = 50.0\n")):
-        vendor = strange_vendor(tmp_path, extra=extra, methods=["ifl"], disclosures=["features", "labels"])
-        messages, _ = dry_run(vendor, {"fusion_width": 8, "settings": {"local_steps": 1}}, str(number))
+        allow: dict[str, Any] = {"methods": ["ifl"], "disclosures": ["features", "labels"], "draws_from": "seed"}
+        vendor = strange_vendor(tmp_path, extra=extra, **allow)
+        recipe = {"fusion_width": 8, "settings": {"local_steps": 1}, "sampling": {"draws_from": "seed"}}
+        messages, _ = dry_run(vendor, recipe, str(number))
         values.append(next(m["tensors"]["z"]["first values"] for m in messages if "tensors" in m))
     assert values[0] == values[1]
     assert min(values[0]) >= 0  # behind a ReLU
@@ -171,7 +173,8 @@ def test_a_model_that_nobody_has_seen_joins_by_configuration_alone(tmp_path: Pat
         recipe = {"settings": {"local_steps": 1, "batch_size": 8}, "evaluation": "own", "rounds": 2}
         two.prepare(recipe, ["logistic"], data={"classes": sorted(SECRETS[:3])})
         text = (tmp_path / "zoo" / "vendor.toml").read_text()
-        strange_vendor(tmp_path / "zoo", methods=["ifl"], disclosures=["features", "labels"], evaluation="own")
+        allow = {"methods": ["ifl"], "disclosures": ["features", "labels"], "evaluation": "own", "draws_from": "seed"}
+        strange_vendor(tmp_path / "zoo", **allow)
         keys = text[text.index("[keys]") :]
         top = f'name = "zoo"\ncoordinator = "127.0.0.1:{two.port}"\n'
         file = tmp_path / "zoo" / "vendor.toml"

@@ -79,6 +79,7 @@ def node(
     from interfuse.coordination import dry_run
     from interfuse.engines.grpc import dial
     from interfuse.engines.parties.logs import Events
+    from interfuse.engines.parties.machine import bound_memory
     from interfuse.engines.parties.node import Node
     from interfuse.engines.parties.participation import take_part
     from interfuse.engines.parties.vendor import read_vendor
@@ -92,6 +93,8 @@ def node(
         return
     if insecure:
         _warn()
+    if given.device == "cpu":  # drivers of others reserve addresses without end
+        bound_memory(given.limits.memory)
     events = Events(given.state_folder / "node.jsonl", say)
     files = None if insecure else given.key_files()
     taking_part = Node(given, events, signer=None if files is None else Signer(*files.read()[:2]))

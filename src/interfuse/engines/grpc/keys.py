@@ -53,10 +53,19 @@ class Admission:
         Raises:
             JoinError: it may not, and why.
         """
-        certificate = x509.load_pem_x509_certificate(pem)
-        shown, named = fingerprint(certificate), name_in(certificate)
+        named = name_in(x509.load_pem_x509_certificate(pem))
         if named != name:
             raise JoinError("name", f"that of the certificate, {named!r}", repr(name))
+        return self.known(pem)
+
+    def known(self, pem: bytes) -> str:
+        """The fingerprint of a certificate that may join under its own name.
+
+        Raises:
+            JoinError: it may not, and why.
+        """
+        certificate = x509.load_pem_x509_certificate(pem)
+        shown, name = fingerprint(certificate), name_in(certificate)
         if shown in self.revoked():
             raise JoinError("key", "one that was not revoked", f"revoked key {shown[:16]} of {name}")
         if not NODE_NAME.fullmatch(name) or shown not in self._fingerprints("nodes", f"{name}.crt"):

@@ -12,11 +12,23 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
 from interfuse.engines.grpc.keys import Admission, of_server
 from interfuse.engines.parties import Join, KeyFiles, Link, Peer
+from interfuse.engines.parties.machine import raise_descriptors
 from interfuse.errors import ConfigError
 
-SERVER = (*OPTIONS, ("grpc.http2.min_ping_interval_without_data_ms", 5_000))
+SERVER = (
+    *OPTIONS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.max_ping_strikes", 2),
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    ("grpc.max_connection_idle_ms", 30_000),
+    ("grpc.max_concurrent_streams", 4),
+)
 """Nodes ask every 10 seconds whether the coordinator is there, also while it has nothing to say to them for minutes. By
-default gRPC takes three such questions within 15 minutes for an attack, and ends the connection."""
+default gRPC takes three such questions within 15 minutes for an attack, and ends the connection; with these it does for
+whoever asks more often than every 5 seconds.
+
+A connection has 10 seconds for its handshake, 30 without a stream, and 4 streams at once: whoever has no key, or only a
+revoked one, holds no descriptor for longer."""
 
 
 class Listener:
@@ -33,7 +45,8 @@ class Listener:
 
     def open(self, streams: int, join: Join) -> None:
         pool = futures.ThreadPoolExecutor(streams)
-        self._join, self._server = join, grpc.server(pool, options=SERVER, maximum_concurrent_rpcs=streams)
+        options = (*SERVER, ("grpc.max_allowed_incoming_connections", raise_descriptors()))
+        self._join, self._server = join, grpc.server(pool, options=options, maximum_concurrent_rpcs=streams)
         known = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(known, self._server)
         service, name = METHOD.strip("/").split("/")
@@ -54,10 +67,14 @@ class Listener:
 
     def _stream(self, incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         link = Link(context.cancel)
-        context.add_callback(link.end)
+        if not context.add_callback(link.end):
+            return  # it was reset before it began: nothing would ever end the link, and the thread would wait for ever
         pem = b"".join(context.auth_context().get("x509_pem_cert", []))
         self._join(link, incoming, Peer(context.peer(), pem))
         yield from link.outgoing()
+
+    def key_of(self, peer: Peer) -> str:
+        return "" if self._admission is None else self._admission.known(peer.credential)
 
     def admitted(self, name: str, peer: Peer) -> str:
         return f"(insecure) {name}" if self._admission is None else self._admission.check(name, peer.credential)

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping
 from interfuse.engines.parties.contract import Contract, Facts, JoinError, Shapes
 from interfuse.engines.parties.setups import RemoteSetup, no_labels
 from interfuse.errors import InterfuseError
+from interfuse.messages import Disclosure
 from interfuse.method import Method
 from interfuse.models import Builder
 
 AXES = 16
 """Dimensions of a tensor at most."""
+NUMBERS = 1 << 34
+"""Of a model at most, where its parameters stay with its node."""
 BYTES = 4
 """Of a number at least, as it travels."""
 
@@ -22,7 +25,7 @@ class Architectures:
 
     Args:
         builders: What the coordinator can build, by the name of the architecture.
-        message_bytes: A model whose tensors do not go into one message is none that can take part.
+        message_bytes: Where parameters travel, a model whose tensors do not go into one message cannot take part.
     """
 
     def __init__(
@@ -33,7 +36,7 @@ class Architectures:
         message_bytes: int,
     ) -> None:
         self._contract, self._method, self._builders = contract, method, builders
-        self._most = message_bytes // BYTES
+        self._most = message_bytes // BYTES if Disclosure.PARAMETERS in contract.discloses else NUMBERS
         self._known: dict[tuple[str, str], Mapping[str, tuple[int, ...]]] = {}
 
     def check(self, facts: Facts, others: Mapping[str, Facts]) -> None:

@@ -135,6 +135,14 @@ class Carrier(Protocol):
             ConfigError: it cannot.
         """
 
+    def key_of(self, peer: Peer) -> str:
+        """The key that a peer has shown, as a text that is the key's alone; empty where none is needed.
+
+        Raises:
+            JoinError: nobody may join with it, under any name.
+            ConfigError: that cannot be told now.
+        """
+
     def admitted(self, name: str, peer: Peer) -> str:
         """The key of a peer that may join under a name, as a text that is the key's alone.
 

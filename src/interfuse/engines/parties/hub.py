@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -45,6 +46,7 @@ from interfuse.engines.parties.frames import (
     Reply,
 )
 from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.strangers import Strangers
 from interfuse.engines.parties.words import printable
 from interfuse.errors import ConfigError
 from interfuse.method import Method
@@ -53,6 +55,8 @@ from interfuse.models import Builder
 HELLO_SECONDS, AGREE_SECONDS = 20.0, 300.0
 """From the begin of a stream to its hello, and from there to the facts of its node, which builds its model meanwhile:
 one that says nothing is sent away."""
+STREAMS_OF_A_KEY = 2
+"""One, and another after a break that was not noticed yet: nobody takes the room of others."""
 SPARE_STREAMS = 16
 """Streams beside those of the nodes: joins that are refused, health checks."""
 
@@ -152,8 +156,10 @@ class Hub:
         self._known = dict(known or {})
         self._architectures = Architectures(contract, method, builders, message_bytes)
         self._banned: dict[str, str] = {}
+        self._streams: Counter[str] = Counter()
+        self._strangers = Strangers(events)
         self._closing = False
-        carrier.open(most + SPARE_STREAMS, self._join)
+        carrier.open(STREAMS_OF_A_KEY * most + SPARE_STREAMS, self._join)
 
     def connected(self) -> list[str]:
         """Names of the nodes that are there now."""
@@ -200,9 +206,29 @@ class Hub:
     # --- one stream: the carrier sends, a thread of its own reads
 
     def _join(self, link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
-        threading.Thread(target=self._read, args=(link, incoming, peer), name="join", daemon=True).start()
+        """Give a stream to whoever has a key for it; others do not come to say anything."""
+        try:
+            key = self.carrier.key_of(peer)
+            with self.lock:
+                if key and self._streams[key] >= STREAMS_OF_A_KEY:
+                    raise JoinError("key", f"at most {STREAMS_OF_A_KEY} streams at once", "one more", retry=True)
+                self._streams[key] += 1
+        except JoinError as error:
+            self._turn_away(link, error, peer)
+            return
+        except ConfigError as error:
+            self._strangers.add(_WORDS[ConfigError], peer, reason=error)
+            link.abort()
+            return
+        arguments = (link, incoming, peer, key)
+        threading.Thread(target=self._read, args=arguments, name="join", daemon=True).start()
 
-    def _read(self, link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
+    def _turn_away(self, link: Link, error: JoinError, peer: Peer, name: str = "") -> None:
+        self._strangers.add("refused", peer, node=name, field=error.field, reason=error)
+        link.send(Refusal(field=error.field, expected=error.expected, found=error.found, retry=error.retry))
+        link.end()
+
+    def _read(self, link: Link, incoming: Iterator[bytes], peer: Peer, key: str) -> None:
         """Read a stream to its end; whatever goes wrong concerns this one alone."""
         assembler = Assembler(self._message_bytes)
         impatience = _started(HELLO_SECONDS, link)
@@ -231,12 +257,10 @@ class Hub:
             reason = "the stream ended"
         except JoinError as error:
             reason = str(error)
-            self._events.add("refused", node=name, peer=peer.place, field=error.field, reason=error)
-            link.send(Refusal(field=error.field, expected=error.expected, found=error.found, retry=error.retry))
-            link.end()
+            self._turn_away(link, error, peer, name)
         except (FrameError, _NodeRefusedError, ConfigError) as error:
             reason = str(error)
-            self._events.add(_WORDS[type(error)], node=name, peer=peer.place, reason=reason)
+            self._strangers.add(_WORDS[type(error)], peer, node=name, reason=reason)
             if member is not None:
                 self.arrivals.put(Broke(member, reason))
             if isinstance(error, _NodeRefusedError):
@@ -247,6 +271,8 @@ class Hub:
             reason = f"the connection broke: {str(error) or type(error).__name__}"
         finally:
             impatience.cancel()
+            with self.lock:
+                self._streams[key] -= 1
             if member is not None:
                 self._leave(member, link, reason)
 

@@ -69,6 +69,7 @@ class LimitsTable(BaseModel):
         calls: Of one handler in one round that are answered with a message.
         answers: That differ, to one call: a coordinator that goes back to a commit asks again, and who asks with
             another message gets another answer. The same answer is sent as often as it is asked for.
+        memory: Bytes that the node's process may take, of the processor's; as much as the machine has, unless said.
         seconds: Of work for one call; what takes longer is given up, and the node goes back to its last saved state.
         fusion_width, classes: Of the contract.
         label_epsilon: Labels leave only as reports at random, with no larger epsilon.
@@ -85,6 +86,7 @@ class LimitsTable(BaseModel):
     rows: Annotated[int, Ge(0)] | None = None
     calls: Annotated[int, Ge(1)] = 10
     answers: Annotated[int, Ge(1)] = 8
+    memory: Annotated[int, Ge(1)] | None = None
     seconds: Annotated[float, Gt(0)] = 3600.0
     fusion_width: Annotated[int, Ge(1)] = 1 << 16
     classes: Annotated[int, Ge(1)] = 1 << 20

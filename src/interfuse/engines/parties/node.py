@@ -149,7 +149,7 @@ class Node:
         except JoinError as error:
             yield self._refusal(error)
             raise RefusedError(f"this node refused: {error}") from error
-        except InterfuseError as error:  # its text may speak of what is the vendor's own
+        except Exception as error:  # of the vendor's model, too, which is built here; the text is the vendor's own
             self.events.add("refused", field="configuration", reason=error)
             words = "a node that can take part", "a fault on its side; its log says which"
             yield self._leaving(Outgoing(Refusal(field="configuration", expected=words[0], found=words[1])))

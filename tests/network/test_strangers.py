@@ -1,0 +1,146 @@
+"""Strangers, revoked keys and floods at a coordinator's port keep nobody out, and take no more than their share."""
+
+from __future__ import annotations
+
+import importlib.util
+import resource
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+
+from parties import NAMES, assert_equal_to_local, parties, until
+
+from interfuse.engines.parties.carrier import Peer
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.machine import KEPT, bound_memory, raise_descriptors
+from interfuse.engines.parties.strangers import AT_ONCE, Strangers
+from interfuse.engines.processes import fork
+
+
+def _attacks() -> ModuleType:
+    place = Path(__file__).parents[2] / "benchmarks" / "attacks.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_attacks", place)
+    assert spec is not None
+    assert spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = found
+    spec.loader.exec_module(found)
+    return found
+
+
+attacks = _attacks()
+TWO = ("ant", "bee")
+RECIPE = {"method": "ifl", "settings": {"local_steps": 1, "batch_size": 8}}
+
+
+def few_descriptors() -> None:
+    """A process that begins with the usual limit of descriptors, and may have more."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+
+
+def written(work: Callable[..., int], place: Path, *arguments: object) -> None:
+    """Do something in a process of its own, and write down what came of it."""
+    place.write_text(str(work(*arguments)))
+
+
+def descriptors(pid: int | None) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def test_all_at_once_do_not_keep_two_nodes_from_a_run_with_its_bits(tmp_path: Path) -> None:
+    """1,300 connections without a key, half-open handshakes, 40 silent streams of a revoked key, resets and pings."""
+    with parties(tmp_path, TWO) as two:
+        two.names = (*TWO, "revoked", "flood")
+        config = two.prepare(RECIPE, ["logistic"])
+        two.names = TWO
+        config = config.model_copy(update={"data": config.data[:2], "clients": 2})
+        folder = tmp_path / "keys" / "coordinator"
+        revoked = folder / "nodes" / "revoked.crt"
+        (folder / "revoked" / "revoked.crt").write_bytes(revoked.read_bytes())
+        revoked.unlink()
+        coordinator = two.coordinate(lie=few_descriptors)
+        coordinator.says("listens")
+        address = ("127.0.0.1", two.port)
+        silent, flooding = (attacks.files_of(tmp_path / "keys", name) for name in ("revoked", "flood"))
+        jobs = {
+            "idle": (attacks.idle, address, 1300, 8.0), "half": (attacks.half_open, address, 50, 8.0),
+            "silent": (attacks.silent, address, silent, 40, 6.0),
+            "reset": (attacks.rapid_reset, address, flooding, 20_000),
+            "ping": (attacks.ping_flood, address, flooding, 20_000),
+        }  # fmt: skip
+        running = [fork(written, work, tmp_path / name, *rest, name=name) for name, (work, *rest) in jobs.items()]
+        until(lambda: descriptors(coordinator.process.pid) > 1200, 20, two.everything)  # beyond the usual limit
+        nodes = two.all_nodes()
+        assert coordinator.wait() == 0, two.everything()
+        assert [node.wait() for node in nodes] == [0, 0], two.everything()
+        for one in running:
+            one.join(30)
+        found = {name: int((tmp_path / name).read_text()) for name in jobs}
+        assert found["silent"] == 0, found  # none of them is given a stream
+        assert 1 + AT_ONCE >= sum("revoked key" in str(event) for event in two.events()) >= 1
+        assert_equal_to_local(two, config)
+
+
+def test_a_key_has_its_share_of_streams_and_is_looked_at_in_time(tmp_path: Path) -> None:
+    """A node that comes back fifty times, one a version ahead, clocks that are wrong, and one stream too many."""
+    with parties(tmp_path, TWO) as two:
+        two.prepare(RECIPE, ["logistic"])
+        early = attacks.skewed(tmp_path / "keys", "early", timedelta(days=1), timedelta(days=2))
+        late = attacks.skewed(tmp_path / "keys", "late", timedelta(days=-2), timedelta(days=-1))
+        coordinator = two.coordinate()
+        coordinator.says("listens")
+        address, bee = ("127.0.0.1", two.port), attacks.files_of(tmp_path / "keys", "bee")
+        jobs = {
+            "early": (attacks.joins, address, early, attacks.hello("early"), 1),
+            "late": (attacks.joins, address, late, attacks.hello("late"), 1),
+            "ahead": (attacks.joins, address, bee, attacks.hello("bee", library="99.0", protocol=2), 3),
+            "again": (attacks.joins, address, bee, attacks.hello("bee"), 50),
+            "silent": (attacks.silent, address, bee, 10, 4.0),
+        }  # fmt: skip
+        found = {}
+        for name, (work, *rest) in jobs.items():
+            fork(written, work, tmp_path / name, *rest, name=name).join(60)
+            found[name] = int((tmp_path / name).read_text())
+        assert found["early"] == found["late"] == 0  # TLS itself refuses them
+        assert found["ahead"] == 3  # and is told
+        assert found["again"] == 50
+        assert found["silent"] <= 2
+        assert "protocol version: expected 1, found 2" in coordinator.text()
+        assert descriptors(coordinator.process.pid) < 100
+        nodes = two.all_nodes()
+        assert coordinator.wait() == 0, two.everything()
+        assert [node.wait() for node in nodes] == [0, 0], two.everything()
+
+
+def test_a_stranger_has_few_lines_in_the_log_and_hears_how_many_more_there_were() -> None:
+    shown: list[str] = []
+    strangers = Strangers(Events(None, shown.append))
+    for port in range(500):
+        strangers.add("refused", Peer(f"ipv4:10.0.0.1:{port}"), reason="unknown key")
+        strangers.add("refused", Peer(f"ipv4:10.0.0.2:{port}", b"key"), reason="revoked key")
+    assert len(shown) == 2 * AT_ONCE
+    assert len(NAMES) == 4
+
+
+def limits_of_a_process(place: Path) -> int:
+    few_descriptors()
+    room = raise_descriptors()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert room == soft - KEPT
+    assert soft == min(hard, 1 << 16) > 1024
+    bound_memory(2 << 30)
+    import torch
+
+    try:
+        torch.empty(137_000_000_000, dtype=torch.uint8)
+    except RuntimeError:
+        return 1
+    return 0
+
+
+def test_a_process_has_the_descriptors_it_may_have_and_no_more_memory_than_its_vendor_says(tmp_path: Path) -> None:
+    fork(written, limits_of_a_process, tmp_path / "found", tmp_path, name="limits").join(30)
+    assert (tmp_path / "found").read_text() == "1"
