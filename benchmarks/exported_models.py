@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from common import table
 from interfuse.artefacts import Program, TensorForm, export_program
 from interfuse.artefacts.onnx import write_onnx
 from interfuse.data.inputs import ONLY
@@ -142,24 +140,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", help="Names of the zoo, or stranger; default: all.")
     parser.add_argument("--samples", type=int, default=1000)
     given = parser.parse_args(arguments)
-    rows, refused = [], []
+    refused = 0
+    print("| model | largest score | features, program | scores, program | scores, ONNX | same class by all three |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for name in given.models or ["stranger", *(info.name for info in available())]:
-        begun = time.monotonic()
         try:
             row = compared(name, stranger if name == "stranger" else resolve(name), given.samples)
+            print(f"| {' | '.join(vars(row).values())} |", flush=True)
         except InterfuseError as error:
-            refused.append(f"{name}: {error}")
-            print(refused[-1], file=sys.stderr, flush=True)
-            continue
-        rows.append(vars(row))
-        print(f"{name}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
-    columns = {
-        "model": "model", "largest": "largest score", "features": "features, program", "program": "scores, program",
-        "onnx": "scores, ONNX", "agree": "same class by all three",
-    }  # fmt: skip
-    print(table(rows, columns))
-    for text in refused:
-        print(f"\n{text}")
+            refused += 1
+            print(f"| {name} | refused: {error} |", flush=True)
     return 1 if refused else 0
 
 

@@ -105,7 +105,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
     def checked(tensors: dict[str, Tensor], *more: object) -> object:
         found.extend(tensors.values())
-        return check(tensors, *more)  # type: ignore[arg-type]
+        return check(tensors, *more)
 
     monkeypatch.setattr(bodies, "check", checked)
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -111,6 +112,7 @@ def test_features_travel_by_the_codecs_of_messages(place: tuple[str, Path], code
 
 ANT, BEE = "/v1/blocks/ant/1", "/v1/blocks/bee/1"
 Z = np.zeros((2, 4), np.float32)
+Z_TENSOR = torch.from_numpy(Z)
 KEY = Fusion(run="r", method="ifl", round=3, features={"x": OUT}).key
 SIGNS = np.array(list(product((-1, 1), repeat=4)), np.float32)[:8]
 DEEP = b'{"tensors":' + b"[" * 900 + b"]" * 900 + b"}"
@@ -375,6 +377,79 @@ def test_requests_are_computed_together_and_one_that_cannot_be_disturbs_no_other
     assert impossible.fault.code == "impossible"
     assert "embedding" in impossible.fault.message
     assert (full.fault.code, full.retry) == ("busy", 1)
+
+
+class Broken:
+    """What no artefact is: it has an error of no kind that one may have, and then fewer rows than went in."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.asked += 1
+        if self.asked == 1:
+            raise KeyError("x")
+        return x[1:] if self.asked == 2 else x
+
+
+def test_a_block_that_fails_ends_its_batch_and_not_the_service() -> None:
+    async def ask_thrice() -> list[Any]:
+        batches = Batches(Broken(), Limits(), pool, lambda rows: None)
+        worker = asyncio.create_task(batches.work())
+        found = [(await asyncio.gather(batches(Z_TENSOR), return_exceptions=True))[0] for _ in range(3)]
+        worker.cancel()
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        first, second, third = asyncio.run(ask_thrice())
+    assert first.fault.code == second.fault.code == "internal"
+    assert torch.equal(third, Z_TENSOR)
+
+
+def test_a_look_that_fails_in_any_way_is_counted_and_the_others_are_looked_at(tmp_path: Path) -> None:
+    found = from_folders(blocks(tmp_path))
+
+    def fails() -> str | None:
+        raise RuntimeError("of a file system that nobody knows")
+
+    found[0].look = fails
+    with running(Service(found)) as address:
+        (tmp_path / "bee" / "1" / "REVOKED").write_text("")
+        until = time.monotonic() + 20
+        while ask(address + BEE, packed(KEY, x=Z)).status_code != 410 and time.monotonic() < until:
+            time.sleep(0.1)
+        assert ask(address + BEE, packed(KEY, x=Z)).status_code == 410
+        assert ask(address + ANT, packed(x=X)).status_code == 200
+        counted = re.findall(
+            r"interfuse_serve_unreadable_total (\d+)", requests.get(f"{address}/metrics", timeout=9).text
+        )
+        assert int(counted[0]) >= 1
+
+
+def test_who_does_not_read_an_answer_loses_the_connection(tmp_path: Path) -> None:
+    program = export_program(nn.Linear(3, 6000), torch.zeros(2, 3))
+    manifest = Manifest(
+        part="base", inputs={"x": TensorForm(dtype="float32", shape=(3,))}, answers=None, origin=ORIGIN, owner=Owner(),
+        fusion=Fusion(run="r", method="ifl", round=3, features={"x": TensorForm(dtype="float32", shape=(6000,))}),
+    )  # fmt: skip
+    write(tmp_path / "wide", manifest, program)
+    body = packed(x=np.zeros((512, 3), np.float32))
+    with running(Service(from_folders([tmp_path / "wide"]), limits=Limits(request=0.5, idle=1))) as address:
+        host, port = address.removeprefix("http://").split(":")
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            line.settimeout(10)
+            line.connect((host, int(port)))
+            head = HEAD.replace(b"ant", b"wide") + f"Content-Length: {len(body)}\r\n\r\n".encode()
+            line.sendall(head + body)
+            time.sleep(2.5)
+            size = 0
+            try:
+                while more := line.recv(1 << 20):
+                    size += len(more)
+            except ConnectionError:
+                pass
+        assert size < 4 * 512 * 6000
 
 
 def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:

@@ -373,9 +373,9 @@ class Service:
     async def _looked(self, look: Callable[..., None], *arguments: float) -> None:
         try:
             await asyncio.to_thread(look, *arguments)
-        except (ConfigError, OSError) as error:
+        except Exception as error:  # of a registry's file system, whatever it is: what is not seen anew ages
             self.metrics.unreadable.inc()
-            _log.warning("%s", error)
+            _log.warning("%s: %s", type(error).__name__, error)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, RefusedError)

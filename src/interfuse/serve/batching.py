@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -13,6 +14,8 @@ from interfuse.data.inputs import Inputs, joined, rows_of, split
 from interfuse.errors import ArtefactError
 from interfuse.serve.faults import RefusedError
 from interfuse.serve.limits import Limits
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +68,11 @@ class Batches:
                 self._more.clear()
                 await self._more.wait()
             self._seen(sum(one.rows for one in batch))
-            found = await loop.run_in_executor(self._executor, self._computed, [one.x for one in batch])
+            try:
+                found = await loop.run_in_executor(self._executor, self._computed, [one.x for one in batch])
+            except Exception:  # a block that does what none should ends its batch, and not the service
+                _log.exception("a block failed")
+                found = [RefusedError("internal", "the block failed; the service's log says why") for _ in batch]
             for one, answer in zip(batch, found, strict=True):
                 if one.answer.done():
                     continue

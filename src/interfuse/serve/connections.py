@@ -53,6 +53,8 @@ class Connection(H11Protocol):
         super().on_response_complete()
         if not self.cycle.response_complete:  # one that came before this was answered
             self._time_request()
+        elif self.transport.get_write_buffer_size():  # whoever does not read keeps no answer here for ever
+            self._end_in(self._limits.request)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop()
