@@ -7,10 +7,12 @@ kind of error and not a list of them.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
+from typing import Any
 
 TEXT = 1 << 28
 """Bytes of a file that is read whole as text, such as a configuration, at most."""
@@ -61,6 +63,19 @@ def content(path: str | Path, most: int = TEXT, *, follow: bool = True) -> bytes
     if len(found) > most:
         raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
     return found
+
+
+def json_in(path: str | Path, most: int = TEXT) -> Any:
+    """What a JSON file says.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or its lists and mappings are too deep.
+    """
+    try:
+        return json.loads(content(path, most))
+    except RecursionError:
+        raise ValueError("its lists and mappings are too deep") from None
 
 
 def check_place(path: str | Path) -> None:

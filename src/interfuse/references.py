@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TypeGuard
 
 from interfuse.errors import ConfigError, nearest
+from interfuse.opening import content, opened
 
 IN_MEMORY = "in-memory:"
 """Begins the name of something that was given as an object and cannot be found again by name."""
@@ -98,13 +99,13 @@ def source_digest(source: str) -> str:
     path = Path(source) if source.endswith(".py") else _file_of_module(source)
     if path is None or not path.is_file():
         return ""
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return hashlib.blake2b(content(path), digest_size=16).hexdigest()
 
 
 def _digest_of_model(folder: Path) -> str:
     found = hashlib.blake2b(digest_size=16)
     for path in sorted(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL):
-        with path.open("rb") as file:  # piece by piece: it may be larger than memory
+        with opened(path) as file:  # piece by piece: it may be larger than memory
             found.update(f"{path.name} {hashlib.file_digest(file, 'blake2b').hexdigest()}\n".encode())
     return found.hexdigest()
 

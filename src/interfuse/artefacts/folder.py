@@ -22,6 +22,7 @@ from interfuse.artefacts.onnx import write_onnx
 from interfuse.artefacts.programs import Program
 from interfuse.data.inputs import Inputs, joined, named, split
 from interfuse.errors import ArtefactError, ConfigError
+from interfuse.opening import content, opened
 
 MANIFEST, PROGRAM, WEIGHTS, SUMS = "manifest.json", "program.json", "weights.safetensors", "SHA256SUMS"
 ONNX, SIGNATURE, REVOKED = "model.onnx", "signature.json", "REVOKED"
@@ -116,9 +117,9 @@ def load(path: str | Path, *, today: date | None = None) -> Artefact:
     folder = Path(path)
     try:
         _check_files(folder)
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(content(folder / MANIFEST))
         tensors: dict[str, Tensor] = load_file(folder / WEIGHTS)
-        program = Program.of_text((folder / PROGRAM).read_text(encoding="utf-8"), tensors)
+        program = Program.of_text(content(folder / PROGRAM).decode("utf-8"), tensors)
     except OSError as error:
         raise ArtefactError(
             f"{folder} is no artefact: {error.strerror}: {Path(error.filename or folder).name}"
@@ -144,7 +145,7 @@ def revoked(folder: Path) -> str | None:
     if not (folder / MANIFEST).exists():
         return "is there no more"
     try:
-        return because((folder / REVOKED).read_bytes())
+        return because(content(folder / REVOKED))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -165,7 +166,7 @@ def expired(manifest: Manifest, today: date | None = None) -> str | None:
 
 def _check_files(folder: Path) -> None:
     """Check that the files are those that were written."""
-    *rows, end = (folder / SUMS).read_bytes().decode().split("\n")
+    *rows, end = content(folder / SUMS).decode().split("\n")
     lines = [_LINE.fullmatch(row) for row in rows]
     sums = {line[2]: line[1] for line in lines if line is not None}
     there = {entry.name for entry in folder.iterdir()} - _BESIDE
@@ -179,5 +180,5 @@ def _check_files(folder: Path) -> None:
 
 
 def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interfuse.artefacts.folder import SIGNATURE, SUMS
 from interfuse.errors import ArtefactError, ConfigError
+from interfuse.opening import content
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -149,9 +150,9 @@ def signer(folder: Path, authorities: Sequence[bytes]) -> str:
     except ValueError as error:
         raise ConfigError(f"an authority's certificate cannot be read: {error}") from error
     try:
-        said = Signature.model_validate_json((folder / SIGNATURE).read_bytes())
+        said = Signature.model_validate_json(content(folder / SIGNATURE))
         certificate = x509.load_pem_x509_certificate(said.certificate.encode())
-        sums = (folder / SUMS).read_bytes()
+        sums = content(folder / SUMS)
     except FileNotFoundError:
         raise ArtefactError(f"{folder} is not signed") from None
     except (OSError, ValidationError, UnsupportedAlgorithm, ValueError) as error:

@@ -20,11 +20,13 @@ from interfuse.artefacts.signing import sign, signer
 from interfuse.cli.options import AFTER, Json, argument, option
 from interfuse.data.likeness import Range
 from interfuse.data.readers import tables
+from interfuse.data.readers.arrays import check_array
 from interfuse.data.reading import UNREADABLE
 from interfuse.data.samples import as_stored
 from interfuse.engines.parties.leaving import trained
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError, DataError, RunError, nearest
+from interfuse.opening import content, opened
 
 PARTS: tuple[Part, ...] = ("base", "modular")
 """What is written where nobody says."""
@@ -181,7 +183,7 @@ def _of_artefacts(
 
 def _certificate(path: Path | None) -> bytes:
     try:
-        return b"" if path is None else path.read_bytes()
+        return b"" if path is None else content(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
@@ -211,13 +213,14 @@ def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
     if tables.recognises(path):
         return tables.read_features(path)
     try:
-        with open(path, "rb") as file:
-            found = np.load(file, allow_pickle=False)
+        with opened(path) as file:
+            if file.peek(2)[:2] == b"PK":
+                raise DataError(f"{path} holds several arrays; save one with numpy.save")
+            check_array(file, path.stat().st_size)
+            file.seek(0)
+            return np.asarray(np.load(file, allow_pickle=False))
     except UNREADABLE as error:
         raise DataError(f"cannot read {path} as an array of numbers (.npy): {error}") from error
-    if not isinstance(found, np.ndarray):
-        raise DataError(f"{path} holds several arrays; save one with numpy.save")
-    return found
 
 
 def _write_scores(path: Path, scores: np.ndarray) -> None:

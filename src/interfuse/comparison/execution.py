@@ -21,10 +21,12 @@ from interfuse.comparison.progress import Amount, Follower, Pace
 from interfuse.comparison.recipe import TABLES_ALONE
 from interfuse.engines.processes import available_cores, can_fork
 from interfuse.errors import ClientError, ConfigError, MessageError, RunError
+from interfuse.opening import json_in
 from interfuse.runs import Given, RunConfig, Silent, Summary
 from interfuse.runs.config import changed_in, differences
 from interfuse.runs.folder import RunFolder, write_whole
 from interfuse.runs.loop import begin_or_resume
+from interfuse.toml import read_toml
 from interfuse.training import DivergedError
 
 POLL_SECONDS = 0.25
@@ -70,7 +72,7 @@ class Job:
     def failure(self) -> str | None:
         """Why training failed, where it did."""
         path = self.path / FAILED
-        return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else None
+        return str(_said(path, "reason")) if path.exists() else None
 
     @property
     def validation(self) -> float:
@@ -144,9 +146,9 @@ def check_folder(plan: Plan, out: Path) -> None:
     if not path.exists():
         return
     try:
-        old = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"cannot read {path}: {error}; choose another --out") from error
+        old = read_toml(path)
+    except ConfigError as error:
+        raise RunError(f"{error}; choose another --out") from error
     if changed := _changed(_by_name(old), _by_name(tomllib.loads(plan.to_toml()))):
         some = "; ".join(changed[:SHOWN]) + f"; and {len(changed) - SHOWN} more" * (len(changed) > SHOWN)
         raise RunError(f"{out} holds another comparison; choose another --out. What differs: {some}")
@@ -257,7 +259,26 @@ def peak_memory() -> int:
 def read_peak_memory(path: Path) -> float:
     """The peak memory of the run in a folder; NaN where nothing is known of it."""
     file = path / PEAK_MEMORY
-    return float(json.loads(file.read_text(encoding="utf-8"))["bytes"]) if file.exists() else math.nan
+    return _number(file, "bytes") if file.exists() else math.nan
+
+
+def _said(path: Path, key: str) -> Any:
+    """What a small JSON file of a comparison says.
+
+    Raises:
+        RunError: it cannot be read, or says something else.
+    """
+    try:
+        return json_in(path)[key]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{path} is damaged ({error!r}): remove it, and the same command makes it again") from None
+
+
+def _number(path: Path, key: str) -> float:
+    try:
+        return float(_said(path, key))
+    except (TypeError, ValueError):
+        raise RunError(f"{path} is damaged: {key} is no number; remove it, and the same command goes on") from None
 
 
 class State:
@@ -342,5 +363,5 @@ class State:
         flops = math.nan
         path = self._out / "runs" / self.entry.name / FLOPS
         if path.exists():
-            flops = float(json.loads(path.read_text(encoding="utf-8"))["flops_of_a_round"])
+            flops = _number(path, "flops_of_a_round")
         return Finished(self.entry, tried, self._chosen, runs, failures, flops)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -17,13 +17,16 @@ from numpy.typing import NDArray
 from interfuse.clock import LINKS, OWN
 from interfuse.comparison.execution import Finished, read_peak_memory
 from interfuse.comparison.plan import Plan
+from interfuse.errors import RunError
 from interfuse.evaluation import ACROSS_TASKS, Evidence, Side
 from interfuse.families.late_joining import LateJoining
 from interfuse.methods import find
+from interfuse.opening import opened
 from interfuse.report.run import Curve, curve, load
 from interfuse.runs import RunConfig, Summary
 from interfuse.runs.summary import NOTHING, Matrix, Scores, mean, std
 from interfuse.runs.summing import class_metrics
+from interfuse.wire import from_json
 
 OF_FINAL = 0.95
 """The part of its final global accuracy that the anchor has to reach."""
@@ -153,11 +156,17 @@ def read_run(path: Path, seed: int, *, by_client: bool = False) -> SeedRun:
 def bytes_by_client(ledger: Path) -> Counter[tuple[int, str]]:
     """Raw bytes of training by client and direction."""
     found: Counter[tuple[int, str]] = Counter()
-    with ledger.open(encoding="utf-8") as lines:
-        for line in lines:
-            entry = json.loads(line)
-            if entry["heading"] == "training":
-                found[entry["client"], entry["direction"]] += entry["raw"]
+    number = 0
+    try:
+        with io.TextIOWrapper(opened(ledger, follow=False), encoding="utf-8", errors="replace") as lines:
+            for entry in map(from_json, lines):
+                number += 1
+                if entry.heading == "training":
+                    found[entry.client, entry.direction] += entry.raw
+    except OSError as error:
+        raise RunError(f"cannot read {ledger}: {error.strerror}") from error
+    except RunError as error:
+        raise RunError(f"{ledger}, line {number + 1} is damaged: {error}") from None
     return found
 
 

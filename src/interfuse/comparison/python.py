@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from interfuse.comparison.outcome import compare as carry_out
 from interfuse.comparison.plan import resolve
 from interfuse.comparison.progress import shown
 from interfuse.comparison.recipe import Recipe, override, parse, read, seeded
-from interfuse.errors import ConfigError, nearest
+from interfuse.errors import ConfigError, RunError, nearest
 from interfuse.method import Method
 from interfuse.methods import name_of
+from interfuse.opening import content, json_in
 from interfuse.references import IN_MEMORY, short_name
 from interfuse.result import Result
 from interfuse.runs import RunSettings
@@ -171,8 +171,18 @@ class ComparisonResult:
 
     @classmethod
     def of(cls, path: Path) -> ComparisonResult:
-        """Read the folder of a finished comparison."""
-        found = json.loads((path / "comparison.json").read_text(encoding="utf-8"))
+        """Read the folder of a finished comparison.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        try:
+            return cls._of(path, json_in(path / "comparison.json"), content(path / "table.md").decode("utf-8"))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise RunError(f"{path} holds no comparison that can be read: {error!r}") from error
+
+    @classmethod
+    def _of(cls, path: Path, found: Any, table: str) -> ComparisonResult:
         rows = tuple(
             ComparedEntry(
                 row["name"],
@@ -187,7 +197,6 @@ class ComparisonResult:
             )
             for row in found["entries"]
         )
-        table = (path / "table.md").read_text(encoding="utf-8")
         return cls(path, found["title"], rows, tuple(found["notes"]), table)
 
     def __getitem__(self, name: str) -> ComparedEntry:

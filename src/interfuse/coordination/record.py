@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from interfuse.engines.parties.contract import Facts
 from interfuse.errors import RunError
+from interfuse.opening import content
 from interfuse.runs import NETWORK_FILE
 from interfuse.runs.folder import write_whole
 
@@ -60,7 +61,7 @@ def read_record(folder: Path) -> Record | None:
     if not path.exists():
         return None
     try:
-        return Record.model_validate_json(path.read_text(encoding="utf-8"))
+        return Record.model_validate_json(content(path, follow=False))
     except (OSError, ValidationError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
 
@@ -99,6 +100,6 @@ def read_status(folder: Path) -> Status:
         RunError: there is nothing to read.
     """
     try:
-        return Status.model_validate_json((folder / STATUS_FILE).read_text(encoding="utf-8"))
+        return Status.model_validate_json(content(folder / STATUS_FILE, follow=False))
     except (OSError, ValidationError) as error:
         raise RunError(f"{folder} holds no status of a run between parties: {error}") from error

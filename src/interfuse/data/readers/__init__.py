@@ -9,7 +9,7 @@ from pathlib import Path
 from interfuse.data.dataset import Dataset
 from interfuse.data.readers import arrays, htfllib, huggingface, images, leaf, tables, uci_har
 from interfuse.data.reading import ReadOptions
-from interfuse.errors import DataError
+from interfuse.errors import DataError, InterfuseError
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,20 @@ def read_path(path: Path, options: ReadOptions) -> Dataset:
     """The data set of a file or folder; all of its rows are training rows where it has no test rows of its own.
 
     Raises:
-        DataError: there is no such path, no format is recognised, or its reader refuses it.
+        DataError: there is no such path, no format is recognised, its reader refuses it, or whatever lies there has
+            the reader's libraries fail.
     """
     if not path.exists():
         raise DataError(f"there is no file or folder {path}")
-    for reader in READERS:
-        if reader.recognises(path):
-            return reader.read(path, options)
+    try:
+        for reader in READERS:
+            if reader.recognises(path):
+                return reader.read(path, options)
+    except InterfuseError:
+        raise
+    except Exception as error:  # whatever a format's library raises at a file that somebody made up
+        reason = (str(error).splitlines() or [""])[0][:300]
+        raise DataError(f"{path} cannot be read, it may be damaged: {type(error).__name__}: {reason}") from error
     hint = HINTS.get(path.suffix.lower() if path.is_file() else "", "")
     formats = f"{', '.join(reader.format for reader in READERS[:-1])} or {READERS[-1].format}"
     raise DataError(f"{path} is not {formats}{hint and f': {hint}'}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -12,6 +15,7 @@ from interfuse.data.reading import LAYOUTS, UNREADABLE, Layout, Reading, ReadOpt
 from interfuse.data.targets import clean, plain_origin, read_targets
 from interfuse.data.task import Classification, Task
 from interfuse.errors import DataError, nearest
+from interfuse.opening import opened
 
 SPLITS = (("x_train", "y_train", "x_test", "y_test"), ("X_train", "y_train", "X_test", "y_test"))
 WHOLES = (("x", "y"), ("X", "y"))
@@ -21,6 +25,8 @@ HELD_GROUPS = "test_groups"
 """That which says it of the test rows, by the same numbers or names."""
 FACTS = ("blocks", "task", "layout", "channels", "class_names")
 """What else is read: overlapping rows, and texts."""
+MOST_BYTES = 1 << 36
+"""Of all arrays of a file, unpacked."""
 AXES: Mapping[tuple[str, int], Layout] = {
     ("first", 3): "signals",
     ("last", 3): "signals-last",
@@ -108,7 +114,8 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     at = "it holds"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with opened(path) as file, np.load(file, allow_pickle=False) as archive:
+            check_members(file)
             twice = sorted({name for name in archive.files if archive.files.count(name) > 1})
             if twice:
                 raise DataError(f"{path} holds {listed(twice)} twice; write it anew")
@@ -129,6 +136,39 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         )
         reason = objects if "pickle" in str(error).lower() else str(error) or type(error).__name__
         raise DataError(f"cannot read {path}: {reason}") from error
+
+
+def check_members(file: IO[bytes]) -> None:
+    """Check that arrays in an ``.npz`` are as large as their headers say, before memory is taken for them.
+
+    Raises:
+        ValueError: one is not, or all together are larger than :data:`MOST_BYTES`. Other errors: it is damaged.
+    """
+    place = file.tell()
+    with zipfile.ZipFile(file) as archive:
+        if (whole := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
+            raise ValueError(f"it unpacks to {whole:,} bytes: at most {MOST_BYTES:,} are read")
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                check_array(member, info.file_size)
+    file.seek(place)
+
+
+def check_array(file: IO[bytes], size: int) -> None:
+    """Check that an array of so many bytes, header included, is as large as its header says.
+
+    Raises:
+        ValueError: it is not, or it holds Python objects.
+    """
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        return  # a later header is of types that are read nowhere here
+    shape, _, dtype = readers[version](file)
+    if dtype.hasobject:
+        raise ValueError("pickle")
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
+        raise ValueError(f"an array of {dtype} {list(shape)} has another number of bytes: {size - file.tell():,}")
 
 
 def _class_names(path: Path, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...] | None:

@@ -7,7 +7,6 @@ as data: :func:`convert` makes one ``.npz`` of arrays from it, by a reader of it
 from __future__ import annotations
 
 import io
-import json
 import re
 import shlex
 import zipfile
@@ -21,6 +20,7 @@ from interfuse.data.dataset import Dataset
 from interfuse.data.readers.pickled import arrays_of
 from interfuse.data.reading import UNREADABLE, ReadOptions, listed
 from interfuse.errors import DataError
+from interfuse.opening import json_in, opened
 
 FORMAT = "a folder of HtFLlib or PFLlib"
 LARGEST = 2 * 2**30
@@ -131,7 +131,7 @@ def _unpacked(file: Path) -> io.BytesIO:
     Raises:
         ValueError: there is none, or it is too large; other errors: the file is damaged.
     """
-    with zipfile.ZipFile(file) as archive:
+    with opened(file) as source, zipfile.ZipFile(source) as archive:
         names = [info.filename for info in archive.infolist()]
         if names != ["data.npy"]:
             raise ValueError(f"it holds {_shown(names)}, not data; it is no file of HtFLlib or PFLlib")
@@ -196,7 +196,7 @@ def _checked(source: Path, train: Sequence[_Part], test: Sequence[_Part]) -> tup
 def _config(file: Path) -> tuple[int, int] | None:
     """Numbers of clients and classes."""
     try:
-        config = json.loads(file.read_bytes())
+        config = json_in(file)
         return int(config["num_clients"]), int(config["num_classes"])
     except FileNotFoundError:
         return None

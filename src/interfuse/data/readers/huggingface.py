@@ -19,9 +19,10 @@ import numpy as np
 
 from interfuse.data.dataset import Dataset
 from interfuse.data.readers import images
-from interfuse.data.readers.tables import DEFAULT_LABEL, Table, from_arrow, read_table, validated
+from interfuse.data.readers.tables import DEFAULT_LABEL, Table, from_arrow, parquet_in, read_table, validated
 from interfuse.data.reading import ReadOptions, listed
 from interfuse.errors import DataError
+from interfuse.opening import json_in, opened
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,7 +114,7 @@ def _sharded(folder: Path) -> dict[str, _Split]:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_bytes())
+        content = json_in(file)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {file}: {error}") from error
     if not isinstance(content, dict):
@@ -284,22 +285,23 @@ def _arrow(file: Path) -> pa.Table:
     """The rows of an Arrow or Parquet file."""
     try:
         import pyarrow as pa
-        from pyarrow import ipc, parquet
+        from pyarrow import ipc
     except ImportError:
         raise DataError(f"{file}: reading it needs pyarrow: pip install pyarrow") from None
     try:
         if file.suffix == ".parquet":
-            table = parquet.ParquetFile(file).read()
+            with opened(file) as source:
+                table = parquet_in(source)
         else:
-            with pa.OSFile(str(file)) as source:
+            with opened(file) as source:
                 begin = source.read(6)
-                source.seek(max(0, source.size() - len(_END_OF_STREAM)))
+                source.seek(max(0, file.stat().st_size - len(_END_OF_STREAM)))
                 end = source.read()
                 source.seek(0)
                 if begin != b"ARROW1" and end != _END_OF_STREAM:
                     raise DataError(f"{file} does not end as an Arrow file does: it is cut off")
                 table = (ipc.open_file if begin == b"ARROW1" else ipc.open_stream)(source).read_all()
         table = validated(table)
-    except (OSError, MemoryError, UnicodeDecodeError, pa.ArrowException) as error:
+    except (OSError, MemoryError, ValueError, pa.ArrowException) as error:
         raise DataError(f"cannot read {file}: {error}") from error
     return table

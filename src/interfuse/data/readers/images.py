@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from interfuse.data.reading import UNREADABLE, Reading, ReadOptions, listed
 from interfuse.data.targets import alike, composed, in_order
 from interfuse.data.task import Classification
 from interfuse.errors import DataError
+from interfuse.opening import opened
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -29,6 +31,10 @@ ORIENTATION = 0x0112
 """A tag of EXIF."""
 SIXTEEN_BITS = re.compile(r"(RGBA?|LA|RGBX|CMYK);16")
 """In what Pillow calls the bits of a file whose image it holds with 8."""
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000")
+"""What Pillow may take a file for: others, such as EPS, would start another program."""
+MOST_PIXELS = 1 << 27
+"""Of a picture. A file of some bytes can say that it has any number."""
 EXACT = 2**24
 """Up to which float32 holds whole numbers."""
 
@@ -202,14 +208,18 @@ def _read(label: str, source: Path | BytesIO, notes: Notes) -> tuple[np.ndarray,
     from PIL import Image, ImageOps  # comes with Matplotlib, and is slow to import
 
     try:
-        with Image.open(source) as image:
+        with ExitStack() as closing:
+            file = source if isinstance(source, BytesIO) else closing.enter_context(opened(source))
+            image = closing.enter_context(Image.open(file, formats=FORMATS))
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(f"{label} says that it has {image.width} x {image.height} pixels: that is too many")
             if getattr(image, "n_frames", 1) > 1:
                 raise DataError(f"{label} has several pictures in it; save each as a file of its own")
             depth = _bits_lost(image)
             turned = image.getexif().get(ORIENTATION, 1) not in (0, 1)
             upright = ImageOps.exif_transpose(image)
             upright.load()
-    except (*UNREADABLE, Image.DecompressionBombError) as error:
+    except (*UNREADABLE, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{label} is no image that can be read: {error}") from error
     if depth:
         raise DataError(f"{label} has {depth}, which would be cut to 8; save it as grey, or as RGB of 8 bits")

@@ -24,6 +24,8 @@ from interfuse.data.dataset import Dataset
 from interfuse.data.reading import Reading, ReadOptions
 from interfuse.data.task import Classification
 from interfuse.errors import DataError
+from interfuse.opening import content as content_of
+from interfuse.opening import opened
 
 FORMAT = "LEAF's JSON"
 FEMNIST = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
@@ -31,6 +33,8 @@ FEMNIST = tuple("0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 SHAKESPEARE = "\n !\"&'(),-.0123456789:;>?ABCDEFGHIJKLMNOPQRSTUVWXYZ[]abcdefghijklmnopqrstuvwxyz}"
 """The 80 characters of LEAF's Shakespeare in the order of their numbers (LEAF, ``models/utils/language_utils.py``)."""
 
+MOST = 1 << 34
+"""Bytes of a file."""
 _KEYS = ("users", "num_samples", "user_data")
 _LOOKED_AT = 4096  # bytes of a file that show what it is
 _PIXELS = 28 * 28
@@ -52,8 +56,11 @@ def recognises(path: Path) -> bool:
     first = next(iter(_files(path).get("train", [])), None)
     if first is None:
         return False
-    with first.open("rb") as file:
-        begin = file.read(_LOOKED_AT)
+    try:
+        with opened(first) as file:
+            begin = file.read(_LOOKED_AT)
+    except OSError:
+        return False
     return begin.lstrip()[:1] == b"{" and any(f'"{key}"'.encode() in begin for key in _KEYS)
 
 
@@ -91,7 +98,7 @@ def _files(path: Path) -> dict[str, list[Path]]:
 
 def _users(file: Path) -> Iterator[_User]:
     try:
-        content = json.loads(file.read_bytes(), object_pairs_hook=_once, parse_constant=_no_number)
+        content = json.loads(content_of(file, MOST), object_pairs_hook=_once, parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {file} as JSON: {error}") from error
     kinds = dict(zip(_KEYS, (list, list, dict), strict=True))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
@@ -30,6 +31,7 @@ from interfuse.data.targets import (
 )
 from interfuse.data.task import MultiLabel, Regression
 from interfuse.errors import DataError, nearest
+from interfuse.opening import opened
 
 if TYPE_CHECKING:
     from pyarrow import ChunkedArray
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 Column = Shaped[np.ndarray, "rows"]
 
 TABLES = (".csv", ".tsv", ".parquet", ".pq")
+MOST_BYTES, MOST_NAMES = 1 << 36, 1 << 26
+"""Of a Parquet file: of its columns, unpacked, and of what it says about them."""
 DELIMITERS = (",", ";", "\t", "|")
 DEFAULT_LABEL = "label"
 """A column of this name is the label where none is said; so is the only one of this name in other letters (Label)."""
@@ -369,7 +373,7 @@ def read_csv(path: Path) -> Table:
     """
     facts: list[tuple[str, str]] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with io.TextIOWrapper(opened(path), newline="", encoding="utf-8-sig") as file:
             first = file.readline()
             told = SEPARATOR_LINE.fullmatch(first)
             if told:
@@ -452,18 +456,35 @@ def read_parquet(path: Path) -> Table:
         DataError: it is no Parquet file, or has two columns of one name.
     """
     try:
-        from pyarrow import ArrowException, parquet
+        from pyarrow import ArrowException
     except ImportError:
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:
-        table = validated(parquet.ParquetFile(path).read())
-    except (OSError, MemoryError, UnicodeDecodeError, ArrowException) as error:
+        with opened(path) as file:
+            table = validated(parquet_in(file))
+    except (OSError, MemoryError, ValueError, ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {error}") from error
     facts: list[tuple[str, str]] = []
     shards = re.search(r"-of-0*([1-9]\d*)$", path.stem)
     if shards and int(shards[1]) > 1:
         facts.append(("warning", f"by its name this is one of {shards[1]} files of one table"))
     return from_arrow(path, "Parquet", table, [f"row {number}" for number in range(1, len(table) + 1)], facts)
+
+
+def parquet_in(file: IO[bytes]) -> ArrowTable:
+    """The table of an open Parquet file.
+
+    Raises:
+        ValueError: it says that it unpacks to more than :data:`MOST_BYTES`. Other errors: it is damaged.
+    """
+    from pyarrow import parquet
+
+    found = parquet.ParquetFile(file, thrift_string_size_limit=MOST_NAMES, thrift_container_size_limit=MOST_NAMES)
+    groups = [found.metadata.row_group(number) for number in range(found.metadata.num_row_groups)]
+    size, rows = sum(group.total_byte_size for group in groups), found.metadata.num_rows
+    if max(size, rows) > MOST_BYTES:
+        raise ValueError(f"it says that it unpacks to {size:,} bytes, {rows:,} rows: that is too much")
+    return found.read()
 
 
 def validated(table: ArrowTable) -> ArrowTable:

@@ -11,7 +11,10 @@ from interfuse.data.formats import read_har_part
 from interfuse.data.reading import Reading, ReadOptions
 from interfuse.data.recordings import ACTIVITIES, as_given
 from interfuse.errors import DataError
+from interfuse.opening import content
 
+MOST = 1 << 32
+"""Bytes of a file."""
 FORMAT = "UCI HAR's folder"
 
 
@@ -31,7 +34,7 @@ def read(path: Path, options: ReadOptions) -> Dataset:
 
     def contents(name: str) -> bytes:
         try:
-            return (root / name).read_bytes()
+            return content(root / name, MOST)
         except OSError as error:
             raise DataError(f"cannot read {root / name}: {error.strerror}") from error
 
@@ -73,7 +76,7 @@ def _root(path: Path) -> Path:
 def _activities(file: Path) -> tuple[str, ...]:
     """Names by number, lines of ``1 WALKING``; the published ones where the file is not there."""
     try:
-        lines = [line.split() for line in file.read_text("utf-8").splitlines() if line.strip()]
+        lines = [line.split() for line in content(file).decode("utf-8").splitlines() if line.strip()]
     except FileNotFoundError:
         return ACTIVITIES
     except (OSError, UnicodeDecodeError) as error:

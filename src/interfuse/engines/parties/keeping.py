@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from interfuse.engines.parties.contract import Contract, JoinError, same
 from interfuse.errors import RunError
+from interfuse.opening import content as content_of
 from interfuse.wire import sync_folder
 
 RUN_FILE = "run.json"
@@ -52,7 +53,7 @@ def secret_of(folder: Path) -> int:
             if (folder / RUN_FILE).exists():  # another one would give every sample a second report
                 raise JoinError("state", "the secret that the run began with", "none")
             write_whole(path, secrets.token_bytes(BYTES_OF_SECRET))
-        found = path.read_bytes()
+        found = content_of(path, follow=False)
     if len(found) != BYTES_OF_SECRET:
         raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
     return int.from_bytes(found, "little")
@@ -67,7 +68,7 @@ def remember(folder: Path, now: RunFile) -> None:
     path = folder / RUN_FILE
     if path.exists():
         try:
-            before = RunFile.model_validate_json(path.read_text(encoding="utf-8"))
+            before = RunFile.model_validate_json(content_of(path, follow=False))
         except (OSError, ValueError):
             raise JoinError("state", "what the node remembers of the run", f"{path.name} that cannot be read") from None
         if now.attempt < before.attempt:
@@ -121,6 +122,6 @@ def states_of(folder: Path) -> dict[str, int]:
     """
     path = folder / STATES_FILE
     try:
-        return StatesFile.model_validate_json(path.read_bytes()).rounds if path.exists() else {}
+        return StatesFile.model_validate_json(content_of(path, follow=False)).rounds if path.exists() else {}
     except (OSError, ValueError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error

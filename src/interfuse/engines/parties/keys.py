@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from interfuse.errors import ConfigError
+from interfuse.opening import content
 
 
 class KeyFiles(BaseModel):
@@ -34,6 +35,6 @@ class KeyFiles(BaseModel):
             ConfigError: a file cannot be read; names it.
         """
         try:
-            return self.key.read_bytes(), self.certificate.read_bytes(), self.authority.read_bytes()
+            return content(self.key), content(self.certificate), content(self.authority)
         except OSError as error:
             raise ConfigError(f"cannot read {error.filename}: {error.strerror}; `interfuse keys` makes some") from error

@@ -15,6 +15,7 @@ from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import RunError, nearest
 from interfuse.method import Method
+from interfuse.opening import content
 from interfuse.wire import FileRecord, open_pack
 
 
@@ -31,7 +32,7 @@ def trained(vendor: Vendor, run: str | None = None, round: int | None = None) ->
     """
     folder = _folder(vendor.state_folder, run)
     try:
-        known = RunFile.model_validate_json((folder / RUN_FILE).read_bytes())
+        known = RunFile.model_validate_json(content(folder / RUN_FILE, follow=False))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder / RUN_FILE} cannot be read: {error}") from error
     contract, method = known.contract, method_of(known.contract)
