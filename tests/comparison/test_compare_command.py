@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import Result
@@ -12,8 +15,9 @@ from typer.testing import CliRunner
 
 from interfuse.cli import app
 from interfuse.cli.comparing import axes
-from interfuse.comparison import plots
+from interfuse.comparison import execution, plots
 from interfuse.errors import ConfigError
+from interfuse.runs import RunConfig
 
 TINY = ["--clients", "2", "--models", "logistic", "--width", "8", "--rounds", "2", "--seeds", "0", "--jobs", "2"]
 FIGURES = plots.figures
@@ -111,3 +115,20 @@ def test_axes_of_the_command_line() -> None:
     assert axes(["lr={ start = 0.5, rounds = 3 },0.1"]) == {"lr": [{"start": 0.5, "rounds": 3}, 0.1]}
     with pytest.raises(ConfigError, match="lr is there twice"):
         axes(["lr=1", "lr=2"])
+
+
+def test_an_entry_whose_run_was_killed_is_told_by_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are written, and a script that calls the command knows that they are not whole; the next call goes on."""
+    begin_or_resume = execution.begin_or_resume
+
+    def killed(path: Path, config: RunConfig, *more: Any) -> object:
+        if config.method == "fedavg":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return begin_or_resume(path, config, *more)
+
+    monkeypatch.setattr(execution, "begin_or_resume", killed)
+    result = call("local", "fedavg", *TINY, "--set", "batch_size=16")
+    assert result.exit_code == 1, result.output
+    assert "not whole: fedavg: " in result.stderr
+    assert "local" not in result.stderr.split("not whole: ")[1]
+    assert Path("comparisons/local-fedavg/table.md").stat().st_size > 0

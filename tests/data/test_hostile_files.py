@@ -19,7 +19,7 @@ import pytest
 from pyarrow import parquet
 
 from interfuse.cli.serving import predict
-from interfuse.data import ReadOptions, read_path
+from interfuse.data import Dataset, ReadOptions, read_path
 from interfuse.data.readers import READERS
 from interfuse.data.readers.images import Notes, read_images
 from interfuse.errors import ConfigError, DataError, InterfuseError
@@ -144,6 +144,16 @@ HARMLESS = ("many columns", "a field of a megabyte", "a label of 2**62", "labels
 OPTIONS = (ReadOptions(), ReadOptions(classes=("0", "1")), ReadOptions(task="regression"))
 
 
+def outcome(path: Path, options: ReadOptions) -> tuple[str, Dataset | None]:
+    """What is said of a path, or what it is; settings that a format does not take are said to be so."""
+    try:
+        return "", read_path(path, options)
+    except DataError as error:
+        return str(error), None
+    except ConfigError:
+        return path.stem, None
+
+
 def test_every_reader_meets_every_file(tmp_path: Path) -> None:
     tried, places = 0, [place for names in PLACES.values() for place in names]
     assert len(PLACES) == len(READERS)
@@ -160,13 +170,9 @@ def test_every_reader_meets_every_file(tmp_path: Path) -> None:
             for path, reader, options in itertools.product((root, root / place), READERS, OPTIONS):
                 if path.exists() and reader.recognises(path):
                     tried += 1
-                    try:
-                        found = read_path(path, options)
-                    except (DataError, ConfigError) as error:
-                        assert path.stem in str(error) or isinstance(error, ConfigError), (what, place)
-                    else:
-                        assert what in HARMLESS, (what, path)
-                        assert found.classes in (0, 1, 2), (what, path)
+                    said, found = outcome(path, options)
+                    assert found is None or (what in HARMLESS and found.classes in (0, 1, 2)), (what, path)
+                    assert found is not None or path.stem in said, (what, path)
     assert tried > 600, tried
 
 

@@ -30,6 +30,8 @@ _BESIDE = {SUMS, SIGNATURE, REVOKED}
 """Files that no digest covers: what covers the others, who vouches for that, and that nobody does any more."""
 ROWS = 512
 """Samples that a program takes at a time."""
+DEBRIS = {".ds_store", "thumbs.db", "desktop.ini"}
+"""What file browsers leave in a folder, in small letters. Nothing reads it."""
 _LINE = re.compile(r"([0-9a-f]{64})  ([\w.-]+)", re.ASCII)
 
 
@@ -169,7 +171,7 @@ def _check_files(folder: Path) -> None:
     *rows, end = content(folder / SUMS).decode().split("\n")
     lines = [_LINE.fullmatch(row) for row in rows]
     sums = {line[2]: line[1] for line in lines if line is not None}
-    there = {entry.name for entry in folder.iterdir()} - _BESIDE
+    there = {entry.name for entry in folder.iterdir() if entry.name.lower() not in DEBRIS} - _BESIDE
     if end or None in lines or len(sums) != len(lines) or not {MANIFEST, PROGRAM, WEIGHTS} <= sums.keys():
         raise ArtefactError(f"{folder / SUMS} is damaged: it has a line for each file, digest and name")
     if there != sums.keys():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -33,7 +34,6 @@ from interfuse.cli.options import (
     AFTER,
     DEFAULT,
     HOW,
-    INTERRUPTED,
     WHAT,
     Alpha,
     Arrival,
@@ -70,6 +70,7 @@ from interfuse.cli.options import (
     argument,
     option,
 )
+from interfuse.cli.terminal import carried_out, exit_code
 from interfuse.data import ReadOptions, description, load_with
 from interfuse.data import describe as described
 from interfuse.data.readers import htfllib
@@ -112,7 +113,7 @@ app = typer.Typer(
 
 def main() -> None:
     """What the console script ``interfuse`` calls."""
-    app()
+    sys.exit(carried_out(app))
 
 
 def _version(asked: bool) -> None:
@@ -347,10 +348,10 @@ def _resumable(path: Path) -> Iterator[None]:
     command = f"interfuse resume {shlex.quote(str(path))}"
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         begun = (path / "config.toml").exists()
         typer.echo(f"\ninterrupted; to go on: {command}" if begun else "\ninterrupted", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(interruption)) from None
     except (ClientError, DivergedError, MessageError) as error:
         error.add_note(f"hint: once the cause is removed, `{command}` goes on from the last commit")
         raise

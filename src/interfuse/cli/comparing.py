@@ -33,7 +33,6 @@ from interfuse.cli.listings import table
 from interfuse.cli.options import (
     AFTER,
     HOW,
-    INTERRUPTED,
     WHAT,
     Alpha,
     Arrival,
@@ -66,6 +65,7 @@ from interfuse.cli.options import (
     argument,
     option,
 )
+from interfuse.cli.terminal import exit_code
 from interfuse.comparison import Recipe
 from interfuse.comparison.outcome import Outcome
 from interfuse.comparison.table import Cell, Table
@@ -181,13 +181,17 @@ def compare(
     try:
         with comparison.shown(quiet) as follower:
             found = comparison.compare(plan, folder, jobs=jobs, follower=follower, skip_refused=skip_refused)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         typer.echo(f"\ninterrupted; the same command goes on in {folder}", err=True)
-        raise typer.Exit(INTERRUPTED) from None
+        raise typer.Exit(exit_code(interruption)) from None
     if as_json:
         typer.echo(json.dumps(found.values))
     else:
         _show(found, folder)
+    for name, reason in found.incomplete.items():
+        typer.echo(f"not whole: {name}: {reason}", err=True)
+    if found.incomplete:
+        raise typer.Exit(1)
 
 
 def named(what: Sequence[str]) -> Recipe:

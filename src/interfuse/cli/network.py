@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from interfuse import api
 from interfuse.cli.configuration import configure, listed
 from interfuse.cli.listings import show_result, table
 from interfuse.cli.options import AFTER, HOW, CommitEvery, Json, Quiet, RunArgument, argument, option
+from interfuse.cli.terminal import exit_code
 from interfuse.errors import ConfigError, RunError
 from interfuse.opening import content
 from interfuse.report.progress import shown
@@ -138,8 +140,13 @@ def coordinate(
     if insecure:
         _warn()
     terms = Terms(Listener(listen, key_folder), nodes, minimum, classes, Patience(back, answer), largest, metrics)
-    with shown(quiet) as progress:
-        result = carry_out(config, out or api.new_folder(config), terms, progress)
+    folder = out or api.new_folder(config)
+    try:
+        with shown(quiet) as progress:
+            result = carry_out(config, folder, terms, progress)
+    except KeyboardInterrupt as interruption:
+        typer.echo(f"\ninterrupted; to go on: the same command with --out {shlex.quote(str(folder))}", err=True)
+        raise typer.Exit(exit_code(interruption)) from None
     show_result(result, as_json=as_json)
 
 

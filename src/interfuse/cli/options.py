@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,8 +13,6 @@ from interfuse.runs import RunConfig
 from interfuse.runs.protocols import protocols
 
 DEFAULT = RunConfig()
-INTERRUPTED = 128 + signal.SIGINT
-"""Exit code after Ctrl-C."""
 WHAT, DATA, MODELS, HOW, AFTER = "What is trained", "Data", "Models", "How it is carried out", "Results"
 
 

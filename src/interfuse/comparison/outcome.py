@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,13 @@ class Outcome:
         values: What ``comparison.json`` says.
         tables: Those for people, the one with the chosen columns first.
         notes: What stands under all of them.
+        incomplete: Entries that lack a run, since it failed or its process was killed, and why.
     """
 
     values: dict[str, Any]
     tables: Sequence[Table]
     notes: Sequence[str]
+    incomplete: Mapping[str, str]
 
 
 def compare(
@@ -94,4 +96,10 @@ def write(plan: Plan, finished: Sequence[Finished], out: Path) -> Outcome:
         write_whole(out / "report.html", page(plan, found, made, said, drawn, out))
     except OSError as error:
         raise RunError(f"cannot write {out}: {error.strerror}") from error
-    return Outcome(values, made, said)
+    return Outcome(values, made, said, incomplete(plan, finished))
+
+
+def incomplete(plan: Plan, finished: Sequence[Finished]) -> dict[str, str]:
+    """Entries that lack the run of a seed, but for those that were left out on purpose; and the first reason."""
+    lacking = [one for one in finished if not one.refused and len(one.runs) < len(plan.asked.seeds)]
+    return {one.entry.name: next(iter(one.failures.values()), "it did not run") for one in lacking}

@@ -41,6 +41,7 @@ def fork(target: Callable[..., None], *args: Any, name: str) -> BaseProcess:
 
 def _serve(parent: int, target: Callable[..., None], args: tuple[Any, ...]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # for good, not only in handlers: a forked process inherits the pool of threads, but not the threads
     torch.set_num_threads(1)
     keep_freed_memory()

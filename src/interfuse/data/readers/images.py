@@ -96,7 +96,8 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     for kind, count in notes.kinds.items():
         reading = reading.saying("images", f"{count:,} {kind}")
     if notes.debris:
-        reading = reading.saying("left out", f"{listed(in_order(notes.debris))}: files of a file browser or hidden")
+        count, called = len(notes.debris), listed(in_order(notes.debris))
+        reading = reading.saying("left out", f"{called}: {count:,} hidden, or left by a file browser")
     if notes.empty:
         reading = reading.saying("left out", f"{listed(in_order(notes.empty))}: folders without images, so no class")
     if notes.loose:

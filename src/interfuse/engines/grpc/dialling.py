@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 
 import grpc
 
-from interfuse.engines.grpc.keys import of_node
-from interfuse.engines.parties import LARGEST_FRAME, LineError, Vendor
+from interfuse.engines.grpc.keys import names_shown, of_node
+from interfuse.engines.parties import LARGEST_FRAME, LineError, MisnamedError, Vendor
 from interfuse.errors import ConfigError
 
 METHOD = "/interfuse.Federation/Join"
@@ -23,6 +23,8 @@ OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
 )
 """Of both sides: a peer that is gone is noticed within 20 seconds, whatever stands between."""
+_MISNAMED = "Hostname Verification Check failed"
+"""What gRPC says where a certificate is good, but for another name."""
 FRAMES = 8
 """Frames that wait until gRPC takes them: a coordinator that does not read makes its node wait, not grow."""
 
@@ -38,15 +40,18 @@ def dial(vendor: Vendor, *, insecure: bool) -> Iterator[GrpcLine]:
         ConfigError: keys are needed, and are not there.
     """
     with _channel(vendor, insecure) as channel:
-        line = GrpcLine(channel)
+        line = GrpcLine(channel, vendor)
         try:
             yield line
         finally:
             line.send(None)
 
 
-def _channel(vendor: Vendor, insecure: bool) -> grpc.Channel:
-    options = [*OPTIONS, *([("grpc.http_proxy", f"http://{vendor.proxy}")] if vendor.proxy else [])]
+def _channel(vendor: Vendor, insecure: bool, name: str | None = None) -> grpc.Channel:
+    """A channel to the coordinator, who may have a certificate for another name where one is given."""
+    # only a proxy that the vendor's file names: an environment's (https_proxy) is nothing that its author has decided
+    proxy = ("grpc.http_proxy", f"http://{vendor.proxy}") if vendor.proxy else ("grpc.enable_http_proxy", 0)
+    options = [*OPTIONS, proxy, *([] if name is None else [("grpc.ssl_target_name_override", name)])]
     if insecure:
         return grpc.insecure_channel(vendor.coordinator, options)
     files = vendor.key_files()
@@ -58,7 +63,8 @@ def _channel(vendor: Vendor, insecure: bool) -> grpc.Channel:
 class GrpcLine:
     """One stream, from the hello to its end."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, vendor: Vendor) -> None:
+        self._vendor = vendor
         self._outgoing: queue.Queue[bytes | None] = queue.Queue(FRAMES)
         join = channel.stream_stream(METHOD, request_serializer=None, response_deserializer=None)
         self._incoming = join(iter(self._outgoing.get, None))
@@ -68,7 +74,21 @@ class GrpcLine:
             yield from self._incoming
         except grpc.RpcError as error:
             called = isinstance(error, grpc.Call)
+            if called and _MISNAMED in (error.details() or ""):
+                found = names_shown(self._vendor)
+                raise MisnamedError(
+                    f"who answers at {self._vendor.coordinator} has a certificate for {', '.join(found) or 'no name'}: "
+                    "dial that name, or have the certificate made for this one (`interfuse keys --hosts`)",
+                    found,
+                ) from error
             raise LineError(f"{error.code().name}: {error.details()}" if called else str(error)) from error
+
+    def tell(self, found: str, frames: Iterable[bytes]) -> None:
+        with _channel(self._vendor, False, found) as channel:
+            line = GrpcLine(channel, self._vendor)
+            for frame in frames:
+                line.send(frame)
+            line.finish()
 
     def send(self, frame: bytes | None) -> None:
         """Hand a frame to gRPC, which takes one after the other; None is the last."""

@@ -11,6 +11,8 @@ import datetime
 import ipaddress
 import os
 import re
+import socket
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from interfuse.engines.parties import JoinError, KeyFiles
+from interfuse.engines.parties import JoinError, KeyFiles, Vendor
 from interfuse.errors import ConfigError
+from interfuse.opening import content
 
 DAYS = 365
 """For which trial certificates are valid."""
@@ -39,6 +42,24 @@ def of_node(files: KeyFiles) -> grpc.ChannelCredentials:
     """For a node: the coordinator must show one for its host's name."""
     key, certificate, authority = files.read()
     return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+def names_shown(vendor: Vendor) -> list[str]:
+    """The names in the certificate of who answers at a vendor's coordinator; none where nobody is reached directly."""
+    files = vendor.key_files()
+    host, _, port = vendor.coordinator.rpartition(":")
+    if files is None or vendor.proxy is not None:
+        return []
+    context = ssl.create_default_context(cafile=str(files.authority))
+    context.check_hostname = False  # only to see what it says; it has to be one of the authority's
+    try:
+        context.load_cert_chain(files.certificate, files.key)
+        with socket.create_connection((host.strip("[]"), int(port)), 5.0) as link, context.wrap_socket(link) as line:
+            shown = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
+            found = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (OSError, ValueError, x509.ExtensionNotFound):
+        return []
+    return [str(name.value)[:100] for name in found]
 
 
 @dataclass(frozen=True)
@@ -78,9 +99,10 @@ class Admission:
 
     def _fingerprints(self, folder: str, pattern: str = "*.crt") -> set[str]:
         found = set()
-        for path in (self.folder / folder).glob(pattern):
+        files = (path for path in (self.folder / folder).glob(pattern) if not path.name.startswith("."))
+        for path in files:  # but for what a file browser or a copy under way leaves there
             try:
-                found.add(fingerprint(x509.load_pem_x509_certificate(path.read_bytes())))
+                found.add(fingerprint(x509.load_pem_x509_certificate(content(path))))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"{path} is no certificate: {error}") from error
         return found

@@ -10,7 +10,7 @@ once whatever happens to a stream, attempts and resume.
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -25,6 +25,18 @@ class LineError(InterfuseError):
     """A stream could not be opened, or broke; the text is for the node's own log."""
 
 
+class MisnamedError(LineError):
+    """The coordinator that answered has a certificate of the authority, but not for the name that was dialled.
+
+    Attributes:
+        found: The names that it is for.
+    """
+
+    def __init__(self, text: str, found: Sequence[str]) -> None:
+        super().__init__(text)
+        self.found = tuple(found)
+
+
 class Line(Protocol):
     """A node's end of a stream."""
 
@@ -32,8 +44,11 @@ class Line(Protocol):
         """Frames of the coordinator as they come, until the stream ends.
 
         Raises:
-            LineError: it broke.
+            LineError: it broke; or, as MisnamedError, somebody else answered.
         """
+
+    def tell(self, found: str, frames: Iterable[bytes], /) -> None:
+        """Send frames to who answered with a certificate for the name ``found``, so that it can log them; no more."""
 
     def send(self, frame: bytes, /) -> None:
         """Hand a frame over once there is room for it; nothing, once the stream has ended."""

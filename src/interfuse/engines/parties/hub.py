@@ -236,6 +236,8 @@ class Hub:
         try:
             messages = self._messages(link, incoming, assembler)
             hello, _ = next(messages)
+            if isinstance(hello, Refusal):
+                raise _NodeRefusedError(hello)
             if not isinstance(hello, Hello):
                 raise FrameError(f"{hello.kind!r} before a hello")
             name = hello.name

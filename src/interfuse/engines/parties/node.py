@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from filelock import FileLock, Timeout
 
@@ -156,6 +156,11 @@ class Node:
             raise RefusedError(f"this node cannot take part: {error}") from error
         self.events.add("agreed", run=contract.run, method=contract.method, rounds=contract.rounds)
         yield self._leaving(Outgoing(Accept(facts=facts)))
+
+    def misnamed(self, found: Sequence[str]) -> tuple[Envelope, Payload]:
+        """What is told to a coordinator whose certificate is not for the name that was dialled."""
+        names, dialled = ", ".join(found)[:300], self.vendor.coordinator.rpartition(":")[0][:300]
+        return self._refusal(JoinError("name in the coordinator's certificate", dialled, names))
 
     def _refusal(self, error: JoinError) -> tuple[Envelope, Payload]:
         what = {"field": error.field, "expected": error.expected, "found": error.found}

@@ -6,7 +6,7 @@ import random
 import time
 from collections.abc import Iterator
 
-from interfuse.engines.parties.carrier import Dial, Line, LineError
+from interfuse.engines.parties.carrier import Dial, Line, LineError, MisnamedError
 from interfuse.engines.parties.frames import Assembler, Begin, Call, End, FrameError, Order, frames
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.errors import RunError
@@ -38,6 +38,10 @@ def take_part(node: Node, dial: Dial, *, patience: float | None = None) -> str:
                             raise RefusedError(f"the coordinator ended this node's part: {last.reason}")
                         return last.reason
                 reason = "the stream ended"
+            except MisnamedError as error:
+                for found in error.found[:1]:
+                    line.tell(found, frames(*node.misnamed(error.found)))
+                raise RefusedError(str(error)) from error
             except LineError as error:
                 reason = str(error)
             except FrameError as error:
