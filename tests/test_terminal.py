@@ -26,7 +26,9 @@ def _child(command: Command, out: Path, encoding: str, full: bool) -> None:
     with open("/dev/full" if full else out, "ab", buffering=0) as file, open(out, "ab", buffering=0) as errors:
         os.dup2(file.fileno(), 1)
         os.dup2(errors.fileno(), 2)
-    sys.stdout, sys.stderr = (io.TextIOWrapper(open(fd, "wb"), encoding=encoding) for fd in (1, 2))  # noqa: SIM115
+    sys.stdout, sys.stderr = (
+        io.TextIOWrapper(io.BufferedWriter(io.FileIO(fd, "w")), encoding=encoding) for fd in (1, 2)
+    )
     code = carried_out(command)
     sys.stderr.flush()
     os._exit(code)

@@ -110,7 +110,7 @@ CONTENTS: dict[str, bytes] = {
     "a table with another end": TABLE[:-12] + b"\xff\xff\xff\x7f" + b"\0\0\0\0PAR1",
     "a table of other bytes": TABLE[:40] + b"\xff" * (len(TABLE) - 48) + TABLE[-8:],
     "safetensors of 2**60 bytes": struct.pack("<Q", 2**60) + b"{}",
-}  # fmt: skip
+}
 
 
 def put(path: Path, how: bytes | str) -> None:
@@ -137,8 +137,11 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 """Where a file of a format lies in its folder."""
 KINDS: dict[str, bytes | str] = CONTENTS | {
-    "a pipe": "pipe", "a folder": "folder", "a device": "/dev/zero", "a link to nothing": "none",
-}  # fmt: skip
+    "a pipe": "pipe",
+    "a folder": "folder",
+    "a device": "/dev/zero",
+    "a link to nothing": "none",
+}
 HARMLESS = ("many columns", "a field of a megabyte", "a label of 2**62", "labels of 2**62")
 """Large or odd, and data."""
 OPTIONS = (ReadOptions(), ReadOptions(classes=("0", "1")), ReadOptions(task="regression"))

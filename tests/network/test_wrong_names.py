@@ -54,9 +54,12 @@ def test_a_proxy_of_the_environment_is_not_obeyed(name: str, monkeypatch: pytest
     listener = Listener("127.0.0.1:0", None)
     listener.open(1, join)
     values: dict[str, Any] = {
-        "name": "ant", "coordinator": listener.address, "model": {}, "data": {"source": "digits"},
+        "name": "ant",
+        "coordinator": listener.address,
+        "model": {},
+        "data": {"source": "digits"},
         "allow": {"methods": ["ifl"], "disclosures": []},
-    }  # fmt: skip
+    }
     try:
         with dial(Vendor.model_validate(values), insecure=True) as line:
             line.send(b"hello")

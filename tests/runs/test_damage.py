@@ -155,10 +155,19 @@ def a_link(path: Path, other: Path, outside: Path) -> None:
 
 
 DAMAGE: dict[str, Callable[[Path, Path, Path], None]] = {
-    "first byte": flip(lambda size: 0), "middle byte": flip(lambda size: size // 2),
-    "last byte": flip(lambda size: size - 1), "cut": cut, "halved": halved, "dropped": dropped, "swapped": swapped,
-    "of another run": of_another_run, "emptied": emptied, "a folder": a_folder, "a pipe": a_pipe, "a link": a_link,
-}  # fmt: skip
+    "first byte": flip(lambda size: 0),
+    "middle byte": flip(lambda size: size // 2),
+    "last byte": flip(lambda size: size - 1),
+    "cut": cut,
+    "halved": halved,
+    "dropped": dropped,
+    "swapped": swapped,
+    "of another run": of_another_run,
+    "emptied": emptied,
+    "a folder": a_folder,
+    "a pipe": a_pipe,
+    "a link": a_link,
+}
 
 
 def tries(run: Path, other: Path) -> list[tuple[str, str]]:

@@ -185,9 +185,16 @@ class Audit:
         repeated: bool = False,
     ) -> None:
         line: dict[str, Any] = {
-            "time": now(), "run": run, "what": what, "facts": facts, "bytes": len(payload),
-            "digest": _digest(payload), "repeated": repeated, **(content or {}), "before": self.anchor.head,
-        }  # fmt: skip
+            "time": now(),
+            "run": run,
+            "what": what,
+            "facts": facts,
+            "bytes": len(payload),
+            "digest": _digest(payload),
+            "repeated": repeated,
+            **(content or {}),
+            "before": self.anchor.head,
+        }
         text = json.dumps(line).encode()
         if self._signer is not None:
             text = text[:-1] + _SIGNATURE + self._signer.sign(_ABOUT + text).encode() + b'"}'
