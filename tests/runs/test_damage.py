@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -16,8 +17,10 @@ from small_runs import GIVEN, Fuse, Killed, Outcome, assert_same, config_of, out
 from worlds import same_bits
 
 from interfuse import api, report
+from interfuse.cli.serving import _say
 from interfuse.errors import InterfuseError
 from interfuse.runs import Silent, execute, resume
+from interfuse.runs.folder import RunFolder
 
 FINISHED = config_of("ifl", rounds=2, clients=2, beside=["local"])
 KILLED = config_of("local", rounds=2, clients=2)
@@ -239,3 +242,47 @@ def references_state(run: Path) -> set[str]:
     """The ledger of a finished run, and of a reference beside it all but figures, are not read."""
     others = [path for path in run.glob("beside/**/*") if path.is_file()]
     return {"ledger.jsonl", *(str(path.relative_to(run)) for path in others if "metrics" not in path.name)}
+
+
+def test_an_older_state_is_said_wherever_an_answer_goes(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a folder whose newest commit has one other bit: in Python, in the terminal and in JSON; and by a resume."""
+    run = tmp_path / "run"
+    fresh(runs, "finished", run)
+    newest = max(run.glob("commits/clients-*.safetensors"))
+    DAMAGE["last byte"](newest, newest, newest)
+    result = api.load_run(run, data=GIVEN.dataset)
+    with pytest.warns(UserWarning, match="the state after round 1 is used, for newer ones cannot be: commit-000002"):
+        result.model(0)
+    assert "the state after round 1 is used" in result.notices[-1]
+    assert "notice: " in repr(result)
+    assert "Notice." in result._repr_html_()
+    _say(result.notices)
+    assert "notice: " in capsys.readouterr().err
+    fresh(runs, "killed", run)
+    newest = max(run.glob("commits/clients-*.safetensors"))
+    DAMAGE["last byte"](newest, newest, newest)
+    noting = Noting()
+    resume(run, given=GIVEN, progress=noting)
+    assert [text for text in noting.said if "the state after round 0 is used" in text]
+    assert_same(outcome(run), runs.whole)
+
+
+def test_a_folder_of_an_earlier_version_is_read_and_gone_on_with_and_said_to_be_one(runs: Runs, tmp_path: Path) -> None:
+    """Its manifests have lengths of two files, and no digests; what goes on from there has them."""
+    run = tmp_path / "run"
+    fresh(runs, "killed", run)
+    for manifest in run.glob("commits/*.json"):
+        values = json.loads(manifest.read_text())
+        files = {record["name"]: record["bytes"] for record in values.pop("files")}
+        for new in ("digest", "before", "end"):
+            values.pop(new)
+        values["offsets"] = {name: files[f"{name}.jsonl"] for name in ("metrics", "ledger")}
+        manifest.write_text(json.dumps(values, indent=1))
+    assert [text for text in RunFolder(run).notices() if "an earlier version wrote this run" in text]
+    noting = Noting()
+    resume(run, given=GIVEN, progress=noting)
+    assert [text for text in noting.said if "an earlier version wrote this run" in text]
+    assert_same(outcome(run), runs.whole)
+    assert not answers_of(run).noticed

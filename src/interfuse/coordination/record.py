@@ -11,6 +11,7 @@ from interfuse.errors import RunError
 from interfuse.opening import content
 from interfuse.runs import NETWORK_FILE
 from interfuse.runs.folder import write_whole
+from interfuse.wire.sealed import seal_of, sealed
 
 STATUS_FILE = "status.json"
 
@@ -42,7 +43,7 @@ class Record(BaseModel):
             RunError: it cannot be written.
         """
         try:
-            write_whole(folder / NETWORK_FILE, self.model_dump_json(indent=1))
+            write_whole(folder / NETWORK_FILE, sealed(self.model_dump(mode="json")))
         except OSError as error:
             raise RunError(f"cannot write {folder / NETWORK_FILE}: {error.strerror}") from error
 
@@ -55,13 +56,18 @@ def read_record(folder: Path) -> Record | None:
     """The record of a run, or None where there is none yet.
 
     Raises:
-        RunError: it cannot be read.
+        RunError: it cannot be read, or was changed. One without a digest was edited on purpose, or is an earlier
+            version's.
     """
     path = folder / NETWORK_FILE
     if not path.exists():
         return None
     try:
-        return Record.model_validate_json(content(path, follow=False))
+        data = content(path, follow=False)
+        seal_of(data)
+        return Record.model_validate_json(data)
+    except RunError as error:
+        raise RunError(f"{path}: {error}; put it back, or if that was meant, take its line `digest` away too") from None
     except (OSError, ValidationError) as error:
         raise RunError(f"cannot read {path}: {error}") from error
 

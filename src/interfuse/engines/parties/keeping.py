@@ -14,6 +14,7 @@ from interfuse.engines.parties.contract import Contract, JoinError, same
 from interfuse.errors import RunError
 from interfuse.opening import content as content_of
 from interfuse.wire import sync_folder
+from interfuse.wire.sealed import seal_of, sealed
 
 RUN_FILE = "run.json"
 STATES_FILE = "states.json"
@@ -68,8 +69,8 @@ def remember(folder: Path, now: RunFile) -> None:
     path = folder / RUN_FILE
     if path.exists():
         try:
-            before = RunFile.model_validate_json(content_of(path, follow=False))
-        except (OSError, ValueError):
+            before = read_run(path)
+        except (OSError, ValueError, RunError):
             raise JoinError("state", "what the node remembers of the run", f"{path.name} that cannot be read") from None
         if now.attempt < before.attempt:
             raise JoinError("attempt", f"{before.attempt} or later", f"stale attempt {now.attempt}")
@@ -77,7 +78,19 @@ def remember(folder: Path, now: RunFile) -> None:
         if now.data != before.data:
             raise JoinError("data", "those that the run began with", "others")
     with _room():
-        write_whole(path, now.model_dump_json().encode())
+        write_whole(path, sealed(now.model_dump(mode="json")).encode())
+
+
+def read_run(path: Path) -> RunFile:
+    """What a node remembers of a run.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+        RunError: it was changed since it was written.
+    """
+    data = content_of(path, follow=False)
+    seal_of(data)
+    return RunFile.model_validate_json(data)
 
 
 @contextmanager
@@ -122,6 +135,10 @@ def states_of(folder: Path) -> dict[str, int]:
     """
     path = folder / STATES_FILE
     try:
-        return StatesFile.model_validate_json(content_of(path, follow=False)).rounds if path.exists() else {}
-    except (OSError, ValueError) as error:
+        if not path.exists():
+            return {}
+        data = content_of(path, follow=False)
+        seal_of(data)
+        return StatesFile.model_validate_json(data).rounds
+    except (OSError, ValueError, RunError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error

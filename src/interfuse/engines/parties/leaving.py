@@ -9,13 +9,12 @@ from interfuse.artefacts import Trained
 from interfuse.client import part_of
 from interfuse.engines.host import Host
 from interfuse.engines.parties.contract import method_of
-from interfuse.engines.parties.keeping import RUN_FILE, RunFile, runs_in, states_of
+from interfuse.engines.parties.keeping import RUN_FILE, read_run, runs_in, states_of
 from interfuse.engines.parties.setups import Own, dims_of, own_share
 from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import RunError, nearest
 from interfuse.method import Method
-from interfuse.opening import content
 from interfuse.wire import FileRecord, open_pack
 
 
@@ -32,8 +31,8 @@ def trained(vendor: Vendor, run: str | None = None, round: int | None = None) ->
     """
     folder = _folder(vendor.state_folder, run)
     try:
-        known = RunFile.model_validate_json(content(folder / RUN_FILE, follow=False))
-    except (OSError, ValueError) as error:
+        known = read_run(folder / RUN_FILE)
+    except (OSError, ValueError, RunError) as error:
         raise RunError(f"{folder / RUN_FILE} cannot be read: {error}") from error
     contract, method = known.contract, method_of(known.contract)
     if type(method).deployed is not Method.deployed:

@@ -37,6 +37,7 @@ from interfuse.messages import Message
 from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
 from interfuse.wire import Codecs, FileRecord, Limits, Part, Pieces, open_pack, sync_folder
+from interfuse.wire.sealed import sealed
 
 
 class Outgoing(NamedTuple):
@@ -205,7 +206,7 @@ class Session:
         if self._saved is not None:
             known = {digest: at for digest, at in states_of(self._folder).items() if digest in order.keep}
             now = StatesFile(rounds=known | {self._saved: self._round})
-            write_whole(self._folder / STATES_FILE, now.model_dump_json().encode())
+            write_whole(self._folder / STATES_FILE, sealed(now.model_dump(mode="json")).encode())
         return record
 
     def _go_back(self, digest: str | None) -> None:
