@@ -190,7 +190,7 @@ def _node(place: Place, name: str) -> None:
             "name": name, "coordinator": place.address, "proxy": place.proxy,
             "folder": folder, "state": f"state-{name}",
             "model": {"build": "logistic"}, "data": {"source": "rows.npz"},
-            "allow": {"methods": [f"{__name__}:Echo"], "disclosures": ["statistics"]},
+            "allow": {"methods": [f"{__name__}:Echo"], "disclosures": ["statistics"]}, "limits": {"calls": 10**6},
             "keys": {"key": keys / f"{name}.key", "certificate": keys / f"{name}.crt", "authority": keys / "ca.crt"},
         }
     )  # fmt: skip

@@ -162,18 +162,27 @@ class Audit:
         """Bytes of messages that left for a run, over all processes of this node, whatever became of the log."""
         return self.anchor.sent.get(run, 0)
 
-    def add(self, run: str, envelope: Envelope, payload: Payload, content: Mapping[str, Any], repeated: bool) -> None:
+    def add(
+        self,
+        run: str,
+        envelope: Envelope,
+        payload: Payload,
+        content: Mapping[str, Any],
+        repeated: bool,
+        digest: str | None = None,
+    ) -> None:
         """Write what is about to leave.
 
         Args:
             content: The payload in words (:func:`.logs.described`).
             repeated: The same left before; it is written again, but counts once.
+            digest: The payload's SHA-256, where it was worked out already.
 
         Raises:
             OSError: it cannot be written, so it must not leave.
         """
         facts = envelope.model_dump(mode="json", exclude={"size"}, exclude_none=True)
-        self._write(run, envelope.kind, facts, payload, content, repeated)
+        self._write(run, envelope.kind, facts, payload, content, repeated, digest)
 
     def _write(
         self,
@@ -183,6 +192,7 @@ class Audit:
         payload: Payload = b"",
         content: Mapping[str, Any] = {},
         repeated: bool = False,
+        digest: str | None = None,
     ) -> None:
         line: dict[str, Any] = {
             "time": now(),
@@ -190,7 +200,7 @@ class Audit:
             "what": what,
             "facts": facts,
             "bytes": len(payload),
-            "digest": _digest(payload),
+            "digest": digest or digest_of(payload),
             "repeated": repeated,
             **(content or {}),
             "before": self.anchor.head,
@@ -281,7 +291,8 @@ def _unfinished(log: Path) -> int:
         return len(tail) - tail.rfind(b"\n") - 1
 
 
-def _digest(payload: Payload) -> str:
+def digest_of(payload: Payload) -> str:
+    """SHA-256 of a payload, in hexadecimal."""
     found = hashlib.sha256()
     for part in Pieces.of(payload).parts:
         found.update(part)

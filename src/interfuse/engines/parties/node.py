@@ -136,7 +136,7 @@ class Node:
     def _leaving(self, outgoing: Outgoing, repeated: bool = False) -> tuple[Envelope, Payload]:
         run = "" if self._own is None else self._own.contract.run
         try:
-            self.audit.add(run, *outgoing, repeated)
+            self.audit.add(run, outgoing.envelope, outgoing.payload, outgoing.content, repeated, outgoing.digest)
         except OSError as error:
             self.events.add("the audit log cannot be written; nothing leaves", reason=error.strerror)
             raise RunError(f"the audit log cannot be written: {error.strerror}; nothing may leave") from error

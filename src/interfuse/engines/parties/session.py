@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from interfuse.client import ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.host import Host
-from interfuse.engines.parties.audit import Audit
+from interfuse.engines.parties.audit import Audit, digest_of
 from interfuse.engines.parties.budget import Budget
 from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
 from interfuse.engines.parties.keeping import (
@@ -41,11 +40,12 @@ from interfuse.wire.sealed import sealed
 
 
 class Outgoing(NamedTuple):
-    """What leaves: an envelope, its payload, and the payload in words."""
+    """What leaves: an envelope, its payload, the payload in words, and its digest, where it is known already."""
 
     envelope: Envelope
     payload: Payload = b""
     content: Mapping[str, Any] = {}
+    digest: str | None = None
 
 
 class Session:
@@ -133,16 +133,17 @@ class Session:
     def _reply(self, call: Call, handler: Handler[Any, Any], answer: Answer, reply: Message | None) -> Outgoing:
         payload: Payload = b""
         content: Mapping[str, Any] = {}
+        digest: str | None = None
         if reply is not None:
             codecs, measured = _request(call).codecs(self._setup.codecs), isinstance(handler.program, Evaluation)
             payload = self._protected(call, reply, codecs, measured=measured)
-            content = described(reply)
-            self._budget.spend(call, digest_of(payload), measured=measured)
+            content, digest = described(reply), digest_of(payload)
+            self._budget.spend(call, digest, measured=measured)
         done = Reply(
             attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
             left_out=answer.left_out, message=reply is not None,
         )  # fmt: skip
-        return Outgoing(done, payload, content)
+        return Outgoing(done, payload, content, digest)
 
     def _given_up(self, call: Call) -> Outgoing:
         """Where work stopped depends on the day, so the node stands where it was saved."""
@@ -226,14 +227,6 @@ class Session:
             parts[self.client] = open_pack(path)[part_of(self.client)]
         self._host.restore(parts)
         self._events.add("goes back", digest=digest or "beginning")
-
-
-def digest_of(payload: Payload) -> str:
-    """SHA-256 of a payload, in hexadecimal."""
-    found = hashlib.sha256()
-    for part in Pieces.of(payload).parts:
-        found.update(part)
-    return found.hexdigest()
 
 
 def noise_seed(secret: int, call: Call, digest: str) -> int:
