@@ -25,7 +25,18 @@ from torch import Tensor, nn
 from interfuse.artefacts import Fusion, Manifest, Owner, TensorForm, composed, export_program, load, write
 from interfuse.artefacts.registry import Registry
 from interfuse.errors import ArtefactError, ConfigError
-from interfuse.serve import Access, Code, Limits, RefusedError, Service, add_key, from_folders, from_registry, running
+from interfuse.serve import (
+    LOCAL,
+    Access,
+    Code,
+    Limits,
+    RefusedError,
+    Service,
+    add_key,
+    from_folders,
+    from_registry,
+    running,
+)
 from interfuse.serve.batching import Batches
 from interfuse.serve.blocks import STALE
 
@@ -461,6 +472,26 @@ def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
 
     with pytest.raises(RefusedError, match="no answer within"):
         asyncio.run(nobody_works())
+
+
+def test_without_keys_pages_whose_name_leads_to_this_machine_are_refused(tmp_path: Path) -> None:
+    folders = blocks(tmp_path)
+    with running(Service(from_folders(folders), Access(hosts=LOCAL))) as address:
+        port = address.rpartition(":")[2]
+
+        def status(host: str, path: str) -> int:
+            return requests.get(address + path, headers={"Host": host}, timeout=9).status_code
+
+        for path in ("/v1/blocks", ANT, "/metrics"):
+            for own in (f"127.0.0.1:{port}", f"localhost:{port}", "LOCALHOST", f"[::1]:{port}"):
+                assert status(own, path) == 200
+            for other in (f"rebound.example:{port}", "127.0.0.1.rebound.example", "[::1", "localhost@x", "10.0.0.1"):
+                assert status(other, path) in (400, 401)
+    file = tmp_path / "keys.toml"
+    key = add_key(file, "app", 1000)
+    with running(Service(from_folders(folders), Access(file, hosts=LOCAL))) as address:
+        headers = {"Host": "models.example", "Authorization": f"Bearer {key}"}
+        assert requests.get(f"{address}/v1/blocks", headers=headers, timeout=9).status_code == 200
 
 
 def test_keys_are_told_apart_limited_and_taken_back(tmp_path: Path) -> None:

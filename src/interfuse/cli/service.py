@@ -74,6 +74,7 @@ def serve(
     """
     _needs_serve(*(() if keys is None else ("grpc", "cryptography")))
     from interfuse.serve import (
+        LOCAL,
         Access,
         Limits,
         Service,
@@ -105,7 +106,8 @@ def serve(
         connections=connections or limits.connections,
     )
     mutual = keys is not None and api_keys is None
-    access = Access(api_keys, admission(keys) if keys is not None and mutual else None, rate)
+    hosts = LOCAL | {listen.rpartition(":")[0].strip("[]")} if is_loopback(listen) else None
+    access = Access(api_keys, admission(keys) if keys is not None and mutual else None, rate, hosts)
     service = Service(blocks, access, limits, origin or (), (runtime or RUNTIME) if demo else None)
     context = None if keys is None else tls(keys, certificates=mutual)
     with listening(listen) as at:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.serve.access import Access, add_key, read_keys
+from interfuse.serve.access import LOCAL, Access, add_key, read_keys
 from interfuse.serve.application import Service
 from interfuse.serve.blocks import Block, from_folders, from_registry
 from interfuse.serve.client import Client, Features, UnreachableError
@@ -11,6 +11,7 @@ from interfuse.serve.limits import Limits
 from interfuse.serve.running import admission, is_loopback, listening, run, running, tls
 
 __all__ = [
+    "LOCAL",
     "Access",
     "Block",
     "Client",

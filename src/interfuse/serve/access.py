@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import tomli_w
 from annotated_types import Gt, Len
@@ -24,6 +25,8 @@ _PREFIX = "if_"
 _BYTES = 32
 """Of a key, drawn at random: nobody guesses it, so that a plain digest of it can be kept."""
 _LONGEST = 256
+LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
+"""What a machine calls itself."""
 
 
 class ApiKey(BaseModel):
@@ -114,6 +117,8 @@ class Access:
         keys: A file of API keys, which is read anew when it changes; None: nobody needs one.
         certificates: Names the owner of a certificate in DER that may ask; raises RefusedError. None: nobody needs one.
         rate: Requests a second of each caller whom no API key gives another; None: as many as there are.
+        hosts: Names and addresses that callers without a key may know the service by; None: any. A page from elsewhere
+            whose name was made to lead to this machine has another one (DNS rebinding).
     """
 
     def __init__(
@@ -121,9 +126,11 @@ class Access:
         keys: Path | None = None,
         certificates: Callable[[bytes], str] | None = None,
         rate: float | None = None,
+        hosts: frozenset[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._file, self._certificates, self._rate, self._clock = keys, certificates, rate, clock
+        self._hosts = hosts
         self._keys: Mapping[str, ApiKey] = {} if keys is None else read_keys(keys)
         self._stamp = self._stamped()
         self._buckets: dict[str, Bucket] = {}
@@ -138,23 +145,24 @@ class Access:
             self._keys, self._stamp = read_keys(self._file), stamp
             self._buckets.clear()
 
-    def admit(self, authorization: str | None, certificate: bytes | None) -> str:
+    def admit(self, authorization: str | None, certificate: bytes | None, host: str) -> str:
         """Who asks; it counts towards the caller's rate.
 
         Args:
             authorization: The header of this name.
             certificate: What the other side of the connection showed, DER.
+            host: The header of this name: what the caller takes the service for.
 
         Raises:
             RefusedError: nobody whom we know, or too often.
         """
-        name, bucket = self._caller(authorization, certificate)
+        name, bucket = self._caller(authorization, certificate, host)
         if bucket is not None and (seconds := bucket.take(self._clock())) > 0:
             retry = int(seconds) + 1
             raise RefusedError("too_many_requests", f"{name} may ask {bucket.rate:g} times a second", retry=retry)
         return name
 
-    def _caller(self, authorization: str | None, certificate: bytes | None) -> tuple[str, Bucket | None]:
+    def _caller(self, authorization: str | None, certificate: bytes | None, host: str) -> tuple[str, Bucket | None]:
         if self._file is not None:
             name = self._of_key(authorization)
             key = self._keys[name]
@@ -164,6 +172,9 @@ class Access:
             if certificate is None:
                 raise RefusedError("unauthorised", "a certificate is needed")
             name = self._certificates(certificate)
+        elif self._hosts is not None and _name_in(host) not in self._hosts:
+            known = " or ".join(sorted(self._hosts))
+            raise RefusedError("unauthorised", f"without keys this answers as {known} alone: give it keys for more")
         return name, None if self._rate is None else self._bucket(name, self._rate, max(1.0, 2 * self._rate))
 
     def _of_key(self, authorization: str | None) -> str:
@@ -189,6 +200,13 @@ class Access:
         except OSError:
             return 0, 0
         return found.st_mtime_ns, found.st_size
+
+
+def _name_in(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
 
 
 def _digest(key: str) -> str:

@@ -284,7 +284,9 @@ class Service:
         state = request.scope.get("state", {})
         if state.get("crowded"):
             raise RefusedError("busy", f"more than {self.limits.connections} connections", retry=1, closes=True)
-        self.access.admit(request.headers.get("authorization"), state.get("certificate"))
+        self.access.admit(
+            request.headers.get("authorization"), state.get("certificate"), request.headers.get("host", "")
+        )
 
     def _block(self, name: str, version: int) -> Block:
         found = self.blocks.get((name, version))
