@@ -13,7 +13,8 @@ from typing import Any
 
 from interfuse.errors import RunError
 
-_BEFORE, _END = b',\n "digest": "', b'"\n}'
+_BEFORE, _END = b'\n, "digest": "', b'"\n}'
+"""The line of the digest brings its own comma: taken away whole, it leaves JSON."""
 
 
 def sealed(values: Mapping[str, Any]) -> str:
