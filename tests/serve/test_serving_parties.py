@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,6 +166,42 @@ def test_the_client_of_python_asks_as_the_blocks_are(tmp_path: Path) -> None:
     for wrong in ("127.0.0.1:8080", "ftp://x", "http://x/y", "http://"):
         with pytest.raises(ConfigError, match="no address of a service"):
             Client(wrong)
+
+
+@contextmanager
+def answering(*answers: bytes) -> Iterator[str]:
+    """A service that takes a connection for each answer, and ends it after that; then it is gone."""
+    with socket.create_server(("127.0.0.1", 0)) as at:
+
+        def serve() -> None:
+            for answer in answers:
+                line, _ = at.accept()
+                with line:
+                    line.recv(65536)
+                    line.sendall(answer)
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{at.getsockname()[1]}"
+        thread.join(10)
+        assert not thread.is_alive()  # all were asked for
+
+
+LISTING = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"blocks":[]}'
+
+
+def test_a_connection_that_was_ended_while_idle_is_opened_again_once() -> None:
+    with answering(LISTING, LISTING, LISTING) as address, Client(address) as client:
+        assert [client.blocks() for _ in range(3)] == [{}, {}, {}]
+    with answering(b"", LISTING) as address, Client(address) as client:
+        with pytest.raises(UnreachableError, match="does not answer"):
+            client.blocks()  # a new connection that is ended is no idle one: not asked again
+        assert client.blocks() == {}
+    with answering(LISTING, b"", LISTING) as address, Client(address) as client:
+        client.blocks()
+        with pytest.raises(UnreachableError, match="does not answer"):
+            client.blocks()  # asked again once
+        client.blocks()
 
 
 def test_the_python_of_the_page_on_serving_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,10 +131,16 @@ class Client:
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> bytes:
         headers = self._headers | ({} if body is None else {"Content-Type": SAFETENSORS})
+        used = self._line.sock is not None
         try:
-            self._line.request(method, path, body, headers)
-            answer = self._line.getresponse()
-            content = answer.read(LARGEST + 1)
+            try:
+                answer, content = self._exchanged(method, path, body, headers)
+            except (ConnectionError, ssl.SSLEOFError):
+                if not used:
+                    raise
+                # services end connections that are idle: that this one was ended says nothing of the service
+                self._line.close()
+                answer, content = self._exchanged(method, path, body, headers)
         except (OSError, http.client.HTTPException) as error:
             self._line.close()
             raise UnreachableError(f"{self.address} does not answer: {shown(str(error))}") from error
@@ -149,6 +155,13 @@ class Client:
             raise UnreachableError(f"{self.address} answers with {answer.status}, and is no service") from None
         retry = answer.headers.get("Retry-After", "")
         raise RefusedError(fault.code, fault.message, fault.field, retry=int(retry[:9]) if retry.isdecimal() else None)
+
+    def _exchanged(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> tuple[http.client.HTTPResponse, bytes]:
+        self._line.request(method, path, body, headers)
+        answer = self._line.getresponse()
+        return answer, answer.read(LARGEST + 1)
 
 
 def _read(address: str, file: bytes, forms: Mapping[str, TensorForm], rows: int) -> tuple[str, Inputs]:

@@ -34,5 +34,5 @@ class Limits:
     body_time: float = 20.0
     wait: float = 10.0
     request: float = 60.0
-    idle: float = 5.0
+    idle: float = 30.0
     drain: float = 30.0
