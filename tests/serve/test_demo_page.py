@@ -222,11 +222,11 @@ def test_models_of_base_blocks_alone_are_handed_out(blocks: list[Block], tmp_pat
             assert (found.status_code, found.json()["code"]) == (404, "not_found")
         policy = requests.get(address, timeout=9).headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy
-        blocks[0].withdrawn = "was revoked: ant has left"
+        blocks[0].revoked = "was revoked: ant has left"
         try:
             assert requests.get(f"{address}/page/models/ant-base/1", timeout=9).status_code == 410
         finally:
-            blocks[0].withdrawn = None
+            blocks[0].revoked = None
     with running(Service(blocks)) as address:
         for path in ("/", "/page/models/ant-base/1", "/page/settings.json"):
             assert requests.get(address + path, timeout=9).status_code == 404

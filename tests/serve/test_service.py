@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import re
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import date
 from itertools import pairwise, product
 from pathlib import Path
@@ -19,6 +21,8 @@ import pytest
 import requests
 import safetensors.numpy
 import torch
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
 from small_artefacts import ORIGIN, OUT, written
 from torch import Tensor, nn
 
@@ -38,7 +42,8 @@ from interfuse.serve import (
     running,
 )
 from interfuse.serve.batching import Batches
-from interfuse.serve.blocks import STALE
+from interfuse.serve.blocks import Block
+from interfuse.serve.limits import STALE
 
 TENSORS, JSON = "application/x-safetensors", "application/json"
 SMALL = Limits(body=4000, json_body=2000, rows=8, body_time=0.3, head=0.3, connections=4)
@@ -295,6 +300,13 @@ def test_no_parameter_is_in_any_answer(place: tuple[str, Path]) -> None:
                 assert not any(pair in answer or text in answer.replace(b" ", b"") for answer in answers)
 
 
+def ends(block: Block, day: date) -> None:
+    """Set a block's last day."""
+    assert block.artefact is not None
+    manifest = block.artefact.manifest.model_copy(update={"expires": day})
+    block.artefact = replace(block.artefact, manifest=manifest)
+
+
 def test_what_is_withdrawn_answers_no_more_and_the_rest_works_on(tmp_path: Path) -> None:
     registry = Registry(str(tmp_path / "registry"))
     for name, part, expires in (("ant", "base", None), ("bee", "modular", None), ("cat", "base", date(2999, 1, 1))):
@@ -307,13 +319,13 @@ def test_what_is_withdrawn_answers_no_more_and_the_rest_works_on(tmp_path: Path)
         for version in (1, 2):  # two versions side by side
             assert ask(f"{address}/v1/blocks/bee/{version}", packed(KEY, x=Z)).status_code == 200
         registry.revoke("bee", 1, "bee has left")
-        found[3].look = lambda: "has expired on 2999-01-01: ask ant for a newer one"
+        ends(found[3], date(2020, 1, 1))
         until = time.monotonic() + 20
         while ask(address + BEE, packed(KEY, x=Z)).status_code != 410 and time.monotonic() < until:
             time.sleep(0.1)
         said = {name: ask(f"{address}/v1/blocks/{name}/1", packed(x=X)).json() for name in ("bee", "cat", "old")}
         assert said["bee"] == {"code": "withdrawn", "message": "bee/1 was revoked: bee has left", "field": "block"}
-        assert said["cat"]["message"] == "cat/1 has expired on 2999-01-01: ask ant for a newer one"
+        assert said["cat"]["message"] == "cat/1 has expired on 2020-01-01: ask ant for a newer one"
         assert said["old"]["message"] == "old/1 was revoked: never good"
         assert ask(f"{address}/v1/blocks/bee/2", packed(KEY, x=Z)).status_code == 200
         assert ask(address + ANT, packed(x=X)).status_code == 200
@@ -321,14 +333,79 @@ def test_what_is_withdrawn_answers_no_more_and_the_rest_works_on(tmp_path: Path)
         assert [one["withdrawn"] is None for one in listing] == [True, False, True, False, False]
         (tmp_path / "registry" / "bee" / "1" / "REVOKED").unlink()
         time.sleep(1.3)
-        assert ask(address + BEE, packed(KEY, x=Z)).status_code == 410  # what was withdrawn remains so
+        assert ask(address + BEE, packed(KEY, x=Z)).status_code == 410  # what was revoked remains so
     with pytest.raises(ConfigError, match="no block is left to serve: bee/2 was revoked"):
         registry.revoke("bee", 2, "")
         Service(from_registry(registry, ["bee/2"]))
-    with pytest.raises(ArtefactError, match="no artefact ant/7"):
+    with pytest.raises(ArtefactError, match="has no artefact ant/7"):
         from_registry(registry, ["ant/7"])
     with pytest.raises(ConfigError, match="two blocks have one name"):
         Service(from_folders([tmp_path / "ant", tmp_path / "ant"]))
+
+
+def test_only_what_was_revoked_is_withdrawn_for_ever(tmp_path: Path) -> None:
+    """A folder that is away for one look is as one that cannot be read; a date may be put right."""
+    registry = Registry(str(tmp_path))
+    for name in ("ant", "bee"):
+        registry.add(written(tmp_path / "made" / name), name)
+    place = tmp_path / "ant" / "1"
+    for (block,) in (from_registry(registry, ["ant/1"]), from_folders([place])):
+        block.refresh(0.0)
+        place.rename(tmp_path / "away")
+        for now in (1.0, STALE):
+            with pytest.raises(ArtefactError, match="no artefact"):
+                block.refresh(now)
+            assert block.good(now) is block.artefact
+            assert (block.may_answer(now), block.withdrawn) == (True, None)
+        with pytest.raises(RefusedError) as refused:
+            block.good(STALE + 1)
+        assert refused.value.fault.code == "unknown_standing"
+        assert not block.may_answer(STALE + 1)
+        (tmp_path / "away").rename(place)
+        block.refresh(STALE + 2)
+        assert block.good(STALE + 2) is block.artefact
+        ends(block, date(2020, 1, 1))
+        assert not block.may_answer(STALE + 2)
+        with pytest.raises(RefusedError, match="has expired on 2020-01-01"):
+            block.good(STALE + 2)
+        ends(block, date(2999, 1, 1))
+        assert block.good(STALE + 2) is block.artefact
+    registry.revoke("ant", 1, "ant has left")
+    block.refresh(STALE + 3)
+    (place / "REVOKED").unlink()
+    block.refresh(STALE + 4)
+    with pytest.raises(RefusedError, match="ant/1 was revoked: ant has left"):
+        block.good(STALE + 4)
+    with pytest.raises(ArtefactError, match="no artefact in"):
+        from_folders([tmp_path / "nothing"])
+
+
+def test_an_error_of_a_registry_does_not_say_that_nothing_was_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(str(tmp_path))
+    registry.add(written(tmp_path / "made"), "ant")
+    registry.revoke("ant", 1, "ant has left")
+    file_system, info = LocalFileSystem(), LocalFileSystem.info
+
+    def some(self: LocalFileSystem, path: str, **more: object) -> object:
+        if path.endswith("REVOKED"):
+            raise OSError(errno.EIO, "input/output error")
+        return info(file_system, path, **more)
+
+    monkeypatch.setattr(LocalFileSystem, "info", some)
+    monkeypatch.setattr(LocalFileSystem, "isfile", AbstractFileSystem.isfile)  # as of all that are not local
+    with pytest.raises(ConfigError, match="cannot be read"):
+        registry.revoked("ant", 1)
+
+
+def test_a_registry_elsewhere_is_asked_less_often(tmp_path: Path) -> None:
+    artefact = written(tmp_path / "made")
+    everywhere = Registry(str(tmp_path / "here")), Registry("memory://interfuse-test-elsewhere")
+    for registry in everywhere:
+        registry.add(artefact, "ant")
+    assert [from_registry(registry, ["ant"])[0].every for registry in everywhere] == [1.0, 15.0]
+    assert from_folders([tmp_path / "made"])[0].every == 1.0
 
 
 def test_a_registry_that_cannot_be_read_is_believed_for_a_while(tmp_path: Path) -> None:

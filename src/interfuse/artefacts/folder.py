@@ -142,15 +142,24 @@ def load(path: str | Path, *, today: date | None = None) -> Artefact:
 
 
 def revoked(folder: Path) -> str | None:
-    """Why nobody vouches any more for an artefact that was loaded from a folder, in words that follow its name; None:
-    somebody does."""
-    if not (folder / MANIFEST).exists():
-        return "is there no more"
+    """Why nobody vouches any more for the artefact in a folder, in words that follow its name; None: somebody does.
+
+    Raises:
+        ArtefactError: that cannot be known, since there is no artefact, or its folder cannot be read.
+    """
     try:
-        return because(content(folder / REVOKED))
+        (folder / MANIFEST).stat()
+    except OSError as error:
+        raise ArtefactError(f"there is no artefact in {folder}: {error.strerror}") from error
+    try:
+        (folder / REVOKED).lstat()
     except FileNotFoundError:
         return None
     except OSError as error:
+        raise ArtefactError(f"{folder} cannot be read: {error.strerror}") from error
+    try:
+        return because(content(folder / REVOKED))
+    except OSError as error:  # it is there, which is what counts
         return f"was revoked: the reason cannot be read, {error.strerror}"
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from interfuse.artefacts.folder import MANIFEST, REVOKED, Artefact, because, load
@@ -47,6 +48,11 @@ class Registry:
         except (ValueError, ImportError) as error:
             raise ConfigError(f"{address} is no place for a registry: {error}") from error
         self.address, self._root = address, str(root).rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is a folder of this machine's file systems."""
+        return isinstance(self._fs, LocalFileSystem)
 
     def add(self, artefact: Artefact, name: str) -> Listed:
         """Put an artefact beside earlier versions of its name.
@@ -145,10 +151,11 @@ class Registry:
         """Why a version that was fetched is good no more, in words that follow its name; None: it is.
 
         Raises:
+            ArtefactError: there is no such version, or not now.
             ConfigError: the registry cannot be read.
         """
         if self._read(name, version, MANIFEST) is None:
-            return "is there no more"
+            raise ArtefactError(f"{self.address} has no artefact {name}/{version}")
         reason = self._read(name, version, REVOKED)
         return None if reason is None else because(reason)
 
@@ -180,7 +187,11 @@ class Registry:
     def _read(self, name: str, version: int, file: str) -> bytes | None:
         path = f"{self._root}/{name}/{version}/{file}"
         with _explained(self.address):
-            return bytes(self._fs.cat_file(path)) if self._fs.isfile(path) else None
+            try:  # not by isfile, to which an error of any kind means that there is none
+                kind = self._fs.info(path)["type"]
+            except FileNotFoundError:
+                return None
+            return bytes(self._fs.cat_file(path)) if kind == "file" else None
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from interfuse.messages import Disclosure
 from interfuse.serve import bodies
 from interfuse.serve.access import Access
 from interfuse.serve.batching import Batches
-from interfuse.serve.blocks import Block
+from interfuse.serve.blocks import LOOK, Block
 from interfuse.serve.bodies import JSON, SAFETENSORS, JsonAnswer, JsonTensors, Received
 from interfuse.serve.demo import Demo, models_of
 from interfuse.serve.faults import STATUS, Code, Fault, RefusedError
@@ -37,8 +37,6 @@ from interfuse.serve.metrics import Metrics
 from interfuse.wire import NO_CODEC
 from interfuse.wire.body import shown
 
-LOOK = 1.0
-"""Seconds between two looks at how blocks, keys and certificates stand."""
 _log = logging.getLogger(__name__)
 _READ_ON = 4
 """A body that is too large is read on up to so many times the limit, since most clients read an answer only then."""
@@ -352,7 +350,8 @@ class Service:
                     seen = self.metrics.batches.labels(block.address).observe
                     self._batches[address] = Batches(block.artefact, self.limits, executor, seen)
             tasks = [asyncio.create_task(batches.work()) for batches in self._batches.values()]
-            tasks.append(asyncio.create_task(self._watch()))
+            tasks += [asyncio.create_task(self._watch(block)) for block in self.blocks.values()]
+            tasks.append(asyncio.create_task(self._watch_access()))
             try:
                 yield {"limits": self.limits}
             finally:
@@ -360,15 +359,20 @@ class Service:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _watch(self) -> None:
-        """Look how everything stands, again and again."""
+    async def _watch(self, block: Block) -> None:
+        """Look at a block, again and again."""
+        said = block.withdrawn
         while True:
-            for block in self.blocks.values():
-                before = block.withdrawn
-                await self._looked(block.refresh, time.monotonic())
-                if block.withdrawn is not None and before is None:
-                    _log.warning("%s %s", block.address, block.withdrawn)
-                self.metrics.good.labels(block.address).set(block.withdrawn is None)
+            await self._looked(block.refresh, time.monotonic())
+            if block.withdrawn != said:
+                said = block.withdrawn
+                _log.warning("%s %s", block.address, said or "is good again")
+            self.metrics.good.labels(block.address).set(block.may_answer(time.monotonic()))
+            await asyncio.sleep(block.every)
+
+    async def _watch_access(self) -> None:
+        """Look at the keys, again and again."""
+        while True:
             await self._looked(self.access.refresh)
             await asyncio.sleep(LOOK)
 

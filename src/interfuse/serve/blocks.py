@@ -8,15 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from interfuse.artefacts import Artefact, Manifest, load
+from interfuse.artefacts import Artefact, load
 from interfuse.artefacts.folder import ONNX, expired, revoked
 from interfuse.artefacts.registry import NAME, Registry
 from interfuse.artefacts.signing import signer
-from interfuse.errors import ArtefactError, ConfigError
+from interfuse.errors import ConfigError
 from interfuse.serve.faults import RefusedError
+from interfuse.serve.limits import STALE
 
-STALE = 300.0
-"""Seconds for which a block is served on when its registry cannot be read."""
+LOOK = 1.0
+"""Seconds between two looks at files of this machine."""
+LOOK_AFAR = 15.0
+"""The same at a registry elsewhere, which may be paid by the question."""
 _VERSIONED = re.compile(r"(.+)/([1-9][0-9]{0,8})")
 
 
@@ -25,30 +28,38 @@ class Block:
     """One version of a block, and how it stands.
 
     Attributes:
-        artefact: None of one that was withdrawn before the service began.
-        look: Asks why it is good no more; None: it is. Raises ConfigError where that cannot be known.
-        withdrawn: Why it is good no more, in words that follow its name.
+        artefact: None of one that was revoked before the service began.
+        look: Asks why it was revoked; None: it was not. Raises an error where that cannot be known, as of an artefact
+            that is not there: another program may be about to bring it back.
+        revoked: Why it was, in words that follow its name.
         seen: When its standing was known last, by the clock that :meth:`refresh` is given.
         onnx: The same for other runtimes, where it was exported so.
+        every: Seconds between two looks.
     """
 
     name: str
     version: int
     artefact: Artefact | None
     look: Callable[[], str | None] = field(repr=False)
-    withdrawn: str | None = None
+    revoked: str | None = None
     seen: float = 0.0
     onnx: bytes | None = field(default=None, repr=False)
+    every: float = LOOK
 
     @property
     def address(self) -> str:
         """``NAME/VERSION``."""
         return f"{self.name}/{self.version}"
 
+    @property
+    def withdrawn(self) -> str | None:
+        """Why it is good no more, in words that follow its name: it was revoked, or is beyond its date."""
+        return self.revoked or (None if self.artefact is None else expired(self.artefact.manifest))
+
     def refresh(self, now: float) -> None:
-        """Look how it stands. What was withdrawn remains so."""
-        if self.withdrawn is None:
-            self.withdrawn = self.look()
+        """Look how it stands. What was revoked remains so."""
+        if self.revoked is None:
+            self.revoked = self.look()
         self.seen = now
 
     def good(self, now: float) -> Artefact:
@@ -57,12 +68,17 @@ class Block:
         Raises:
             RefusedError: it was withdrawn, or nobody knows.
         """
-        if self.artefact is None or self.withdrawn is not None:
-            raise RefusedError("withdrawn", f"{self.address} {self.withdrawn}", "block")
+        why = self.withdrawn
+        if self.artefact is None or why is not None:
+            raise RefusedError("withdrawn", f"{self.address} {why}", "block")
         if now - self.seen > STALE:
             message = f"whether {self.address} is still good is not known: its registry cannot be read"
             raise RefusedError("unknown_standing", message, "block", retry=30)
         return self.artefact
+
+    def may_answer(self, now: float) -> bool:
+        """Whether :meth:`good` gives the artefact."""
+        return self.artefact is not None and self.withdrawn is None and now - self.seen <= STALE
 
 
 def from_folders(folders: Sequence[Path], authority: bytes | None = None, *, onnx: bool = False) -> list[Block]:
@@ -95,36 +111,27 @@ def from_registry(
     Raises:
         ArtefactError: there is no such one, it is damaged, or not signed by whom it should be.
     """
-    found = []
+    found, every = [], LOOK if registry.is_local else LOOK_AFAR
     for text in names:
         versioned = _VERSIONED.fullmatch(text)
         name = versioned[1] if versioned is not None else text
         version = int(versioned[2]) if versioned is not None else registry.newest(name)
-        found.append(
-            _block(
-                name, version, partial(registry.revoked, name, version),
-                partial(_fetched, registry, name, version, authority, onnx),
-            )
-        )  # fmt: skip
+        look, read = partial(registry.revoked, name, version), partial(_fetched, registry, name, version)
+        found.append(_block(name, version, look, partial(read, authority, onnx), every))
     return found
 
 
 def _block(
-    name: str, version: int, look: Callable[[], str | None], read: Callable[[], tuple[Artefact, bytes | None]]
+    name: str,
+    version: int,
+    look: Callable[[], str | None],
+    read: Callable[[], tuple[Artefact, bytes | None]],
+    every: float = LOOK,
 ) -> Block:
-    """A block, whose artefact is not read where it is good no more."""
+    """A block, whose artefact is not read where it was revoked."""
     why = look()
-    if why is not None and why.startswith("is there no more"):
-        raise ArtefactError(f"there is no artefact {name}/{version}")
     artefact, onnx = (None, None) if why is not None else read()
-    block = Block(name, version, artefact, look, why, onnx=onnx)
-    if artefact is not None:
-        block.look = partial(_standing, look, artefact.manifest)
-    return block
-
-
-def _standing(look: Callable[[], str | None], manifest: Manifest) -> str | None:
-    return look() or expired(manifest)
+    return Block(name, version, artefact, look, why, onnx=onnx, every=every)
 
 
 def _checked(folder: Path, authority: bytes | None, onnx: bool) -> tuple[Artefact, bytes | None]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+STALE = 300.0
+"""Seconds for which a registry or a file of keys that cannot be read is believed as it was."""
+
 
 @dataclass(frozen=True)
 class Limits:
