@@ -38,6 +38,8 @@ NonNegative = Annotated[float, Ge(0)]
 
 DEPLOY = "deploy"
 """The handler that puts in place what a client answers with."""
+STREAMED = 100
+"""Answers of a client in one round of a stream at most: who is fast comes again and again before others are done."""
 ALTERNATIVES = ("local_epochs", "local_steps")
 """Settings of which a method has one: how much a client trains."""
 RETAINABLE = (Disclosure.DATA, Disclosure.FEATURES, Disclosure.LABELS)
@@ -200,6 +202,11 @@ class Method(Program):
     def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
         """By handler, how many rows there are at most in what a client with so many samples sends; of handlers that
         are not named nobody knows. Between parties more is that client's failure."""
+        return {}
+
+    def calls_of_a_round(self, samples: int) -> Mapping[str, int]:
+        """By handler, how often at most a client with so many samples answers it in one round, where that is more than
+        a few times. A vendor's node answers no more, unless its file says another number."""
         return {}
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:

@@ -14,14 +14,15 @@ from parties import rows
 from torch import Tensor
 
 from interfuse.engines.parties import stopwatch
-from interfuse.engines.parties.frames import Reply
+from interfuse.engines.parties.frames import Offer, Reply
 from interfuse.engines.parties.logs import Events
-from interfuse.engines.parties.node import Node
+from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError
 from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.messages import Weights
 from interfuse.messages.encoding import decode
+from interfuse.methods import find
 
 NOISE = "\n[limits.noise]\nparameters = 5.0\n"
 
@@ -148,6 +149,51 @@ def test_a_node_counts_the_calls_of_a_round_over_attempts_and_restarts(folder: P
             one.node.close()
             one.start()
     assert (answered, refused) == (3 * 3 * 2, 3 * (5 * 20 - 3 * 2))  # the same six answers, three times
+    one.node.close()
+
+
+def test_a_node_takes_no_other_run_than_the_one_it_began(folder: Path) -> None:
+    """A run has a secret and counts of its own, and its name is the coordinator's word."""
+    one = Coordinator(folder, "\n[limits]\nruns = 2\n")
+    for name in ("again", "run2"):
+        with pytest.raises(RefusedError, match=f"name of the run: expected {name}, found run"):
+            tuple(one.node.answer(Offer(contract=changed(one.contract, run=name)), b""))
+    tuple(one.node.answer(Offer(contract=one.contract), b""))
+    one.node.close()
+    for run, refused in (("second", False), ("third", True), ("run", False), ("second", False)):
+        one.contract = changed(one.contract, run=run)
+        if refused:
+            with pytest.raises(RefusedError, match="number of runs: expected at most 2, found 3"):
+                one.start()
+        else:
+            one.start()
+        one.node.close()
+
+
+def test_a_node_answers_as_often_as_its_method_needs(folder: Path) -> None:
+    settings = {"local_steps": 13, "batch_size": 4, "average_clients": True}
+    contract = contract_of(folder, "splitfed-v1", settings=settings)
+    text = VENDOR.replace('"scaffold"', '"scaffold", "splitfed-v1"') + "\n[limits]\ncalls = 12\n"
+    (folder / "vendor.toml").write_text(text)
+    node = Node(read_vendor(folder / "vendor.toml"), Events(None, lambda text: None))
+    with pytest.raises(RefusedError, match="calls of forward in a round: expected at most 12, found 13"):
+        tuple(node.answer(Offer(contract=contract), b""))
+    node.close()
+    assert find("splitfed-v1").configure(settings).calls_of_a_round(40) == {"forward": 13}
+    assert find("splitfed-v1").configure({"local_epochs": 2, "batch_size": 16}).calls_of_a_round(40) == {"forward": 6}
+    assert find("fedbuff")().calls_of_a_round(40) == {"train": 100}
+
+
+def test_a_refused_answer_leaves_the_client_where_it_was(folder: Path) -> None:
+    """A coordinator takes a recoverable call that failed for undone."""
+    settings = {"local_steps": 2, "batch_size": 4}
+    one = Coordinator(folder, "\n[limits]\ncalls = 1\n", method="ifl", settings=settings)
+    assert one.failure("train_base", None, index=0, recoverable=True) is None
+    before = one.order("save").digest
+    assert before is not None
+    for _ in range(2):
+        assert one.failure("train_base", None, index=1, recoverable=True) == "limit-calls"
+        assert one.order("save").digest in (None, before)
     one.node.close()
 
 

@@ -153,7 +153,13 @@ class EndToEnd(SplitLearning):
         }  # a round has many steps; what is averaged starts anew after it
 
     def steps_of(self, profile: Profile) -> int:
-        return self.local_steps or (self.local_epochs or 0) * math.ceil(profile.samples / self.batch_size)
+        return self._steps(profile.samples)
+
+    def _steps(self, samples: int) -> int:
+        return self.local_steps or (self.local_epochs or 0) * math.ceil(samples / self.batch_size)
+
+    def calls_of_a_round(self, samples: int) -> Mapping[str, int]:
+        return {"forward": self._steps(samples)}
 
     def step(self, server: Server[Global], clients: Clients, tails: Mapping[ClientId, Tail]) -> None:
         """A step of these clients and of the server parts behind them; none of a client where either has to leave its

@@ -16,7 +16,7 @@ from interfuse.families.holdings import held, initial_weights, nothing_in_common
 from interfuse.families.own_training import OwnTraining
 from interfuse.handler import on_client
 from interfuse.messages import Change, Weights
-from interfuse.method import NOTHING, NonNegative, Steps
+from interfuse.method import NOTHING, STREAMED, NonNegative, Steps
 from interfuse.server import Server
 
 
@@ -52,6 +52,9 @@ class FedBuff(OwnTraining):
             new = moved(weights, sent.change, sent.statistics, self.server_lr * scale, scale)
             updates.append((keys_plan(new), new, 1.0))
         server.state = Global(counted_mean(weights, updates))
+
+    def calls_of_a_round(self, samples: int) -> Mapping[str, int]:
+        return {"train": STREAMED}
 
     @on_client
     def train(self, client: Client, received: Weights) -> Change:

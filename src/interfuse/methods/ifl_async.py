@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
@@ -11,7 +12,7 @@ from interfuse.client import Client, ClientId
 from interfuse.clients import Clients
 from interfuse.families.fusion import FusionOutputs, FusionPairs, Late, SharingFusionOutputs
 from interfuse.handler import on_client
-from interfuse.method import Steps
+from interfuse.method import STREAMED, Steps
 from interfuse.server import Server
 
 
@@ -39,6 +40,9 @@ class IFLAsync(SharingFusionOutputs):
             self.check_pair(clients.profiles[arrival.client], arrival.reply)
             latest[arrival.client] = arrival.reply
         server.state = Late(FusionPairs(tuple(latest)))
+
+    def calls_of_a_round(self, samples: int) -> Mapping[str, int]:
+        return {"work": STREAMED}
 
     @on_client
     def work(self, client: Client, fused: FusionPairs) -> FusionOutputs:

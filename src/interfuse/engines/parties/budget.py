@@ -12,6 +12,8 @@ from interfuse.errors import RunError
 
 EVALUATIONS = 4
 """Calls of a handler of the evaluation in one round: the curve, everything at the end, metrics."""
+CALLS = 10
+"""Calls of another handler in one round, where neither the vendor's file nor the method says how many."""
 
 _Handler = tuple[str, str, int]
 """Program, handler, round."""
@@ -46,11 +48,11 @@ class Budget:
         program, handler, round, index, digest = json.loads(line)
         self._answers.setdefault((program, handler, round), {}).setdefault(index, set()).add(digest)
 
-    def spend(self, call: Call, digest: str, *, measured: bool) -> None:
+    def spend(self, call: Call, digest: str, most: int) -> None:
         """Count an answer that is about to leave.
 
         Args:
-            measured: It is one of the evaluation.
+            most: How many calls of its handler may be answered in a round.
 
         Raises:
             DeniedError: it would be one too many.
@@ -61,7 +63,6 @@ class Budget:
         there = calls.get(call.index, set())
         if digest in there:
             return
-        most = EVALUATIONS if measured else limits.calls
         if call.index not in calls and len(calls) >= most:
             raise DeniedError("limit-calls", f"{most} calls of {call.handler} were answered in round {call.round}")
         if len(there) >= limits.answers:

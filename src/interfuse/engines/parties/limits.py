@@ -66,7 +66,8 @@ class LimitsTable(BaseModel):
         bytes: Of messages that leave, over the whole run.
         message_bytes: Of one message that comes.
         rows: Of single samples (features, labels, data) in one message that leaves.
-        calls: Of one handler in one round that are answered with a message.
+        runs: Of which anything has begun here, counted by the runs that the state folder knows.
+        calls: Of one handler in one round that are answered with a message; what the method needs, unless said.
         answers: That differ, to one call: a coordinator that goes back to a commit asks again, and who asks with
             another message gets another answer. The same answer is sent as often as it is asked for.
         memory: Bytes that the node's process may take, of the processor's; as much as the machine has, unless said.
@@ -84,7 +85,8 @@ class LimitsTable(BaseModel):
     bytes: Annotated[int, Ge(0)] | None = None
     message_bytes: Annotated[int, Ge(1)] = MESSAGE
     rows: Annotated[int, Ge(0)] | None = None
-    calls: Annotated[int, Ge(1)] = 10
+    runs: Annotated[int, Ge(1)] | None = None
+    calls: Annotated[int, Ge(1)] | None = None
     answers: Annotated[int, Ge(1)] = 8
     memory: Annotated[int, Ge(1)] | None = None
     seconds: Annotated[float, Gt(0)] = 3600.0
@@ -148,6 +150,18 @@ class LimitsTable(BaseModel):
         sends_labels = any(leaf.disclosure is Disclosure.LABELS for _, leaf in _sent(method))
         if sends_labels and self.label_epsilon is not None:
             self._check_epsilon(method, contract)
+
+    def check_calls(self, method: Method, samples: int) -> None:
+        """Refuse a method that has to ask a client with so many samples more often than the file lets it.
+
+        Raises:
+            JoinError: naming the handler.
+        """
+        for program in programs(method, "method").values():
+            needed = program.calls_of_a_round(samples) if isinstance(program, Method) else {}
+            for handler, calls in needed.items():
+                if self.calls is not None and calls > self.calls:
+                    raise JoinError(f"calls of {handler} in a round", f"at most {self.calls}", str(calls))
 
     def _check_settings(self, values: Mapping[str, Any]) -> None:
         for name, bound in self.settings.items():

@@ -101,6 +101,7 @@ class Node:
         self._builder = vendor.model.builder(vendor.folder)
         self._incarnation = secrets.token_hex(8)
         self._own: Own | None = None
+        self._run: str | None = None
         self._session: Session | None = None
 
     def hello(self) -> tuple[Envelope, Payload]:
@@ -170,6 +171,7 @@ class Node:
     def _agree(self, contract: Contract) -> Facts:
         same("library version", contract.library, LIBRARY)
         same("wire version", contract.wire, WIRE)
+        self._check_run(contract.run)
         self.vendor.check(contract)
         method = method_of(contract)
         try:
@@ -191,10 +193,24 @@ class Node:
             )
             facts = own.facts(self.vendor.architecture)
             self._check(contract, method, facts)
+            self.vendor.limits.check_calls(method, facts.samples)
             if (notice := own.trial.notice("this node")) is not None:
                 self.events.add("notice", text=notice.text, remedy=notice.remedy)
             self._own, self._facts, self._session = own, facts, None
         return self._told(self._facts)
+
+    def _check_run(self, run: str) -> None:
+        """Refuse a run beside the one that this process has begun, and one more than the vendor lets begin: what is
+        counted, and the secret, are a run's, and its name is the coordinator's word.
+
+        Raises:
+            JoinError: it is such a one.
+        """
+        if self._run is not None:
+            same("name of the run", run, self._run)
+        limit, begun = self.vendor.limits.runs, set(runs_in(self.vendor.state_folder))
+        if limit is not None and len(begun | {run}) > limit:
+            raise JoinError("number of runs", f"at most {limit}", str(len(begun | {run})))
 
     def _check(self, contract: Contract, method: Method, facts: Facts) -> None:
         """Refuse a contract that the node's facts do not fit; its own names of classes are told to its vendor alone."""
@@ -232,7 +248,9 @@ class Node:
         if session is None or session.attempt != begin.attempt:
             folder = self.vendor.state_folder / own.contract.run
             try:
+                self._check_run(own.contract.run)
                 self._check_begin(own.contract, begin)
+                self._run = own.contract.run
                 secret = secret_of(folder)
                 remember(
                     folder,

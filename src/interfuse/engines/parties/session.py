@@ -14,7 +14,7 @@ from interfuse.client import ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.host import Host
 from interfuse.engines.parties.audit import Audit, digest_of
-from interfuse.engines.parties.budget import Budget
+from interfuse.engines.parties.budget import CALLS, EVALUATIONS, Budget
 from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
 from interfuse.engines.parties.keeping import (
     ANSWERS_FILE,
@@ -35,6 +35,7 @@ from interfuse.handler import Handler
 from interfuse.messages import Message
 from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
+from interfuse.method import Method
 from interfuse.wire import Codecs, FileRecord, Limits, Part, Pieces, open_pack, sync_folder
 from interfuse.wire.sealed import sealed
 
@@ -116,9 +117,25 @@ class Session:
         try:
             return self._reply(call, handler, answer, answer.reply)
         except DeniedError as error:
+            self._undo(call)
             return self._failed(call, error.code, str(error))
         except OSError as error:
+            self._undo(call)
             return self._failed(call, "disk", f"what leaves cannot be counted: {error.strerror}")
+
+    def _undo(self, call: Call) -> None:
+        """Stand where it stood before a call that the coordinator takes for undone when it fails."""
+        if call.recoverable:
+            with self._host.working():
+                self._host.undo([self.client])
+
+    def _calls(self, handler: Handler[Any, Any]) -> int:
+        """How many calls of a handler are answered in a round."""
+        if not isinstance(handler.program, Method):
+            return EVALUATIONS
+        if self._vendor.limits.calls is not None:
+            return self._vendor.limits.calls
+        return handler.program.calls_of_a_round(self._setup.profile.samples).get(handler.name, CALLS)
 
     def _read(self, handler: Handler[Any, Any], call: Call, payload: Payload) -> Message | None:
         expected, setup = handler.declaration.message_type, self._setup
@@ -138,7 +155,7 @@ class Session:
             codecs, measured = _request(call).codecs(self._setup.codecs), isinstance(handler.program, Evaluation)
             payload = self._protected(call, reply, codecs, measured=measured)
             content, digest = described(reply), digest_of(payload)
-            self._budget.spend(call, digest, measured=measured)
+            self._budget.spend(call, digest, self._calls(handler))
         done = Reply(
             attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
             left_out=answer.left_out, message=reply is not None,
@@ -146,9 +163,13 @@ class Session:
         return Outgoing(done, payload, content, digest)
 
     def _given_up(self, call: Call) -> Outgoing:
-        """Where work stopped depends on the day, so the node stands where it was saved."""
+        """Where work stopped depends on the day, so the node stands where it did before the call, or where that is not
+        known, where it was saved."""
         try:
-            self._go_back(self._saved)
+            if call.recoverable:
+                self._undo(call)
+            elif call.heading != "evaluation":  # that changes nothing
+                self._go_back(self._saved)
         except (RunError, OSError) as error:
             return self._failed(call, "wrong-state", str(error))
         return self._failed(call, "limit-seconds", f"more than {self._vendor.limits.seconds:g} seconds of work")
