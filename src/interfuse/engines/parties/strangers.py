@@ -9,7 +9,7 @@ from typing import Any
 from interfuse.engines.parties.carrier import Peer
 from interfuse.engines.parties.logs import Events
 
-AT_ONCE, EVERY = 5, 60.0
+AT_ONCE, EVERY = 20, 60.0
 """Lines of one peer that are written as they come, and seconds between two of the others."""
 PEERS = 1000
 """Peers that are told apart."""
