@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hostile_vendor import SENT, Federation, all_lies, parsed, renamed
+from hostile_vendor import METHOD, SENT, Federation, all_lies, contract, facts, parsed, renamed
 
+from interfuse.engines.parties.architectures import Architectures
+from interfuse.engines.parties.contract import JoinError
 from interfuse.engines.parties.frames import Assembler, FrameError
+from interfuse.models import resolve
 
 LIES = list(all_lies())
 WELL_FORMED = [lie for lie in LIES if parsed(lie[2])]
@@ -38,3 +41,14 @@ def test_so_do_four_hundred_of_whom_more_than_half_lie_each_otherwise(tmp_path: 
     found = Federation(liars, 400)
     assert not found.run(tmp_path, 1.5)
     assert all(text.isprintable() for text in found.shown)
+
+
+def test_no_memory_is_taken_for_samples_that_nobody_has() -> None:
+    """A model for samples of 2^28 numbers, built as a node says, would have 550 GB."""
+    offer = contract()
+    known = Architectures(offer, METHOD, {"mlp": lambda: resolve("mlp")}, 1 << 30)
+    shapes = facts(offer.class_names).shapes
+    assert shapes is not None
+    lie = shapes.model_copy(update={"sample": (1, 1 << 14, 1 << 14)})
+    with pytest.raises(JoinError, match="architecture: expected the tensors that 'mlp' has here"):
+        known.check(facts(offer.class_names).model_copy(update={"architecture": "mlp", "shapes": lie}), {})

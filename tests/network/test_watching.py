@@ -17,7 +17,12 @@ def ask_health(port: int, answer: Path) -> None:
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         reply = stub.Check(health_pb2.HealthCheckRequest(service="interfuse.Federation"), timeout=10)
-        answer.write_text(health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status))
+        try:  # a stream that waits for changes has no end, and is not there
+            next(stub.Watch(health_pb2.HealthCheckRequest(), timeout=10))
+            watched = "WATCHED"
+        except grpc.RpcError as error:
+            watched = error.code().name
+        answer.write_text(f"{health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status)} {watched}")
 
 
 def test_metrics_health_and_status_of_a_waiting_coordinator(tmp_path: Path) -> None:
@@ -30,7 +35,7 @@ def test_metrics_health_and_status_of_a_waiting_coordinator(tmp_path: Path) -> N
         coordinator.says("there=1/2")
         asked = fork(ask_health, two.port, tmp_path / "health", name="health")
         asked.join(20)
-        assert (tmp_path / "health").read_text() == "SERVING"
+        assert (tmp_path / "health").read_text() == "SERVING UNIMPLEMENTED"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as found:
             text = found.read().decode()
         assert 'interfuse_node_connected{node="ant"} 1.0' in text

@@ -343,10 +343,9 @@ class _Coordinator:
 
     def _marked(self, marks: Mapping[int, str]) -> None:
         """Keep how far the nodes' audit logs are, as they say with a commit."""
-        for name, node in self._record.there().items():
+        for node in self._record.there().values():
             if node.client in marks:
                 node.audit = marks[node.client]
-                self._events.add("audit", node=name, mark=node.audit)
         self._record.write(self._folder.path)
 
     def _judge(self, client: int, name: str, fault: Fault) -> None:

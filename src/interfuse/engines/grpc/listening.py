@@ -7,7 +7,7 @@ from concurrent import futures
 from pathlib import Path
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2
 
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
 from interfuse.engines.grpc.keys import Admission, of_server
@@ -48,10 +48,14 @@ class Listener:
         options = (*SERVER, ("grpc.max_allowed_incoming_connections", raise_descriptors()))
         self._join, self._server = join, grpc.server(pool, options=options, maximum_concurrent_rpcs=streams)
         known = health.HealthServicer()
-        health_pb2_grpc.add_HealthServicer_to_server(known, self._server)
+        # Check alone: a stream that watches has no end, and a revoked key could hold any number of them
+        asked = grpc.unary_unary_rpc_method_handler(
+            known.Check, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+        )
         service, name = METHOD.strip("/").split("/")
         handler = grpc.stream_stream_rpc_method_handler(self._stream)
-        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: handler})])
+        handlers = {service: {name: handler}, "grpc.health.v1.Health": {"Check": asked}}
+        self._server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(*one) for one in handlers.items()])
         try:
             if self._keys is None:
                 port = self._server.add_insecure_port(self.address)

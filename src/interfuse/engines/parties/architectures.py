@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import torch
+
 from interfuse.engines.parties.contract import Contract, Facts, JoinError, Shapes
 from interfuse.engines.parties.setups import RemoteSetup, no_labels
-from interfuse.errors import InterfuseError
 from interfuse.messages import Disclosure
 from interfuse.method import Method
 from interfuse.models import Builder
@@ -16,6 +17,8 @@ AXES = 16
 """Dimensions of a tensor at most."""
 NUMBERS = 1 << 34
 """Of a model at most, where its parameters stay with its node."""
+SMALL = 1 << 18
+"""Numbers of a sample up to which a model for it is built as it is; for larger ones without memory."""
 BYTES = 4
 """Of a number at least, as it travels."""
 
@@ -77,10 +80,13 @@ class Architectures:
         assert facts.shapes is not None
         place = architecture, str(facts.shapes.sample)
         if place not in self._known:
-            setup = RemoteSetup(self._contract, None, self._method, {0: facts}, no_labels(), self._builders, [])
+            sample = facts.shapes.sample.values() if isinstance(facts.shapes.sample, Mapping) else [facts.shapes.sample]
+            device = "cpu" if sum(map(math.prod, sample)) <= SMALL else "meta"
+            setup = RemoteSetup(self._contract, None, self._method, {0: facts}, no_labels(), self._builders, [], device)
             try:
-                model = setup.build(architecture, "measure")
-            except InterfuseError as error:
+                with torch.device(device):
+                    model = setup.build(architecture, "measure")
+            except Exception as error:  # whatever a builder says to a sample that nobody has
                 raise JoinError("architecture", f"one that {architecture!r} can be here", str(error)) from None
             self._known[place] = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
         return self._known[place]

@@ -221,7 +221,13 @@ class Hub:
             link.abort()
             return
         arguments = (link, incoming, peer, key)
-        threading.Thread(target=self._read, args=arguments, name="join", daemon=True).start()
+        try:
+            threading.Thread(target=self._read, args=arguments, name="join", daemon=True).start()
+        except RuntimeError as error:  # the machine has no more threads
+            with self.lock:
+                self._streams[key] -= 1
+            self._strangers.add("no thread is left for", peer, reason=error)
+            link.abort()
 
     def _turn_away(self, link: Link, error: JoinError, peer: Peer, name: str = "") -> None:
         self._strangers.add("refused", peer, node=name, field=error.field, reason=error)
@@ -271,6 +277,8 @@ class Hub:
                 link.abort()
         except Exception as error:  # of the carrier, whatever it is: gRPC raises bare ones when a call has ended
             reason = f"the connection broke: {str(error) or type(error).__name__}"
+            if member is None:
+                self._strangers.add("went before it joined", peer, node=name, reason=reason)
         finally:
             impatience.cancel()
             with self.lock:
