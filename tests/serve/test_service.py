@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import os
 import re
 import socket
 import time
@@ -608,3 +609,60 @@ def test_keys_are_told_apart_limited_and_taken_back(tmp_path: Path) -> None:
     file.write_text("keys = 3")
     with pytest.raises(ConfigError, match="keys"):
         Access(file)
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_believed_for_a_while(tmp_path: Path) -> None:
+    file, now = tmp_path / "keys.toml", 0.0
+    key = f"Bearer {add_key(file, 'app', 1000)}"
+    good = file.read_text()
+    access = Access(file, clock=lambda: now)
+    for wrong in (None, "[keys.app", "keys = 3", good.replace("sha256", "sha265"), "pipe"):
+        file.unlink()
+        if wrong == "pipe":
+            os.mkfifo(file)
+        elif wrong is not None:
+            file.write_text(wrong)
+        with pytest.raises(ConfigError, match="keys"):
+            access.refresh()
+        now += STALE
+        assert access.admit(key, None, "") == "app"
+        now += 1
+        with pytest.raises(ConfigError, match="keys"):
+            access.refresh()
+        with pytest.raises(RefusedError) as refused:
+            access.admit(key, None, "")
+        assert (refused.value.fault.code, refused.value.retry) == ("unknown_standing", 30)
+        file.unlink(missing_ok=True)
+        file.write_text(good)
+        access.refresh()
+        assert access.admit(key, None, "") == "app"
+    file.write_text("")
+    access.refresh()
+    with pytest.raises(RefusedError, match="no such API key"):
+        access.admit(key, None, "")
+
+
+def test_rates_that_nobody_can_have_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    for rate in (0.0, -1.0, 1e-320, float("nan"), float("inf")):
+        with pytest.raises(ConfigError, match="a rate of"):
+            Access(rate=rate)
+        with pytest.raises(ConfigError, match="a rate of"):
+            add_key(file, "app", rate)
+    assert not file.exists()
+    for wrong in (
+        "rate = 0",
+        "rate = 1e-320",
+        "rate = inf",
+        "burst = 0.5",
+        "burst = nan",
+        'sha256 = "' + "é" * 64 + '"',
+    ):
+        digest = "" if "sha256" in wrong else f'sha256 = "{"0" * 64}"'
+        file.write_text(f"[keys.app]\n{digest}\n{wrong}\n", encoding="utf-8")
+        with pytest.raises(ConfigError, match=rf"keys\.app\.{wrong.split()[0]}"):
+            Access(file)
+    slowest = Access(rate=1e-6)
+    slowest.admit(None, None, "")
+    with pytest.raises(RefusedError, match="times a second"):
+        slowest.admit(None, None, "")

@@ -140,8 +140,6 @@ def api_key(
     _needs_serve()
     from interfuse.serve import add_key
 
-    if not rate > 0:
-        raise ConfigError(f"--rate {rate:g}: a rate is a number above 0")
     typer.echo(add_key(file, name, rate))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,14 @@ from typing import Annotated
 from urllib.parse import urlsplit
 
 import tomli_w
-from annotated_types import Gt, Len
-from pydantic import BaseModel, ConfigDict, ValidationError
+from annotated_types import Ge
+from pydantic import AllowInfNan, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from interfuse.errors import ConfigError
 from interfuse.runs.folder import write_whole
 from interfuse.serve.faults import RefusedError
+from interfuse.serve.limits import STALE
+from interfuse.toml import read_toml
 
 _PREFIX = "if_"
 _BYTES = 32
@@ -27,6 +29,8 @@ _BYTES = 32
 _LONGEST = 256
 LOCAL = frozenset({"127.0.0.1", "::1", "localhost"})
 """What a machine calls itself."""
+SLOWEST = 1e-6
+"""Requests a second, at least: less is nobody's rate."""
 
 
 class ApiKey(BaseModel):
@@ -35,14 +39,14 @@ class ApiKey(BaseModel):
     Attributes:
         sha256: Of the key's text, in hexadecimal.
         rate: Requests a second, over a minute or so.
-        burst: Requests at once; None: two seconds' worth.
+        burst: Requests at once, one at least; None: two seconds' worth.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sha256: Annotated[str, Len(64, 64)]
-    rate: Annotated[float, Gt(0)] = 50.0
-    burst: Annotated[float, Gt(0)] | None = None
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+    rate: Annotated[float, Ge(SLOWEST), AllowInfNan(False)] = 50.0
+    burst: Annotated[float, Ge(1), AllowInfNan(False)] | None = None
 
 
 class _File(BaseModel):
@@ -58,11 +62,7 @@ def read_keys(path: Path) -> Mapping[str, ApiKey]:
         ConfigError: it cannot be read; says where.
     """
     try:
-        return _File.model_validate(tomllib.loads(path.read_text(encoding="utf-8"))).keys
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}; `interfuse api-key` makes one") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is no TOML: {error}") from error
+        return _File.model_validate(read_toml(path)).keys
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise ConfigError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
@@ -73,8 +73,9 @@ def add_key(path: Path, name: str, rate: float) -> str:
 
     Returns: the key.
     Raises:
-        ConfigError: that name has one, or the file cannot be read or written.
+        ConfigError: that name has one, nobody can have that rate, or the file cannot be read or written.
     """
+    _check_rate(rate)
     known = dict(read_keys(path)) if path.exists() else {}
     if name in known:
         raise ConfigError(f"{path} has a key of {name!r} already: take it out there, or name another")
@@ -119,6 +120,9 @@ class Access:
         rate: Requests a second of each caller whom no API key gives another; None: as many as there are.
         hosts: Names and addresses that callers without a key may know the service by; None: any. A page from elsewhere
             whose name was made to lead to this machine has another one (DNS rebinding).
+
+    Raises:
+        ConfigError: the keys cannot be read, or nobody can have that rate.
     """
 
     def __init__(
@@ -131,19 +135,24 @@ class Access:
     ) -> None:
         self._file, self._certificates, self._rate, self._clock = keys, certificates, rate, clock
         self._hosts = hosts
+        if rate is not None:
+            _check_rate(rate)
+        self._stamp, self._seen = None if keys is None else _stamp(keys), clock()
         self._keys: Mapping[str, ApiKey] = {} if keys is None else read_keys(keys)
-        self._stamp = self._stamped()
         self._buckets: dict[str, Bucket] = {}
 
     def refresh(self) -> None:
         """Read what was changed.
 
         Raises:
-            ConfigError: it cannot be read; what was known before goes on.
+            ConfigError: it cannot be read; what was known before goes on for a while.
         """
-        if self._file is not None and (stamp := self._stamped()) != self._stamp:
+        if self._file is None:
+            return
+        if (stamp := _stamp(self._file)) != self._stamp:
             self._keys, self._stamp = read_keys(self._file), stamp
             self._buckets.clear()
+        self._seen = self._clock()
 
     def admit(self, authorization: str | None, certificate: bytes | None, host: str) -> str:
         """Who asks; it counts towards the caller's rate.
@@ -154,7 +163,7 @@ class Access:
             host: The header of this name: what the caller takes the service for.
 
         Raises:
-            RefusedError: nobody whom we know, or too often.
+            RefusedError: nobody whom we know, or too often; or whom we know cannot be read.
         """
         name, bucket = self._caller(authorization, certificate, host)
         if bucket is not None and (seconds := bucket.take(self._clock())) > 0:
@@ -164,6 +173,8 @@ class Access:
 
     def _caller(self, authorization: str | None, certificate: bytes | None, host: str) -> tuple[str, Bucket | None]:
         if self._file is not None:
+            if self._clock() - self._seen > STALE:
+                raise RefusedError("unknown_standing", "the service cannot read who may ask", retry=30)
             name = self._of_key(authorization)
             key = self._keys[name]
             return name, self._bucket(name, key.rate, key.burst or max(1.0, 2 * key.rate))
@@ -192,14 +203,19 @@ class Access:
     def _bucket(self, name: str, rate: float, most: float) -> Bucket:
         return self._buckets.setdefault(name, Bucket(rate, most))
 
-    def _stamped(self) -> tuple[int, int]:
-        if self._file is None:
-            return 0, 0
-        try:
-            found = self._file.stat()
-        except OSError:
-            return 0, 0
-        return found.st_mtime_ns, found.st_size
+
+def _stamp(file: Path) -> tuple[int, int, int]:
+    """What differs once a file is another."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; `interfuse api-key` makes one") from error
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _check_rate(rate: float) -> None:
+    if not SLOWEST <= rate < math.inf:
+        raise ConfigError(f"a rate of {rate:g}: requests a second are a number from {SLOWEST:g}")
 
 
 def _name_in(host: str) -> str | None:
