@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -447,7 +448,7 @@ def test_requests_are_computed_together_and_one_that_cannot_be_disturbs_no_other
 
     async def ask_all() -> list[Any]:
         limits = Limits(rows=8, waiting=5, wait=5)
-        batches = Batches(artefact, limits, pool, lambda rows: sizes.append(rows))
+        batches = Batches(artefact, limits, pool, asyncio.Lock(), lambda rows: sizes.append(rows))
         asked = [asyncio.create_task(batches(torch.full((3, 3), token))) for token in (1, 2, 99, 4)]
         late = [asyncio.create_task(batches(torch.zeros(2, 3, dtype=torch.int64))) for _ in range(2)]
         await asyncio.sleep(0)
@@ -483,7 +484,7 @@ class Broken:
 
 def test_a_block_that_fails_ends_its_batch_and_not_the_service() -> None:
     async def ask_thrice() -> list[Any]:
-        batches = Batches(Broken(), Limits(), pool, lambda rows: None)
+        batches = Batches(Broken(), Limits(), pool, asyncio.Lock(), lambda rows: None)
         worker = asyncio.create_task(batches.work())
         found = [(await asyncio.gather(batches(Z_TENSOR), return_exceptions=True))[0] for _ in range(3)]
         worker.cancel()
@@ -546,10 +547,51 @@ def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
 
     async def nobody_works() -> None:
         with ThreadPoolExecutor(1) as pool:
-            await Batches(artefact, Limits(wait=0.05), pool, lambda rows: None)(torch.zeros(1, 3))
+            await Batches(artefact, Limits(wait=0.05), pool, asyncio.Lock(), lambda rows: None)(torch.zeros(1, 3))
 
-    with pytest.raises(RefusedError, match="no answer within"):
+    with pytest.raises(RefusedError, match="no turn within"):
         asyncio.run(nobody_works())
+
+
+class Slow:
+    """An artefact that answers when it may."""
+
+    def __init__(self) -> None:
+        self.begun, self.may = threading.Event(), threading.Event()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.begun.set()
+        self.may.wait(20)
+        return x
+
+
+def test_a_computation_may_take_longer_than_the_queue() -> None:
+    """What waits for another block that shares the processor waits in the queue."""
+
+    async def both(compute: float) -> list[Any]:
+        slow, limits, turn = Slow(), Limits(wait=0.2, compute=compute), asyncio.Lock()
+        several = [Batches(artefact, limits, pool, turn, lambda rows: None) for artefact in (slow, Slow())]
+        workers = [asyncio.create_task(batches.work()) for batches in several]
+        first = asyncio.create_task(several[0](Z_TENSOR))
+        await asyncio.to_thread(slow.begun.wait, 20)
+        (second,) = await asyncio.gather(several[1](Z_TENSOR), return_exceptions=True)  # beyond `wait`
+        if compute < 1:
+            await asyncio.wait([first])
+        slow.may.set()
+        (found,) = await asyncio.gather(first, return_exceptions=True)
+        for worker in workers:
+            worker.cancel()
+        return [found, second]
+
+    with ThreadPoolExecutor(1) as pool:
+        found, second = asyncio.run(both(20))
+        assert torch.equal(found, Z_TENSOR)
+        assert (second.fault.code, "no turn within" in str(second)) == ("busy", True)
+        found, second = asyncio.run(both(0.1))
+    assert (found.fault.code, "of computation" in str(found)) == ("busy", True)
+    assert (second.fault.code, "no turn within" in str(second)) == ("busy", True)
+    limits = Limits()
+    assert limits.body_time + limits.wait + limits.compute < limits.request
 
 
 def test_without_keys_pages_whose_name_leads_to_this_machine_are_refused(tmp_path: Path) -> None:

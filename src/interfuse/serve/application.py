@@ -177,7 +177,9 @@ class Service:
             description=_DESCRIPTION, docs_url=None, redoc_url=None, lifespan=self._lifespan,
             redirect_slashes=False,
         )  # fmt: skip
-        everywhere = _refusals("unauthorised", "too_many_requests", "busy", "internal", "wrong_method", "malformed")
+        everywhere = _refusals(
+            "unauthorised", "too_many_requests", "busy", "unknown_standing", "internal", "wrong_method", "malformed"
+        )
         of_block = everywhere | _refusals("not_found", "wrong_parameter")
         app.get("/v1/blocks", response_model=Listing, responses=everywhere, summary="All blocks")(self.all_blocks)
         app.get("/v1/blocks/{name}/{version}", response_model=BlockFacts, responses=of_block, summary="One block")(
@@ -345,10 +347,11 @@ class Service:
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
         with ThreadPoolExecutor(1, "interfuse-serve") as executor:
+            turn = asyncio.Lock()
             for address, block in self.blocks.items():
                 if block.artefact is not None:
                     seen = self.metrics.batches.labels(block.address).observe
-                    self._batches[address] = Batches(block.artefact, self.limits, executor, seen)
+                    self._batches[address] = Batches(block.artefact, self.limits, executor, turn, seen)
             tasks = [asyncio.create_task(batches.work()) for batches in self._batches.values()]
             tasks += [asyncio.create_task(self._watch(block)) for block in self.blocks.values()]
             tasks.append(asyncio.create_task(self._watch_access()))

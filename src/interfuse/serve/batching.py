@@ -18,11 +18,15 @@ from interfuse.serve.limits import Limits
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Waiting:
+    """A request: ``until`` ends its wait, in the queue first and then for the computation."""
+
     x: Inputs
     rows: int
     answer: asyncio.Future[Inputs]
+    until: asyncio.Timeout
+    begun: bool = False
 
 
 class Batches:
@@ -31,11 +35,16 @@ class Batches:
     An answer does not depend on what else was computed with it, but for rounding.
 
     Args:
+        turn: Who holds it may use the executor; blocks that share an executor share it, so that what waits for another
+            block's computation waits in the queue.
         seen: Told the rows of each computation.
     """
 
-    def __init__(self, artefact: Artefact, limits: Limits, executor: Executor, seen: Callable[[int], None]) -> None:
+    def __init__(
+        self, artefact: Artefact, limits: Limits, executor: Executor, turn: asyncio.Lock, seen: Callable[[int], None]
+    ) -> None:
         self._artefact, self._limits, self._executor, self._seen = artefact, limits, executor, seen
+        self._turn = turn
         self._queue: deque[_Waiting] = deque()
         self._more = asyncio.Event()
 
@@ -47,32 +56,43 @@ class Batches:
         """What the block makes of checked samples.
 
         Raises:
-            RefusedError: too many wait already, it took too long until their turn, or the block cannot take these.
+            RefusedError: too many wait already, it took too long until their turn or from then on, or the block cannot
+                take these.
         """
         if len(self._queue) >= self._limits.waiting:
             raise RefusedError("busy", f"{len(self._queue)} requests wait already: try again", retry=1)
-        mine = _Waiting(x, rows_of(x), asyncio.get_running_loop().create_future())
+        until = asyncio.timeout(self._limits.wait)
+        mine = _Waiting(x, rows_of(x), asyncio.get_running_loop().create_future(), until)
         self._queue.append(mine)
         self._more.set()
         try:
-            async with asyncio.timeout(self._limits.wait):
+            async with until:
                 return await mine.answer
         except TimeoutError:
-            raise RefusedError("busy", f"no answer within {self._limits.wait:g} seconds: try again", retry=2) from None
+            why = f"no turn within {self._limits.wait:g} seconds: try again"
+            if mine.begun:
+                why = f"no answer within {self._limits.compute:g} seconds of computation: send fewer samples"
+            raise RefusedError("busy", why, retry=2) from None
 
     async def work(self) -> None:
         """Compute what comes, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            while not (batch := self._next()):
+            while not self._queue:
                 self._more.clear()
                 await self._more.wait()
-            self._seen(sum(one.rows for one in batch))
-            try:
-                found = await loop.run_in_executor(self._executor, self._computed, [one.x for one in batch])
-            except Exception:  # a block that does what none should ends its batch, and not the service
-                _log.exception("a block failed")
-                found = [RefusedError("internal", "the block failed; the service's log says why") for _ in batch]
+            async with self._turn:
+                if not (batch := self._next()):
+                    continue
+                self._seen(sum(one.rows for one in batch))
+                for one in batch:
+                    one.begun = True
+                    one.until.reschedule(loop.time() + self._limits.compute)
+                try:
+                    found = await loop.run_in_executor(self._executor, self._computed, [one.x for one in batch])
+                except Exception:  # a block that does what none should ends its batch, and not the service
+                    _log.exception("a block failed")
+                    found = [RefusedError("internal", "the block failed; the service's log says why") for _ in batch]
             for one, answer in zip(batch, found, strict=True):
                 if one.answer.done():
                     continue

@@ -22,7 +22,9 @@ class Limits:
         head: Seconds for a request's line and headers.
         body_time: Seconds for its body.
         wait: Seconds until its computation begins.
-        request: Seconds for all of it, the answer's way included.
+        compute: Seconds for the computation that it goes into.
+        request: Seconds for all of it, the answer's way included: more than for its body, the queue and the computation
+            together, so that who waits too long is told so.
         idle: Seconds that a connection is kept between two requests.
         drain: Seconds for what is under way when the service is asked to end.
     """
@@ -36,6 +38,7 @@ class Limits:
     head: float = 10.0
     body_time: float = 20.0
     wait: float = 10.0
-    request: float = 60.0
+    compute: float = 60.0
+    request: float = 100.0
     idle: float = 30.0
     drain: float = 30.0
