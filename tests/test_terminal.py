@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -108,3 +109,15 @@ def test_every_listing_on_a_full_disk_and_on_an_ascii_terminal(words: list[str],
 def test_letters_that_ascii_lacks_are_written_out(tmp_path: Path) -> None:
     code, said = run(lambda: print("95.0 ± 0.5 — client’s … × ☃"), tmp_path, encoding="ascii")
     assert (code, said) == (0, "95.0 +- 0.5 - client's ... x ?\n")
+
+
+def _on_another_full_disk() -> None:
+    print("as it should be")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_not_taken_for_the_output(tmp_path: Path) -> None:
+    """Writing to a file that is open raises an error without a name."""
+    code, said = run(_on_another_full_disk, tmp_path)
+    assert code not in (0, None)
+    assert "standard output" not in said

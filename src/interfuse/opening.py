@@ -48,6 +48,23 @@ def to_add_to(path: str | Path) -> BufferedRandom:
     return open(_descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, follow=False), "a+b")
 
 
+def add_whole(file: BufferedRandom, data: bytes) -> None:
+    """Add bytes to the end of a file that was opened by :func:`to_add_to`: all of them or none. Nothing stays in a
+    buffer, which closing the file would try to write again.
+
+    Raises:
+        OSError: there is no room for them.
+    """
+    end = file.seek(0, os.SEEK_END)
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(file.fileno(), rest) :]
+    except OSError:
+        file.truncate(end)
+        raise
+
+
 def content(path: str | Path, most: int = TEXT, *, follow: bool = True) -> bytes:
     """All bytes of a file.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shlex
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -97,15 +98,13 @@ def node(
         _warn()
     if given.device == "cpu":  # drivers of others reserve addresses without end
         bound_memory(given.limits.memory)
-    events = Events(given.state_folder / "node.jsonl", say)
     files = None if insecure else given.key_files()
-    taking_part = Node(given, events, signer=None if files is None else Signer(*files.read()[:2]))
-    try:
+    with ExitStack() as open_files:
+        events = open_files.enter_context(closing(Events(given.state_folder / "node.jsonl", say)))
+        signer = None if files is None else Signer(*files.read()[:2])
+        taking_part = open_files.enter_context(closing(Node(given, events, signer=signer)))
         end = take_part(taking_part, partial(dial, given, insecure=insecure), patience=patience)
         typer.echo(f"{given.name}: {end}", err=True)
-    finally:
-        taking_part.close()
-        events.close()
 
 
 def coordinate(

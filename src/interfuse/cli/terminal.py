@@ -90,8 +90,14 @@ def carried_out(command: Callable[[], None]) -> int:
 
 
 def _of_output(error: OSError) -> bool:
-    """Whether it is of a standard stream: those of files have a name."""
-    return error.filename is None and error.errno in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG)
+    """Whether it is of the standard output, and not of a file that was open, whose errors have no name either."""
+    if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF, errno.EFBIG):
+        return False
+    try:
+        print(flush=True)  # an empty line, since what could not be written need not be in the buffer any more
+    except OSError:
+        return True
+    return False
 
 
 def _lost(error: OSError) -> int:

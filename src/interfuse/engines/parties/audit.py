@@ -23,7 +23,7 @@ from interfuse.engines.parties.frames import Envelope, Payload
 from interfuse.engines.parties.keeping import write_whole
 from interfuse.engines.parties.logs import now
 from interfuse.errors import RunError
-from interfuse.opening import content, opened, to_add_to
+from interfuse.opening import add_whole, content, opened, to_add_to
 from interfuse.wire import Pieces
 from interfuse.wire.sealed import seal_of, sealed
 
@@ -208,8 +208,9 @@ class Audit:
         text = json.dumps(line).encode()
         if self._signer is not None:
             text = text[:-1] + _SIGNATURE + self._signer.sign(_ABOUT + text).encode() + b'"}'
-        self._file.write(text + b"\n")
-        self._file.flush()  # a killed process loses nothing; the disk is waited for when state is saved
+        add_whole(
+            self._file, text + b"\n"
+        )  # a killed process loses nothing; the disk is waited for when state is saved
         sent = dict(self.anchor.sent)
         if not repeated and len(payload):
             sent[run] = self.sent(run) + len(payload)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from interfuse.engines.parties.frames import Call
 from interfuse.engines.parties.limits import LimitsTable
 from interfuse.engines.parties.permission import DeniedError
 from interfuse.errors import RunError
+from interfuse.opening import add_whole, content, to_add_to
 
 EVALUATIONS = 4
 """Calls of a handler of the evaluation in one round: the curve, everything at the end, metrics."""
@@ -27,24 +29,27 @@ class Budget:
     """
 
     def __init__(self, path: Path, limits: LimitsTable) -> None:
-        """Go on with what the file says, if there is one.
+        """Go on with what the file says.
 
         Raises:
-            RunError: it cannot be read.
+            RunError: it cannot be read, or is gone: without it, all calls would be given back.
         """
         self._path, self._limits = path, limits
         self._answers: dict[_Handler, dict[int, set[str]]] = {}
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # killed while it wrote: that answer has not left
-                path.write_text(whole, encoding="utf-8")
-            for line in whole.splitlines():
+            data = content(path, follow=False)
+            self._bytes = data.rfind(b"\n") + 1
+            if self._bytes != len(data):  # killed while it wrote, or a full disk: that answer has not left
+                with to_add_to(path) as file:
+                    file.truncate(self._bytes)
+            for line in data[: self._bytes].splitlines():
                 self._note(line)
-        except (OSError, ValueError, TypeError) as error:
+        except FileNotFoundError:
+            raise RunError(f"{path}, which counts what left, is gone: put it back from a copy") from None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise RunError(f"{path}, which counts what left, cannot be read: {error}") from error
 
-    def _note(self, line: str) -> None:
+    def _note(self, line: bytes) -> None:
         program, handler, round, index, digest = json.loads(line)
         self._answers.setdefault((program, handler, round), {}).setdefault(index, set()).add(digest)
 
@@ -68,7 +73,14 @@ class Budget:
         if len(there) >= limits.answers:
             reason = f"{len(there)} different answers left to call {call.index} of {call.handler}, round {call.round}"
             raise DeniedError("limit-calls", reason)
-        line = json.dumps([call.program, call.handler, call.round, call.index, digest])
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        line = json.dumps([call.program, call.handler, call.round, call.index, digest]).encode()
+        self._add(line + b"\n")
         self._note(line)
+
+    def _add(self, line: bytes) -> None:
+        if not self._path.exists() or self._path.stat().st_size < self._bytes:  # a new one would give calls back
+            raise OSError(errno.EIO, f"{self._path.name} was cut or taken away while the node ran")
+        with to_add_to(self._path) as file:
+            file.truncate(self._bytes)  # what is left of a line that was not written whole
+            add_whole(file, line)
+        self._bytes += len(line)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,6 +58,19 @@ def secret_of(folder: Path) -> int:
     if len(found) != BYTES_OF_SECRET:
         raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
     return int.from_bytes(found, "little")
+
+
+def begin_answers(folder: Path) -> None:
+    """Make the file that counts what left in a run, where the run begins.
+
+    Raises:
+        JoinError: the run began with one that is not there any more; or the disk is full or broken.
+    """
+    with _room():
+        if not (folder / ANSWERS_FILE).exists():
+            if (folder / RUN_FILE).exists():  # a new one would give all calls back
+                raise JoinError("state", "the count of what left in the run", "none")
+            write_whole(folder / ANSWERS_FILE, b"")
 
 
 def remember(folder: Path, now: RunFile) -> None:
@@ -142,3 +155,22 @@ def states_of(folder: Path) -> dict[str, int]:
         return StatesFile.model_validate_json(data).rounds
     except (OSError, ValueError, RunError) as error:
         raise RunError(f"{path} cannot be read: {error}") from error
+
+
+def remember_state(folder: Path, digest: str, round: int, keep: Collection[str]) -> str:
+    """Write down after which round a state was taken, and forget those that nobody can ask for again.
+
+    Returns:
+        Why earlier ones are forgotten, too, where what was written down of them cannot be read; empty where it can.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    before, lost = dict[str, int](), ""
+    try:
+        before = states_of(folder)
+    except RunError as error:
+        lost = str(error)
+    now = StatesFile(rounds={name: at for name, at in before.items() if name in keep} | {digest: round})
+    write_whole(folder / STATES_FILE, sealed(now.model_dump(mode="json")).encode())
+    return lost

@@ -10,7 +10,7 @@ from typing import Any
 
 from interfuse.engines.parties.words import printable
 from interfuse.messages import Message, flatten, kind_of
-from interfuse.opening import to_add_to
+from interfuse.opening import add_whole, to_add_to
 
 LINE = 10_000
 """Characters of an event in words."""
@@ -37,8 +37,8 @@ class Events:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps({"time": now(), "event": event} | facts, default=str).encode() + b"\n")
-            self._file.flush()
+            line = json.dumps({"time": now(), "event": event} | facts, default=str)
+            add_whole(self._file, line.encode() + b"\n")
         except OSError as error:
             self._show(f"the log cannot be written: {error.strerror}")
 

@@ -37,7 +37,7 @@ from interfuse.engines.parties.frames import (
     Ready,
     Refusal,
 )
-from interfuse.engines.parties.keeping import RunFile, remember, runs_in, secret_of
+from interfuse.engines.parties.keeping import RunFile, begin_answers, remember, runs_in, secret_of
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.session import Outgoing, Session
 from interfuse.engines.parties.setups import Own, dims_of, own_share
@@ -252,6 +252,7 @@ class Node:
                 self._check_begin(own.contract, begin)
                 self._run = own.contract.run
                 secret = secret_of(folder)
+                begin_answers(folder)
                 remember(
                     folder,
                     RunFile(
@@ -282,5 +283,7 @@ class Node:
 
     def close(self) -> None:
         """Give the files back."""
-        self.audit.close()
-        self._lock.release()
+        try:
+            self.audit.close()
+        finally:
+            self._lock.release()

@@ -16,14 +16,7 @@ from interfuse.engines.host import Host
 from interfuse.engines.parties.audit import Audit, digest_of
 from interfuse.engines.parties.budget import CALLS, EVALUATIONS, Budget
 from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
-from interfuse.engines.parties.keeping import (
-    ANSWERS_FILE,
-    BYTES_OF_SECRET,
-    STATES_FILE,
-    StatesFile,
-    states_of,
-    write_whole,
-)
+from interfuse.engines.parties.keeping import ANSWERS_FILE, BYTES_OF_SECRET, remember_state
 from interfuse.engines.parties.limits import rows_of
 from interfuse.engines.parties.logs import Events, described
 from interfuse.engines.parties.permission import DeniedError, Permission
@@ -37,7 +30,6 @@ from interfuse.messages.delivery import disturbed
 from interfuse.messages.encoding import decode, encoded, rounded
 from interfuse.method import Method
 from interfuse.wire import Codecs, FileRecord, Limits, Part, Pieces, open_pack, sync_folder
-from interfuse.wire.sealed import sealed
 
 
 class Outgoing(NamedTuple):
@@ -226,9 +218,9 @@ class Session:
             if file.stem not in order.keep and file.stem != self._saved:
                 file.unlink()
         if self._saved is not None:
-            known = {digest: at for digest, at in states_of(self._folder).items() if digest in order.keep}
-            now = StatesFile(rounds=known | {self._saved: self._round})
-            write_whole(self._folder / STATES_FILE, sealed(now.model_dump(mode="json")).encode())
+            lost = remember_state(self._folder, self._saved, self._round, order.keep)
+            if lost:
+                self._events.add("rounds of earlier states are forgotten", reason=lost)
         return record
 
     def _go_back(self, digest: str | None) -> None:
