@@ -39,6 +39,7 @@ from interfuse.serve import (
     RefusedError,
     Service,
     add_key,
+    bodies,
     from_folders,
     from_registry,
     running,
@@ -88,6 +89,32 @@ def honest(address: str, folder: Path) -> None:
     scores = ask(f"{address}/v1/blocks/bee/1", features(address).content)
     expected = composed(load(folder / "ant" / "1"), [load(folder / "bee" / "1")], torch.from_numpy(X))
     np.testing.assert_allclose(safetensors.numpy.load(scores.content)["x"], expected, atol=1e-6)
+
+
+def test_long_bodies_are_read_and_written_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders, work = blocks(tmp_path), list[tuple[str, bool]]()
+
+    def told(name: str) -> None:
+        known = getattr(bodies, name)
+
+        def tell(*given: Any) -> Any:
+            work.append((name, threading.current_thread().name.startswith("interfuse-bodies")))
+            return known(*given)
+
+        monkeypatch.setattr(bodies, name, tell)
+
+    for name in ("read_json", "read_safetensors", "as_json", "as_safetensors"):
+        told(name)
+    with running(Service(from_folders(folders), limits=Limits(rows=10_000))) as address:
+        many = np.ones((6000, 3), np.float32)
+        found = ask(address + ANT, packed(x=many), params={"codec": "int8"})
+        ask(address + ANT, as_json(shape=[6000, 3], data=many.flatten().tolist()), JSON)
+        ask(address + BEE, found.content)
+        ask(address + ANT, packed(x=X))
+        ask(address + ANT, as_json(), JSON)
+    tensors, numbers = ("read_safetensors", "as_safetensors"), ("read_json", "as_json")
+    long, short = [(name, True) for name in tensors + numbers], [(name, False) for name in tensors + numbers]
+    assert work == [*long, *short[:2], *short]  # int8 made the features short
 
 
 def test_two_requests_are_the_composition(place: tuple[str, Path]) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi import Path as InPath
@@ -22,21 +23,24 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from interfuse.artefacts import Answers, Artefact, Fusion, Owner, Part, TensorForm
-from interfuse.data.inputs import named, rows_of
+from interfuse.data.inputs import Inputs, named, rows_of
 from interfuse.errors import ConfigError
 from interfuse.messages import Disclosure
 from interfuse.serve import bodies
 from interfuse.serve.access import Access
 from interfuse.serve.batching import Batches
 from interfuse.serve.blocks import LOOK, Block
-from interfuse.serve.bodies import JSON, SAFETENSORS, JsonAnswer, JsonTensors, Received
+from interfuse.serve.bodies import JSON, SAFETENSORS, JsonAnswer, JsonTensors
 from interfuse.serve.demo import Demo, models_of
 from interfuse.serve.faults import STATUS, Code, Fault, RefusedError
 from interfuse.serve.limits import Limits
 from interfuse.serve.metrics import Metrics
-from interfuse.wire import NO_CODEC
+from interfuse.wire import NO_CODEC, Codec
 from interfuse.wire.body import shown
 
+T = TypeVar("T")
+AT_ONCE = 64 << 10
+"""Bytes of a body that are read or written where all requests are; those of a longer one are in a thread."""
 _log = logging.getLogger(__name__)
 _READ_ON = 4
 """A body that is too large is read on up to so many times the limit, since most clients read an answer only then."""
@@ -149,6 +153,9 @@ class Service:
         ConfigError: two blocks have one address, or none may answer.
     """
 
+    _bodies: Executor
+    """While the service runs."""
+
     def __init__(
         self,
         blocks: Sequence[Block],
@@ -235,27 +242,16 @@ class Service:
             raise RefusedError("wrong_parameter", "a codec is for features in safetensors", "codec")
         body, held = await self._body(request, self.limits.json_body if kind == JSON else self.limits.body)
         try:
-            received = self._read(body, kind, artefact)
-            del body
-            x = bodies.check(received.tensors, artefact.manifest.takes, self.limits.rows)
+            read = partial(self._read, body, kind, artefact)
+            x = read() if len(body) <= AT_ONCE else await self._aside(read)
+            del body, read
             found = await self._batches[name, version](x)
         finally:
             self._memory.give_back(held)
         self.metrics.rows.labels(block.address).inc(rows_of(x))
-        tensors, fusion = named(found), artefact.manifest.fusion
-        for one, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                raise RefusedError("impossible", "what the block makes of these samples is not finite", one)
-        contract = fusion.key if fusion is not None and artefact.manifest.part == "base" else None
-        discloses = artefact.manifest.discloses
-        if kind == JSON:
-            said = JsonAnswer(
-                block=block.address, discloses=discloses, contract=contract, tensors=bodies.as_json(found)
-            )
-            return Response(said.model_dump_json(), media_type=JSON)
-        metadata = {"block": block.address, "discloses": discloses.value}
-        metadata |= {} if contract is None else {"contract": contract}
-        return Response(bodies.as_safetensors(tensors, metadata, wanted), media_type=SAFETENSORS)
+        said = partial(_response, block.address, artefact, found, kind, wanted)
+        size = sum(tensor.nbytes for tensor in named(found).values())
+        return said() if size <= AT_ONCE else await self._aside(said)
 
     async def health(self) -> Health:
         """Whether the process runs."""
@@ -333,8 +329,12 @@ class Service:
         self.metrics.bytes.labels(request.state.block, "in").inc(size)
         return b"".join(pieces), held
 
-    def _read(self, body: bytes, kind: str, artefact: Artefact) -> Received:
-        """The tensors of a body, under the right contract."""
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """What takes a while, in a thread: everybody else is answered meanwhile."""
+        return await asyncio.get_running_loop().run_in_executor(self._bodies, work)
+
+    def _read(self, body: bytes, kind: str, artefact: Artefact) -> Inputs:
+        """The samples of a body, under the right contract."""
         manifest = artefact.manifest
         if kind == JSON:
             received = bodies.read_json(body)
@@ -342,11 +342,14 @@ class Service:
             received = bodies.read_safetensors(body, manifest.takes, self.limits.rows)
         fusion = manifest.fusion if manifest.part == "modular" else None
         bodies.contract_of(received.contract, None if fusion is None else fusion.key)
-        return received
+        return bodies.check(received.tensors, manifest.takes, self.limits.rows)
 
     @asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[Mapping[str, Any]]:
-        with ThreadPoolExecutor(1, "interfuse-serve") as executor:
+        with (
+            ThreadPoolExecutor(1, "interfuse-serve") as executor,
+            ThreadPoolExecutor(2, "interfuse-bodies") as self._bodies,
+        ):
             turn = asyncio.Lock()
             for address, block in self.blocks.items():
                 if block.artefact is not None:
@@ -447,6 +450,22 @@ class _Measured:
             self._metrics.underway.dec()
             self._metrics.requests.labels(state["block"], state["code"]).inc()
             self._metrics.seconds.labels(state["block"]).observe(time.monotonic() - begun)
+
+
+def _response(address: str, artefact: Artefact, found: Inputs, kind: str, codec: Codec) -> Response:
+    """The answer, in the form of the request."""
+    tensors, fusion = named(found), artefact.manifest.fusion
+    for one, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise RefusedError("impossible", "what the block makes of these samples is not finite", one)
+    contract = fusion.key if fusion is not None and artefact.manifest.part == "base" else None
+    discloses = artefact.manifest.discloses
+    if kind == JSON:
+        said = JsonAnswer(block=address, discloses=discloses, contract=contract, tensors=bodies.as_json(found))
+        return Response(said.model_dump_json(), media_type=JSON)
+    metadata = {"block": address, "discloses": discloses.value}
+    metadata |= {} if contract is None else {"contract": contract}
+    return Response(bodies.as_safetensors(tensors, metadata, codec), media_type=SAFETENSORS)
 
 
 def _facts(block: Block) -> BlockFacts:
