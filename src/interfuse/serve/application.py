@@ -180,10 +180,15 @@ class Service:
     def application(self) -> FastAPI:
         """The service as an ASGI application."""
         app = FastAPI(
-            title="interfuse", summary="Blocks of models that were trained together.", version="1",
-            description=_DESCRIPTION, docs_url=None, redoc_url=None, lifespan=self._lifespan,
+            title="interfuse",
+            summary="Blocks of models that were trained together.",
+            version="1",
+            description=_DESCRIPTION,
+            docs_url=None,
+            redoc_url=None,
+            lifespan=self._lifespan,
             redirect_slashes=False,
-        )  # fmt: skip
+        )
         everywhere = _refusals(
             "unauthorised", "too_many_requests", "busy", "unknown_standing", "internal", "wrong_method", "malformed"
         )
@@ -193,9 +198,12 @@ class Service:
             self.one_block
         )
         app.post(
-            "/v1/blocks/{name}/{version}", response_model=JsonAnswer, responses=_RUN,
-            summary="What a block makes of samples", openapi_extra=_BODY,
-        )(self.answer)  # fmt: skip
+            "/v1/blocks/{name}/{version}",
+            response_model=JsonAnswer,
+            responses=_RUN,
+            summary="What a block makes of samples",
+            openapi_extra=_BODY,
+        )(self.answer)
         app.get("/health", response_model=Health, responses=_refusals("busy", "malformed"))(self.health)
         app.get("/ready", response_model=Health, responses=_refusals("busy", "malformed"))(self.ready)
         app.get("/metrics", responses=everywhere | _METRICS, response_class=Response)(self.measured)
@@ -209,9 +217,12 @@ class Service:
         app.add_middleware(_Measured, metrics=self.metrics)
         if self._origins:
             app.add_middleware(
-                CORSMiddleware, allow_origins=self._origins, allow_methods=["GET", "POST"],
-                allow_headers=["Authorization", "Content-Type"], expose_headers=["Retry-After"],
-            )  # fmt: skip
+                CORSMiddleware,
+                allow_origins=self._origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type"],
+                expose_headers=["Retry-After"],
+            )
         return app
 
     async def all_blocks(self, request: Request) -> Listing:
@@ -472,15 +483,30 @@ def _facts(block: Block) -> BlockFacts:
     manifest = None if block.artefact is None else block.artefact.manifest
     if manifest is None:
         return BlockFacts(
-            block=block.address, part=None, takes=None, fusion=None, contract=None, answers=None, discloses=None,
-            owner=None, withdrawn=block.withdrawn,
-        )  # fmt: skip
+            block=block.address,
+            part=None,
+            takes=None,
+            fusion=None,
+            contract=None,
+            answers=None,
+            discloses=None,
+            owner=None,
+            withdrawn=block.withdrawn,
+        )
     return BlockFacts(
-        block=block.address, part=manifest.part, takes=manifest.takes, columns=manifest.columns,
-        ranges=manifest.ranges, bounds=manifest.bounds,
-        fusion=manifest.fusion, contract=None if manifest.fusion is None else manifest.fusion.key,
-        answers=manifest.answers, discloses=manifest.discloses, owner=manifest.owner, withdrawn=block.withdrawn,
-    )  # fmt: skip
+        block=block.address,
+        part=manifest.part,
+        takes=manifest.takes,
+        columns=manifest.columns,
+        ranges=manifest.ranges,
+        bounds=manifest.bounds,
+        fusion=manifest.fusion,
+        contract=None if manifest.fusion is None else manifest.fusion.key,
+        answers=manifest.answers,
+        discloses=manifest.discloses,
+        owner=manifest.owner,
+        withdrawn=block.withdrawn,
+    )
 
 
 def _content_type(request: Request) -> str:

@@ -14,22 +14,32 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = Counter(
-            "interfuse_serve_requests", "Answers by block and code; ok: no error.", ["block", "code"],
+            "interfuse_serve_requests",
+            "Answers by block and code; ok: no error.",
+            ["block", "code"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.seconds = Histogram(
-            "interfuse_serve_seconds", "From the head of a request to the end of its answer.", ["block"],
-            buckets=_SECONDS, registry=self.registry,
-        )  # fmt: skip
+            "interfuse_serve_seconds",
+            "From the head of a request to the end of its answer.",
+            ["block"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
         self.rows = Counter("interfuse_serve_rows", "Samples that were answered.", ["block"], registry=self.registry)
         self.bytes = Counter(
-            "interfuse_serve_bytes", "Of bodies, by block and direction.", ["block", "direction"],
+            "interfuse_serve_bytes",
+            "Of bodies, by block and direction.",
+            ["block", "direction"],
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.batches = Histogram(
-            "interfuse_serve_batch_rows", "Samples of one computation.", ["block"], buckets=_ROWS,
+            "interfuse_serve_batch_rows",
+            "Samples of one computation.",
+            ["block"],
+            buckets=_ROWS,
             registry=self.registry,
-        )  # fmt: skip
+        )
         self.waiting = Gauge("interfuse_serve_waiting", "Requests that wait.", ["block"], registry=self.registry)
         self.good = Gauge("interfuse_serve_good", "1: the block may answer.", ["block"], registry=self.registry)
         self.underway = Gauge("interfuse_serve_underway", "Requests under way.", registry=self.registry)
