@@ -49,7 +49,7 @@ from interfuse.serve.blocks import Block
 from interfuse.serve.limits import STALE
 
 TENSORS, JSON = "application/x-safetensors", "application/json"
-SMALL = Limits(body=4000, json_body=2000, rows=8, body_time=0.3, head=0.3, connections=4)
+SMALL = Limits(body=4000, json_body=2000, rows=8, body_time=0.3, head=0.3, connections=4, idle=1)
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 

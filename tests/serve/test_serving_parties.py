@@ -127,7 +127,7 @@ def ends_when_all_is_answered(process: subprocess.Popen[str], at: str) -> None:
     place = urlsplit(at)
     body = safetensors.numpy.save({"x": np.ones((2, 3), np.float32)})
     with socket.create_connection((place.hostname, place.port), timeout=60) as line:
-        head = f"POST {place.path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-safetensors\r\n"
+        head = f"POST {place.path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/x-safetensors\r\n"
         line.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:20])
         assert requests.get(f"http://{place.netloc}/ready", timeout=60).ok
         process.send_signal(signal.SIGTERM)
