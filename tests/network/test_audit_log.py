@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from interfuse.engines.grpc.keys import make_keys
 from interfuse.engines.parties.audit import Audit, verify
 from interfuse.engines.parties.frames import Ready
 from interfuse.errors import RunError
+from interfuse.wire.sealed import sealed
 
 RUN = "run"
 
@@ -207,3 +209,125 @@ def test_the_command_says_whose_signatures_it_took_and_what_it_did_not_check(log
     refused = run(app, ["audit", str(log), "--certificate", str(keys / "bee/bee.crt")])
     assert refused.exit_code == 2
     assert "not among the certificates" in refused.output
+
+
+def opened(log: Path, keys: Path) -> Audit:
+    return Audit(log, "ant", signer(keys, "ant"), [RUN] if log.exists() else ())
+
+
+def sent(log: Path, keys: Path) -> int:
+    """What a node counts at its start."""
+    with closing(opened(log, keys)) as audit:
+        return audit.sent(RUN)
+
+
+def killed(audit: Audit, log: Path) -> None:
+    """What a killed process leaves: the log, and the anchor as it was written last."""
+    path = log.with_name("audit.json")
+    anchor = path.read_bytes()
+    audit.close()
+    path.write_bytes(anchor)
+
+
+def test_a_power_cut_takes_lines_but_no_trust(log: Path, keys: Path) -> None:
+    """The anchor is never ahead of what the disk has; lines behind it are counted, and are no false alarm."""
+    audit = opened(log, keys)
+    audit.sync()
+    whole, anchor = log.read_bytes(), log.with_name("audit.json").read_bytes()
+    for number in range(3):
+        audit.add(RUN, Ready(attempt=number), b"x" * 10, {}, repeated=False)
+    assert log.with_name("audit.json").read_bytes() == anchor
+    running = verify(log, is_signed)  # of a node that goes on meanwhile
+    assert running.lines == 10
+    assert "lines 8 to 10 are behind audit.json" in "".join(running.unknown)
+    killed(audit, log)
+    assert sent(log, keys) == audit.sent(RUN) == 90
+    assert verify(log, is_signed).lines == 10
+    log.write_bytes(whole)  # the power was cut before the disk had the lines
+    log.with_name("audit.json").write_bytes(anchor)
+    assert verify(log, is_signed).lines == 7
+    assert sent(log, keys) == 60
+    assert verify(log, is_signed).lines == 7
+
+
+def test_a_node_that_is_killed_before_it_saved_anything(tmp_path: Path, keys: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    audit = opened(log, keys)
+    audit.add(RUN, Ready(attempt=1), b"x" * 10, {}, repeated=False)
+    killed(audit, log)
+    assert sent(log, keys) == 10
+    assert verify(log, is_signed).lines == 2
+
+
+def test_behind_a_gap_lines_count_on_top_of_what_the_anchor_has(log: Path, keys: Path) -> None:
+    log.unlink()
+    audit = opened(log, keys)
+    audit.add(RUN, Ready(attempt=1), b"y" * 5, {}, repeated=False)
+    killed(audit, log)
+    assert sent(log, keys) == audit.sent(RUN) == 65
+
+
+@pytest.mark.parametrize("anchor", [b"", b"{", b"[]", b"{}"])
+def test_an_anchor_that_cannot_be_read_is_as_one_that_is_gone(anchor: bytes, log: Path, keys: Path) -> None:
+    log.with_name("audit.json").write_bytes(anchor)
+    assert sent(log, keys) == 60
+    assert json.loads(log.read_text().splitlines()[-1])["facts"]["reason"] == "audit.json cannot be read"
+    with pytest.raises(RunError, match="lines before it are missing"):
+        verify(log, is_signed)
+    log.unlink()
+    log.with_name("audit.json").write_bytes(anchor)
+    with pytest.raises(RunError, match=r"audit\.json cannot be read"):
+        opened(log, keys)
+
+
+def unsigned(log: Path, count: int, *, certificate: str | None = None) -> None:
+    """Add lines without a signature whose chain holds, and make the anchor anew."""
+    made = log.read_bytes().splitlines() if log.exists() else []
+    for number in range(count):
+        before = hashlib.sha256(made[-1]).hexdigest() if made else "0" * 64
+        what, facts = (
+            ("key", {"certificate": certificate}) if number == 0 and certificate is not None else ("ready", {})
+        )
+        line = {"time": "", "run": RUN, "what": what, "facts": facts, "bytes": 0, "repeated": False, "before": before}
+        made.append(json.dumps(line).encode())
+    log.write_bytes(b"".join(one + b"\n" for one in made))
+    anchor = {"node": "ant", "lines": len(made), "head": hashlib.sha256(made[-1]).hexdigest(), "sent": {}}
+    log.with_name("audit.json").write_text(sealed(anchor))
+
+
+def test_no_line_switches_signatures_off(log: Path, keys: Path) -> None:
+    unsigned(log, 3, certificate="")
+    with pytest.raises(RunError, match="line 8 is not signed, though lines before it are"):
+        verify(log, is_signed)
+    with pytest.raises(RunError, match="line 8 is not signed"):
+        verify(log)
+    with pytest.raises(RunError, match="is signed"):
+        Audit(log, "ant")
+
+
+def test_who_named_an_authority_takes_no_log_without_signatures(tmp_path: Path, keys: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    unsigned(log, 3, certificate="")
+    assert verify(log, is_signed).lines == 3
+    asked = ["audit", str(log), "--authority", str(keys / "ca.crt")]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert "is not signed" in refused.output
+    Audit(log, "ant", signer(keys, "ant")).close()  # an earlier version's log, which this one goes on with
+    found = CliRunner().invoke(app, asked)
+    assert (found.exit_code, "lines 1 to 3 have no signature" in found.output) == (0, True), found.output
+
+
+def test_a_log_that_another_node_of_the_authority_made_is_not_this_ones(tmp_path: Path, keys: Path) -> None:
+    for name in ("ant", "bee"):  # bee's key signs a log in ant's name
+        audit = Audit(tmp_path / name / "audit.jsonl", "ant", signer(keys, name))
+        audit.add(RUN, Ready(attempt=1), b"", {}, repeated=False)
+        audit.close()
+    asked = ["--authority", str(keys / "ca.crt")]
+    good = CliRunner().invoke(app, ["audit", str(tmp_path / "ant/audit.jsonl"), *asked])
+    assert "log of node 'ant': 2 lines, signed" in good.output
+    forged = CliRunner().invoke(app, ["audit", str(tmp_path / "bee/audit.jsonl"), *asked])
+    assert forged.exit_code == 2
+    assert "of several nodes: ant, bee" in forged.output
+    (tmp_path / "bee/audit.json").unlink()
+    assert "log of node 'bee': " in CliRunner().invoke(app, ["audit", str(tmp_path / "bee/audit.jsonl"), *asked]).output

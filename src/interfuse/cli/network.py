@@ -189,7 +189,7 @@ def audit(
     ] = "",
 ) -> None:
     """Check a node's audit log, and say what could not be checked: chain, signatures, the node's own anchor beside the
-    log, and what the coordinator has kept of it. It is only read.
+    log, and what the coordinator has kept of it, and say whose it is. It is only read.
     """
     from interfuse.artefacts.signing import certified, is_signed
     from interfuse.engines.parties.audit import verify
@@ -197,14 +197,22 @@ def audit(
     good = [_pem(path).strip() for path in certificate or ()]
     authorities = [] if authority is None else [_pem(authority)]
 
+    names = set[str]()
+
     def trusted(pem: bytes) -> None:
-        if pem.strip() not in good and (not authorities or certified(pem, authorities) is None):
+        name = certified(pem, authorities) if authorities else None
+        if name is not None:
+            names.add(name)
+        elif pem.strip() not in good:
             raise RunError(f"{log}: lines are signed by a key that is not among the certificates that were named")
 
     known = importlib.util.find_spec("cryptography") is not None
     found = verify(log, is_signed if known else None, trusted if good or authorities else None, mark)
+    if len(nodes := names | ({found.node} if found.node else set())) > 1:
+        raise RunError(f"{log}: its anchor and its signatures are of several nodes: {', '.join(sorted(nodes))}")
+    whose = "".join(f"log of node {node!r}{'' if names else ', as it says itself'}: " for node in nodes)
     signed = ", signed" if found.certificates and known else ""
-    typer.echo(f"{found.lines} lines{signed}, the chain holds; mark {found.mark}")
+    typer.echo(f"{whose}{found.lines} lines{signed}, the chain holds; mark {found.mark}")
     for text in found.unknown:
         typer.echo(f"not checked: {text}", err=True)
 

@@ -1,9 +1,10 @@
 """The audit log: all that left a node, in lines that are chained, signed by the node's key, and anchored outside.
 
 A line holds the SHA-256 of the line before it and a signature of itself. How many lines there are, the digest of the
-last one, and the bytes that left for each run lie in ``audit.json``: a log that was cut, exchanged or taken away is
-noticed, and gives no budget back. The coordinator keeps a mark of the log with every commit: a vendor that makes log
-and anchor anew has another one.
+last one, and the bytes that left for each run lie in ``audit.json``, which is written when the disk has the log: a log
+that was cut before that, exchanged or taken away is noticed, and gives no budget back. Lines behind it say themselves
+what left. The coordinator keeps a mark of the log with every commit: a vendor that makes log and anchor anew has
+another one.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
@@ -113,33 +115,40 @@ class Audit:
             runs: Those that the node has begun.
 
         Raises:
-            RunError: it cannot be read or written, a line was changed, or nothing says any more what left.
+            RunError: it cannot be read or written, a line was changed, it is signed and there is no key to go on with,
+                or nothing says any more what left.
         """
         self._path, self._signer = path, signer
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            anchor, found = read_anchor(path), Anchor(node=node)
+            (anchor, lost), found = _anchor_or_why_not(path), Anchor(node=node)
             if anchor is not None and anchor.node != node:
                 raise RunError(f"{path.with_name(ANCHOR_FILE)} is of node {anchor.node!r}, and this one is {node!r}")
             missing = anchor is not None and anchor.lines > 0
             certificate, unfinished = "", 0
-            sent: dict[str, int] = {}
+            sent, behind = dict[str, int](), dict[str, int]()
             if os.path.lexists(path):
                 unfinished = _unfinished(path)
                 for one in lines(path):
                     found = found.model_copy(update={"lines": one.number, "head": one.digest})
+                    certificate = _named(one.line) or certificate
+                    for counted in (sent,) if missing else (sent, behind):
+                        if one.line.bytes and not one.line.repeated:
+                            counted[one.line.run] = counted.get(one.line.run, 0) + one.line.bytes
                     missing = missing and found.mark != (anchor or found).mark
-                    certificate = str(one.line.facts.get("certificate", "")) if one.line.what == KEY else certificate
-                    if one.line.bytes and not one.line.repeated:
-                        sent[one.line.run] = sent.get(one.line.run, 0) + one.line.bytes
             if anchor is None and not found.lines and runs:
                 raise RunError(
-                    f"{path} and {path.with_name(ANCHOR_FILE)} are gone, so what left for {', '.join(runs)} is not "
-                    "known any more, nor what may still leave: put one of them back, or take the folders of these runs "
-                    "away to end this node's part in them"
+                    f"{path} and {path.with_name(ANCHOR_FILE)} are gone or empty, so what left for {', '.join(runs)} "
+                    "is not known any more, nor what may still leave: put one of them back, or take the folders of "
+                    "these runs away to end this node's part in them"
                 )
             known = {} if anchor is None else anchor.sent
-            most = {run: max(sent.get(run, 0), known.get(run, 0)) for run in {*sent, *known}}
+            most = {run: max(sent.get(run, 0), known.get(run, 0) + behind.get(run, 0)) for run in {*sent, *known}}
+            if certificate and signer is None:
+                raise RunError(
+                    f"{path} is signed, and lines without a signature would count as forged: start the node with its "
+                    "key, or name another state folder"
+                )
             self._file = to_add_to(path)
             if unfinished:
                 self._file.truncate(self._file.seek(0, os.SEEK_END) - unfinished)
@@ -148,12 +157,16 @@ class Audit:
         self.anchor = found.model_copy(update={"sent": most})
         mine = "" if signer is None else signer.certificate.decode()
         try:
+            if not found.lines and anchor is None and not lost:
+                self._write_anchor()  # a first line without it would look as if it had been taken away
             if mine != certificate:
                 self._write("", KEY, {"certificate": mine})
             if missing and anchor is not None:
                 self._write("", GAP, {"lines": anchor.lines, "head": anchor.head})
-            elif anchor is None and found.lines and certificate:
-                self._write("", GAP, {"lines": found.lines, "head": "", "reason": f"{ANCHOR_FILE} is gone"})
+            elif lost or (anchor is None and found.lines and certificate):
+                reason = lost or f"{ANCHOR_FILE} is gone"
+                self._write("", GAP, {"lines": found.lines, "head": "", "reason": reason})
+            self.sync()
         except OSError as error:
             self._file.close()
             raise RunError(f"cannot write the audit log {path}: {error.strerror}") from error
@@ -216,14 +229,23 @@ class Audit:
             sent[run] = self.sent(run) + len(payload)
         head = hashlib.sha256(text).hexdigest()
         self.anchor = Anchor(node=self.anchor.node, lines=self.anchor.lines + 1, head=head, sent=sent)
-        write_whole(self._path.with_name(ANCHOR_FILE), sealed(self.anchor.model_dump()).encode(), durable=False)
 
     def sync(self) -> None:
-        """Wait for the disk."""
+        """Wait until the disk has the log, and then its anchor, which is never ahead of it.
+
+        Raises:
+            OSError, RunError: the disk is full or broken.
+        """
         os.fsync(self._file.fileno())
+        self._write_anchor()
+
+    def _write_anchor(self) -> None:
         write_whole(self._path.with_name(ANCHOR_FILE), sealed(self.anchor.model_dump()).encode())
 
     def close(self) -> None:
+        """Give the files back. A full disk is no error here: the anchor is then behind the log, as after a kill."""
+        with suppress(OSError, RunError):
+            self.sync()
         self._file.close()
 
 
@@ -247,6 +269,21 @@ def read_anchor(log: Path) -> Anchor | None:
         raise RunError(f"{path} cannot be read: {str(error).splitlines()[0]}; put it back from a copy") from None
 
 
+def _anchor_or_why_not(log: Path) -> tuple[Anchor | None, str]:
+    """What the node remembers of its log, and why it cannot be read, where the log is there to go on with."""
+    try:
+        return read_anchor(log), ""
+    except RunError:
+        if not os.path.lexists(log):
+            raise
+        return None, f"{ANCHOR_FILE} cannot be read"
+
+
+def _named(line: Line) -> str:
+    """The certificate that a line names; empty where it names none, which takes no other back."""
+    return str(line.facts.get("certificate", "")) if line.what == KEY else ""
+
+
 def lines(log: Path) -> Iterator[Read]:
     """The whole lines of a log, whose chain is checked. Nothing is written.
 
@@ -265,9 +302,8 @@ def lines(log: Path) -> Iterator[Read]:
                     )
                 head, mark, tail = text.rpartition(_SIGNATURE)
                 before = hashlib.sha256(text).hexdigest()
-                yield Read(
-                    number, one, before, _ABOUT + head + b"}" if mark else b"", tail[:-2].decode("ascii", "replace")
-                )
+                signature = tail[:-2].decode("ascii", "replace") if mark else ""
+                yield Read(number, one, before, _ABOUT + head + b"}" if mark else b"", signature)
             if len(text) > LONGEST:
                 raise RunError(f"{log}, line {number + 1} is longer than a line of an audit log")
     except OSError as error:
@@ -305,12 +341,14 @@ class Verified:
     """What a log was found to be.
 
     Attributes:
+        node: Whose it is, as its anchor says; empty where there is none.
         certificates: By whose keys its lines are signed.
         unknown: What could not be checked, and why.
     """
 
     lines: int
     head: str
+    node: str = ""
     certificates: tuple[str, ...] = ()
     unknown: tuple[str, ...] = ()
 
@@ -327,7 +365,8 @@ def verify(
 
     Args:
         check: Of signatures; None: they are not looked at.
-        trusted: Raises where a certificate is of nobody who is known; None: any that the log names will do.
+        trusted: Raises where a certificate is of nobody who is known; the log then has to be signed. None: any that
+            the log names will do.
         mark: What a coordinator has kept, ``LINES:DIGEST``; empty: nothing.
 
     Raises:
@@ -344,11 +383,11 @@ def verify(
         place = f"{log}, line {number}"
         if line.what == GAP:
             raise RunError(f"{place}: lines before it are missing: the node found so at {line.time}")
-        if line.what == KEY:
-            certificate = str(line.facts.get("certificate", ""))
-            certificates += [certificate] if certificate else []
-            if trusted is not None and certificate:
-                trusted(certificate.encode())
+        if named := _named(line):
+            certificate = named
+            certificates.append(named)
+            if trusted is not None:
+                trusted(named.encode())
         if not certificate:
             unsigned.append(number)
         elif not signature:
@@ -362,8 +401,13 @@ def verify(
         unknown.append(f"{ANCHOR_FILE} is not there: whether lines at the end are missing, or all of it is another log")
     elif anchor.mark not in passed:
         raise RunError(f"{log} is not what the node wrote: {ANCHOR_FILE} has {anchor.lines} lines with another end")
-    elif last.lines > anchor.lines + 1:
-        raise RunError(f"{log}, line {anchor.lines + 2}: the node wrote {anchor.lines} lines, and not this one")
+    elif last.lines > anchor.lines:
+        unknown.append(
+            f"lines {anchor.lines + 1} to {last.lines} are behind {ANCHOR_FILE}, as while a node runs or when it was "
+            "killed: whether further ones are missing"
+        )
+    if trusted is not None and not certificates:
+        raise RunError(f"{log} is not signed, though a certificate or an authority was named")
     if mark and mark not in passed:
         raise RunError(f"{log} is not what the coordinator has a mark of: line {mark.partition(':')[0]} is another")
     if not mark:
@@ -379,4 +423,5 @@ def verify(
         unknown.append("no certificate or authority was given: whose keys these are")
     if unfinished := _unfinished(log):
         unknown.append(f"the last {unfinished} bytes, a line that was cut off when the node was killed")
-    return replace(last, certificates=tuple(certificates), unknown=tuple(unknown))
+    node = "" if anchor is None else anchor.node
+    return replace(last, node=node, certificates=tuple(certificates), unknown=tuple(unknown))

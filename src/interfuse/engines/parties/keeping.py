@@ -115,23 +115,17 @@ def _room() -> Iterator[None]:
         raise JoinError("disk", "room for the node's state", "none; its log says more") from None
 
 
-def write_whole(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Write a file that is nobody else's to read, so that it is there whole or not at all.
-
-    Args:
-        durable: Wait until the disk has it.
-    """
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file that is nobody else's to read, so that it is there whole or not at all, and the disk has it."""
     temporary = path.with_name(f".{path.name}.tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary.unlink(missing_ok=True)
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
         file.write(content)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
-    if durable:
-        sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def runs_in(states: Path) -> list[str]:
