@@ -251,12 +251,17 @@ class Result:
 
     @cached_property
     def _commit(self) -> Commit:
-        found = RunFolder(self.path).find_commit(lines=False)
+        folder = RunFolder(self.path)
+        found = folder.find_commit(lines=False)
         if found.commit is None:
             raise RunError(f"{self.path} has no commit yet")
-        RunFolder(self.path).check_config(self.config, found.commit)
+        folder.check_config(self.config, found.commit)
         for text in found.notices:
             self._notice(f"{self.path}: {text}")
+        if (rounds := self.config.rounds) > found.commit.round and folder.summary() is None:
+            self._notice(
+                f"{self.path} is not finished: its models are those after round {found.commit.round} of {rounds}"
+            )
         return found.commit
 
     def _notice(self, text: str) -> None:

@@ -237,6 +237,8 @@ def test_a_size_may_have_fewer_entries_and_a_shorter_grid() -> None:
     both = quicker(recipe, "small", all_entries=True)
     assert [entry.name for entry in only(both, ["ifl"], "--entry").entries] == ["ifl"]
     assert [entry.name for entry in only(recipe, ["ifl", "fedavg"], "--entry").entries] == ["fedavg", "ifl"]
+    shared = recipe_of(FEDAVG, IFL, run={"settings": {"base_lr": 0.5}})  # of IFL alone
+    assert "base_lr" not in resolve(only(shared, ["fedavg"], "--entry")).entries[0].config.settings
     with pytest.raises(ConfigError, match="--entry: 'ilf' is no entry: did you mean 'ifl'"):
         only(recipe, ["ilf"], "--entry")
     with pytest.raises(ConfigError, match=r"\[comparison.small\]: 'fedavgg' is no entry"):

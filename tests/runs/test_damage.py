@@ -286,3 +286,22 @@ def test_a_folder_of_an_earlier_version_is_read_and_gone_on_with_and_said_to_be_
     assert [text for text in noting.said if "an earlier version wrote this run" in text]
     assert_same(outcome(run), runs.whole)
     assert not answers_of(run).noticed
+
+
+def test_a_finished_run_with_a_damaged_last_manifest_answers_from_the_one_before(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fresh(runs, "finished", run)
+    newest = max(run.glob("commits/commit-*.json"))
+    DAMAGE["last byte"](newest, newest, newest)
+    found = answers_of(run)
+    assert found.figures == runs.answers.figures
+    assert [text for text in found.noticed if f"commits/{newest.name} is damaged" in text]
+    assert not [text for text in found.noticed if "is not finished" in text]
+
+
+def test_models_of_a_run_that_was_interrupted_are_said_to_be_no_last_ones(runs: Runs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fresh(runs, "killed", run)
+    result = api.load_run(run, data=GIVEN.dataset)
+    with pytest.warns(UserWarning, match="is not finished: its models are those after round . of 2"):
+        result.model(1)

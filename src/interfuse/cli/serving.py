@@ -220,7 +220,8 @@ def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
             file.seek(0)
             return np.asarray(np.load(file, allow_pickle=False))
     except UNREADABLE as error:
-        raise DataError(f"cannot read {path} as an array of numbers (.npy): {error}") from error
+        reason = "it is none" if "pickle" in str(error) else error  # NumPy would advise to load it all the same
+        raise DataError(f"cannot read {path} as an array of numbers (.npy): {reason}") from error
 
 
 def _write_scores(path: Path, scores: np.ndarray) -> None:

@@ -166,7 +166,7 @@ def resolve(recipe: Recipe) -> Plan:
         InterfuseError: a value is impossible, or no method has a shared setting.
     """
     known = {entry.name: _settings_of(entry) for entry in recipe.entries}
-    everything = set().union(*known.values())
+    everything = set().union(*known.values(), *map(_settings_of, recipe.left_out))
     of_clients = [key for own in recipe.run.get("client", {}).values() for key in own]
     axes = [key for axis in recipe.grid for key in keys_of(axis)]
     for key in (*recipe.run.get("settings", {}), *of_clients, *axes):

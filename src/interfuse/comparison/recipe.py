@@ -102,7 +102,11 @@ class EntryTable(BaseModel):
 
 
 class Recipe(BaseModel):
-    """A whole recipe: what is asked, what all runs share, and what is compared."""
+    """A whole recipe: what is asked, what all runs share, and what is compared.
+
+    Attributes:
+        left_out: Entries that are not compared this time; what all share may be for them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -111,6 +115,7 @@ class Recipe(BaseModel):
     run: dict[str, Any]
     grid: Grid
     entries: tuple[EntryTable, ...]
+    left_out: tuple[EntryTable, ...] = ()
 
 
 def read(path: Path) -> Recipe:
@@ -241,7 +246,9 @@ def only(recipe: Recipe, names: Sequence[str], source: str) -> Recipe:
     known = [entry.name for entry in recipe.entries]
     if unknown := [name for name in names if name not in known]:
         raise ConfigError(f"{source}: {unknown[0]!r} is no entry: {nearest(unknown[0], known)}")
-    return recipe.model_copy(update={"entries": tuple(entry for entry in recipe.entries if entry.name in names)})
+    kept = tuple(entry for entry in recipe.entries if entry.name in names)
+    others = tuple(entry for entry in recipe.entries if entry.name not in names)
+    return recipe.model_copy(update={"entries": kept, "left_out": (*recipe.left_out, *others)})
 
 
 def quicker(recipe: Recipe, size: str, *, all_entries: bool = False) -> Recipe:

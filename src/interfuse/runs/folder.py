@@ -304,7 +304,7 @@ class RunFolder:
         before = parse_config(commit.settings, f"the last commit of {self.path}")  # an older one may lack what is new
         if changed := differences(before.identity() | {"rounds": max(before.rounds, config.rounds)}, config.identity()):
             raise RunError(f"{self.path / CONFIG} was changed since the run began: " + "; ".join(changed))
-        record = self._expected(CONFIG)
+        record, _ = self._expected(CONFIG)
         if record is None or record.sha256 == record_of(self.path / CONFIG).sha256:
             return ()
         more = f", but that {before.rounds} rounds became {config.rounds}" if config.rounds > before.rounds else ""
@@ -395,13 +395,16 @@ class RunFolder:
         """Whether there is something of this name."""
         return os.path.lexists(self.path / name)
 
-    def _expected(self, name: str) -> FileRecord | None:
-        """What the newest commit that can be read says of a file."""
+    def _expected(self, name: str) -> tuple[FileRecord | None, bool]:
+        """What the newest commit that can be read says of a file, and whether lines may have come behind that: also in
+        a finished run, where the last manifest is damaged."""
         newest = next(self._known(), None)
         if newest is None:
-            return None
-        records = newest.end if newest.end and self._is(SUMMARY) else newest.files
-        return next((record for record in records if record.name == name and record.sha256), None)
+            return None, False
+        ended = bool(newest.end) and self._is(SUMMARY)
+        records = newest.end if ended else newest.files
+        found = next((record for record in records if record.name == name and record.sha256), None)
+        return found, name in (METRICS, LEDGER) and not ended
 
     def _read(self, name: str) -> bytes | None:
         """A file that is as the newest commit says: the whole of it, or the beginning of one that lines are added to;
@@ -410,7 +413,7 @@ class RunFolder:
         Raises:
             RunError: it is not, or cannot be read.
         """
-        path, record = self.path / name, self._expected(name)
+        path, (record, grows) = self.path / name, self._expected(name)
         try:
             found = content(path, MOST, follow=False)
         except FileNotFoundError:
@@ -418,9 +421,7 @@ class RunFolder:
         except OSError as error:
             raise RunError(f"cannot read {path}: {error.strerror}") from error
         if record is not None:
-            size = (
-                record.bytes if name in (METRICS, LEDGER) and not self._is(SUMMARY) else max(record.bytes, len(found))
-            )
+            size = record.bytes if grows else max(record.bytes, len(found))
             if len(found) < size or hashlib.sha256(memoryview(found)[:size]).hexdigest() != record.sha256:
                 raise RunError(
                     f"{path} was changed since it was written: its SHA-256 is not the one that the last commit has"
