@@ -129,6 +129,10 @@ def test_two_requests_are_the_composition(place: tuple[str, Path]) -> None:
     assert (made["discloses"], made["contract"], made["block"]) == ("features", base["contract"], "ant/1")
     again = json.dumps({"contract": made["contract"], "tensors": made["tensors"]}).encode()
     scores = ask(f"{address}/v1/blocks/bee/1", again, JSON).json()
+    as_it_is = json.dumps(made).encode()
+    assert ask(f"{address}/v1/blocks/bee/1", as_it_is, JSON).json() == scores
+    other = json.dumps(made | {"contract": "f" * 64}).encode()
+    assert ask(f"{address}/v1/blocks/bee/1", other, JSON).json()["code"] == "wrong_contract"
     assert scores["discloses"] == "logits"
     assert scores["tensors"]["x"]["shape"] == [2, 2]
     with_metadata = features(address).content

@@ -45,12 +45,15 @@ class JsonTensors(BaseModel):
 
     Attributes:
         contract: The key of the fusion contract that features were made under; only features have one.
+        block, discloses: What a base block's answer has beside, which may be sent on as it is; nothing goes by them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     contract: str | None = None
     tensors: Annotated[dict[str, JsonTensor], Len(1, 16)]
+    block: str = ""
+    discloses: str = ""
 
 
 class JsonAnswer(BaseModel):
