@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,8 +32,10 @@ from interfuse.artefacts import (
     load,
     write,
 )
+from interfuse.errors import ConfigError
 from interfuse.serve import Block, Service, bodies, from_folders, running
-from interfuse.serve.demo import RUNTIME, runtime_files
+from interfuse.serve import runtime as onnxruntime_web
+from interfuse.serve.runtime import RUNTIME, get_runtime, runtime_files
 
 FORM, WIDTH = TensorForm(dtype="uint8", shape=(1, 8, 8)), 6
 SIX = (0.65, 0.1), (0.35, 0.3), (0.25, 0.6), (0.4, 0.85), (0.65, 0.7), (0.5, 0.5), (0.3, 0.6)
@@ -179,7 +185,7 @@ def test_a_hand_that_holds_no_mouse_draws_with_keys(
         assert page.value("document.querySelector('#summary').textContent") == "Draw something."
 
 
-@pytest.mark.skipif(not runtime_files(RUNTIME), reason="needs onnxruntime-web: python scripts/onnxruntime_web.py")
+@pytest.mark.skipif(not runtime_files(RUNTIME), reason="needs onnxruntime-web: `interfuse serve --demo --get-runtime`")
 def test_a_base_block_runs_in_the_browser_and_the_picture_stays_there(
     page: Page, blocks: list[Block], taken: list[Tensor], tmp_path: Path
 ) -> None:
@@ -237,3 +243,39 @@ def test_a_runtime_that_was_changed_is_none(tmp_path: Path) -> None:
     for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"):
         (tmp_path / name).write_bytes(np.random.default_rng(0).bytes(10))
     assert runtime_files(tmp_path) == {}
+
+
+def test_a_runtime_comes_from_npm_once_and_is_the_one_that_was_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = {name: name.encode() for name in onnxruntime_web.RUNTIME_FILES}
+    packed, folder, npm = tmp_path / "packed.tgz", tmp_path / "made" / "here", tmp_path / "bin" / "npm"
+    with tarfile.open(packed, "w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"package/dist/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    monkeypatch.setenv("PATH", str(npm.parent))
+    with pytest.raises(ConfigError, match="needs npm"):
+        get_runtime(folder)
+    npm.parent.mkdir()
+    npm.write_text(f'#!/bin/sh\n/bin/cp {packed} "$4/onnxruntime-web.tgz"\n')
+    npm.chmod(0o755)
+    with pytest.raises(ConfigError, match="not the one that was looked at"):
+        get_runtime(folder)
+    assert not folder.exists()
+    sha512 = base64.b64encode(hashlib.sha512(packed.read_bytes()).digest()).decode()
+    monkeypatch.setattr(onnxruntime_web, "SHA512", sha512)
+    with pytest.raises(ConfigError, match="other files than the page was tried with"):
+        get_runtime(folder)
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    monkeypatch.setattr(onnxruntime_web, "RUNTIME_FILES", sums)
+    get_runtime(folder)
+    assert runtime_files(folder) == files
+    npm.unlink()
+    get_runtime(folder)  # it is there
+    (folder / "ort.wasm.min.mjs").write_text("changed")
+    npm.write_text("#!/bin/sh\nexit 3\n")
+    npm.chmod(0o755)
+    with pytest.raises(ConfigError, match="ended with 3"):
+        get_runtime(folder)

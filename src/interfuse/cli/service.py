@@ -66,6 +66,9 @@ def serve(
     runtime: Annotated[
         Path | None, option(None, "FOLDER", "Where onnxruntime-web is, if not in the installation.", "--runtime")
     ] = None,
+    get_runtime: Annotated[
+        bool, option(None, None, "Get onnxruntime-web from npm first, if it is not there (14 MB).", "--get-runtime")
+    ] = False,
 ) -> None:
     """Answer over HTTP with blocks: features of samples with a base block, scores of features with a modular block.
 
@@ -86,12 +89,15 @@ def serve(
         run,
         tls,
     )
-    from interfuse.serve.demo import RUNTIME
+    from interfuse.serve import runtime as onnxruntime_web
 
     if not is_loopback(listen) and keys is None and api_keys is None:
         raise ConfigError(
             f"{listen} is reached by other machines: name --api-keys FILE, --keys FOLDER, or both; or use 127.0.0.1"
         )
+    page = runtime or onnxruntime_web.RUNTIME
+    if get_runtime:
+        onnxruntime_web.get_runtime(page)
     trusted = None if authority is None else _read(authority)
     if registry is None:
         blocks = from_folders([Path(one) for one in what], trusted, onnx=demo)
@@ -108,7 +114,7 @@ def serve(
     mutual = keys is not None and api_keys is None
     hosts = LOCAL | {listen.rpartition(":")[0].strip("[]")} if is_loopback(listen) else None
     access = Access(api_keys, admission(keys) if keys is not None and mutual else None, rate, hosts)
-    service = Service(blocks, access, limits, origin or (), (runtime or RUNTIME) if demo else None)
+    service = Service(blocks, access, limits, origin or (), page if demo else None)
     context = None if keys is None else tls(keys, certificates=mutual)
     with listening(listen) as at:
         host, port = at.getsockname()[:2]
@@ -118,9 +124,7 @@ def serve(
         if service.demo is not None:
             typer.echo(f"{place}/")
             if not service.demo.has_runtime:
-                typer.echo(
-                    "without onnxruntime-web pictures leave browsers; scripts/onnxruntime_web.py gets it", err=True
-                )
+                typer.echo("without onnxruntime-web pictures leave browsers; --get-runtime gets it", err=True)
         if context is None and not is_loopback(listen):
             typer.echo("warning: without TLS keys and features are read by everybody on the way", err=True)
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")

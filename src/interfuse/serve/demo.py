@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -14,16 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from interfuse.serve.blocks import Block
 from interfuse.serve.faults import RefusedError
+from interfuse.serve.runtime import runtime_files
 
 PAGE = Path(__file__).parent / "page"
-RUNTIME = Path(sys.prefix) / "share" / "interfuse" / "onnxruntime-web"
-"""Where ``scripts/onnxruntime_web.py`` puts onnxruntime-web, which is too large for this package."""
-RUNTIME_FILES: Mapping[str, str] = {
-    "ort.wasm.min.mjs": "219e6a1fc8a9938268d18efca3c91d310bd2f4a59bbd13744df5b2b7fc6cee3b",
-    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
-    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
-}
-"""SHA-256 of the files of onnxruntime-web 1.30.0 that a page needs."""
 _TYPES = {
     ".html": "text/html; charset=utf-8",
     ".css": "text/css; charset=utf-8",
@@ -117,16 +108,6 @@ class Demo:
         if found is None:
             raise RefusedError("not_found", "this block is not handed out", "block")
         return Response(found, headers=_HEADERS, media_type="application/octet-stream")
-
-
-def runtime_files(folder: Path) -> Mapping[str, bytes]:
-    """The files of onnxruntime-web, if all are there as they should be; else none."""
-    try:
-        found = {name: (folder / name).read_bytes() for name in RUNTIME_FILES}
-    except OSError:
-        return {}
-    good = all(hashlib.sha256(found[name]).hexdigest() == sha256 for name, sha256 in RUNTIME_FILES.items())
-    return found if good else {}
 
 
 def models_of(blocks: Mapping[tuple[str, int], Block]) -> dict[str, bytes]:
