@@ -140,6 +140,7 @@ def test_what_was_sent_stays_sent(what: str, log: Path, keys: Path, tmp_path: Pa
                 Audit(log, "ant", signer(keys, "ant"))
             return
     audit = Audit(log, "ant", signer(keys, "ant"), ["run"])
+    assert audit.gap
     assert audit.sent(RUN) == 60
     audit.add(RUN, Ready(attempt=9), b"y", {}, repeated=False)
     assert audit.sent(RUN) == 61
@@ -161,6 +162,7 @@ def test_a_whole_log_is_gone_on_with(log: Path, keys: Path) -> None:
     Audit(log, "ant", signer(keys, "ant")).close()
     assert verify(log, is_signed).lines == 7
     audit = Audit(log, "ant", signer(keys, "ant"))
+    assert not audit.gap
     audit.add(RUN, Ready(attempt=7), b"", {}, repeated=False)
     audit.close()
     log.with_name("audit.json").write_bytes(before)  # killed between the two

@@ -105,7 +105,11 @@ class Read(NamedTuple):
 
 
 class Audit:
-    """An append-only log of what left."""
+    """An append-only log of what left.
+
+    Attributes:
+        gap: How it was found otherwise than it was left; empty where it was not.
+    """
 
     def __init__(self, path: Path, node: str, signer: Signer | None = None, runs: Sequence[str] = ()) -> None:
         """Open the log, and go on with its chain. Where lines are missing, that is its next line.
@@ -118,7 +122,7 @@ class Audit:
             RunError: it cannot be read or written, a line was changed, it is signed and there is no key to go on with,
                 or nothing says any more what left.
         """
-        self._path, self._signer = path, signer
+        self._path, self._signer, self.gap = path, signer, ""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             (anchor, lost), found = _anchor_or_why_not(path), Anchor(node=node)
@@ -163,9 +167,11 @@ class Audit:
                 self._write("", KEY, {"certificate": mine})
             if missing and anchor is not None:
                 self._write("", GAP, {"lines": anchor.lines, "head": anchor.head})
+                self.gap = f"of {anchor.lines} lines that were written some are gone or changed"
             elif lost or (anchor is None and found.lines and certificate):
                 reason = lost or f"{ANCHOR_FILE} is gone"
                 self._write("", GAP, {"lines": found.lines, "head": "", "reason": reason})
+                self.gap = reason
             self.sync()
         except OSError as error:
             self._file.close()

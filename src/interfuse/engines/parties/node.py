@@ -97,6 +97,8 @@ class Node:
         except OSError as error:
             raise RunError(f"cannot use {vendor.state_folder}: {error.strerror}") from error
         self.audit = Audit(vendor.state_folder / "audit.jsonl", vendor.name, signer, runs_in(vendor.state_folder))
+        if self.audit.gap:
+            events.add("the audit log is not as it was left", reason=self.audit.gap)
         self._dataset: Dataset = vendor.data.load(vendor.folder).to(vendor.device)
         self._builder = vendor.model.builder(vendor.folder)
         self._incarnation = secrets.token_hex(8)
