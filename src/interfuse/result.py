@@ -259,9 +259,8 @@ class Result:
         for text in found.notices:
             self._notice(f"{self.path}: {text}")
         if (rounds := self.config.rounds) > found.commit.round and folder.summary() is None:
-            self._notice(
-                f"{self.path} is not finished: its models are those after round {found.commit.round} of {rounds}"
-            )
+            text = f"{self.path} is not finished: its models are those after round {found.commit.round} of {rounds}"
+            self.notices = (*self.notices, text)
         return found.commit
 
     def _notice(self, text: str) -> None:

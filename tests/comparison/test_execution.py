@@ -222,7 +222,7 @@ def test_another_plan_is_refused_and_the_difference_named(tmp_path: Path) -> Non
     ):
         prepare(many, tmp_path)
     (tmp_path / "comparison.toml").write_text("[comparison")
-    with pytest.raises(RunError, match="cannot read"):
+    with pytest.raises(RunError, match="is no TOML: .*; choose another --out"):
         prepare(plan_of(IFL, LOCAL), tmp_path)
 
 

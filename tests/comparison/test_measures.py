@@ -228,7 +228,10 @@ def test_newcomers_are_the_same_clients_in_every_entry(tmp_path: Path) -> None:
         finished(entry, tmp_path, seeds=[0], rise=rise) for entry, rise in zip(plan.entries, (0.9, 0.7), strict=True)
     ]
     entries = [
-        {"heading": heading, "client": client, "direction": way, "raw": 10**client, "wire": 1}
+        {
+            "round": 1, "heading": heading, "call": 0, "handler": "method.train", "client": client, "direction": way,
+            "kind": "weights", "casting": "unicast", "raw": 10**client, "wire": 1,
+        }
         for heading in ("training", "evaluation") for client in range(4) for way in ("up", "down", "down")
     ]  # fmt: skip
     for f in done:

@@ -20,7 +20,7 @@ from interfuse.artefacts.signing import sign, signer
 from interfuse.cli.options import AFTER, Json, argument, option
 from interfuse.data.likeness import Range
 from interfuse.data.readers import tables
-from interfuse.data.readers.arrays import check_array
+from interfuse.data.readers.arrays import HoldsObjectsError, check_array
 from interfuse.data.reading import UNREADABLE
 from interfuse.data.samples import as_stored
 from interfuse.engines.parties.leaving import trained
@@ -220,7 +220,8 @@ def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
             file.seek(0)
             return np.asarray(np.load(file, allow_pickle=False))
     except UNREADABLE as error:
-        reason = "it is none" if "pickle" in str(error) else error  # NumPy would advise to load it all the same
+        # NumPy's own advice is to allow pickles, which run code.
+        reason = "it is none" if isinstance(error, HoldsObjectsError) or "pickle" in str(error) else error
         raise DataError(f"cannot read {path} as an array of numbers (.npy): {reason}") from error
 
 

@@ -111,8 +111,12 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     )
 
 
+class HoldsObjectsError(ValueError):
+    """An array of Python objects, which would have to be unpickled. Its text names the array."""
+
+
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    at = "it holds"
+    at = "it"
     try:
         with opened(path) as file, np.load(file, allow_pickle=False) as archive:
             check_members(file)
@@ -121,7 +125,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
                 raise DataError(f"{path} holds {listed(twice)} twice; write it anew")
             arrays = {}
             for name in archive.files:
-                at = f"{name} holds"
+                at = name
                 arrays[name] = archive[name]
                 if not isinstance(arrays[name], np.ndarray):
                     raise DataError(f"{path}: {name} is no array; write it with numpy.savez")
@@ -130,11 +134,13 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"there is no file {path}") from None
     except UNREADABLE as error:
         # NumPy's own advice is to allow pickles, which run code.
+        name = error if isinstance(error, HoldsObjectsError) else at
         objects = (
-            f"{at} Python objects; save arrays of numbers, and texts by .astype(str) (of HtFLlib and PFLlib: interfuse "
-            "convert FOLDER OUT)"
+            f"{name} holds Python objects; save arrays of numbers, and texts by .astype(str) (of HtFLlib and PFLlib: "
+            "interfuse convert FOLDER OUT)"
         )
-        reason = objects if "pickle" in str(error).lower() else str(error) or type(error).__name__
+        unpickled = isinstance(error, HoldsObjectsError) or "pickle" in str(error).lower()
+        reason = objects if unpickled else str(error) or type(error).__name__
         raise DataError(f"cannot read {path}: {reason}") from error
 
 
@@ -149,8 +155,14 @@ def check_members(file: IO[bytes]) -> None:
         if (whole := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
             raise ValueError(f"it unpacks to {whole:,} bytes: at most {MOST_BYTES:,} are read")
         for info in archive.infolist():
-            with archive.open(info) as member:
-                check_array(member, info.file_size)
+            name = info.filename.removesuffix(".npy")
+            try:
+                with archive.open(info) as member:
+                    check_array(member, info.file_size)
+            except HoldsObjectsError:
+                raise HoldsObjectsError(name) from None
+            except ValueError as error:
+                raise ValueError(f"{name} is no array; write it with numpy.savez ({error})") from error
     file.seek(place)
 
 
@@ -166,7 +178,7 @@ def check_array(file: IO[bytes], size: int) -> None:
         return  # a later header is of types that are read nowhere here
     shape, _, dtype = readers[version](file)
     if dtype.hasobject:
-        raise ValueError("pickle")
+        raise HoldsObjectsError("it")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():
         raise ValueError(f"an array of {dtype} {list(shape)} has another number of bytes: {size - file.tell():,}")
 
