@@ -290,8 +290,8 @@ def _arrow(file: Path) -> pa.Table:
         raise DataError(f"{file}: reading it needs pyarrow: pip install pyarrow") from None
     try:
         if file.suffix == ".parquet":
-            with opened(file) as source:
-                table = parquet_in(source)
+            with opened(file):
+                table = parquet_in(file)
         else:
             with opened(file) as source:
                 begin = source.read(6)

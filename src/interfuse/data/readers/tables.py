@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64, Shaped
@@ -460,8 +460,8 @@ def read_parquet(path: Path) -> Table:
     except ImportError:
         raise DataError(f"{path}: reading Parquet needs pyarrow: pip install pyarrow") from None
     try:
-        with opened(path) as file:
-            table = validated(parquet_in(file))
+        with opened(path):  # Arrow opens it itself: its threads must not hold a file of Python's when that ends
+            table = validated(parquet_in(path))
     except (OSError, MemoryError, ValueError, ArrowException) as error:
         raise DataError(f"cannot read {path} as Parquet: {error}") from error
     facts: list[tuple[str, str]] = []
@@ -471,8 +471,8 @@ def read_parquet(path: Path) -> Table:
     return from_arrow(path, "Parquet", table, [f"row {number}" for number in range(1, len(table) + 1)], facts)
 
 
-def parquet_in(file: IO[bytes]) -> ArrowTable:
-    """The table of an open Parquet file.
+def parquet_in(file: Path) -> ArrowTable:
+    """The table of a Parquet file.
 
     Raises:
         ValueError: it says that it unpacks to more than :data:`MOST_BYTES`. Other errors: it is damaged.
