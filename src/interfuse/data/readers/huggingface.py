@@ -293,7 +293,7 @@ def _arrow(file: Path) -> pa.Table:
             with opened(file):
                 table = parquet_in(file)
         else:
-            with opened(file) as source:
+            with opened(file), pa.OSFile(str(file)) as source:
                 begin = source.read(6)
                 source.seek(max(0, file.stat().st_size - len(_END_OF_STREAM)))
                 end = source.read()
