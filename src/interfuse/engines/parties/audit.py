@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interfuse.engines.parties.frames import Envelope, Payload
 from interfuse.engines.parties.keeping import write_whole
 from interfuse.engines.parties.logs import now
+from interfuse.engines.parties.words import Digest
 from interfuse.errors import RunError
 from interfuse.opening import add_whole, content, opened, to_add_to
 from interfuse.wire import Pieces
@@ -37,7 +38,6 @@ LONGEST = 1 << 24
 KEY, GAP = "key", "gap"
 """Lines that the log itself writes: by whose key lines from there on are signed; that lines before it are missing."""
 
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 _SIGNATURE = b', "signature": "'
 _ABOUT = b"interfuse audit log, line:\n"
 """Stands before what is signed, so that a signature of anything else is none of this."""
