@@ -203,14 +203,13 @@ def outcome(name: str, workers: int, every_round: bool, **wrapping: Any) -> tupl
 
 @every_method
 def test_equal_bits_for_any_workers_any_order_and_any_evaluation(name: str) -> None:
-    """Three workers, and clients that move among them: with the tests of the local engine."""
+    """Workers are two here; three, and clients that move among them, with the tests of the local engine."""
     owned, measured, training = outcome(name, 1, False)
     assert not math.isnan(sum(measured.common))
-    for workers in (1, 2):
-        others_owned, others_measured, others_training = outcome(name, workers, True, wrap=Backwards)
-        assert same_bits(owned, others_owned)
-        assert measured == others_measured
-        assert training == others_training
+    others_owned, others_measured, others_training = outcome(name, 2, True, wrap=Backwards)
+    assert same_bits(owned, others_owned)
+    assert measured == others_measured
+    assert training == others_training
 
 
 @every_method

@@ -24,6 +24,8 @@ SMALL: dict[str, Any] = {
     "joins_at": 2,
     "generator_steps": 2,
     "channels": 4,
+    "decoder_steps": 2,
+    "vtc_steps": 2,
     "finetune_epochs": 1,
     "latents": 2,
     "warm_up": 1,

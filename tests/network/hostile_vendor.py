@@ -139,8 +139,8 @@ class Federation:
         honest = [f"n{i:03d}" for i in range(self.clients - len(self.liars))]
         fakes = [Fake(name, offer) for name in honest] + [Fake(n, offer, lie) for n, lie in self.liars.items()]
         try:
-            for fake in fakes:
-                if fake.lie is not None:  # the honest ones were there first
+            for place, fake in enumerate(fakes):
+                if place == len(honest):  # the honest ones were there first
                     _wait(hub, honest, len(honest))
                 threading.Thread(target=_served, args=(carrier, fake), daemon=True).start()
             return self._carried_out(hub, honest, offer, folder, answer)
