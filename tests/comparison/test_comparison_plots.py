@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hand_made import finished, plan_of, write_run
 from interfuse.comparison.execution import Finished
 from interfuse.comparison.measures import Row, rows
 from interfuse.comparison.plots import figures, heat_map_name
-from interfuse.report.plots import CLASSES, canvas, percent_axis, save
+from interfuse.report.plots import CLASSES, as_svg, canvas, percent_axis, save
 
 
 @pytest.fixture
@@ -79,6 +80,19 @@ def test_bands_of_many_entries_would_cover_one_another(tmp_path: Path, many: int
     axes = figures(found)["global-rounds"].axes[0]
     assert len(axes.lines) == many
     assert len(axes.collections) == (many if many <= 8 else 0)
+
+
+@pytest.mark.parametrize("many", [4, 40])
+def test_the_legend_leaves_the_curves_their_room(tmp_path: Path, many: int) -> None:
+    plan = plan_of(*(f"entry {number} of these" for number in range(many)), method="ifl")
+    one = rows(plan, [finished(plan.entries[0], tmp_path)])[0][0]
+    figure = figures([replace(one, finished=replace(one.finished, entry=entry)) for entry in plan.entries])[
+        "global-rounds"
+    ]
+    as_svg(figure, "curves")  # lays it out
+    curves, legend = figure.axes[0].get_window_extent(), figure.legends[0].get_window_extent()
+    assert curves.height > 1.2 * figure.dpi  # inches
+    assert legend.y1 < curves.y0
 
 
 def test_over_uplink_who_sends_nothing_is_a_level_line(found: list[Row]) -> None:

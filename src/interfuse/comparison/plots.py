@@ -34,6 +34,10 @@ _DASHES = ("-", "--", ":", "-.")
 """With more entries than colours, the same colours again."""
 _MOST_BANDS = 8
 """With more curves, bands cover one another; the plot of the last round shows all seeds."""
+_LINES_WITHIN = 4
+"""With more lines in a legend, the figure is as much higher."""
+_LINE = 0.27
+"""Height of a line of a legend, as heights of :func:`canvas` are."""
 _MOST_DECADES = 3
 """With more on an axis, powers of ten alone are written."""
 _OVER: dict[str, tuple[str, Callable[[SeedRun], Series]]] = {
@@ -111,18 +115,23 @@ def curves(
         rows: All entries, whose places give the colours.
         logarithmic: On such an axis, an entry that never leaves zero is a level line where it ends.
     """
-    figure, axes = canvas(HEIGHT * 1.15)
+    names = [drawable(row.name, f"entry {list(rows).index(row)}") for row in drawn]
+    level = [logarithmic and x(row.runs[0])[-1] == 0 for row in drawn]
+    names = [f"{name}, at its end" if flat else name for name, flat in zip(names, level, strict=True)]
+    longest = max(map(len, names))
+    columns = 3 if longest <= 11 else 2 if longest <= 20 else 1
+    lines = math.ceil(len(names) / columns)
+    figure, axes = canvas(HEIGHT * 1.15 + max(0, lines - _LINES_WITHIN) * _LINE)
     banded = sum(not logarithmic or x(row.runs[0])[-1] > 0 for row in drawn) <= _MOST_BANDS
-    for row in drawn:
+    for row, name, flat in zip(drawn, names, level, strict=True):
         place = list(rows).index(row)
         # of those that are not over yet: a run that stopped early keeps its score, and not its place
         at = np.nanmean(list(zip_longest(*map(x, row.runs), fillvalue=math.nan)), axis=1)
         values = held([score(run) for run in row.runs])
         mean, std = values.mean(0), values.std(0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
         dashes = _DASHES[place // len(CLASSES) % len(_DASHES)]
-        name = drawable(row.name, f"entry {place}")
-        if logarithmic and at[-1] == 0:
-            axes.axhline(mean[-1], linestyle=":", color=_colour(place), linewidth=1.2, label=f"{name}, at its end")
+        if flat:
+            axes.axhline(mean[-1], linestyle=":", color=_colour(place), linewidth=1.2, label=name)
             continue
         shown = at > 0 if logarithmic else np.ones(len(at), bool)
         low, high = (mean - std)[shown], (mean + std)[shown]
@@ -136,8 +145,7 @@ def curves(
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     axes.set(xlabel=axis, ylabel=label)
     percent_axis(axes.yaxis)
-    longest = max(len(str(handle.get_label())) for handle in axes.get_legend_handles_labels()[0])
-    figure.legend(loc="outside lower center", ncols=3 if longest <= 11 else 2 if longest <= 20 else 1)
+    figure.legend(loc="outside lower center", ncols=columns)
     return figure
 
 
