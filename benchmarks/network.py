@@ -3,15 +3,17 @@
 Nodes are processes of their own that answer at once, so what is measured is the engine: encoding, checks, envelopes,
 the audit log, gRPC. The bare echo keeps one stream a client and moves bytes in frames of the same size.
 
-    python benchmarks/network.py [--smoke] [--line far|connect]
+    python benchmarks/network.py [--smoke] [--line far|connect] [--large [BYTES]]
 
 With --line far all goes through a proxy that adds 50 ms of round trip and lets 20 Mbit/s through on each connection;
-with --line connect through an HTTP CONNECT proxy.
+with --line connect through an HTTP CONNECT proxy. With --large one node gets and sends one message of so many bytes
+(3.4 GB unless said), and the peak of memory of both processes is shown, beside what they took before.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import queue
 import socket
 import statistics
@@ -41,7 +43,8 @@ from interfuse.engines.grpc import Listener, dial, make_keys
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
 from interfuse.engines.grpc.keys import of_node, of_server
 from interfuse.engines.parties import KeyFiles, Vendor
-from interfuse.engines.parties.frames import CHUNK, MESSAGE
+from interfuse.engines.parties.contract import MESSAGE
+from interfuse.engines.parties.frames import CHUNK
 from interfuse.engines.parties.hub import Hub, Member
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node
@@ -76,10 +79,19 @@ class Place:
         return f"127.0.0.1:{self.line_port}" if self.line == "connect" else None
 
 
+WHO = ("coordinator", "node")
+
+
 class Load(Message):
     """So many bytes."""
 
     x: Annotated[Float32[Tensor, "numbers"], Disclosure.STATISTICS]
+
+
+class Many(Message):
+    """So many bytes, in tensors as a large model has them."""
+
+    tensors: tuple[Load, ...]
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,13 @@ class Echo(Method):
     def up(self, client: Client, load: Load) -> Load:
         return Load(_ready(int(load.x[0])))
 
+    @on_client
+    def many_down(self, client: Client, load: Many) -> None: ...
+
+    @on_client
+    def many_up(self, client: Client, load: Load) -> Many:
+        return _many(int(load.x[0]))
+
 
 @cache
 def _ready(numbers: int) -> Tensor:
@@ -105,11 +124,42 @@ def _ready(numbers: int) -> Tensor:
     return torch.zeros(numbers)
 
 
+@cache
+def _many(size: int) -> Many:
+    """Such a message at hand: a quarter of it in one tensor, the others of a hundredth."""
+    numbers = size // 4
+    return Many((Load(torch.ones(numbers // 4)), *(Load(torch.ones(numbers // 100)) for _ in range(75))))
+
+
+@dataclass(frozen=True)
+class Process:
+    """Somebody whose memory is looked at."""
+
+    pid: int
+
+    def forget_peak(self) -> int:
+        """Bytes that it takes now, from which its peak is counted."""
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        return self._memory("VmRSS")
+
+    def peak(self) -> int:
+        """Bytes that it took at most since."""
+        return self._memory("VmHWM")
+
+    def _memory(self, what: str) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--smoke", action="store_true", help="few and small, to see that it works")
     parser.add_argument("--line", choices=["far", "connect"], help="what stands between nodes and coordinator")
+    parser.add_argument("--large", type=float, nargs="?", const=3.4e9, help="bytes of one message, to one node")
     given = parser.parse_args()
+    if given.large is not None:
+        large(int(given.large))
+        return
     smoke, line = given.smoke, given.line
     if smoke:
         print("smoke: the figures mean nothing")
@@ -129,6 +179,19 @@ def main() -> None:
             )
 
 
+def large(size: int) -> None:
+    """One message down and one up, and a bare echo of as many bytes, three times each."""
+    print("message      interfuse, s   bare grpcio, s   ratio   memory of processes, before and at most")
+    bare, ours = fork_measured(large_bare_of, 1, {"": size}, None), fork_measured(large_of, 1, {"": size}, None)
+    for way in ("down", "up"):
+        seconds = ours[way], bare[f" {way}"]
+        takes = [f"{ours[f'{way} {who} {when}'] / 1e9:.2f}" for who in WHO for when in ("before", "peak")]
+        print(
+            f"{size / 1e9:.1f} GB {way:4} {seconds[0]:14.2f} {seconds[1]:16.2f} {seconds[0] / seconds[1]:7.2f}"
+            f"   coordinator {takes[0]} to {takes[1]} GB, node {takes[2]} to {takes[3]} GB"
+        )
+
+
 def fork_measured(
     work: Callable[[Place, int, dict[str, int]], None], nodes: int, sizes: dict[str, int], line: str | None
 ) -> dict[str, float]:
@@ -146,13 +209,13 @@ def fork_measured(
     return {name: float(value) for name, value in (line.split("\t") for line in lines)}
 
 
-def timed(call: Callable[[], object], seconds: float = 2.0) -> float:
+def timed(call: Callable[[], object], seconds: float = 2.0, least: int = 5) -> float:
     """The median of many calls, after a few to warm up."""
-    call()
-    call()
+    for _ in range(2 if seconds else 0):
+        call()
     found: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(found) < 5:
+    while time.perf_counter() < end or len(found) < least:
         began = time.perf_counter()
         call()
         found.append(time.perf_counter() - began)
@@ -172,68 +235,107 @@ def joined(processes: list[BaseProcess]) -> None:
 # --- interfuse
 
 
-def ours_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
+def ours_of(
+    place: Place, nodes: int, sizes: dict[str, int], measure: Measure | None = None, most: int = MESSAGE
+) -> None:
     folder, port = place.folder, place.port
     names = [f"node-{i:02d}" for i in range(nodes)]
     np.savez(folder / "rows.npz", x=np.zeros((20, 1, 4, 4), np.float32), y=np.arange(20) % 2)
-    processes = [fork(_node, place, name, name=name) for name in names]
-    processes.append(fork(_coordinator, folder, names, port, sizes, name="coordinator"))
+    processes = [fork(_node, place, name, most, name=name) for name in names]
+    arguments = (folder, names, port, sizes, measure or _times, most)
+    processes.append(fork(_coordinator, *arguments, name="coordinator"))
     processes[-1].join()
     joined(processes)
 
 
-def _node(place: Place, name: str) -> None:
+def large_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
+    ours_of(place, nodes, sizes, partial(_large, place.folder), sizes[""] + CHUNK)
+
+
+def _large(folder: Path, method: Echo, clients: Clients, sizes: dict[str, int]) -> dict[str, float]:
+    processes = dict(zip(WHO, (Process(os.getpid()), Process(int((folder / "node-00.pid").read_text()))), strict=True))
+    size, found = sizes[""], dict[str, float]()
+    load = _many(size)
+    found |= _once("down", processes, lambda: clients.call(method.many_down, load))
+    del load
+    _many.cache_clear()
+    asked = Load(torch.tensor([float(size)]))
+    return found | _once("up", processes, lambda: clients.call(method.many_up, asked))
+
+
+def _once(way: str, processes: dict[str, Process], call: Callable[[], object]) -> dict[str, float]:
+    """Seconds of a call, the median of three, and what they take."""
+    before = {f"{way} {who} before": float(process.forget_peak()) for who, process in processes.items()}
+    seconds = timed(call, 0.0, 3)
+    peaks = {f"{way} {who} peak": float(process.peak()) for who, process in processes.items()}
+    return {way: seconds, **before, **peaks}
+
+
+def _node(place: Place, name: str, most: int) -> None:
     folder = place.folder
+    (folder / f"{name}.pid").write_text(str(os.getpid()))
     keys = folder / "keys" / name
     vendor = Vendor.model_validate(
         {
             "name": name, "coordinator": place.address, "proxy": place.proxy,
             "folder": folder, "state": f"state-{name}",
             "model": {"build": "logistic"}, "data": {"source": "rows.npz"},
-            "allow": {"methods": [f"{__name__}:Echo"], "disclosures": ["statistics"]}, "limits": {"calls": 10**6},
+            "allow": {"methods": [f"{__name__}:Echo"], "disclosures": ["statistics"]},
+            "limits": {"calls": 10**6, "message_bytes": most},
             "keys": {"key": keys / f"{name}.key", "certificate": keys / f"{name}.crt", "authority": keys / "ca.crt"},
         }
     )  # fmt: skip
     take_part(Node(vendor, Events(None, lambda text: None)), partial(dial, vendor, insecure=False), patience=60)
 
 
-def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int]) -> None:
+def _coordinator(folder: Path, names: list[str], port: int, sizes: dict[str, int], measure: Measure, most: int) -> None:
     carrier = Listener(f"127.0.0.1:{port}", folder / "keys" / "coordinator")
     config = parse_config({"method": f"{__name__}:Echo", "evaluation": "none", "rounds": 1, "fusion_width": 8})
     method = Echo()
     public = Public(2, ["0", "1"], no_labels(), None)
-    contract = make_contract(config, method, "benchmark", public)
-    hub = Hub(contract, method, len(names), carrier, Events(None, lambda text: None))
+    contract = make_contract(config, method, "benchmark", public, most)
+    hub = Hub(contract, method, len(names), carrier, Events(None, lambda text: None), message_bytes=most)
     while len(hub.connected()) < len(names):
         time.sleep(0.05)
     members: dict[ClientId, Member] = {client: hub.members[name] for client, name in enumerate(names)}
     for client, member in members.items():
         member.client = client
     setup = RemoteSetup(contract, None, method, {c: m.facts for c, m in members.items()}, public.labels, {}, ["0", "1"])
-    engine = Remote(hub, setup, members, 1, Patience(), message_bytes=MESSAGE)
+    engine = Remote(hub, setup, members, 1, Patience(), message_bytes=most)
     engine.begin()
     dims: Dims = setup.dims
     clock = WallClock()
     exchange = Exchange(engine, Ledger(), dims, 0, programs(method, "method"), clock, round=1, heading="training")
     clients = Clients(exchange, engine.profiles)
+    write(folder, measure(method, clients, sizes))
+    hub.close("done", finished=True)
+
+
+Measure = Callable[[Echo, Clients, dict[str, int]], dict[str, float]]
+
+
+def _times(method: Echo, clients: Clients, sizes: dict[str, int]) -> dict[str, float]:
     found = {}
     for name, size in sizes.items():
         if not size:
             found[name] = timed(lambda: clients.call(method.ping))
             continue
         load, asked = Load(torch.zeros(size // 4)), Load(torch.tensor([float(size // 4)]))
-        found[f"{name} down"] = timed(lambda load=load: clients.call(method.down, load))  # type: ignore[misc]
-        found[f"{name} up"] = timed(lambda asked=asked: clients.call(method.up, asked))  # type: ignore[misc]
-    write(folder, found)
-    hub.close("done", finished=True)
+        found[f"{name} down"] = timed(partial(clients.call, method.down, load))
+        found[f"{name} up"] = timed(partial(clients.call, method.up, asked))
+    return found
 
 
 # --- bare grpcio
 
 
-def bare_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
+def large_bare_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
+    bare_of(place, nodes, sizes, 0.0)
+
+
+def bare_of(place: Place, nodes: int, sizes: dict[str, int], seconds: float = 2.0) -> None:
     processes = [fork(_bare_node, place, f"node-{i:02d}", name=f"bare-{i}") for i in range(nodes)]
-    processes.append(fork(_bare_server, place.folder, nodes, place.port, sizes, name="bare"))
+    processes.append(fork(_bare_server, place.folder, nodes, place.port, sizes, seconds, name="bare"))
     processes[-1].join()
     joined(processes)
 
@@ -267,7 +369,7 @@ def _bare_node(place: Place, name: str) -> None:
             down = 1 << 62
 
 
-def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int]) -> None:
+def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int], seconds: float) -> None:
     place = folder / "keys" / "coordinator"
     arrived: queue.SimpleQueue[int] = queue.SimpleQueue()
     links: list[queue.SimpleQueue[bytes | None]] = []
@@ -301,13 +403,13 @@ def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int]) -> 
         while left > 0:
             left -= arrived.get(timeout=60)
 
-    found = {}
+    found, least = {}, 5 if seconds else 3
     for label, size in sizes.items():
         if not size:
             found[label] = timed(lambda: call(0, 0))
             continue
-        found[f"{label} down"] = timed(lambda size=size: call(size, 0))  # type: ignore[misc]
-        found[f"{label} up"] = timed(lambda size=size: call(0, size))  # type: ignore[misc]
+        found[f"{label} down"] = timed(partial(call, size, 0), seconds, least)
+        found[f"{label} up"] = timed(partial(call, 0, size), seconds, least)
     write(folder, found)
     for link in links:
         link.put(None)

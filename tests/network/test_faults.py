@@ -89,7 +89,7 @@ LIES = {
     "wrong shape": (in_messages(lambda m: FusionOutputs(m.z[:, :3], m.y), FusionOutputs), "expected d = 8"),
     "not finite": (
         in_messages(lambda m: FusionOutputs(m.z * float("nan"), m.y), FusionOutputs),
-        "expected finite numbers",
+        "expected finite values",
     ),
     "too few rows": (in_messages(lambda m: FusedTest(m.z[:5]), FusedTest), "z: expected 24 rows, found 5"),
     "impossible sums": (

@@ -6,19 +6,36 @@ import random
 import tracemalloc
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interfuse.engines.parties import frames as module
 from interfuse.engines.parties.frames import CHUNK, Assembler, Call, Cancel, FrameError, Reply, frames
-from interfuse.wire import Pieces
+from interfuse.wire import Arriving, Pieces, encode, encoded
 
 REPLY = Reply(attempt=1, number=2, message=True)
 
 
-@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
-def test_a_message_comes_back_whole_whatever_its_size(size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK])
+def test_a_message_of_one_frame_comes_back_as_it_was(size: int) -> None:
     payload = random.Random(0).randbytes(size)
+    (frame,) = frames(REPLY, payload)
+    assert len(frame) <= module.LARGEST_FRAME
+    found = Assembler().feed(frame)
+    assert found is not None
+    envelope, back = found
+    assert envelope == REPLY.model_copy(update={"size": size})
+    assert isinstance(back, Pieces)
+    assert bytes(back) == payload
+
+
+@pytest.mark.parametrize("size", [CHUNK + 1, 2 * CHUNK, 3 * CHUNK + 5])
+def test_of_a_message_of_several_frames_its_tensors_come_back(size: int) -> None:
+    noise = torch.frombuffer(bytearray(random.Random(0).randbytes(size)), dtype=torch.uint8)
+    tensors = {"x": noise[: size - len(encode("K", {"x": noise})) + size]}
+    payload = encode("K", tensors)
+    assert len(payload) == size
     assembler, found = Assembler(), None
     for frame in frames(REPLY, payload):
         assert len(frame) <= module.LARGEST_FRAME
@@ -27,7 +44,23 @@ def test_a_message_comes_back_whole_whatever_its_size(size: int) -> None:
     assert found is not None
     envelope, back = found
     assert envelope == REPLY.model_copy(update={"size": size})
-    assert bytes(back) == payload
+    assert isinstance(back, Arriving)
+    kind, opened = back.opened()
+    assert (kind, [*opened]) == ("K", ["x"])
+    assert torch.equal(opened["x"], tensors["x"])
+
+
+def test_frames_are_let_go_as_they_come() -> None:
+    noise = torch.arange(20 * CHUNK // 4, dtype=torch.float32)
+    tracemalloc.start()
+    assembler, found = Assembler(), None
+    for frame in frames(REPLY, encoded("K", {"x": noise})):
+        found = assembler.feed(frame)
+    assert tracemalloc.get_traced_memory()[1] < 5 * CHUNK
+    tracemalloc.stop()
+    assert found is not None
+    assert isinstance(found[1], Arriving)
+    assert torch.equal(found[1].opened()[1]["x"], noise)
 
 
 def test_a_payload_in_pieces_is_cut_where_one_in_a_block_is() -> None:

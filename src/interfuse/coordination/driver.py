@@ -20,6 +20,7 @@ from interfuse.data import Dataset, numbered
 from interfuse.engines.parties.carrier import Carrier
 from interfuse.engines.parties.contract import (
     LIBRARY,
+    MESSAGE,
     WIRE,
     Contract,
     interface,
@@ -27,7 +28,6 @@ from interfuse.engines.parties.contract import (
     names_digest,
     rows_digest,
 )
-from interfuse.engines.parties.frames import MESSAGE
 from interfuse.engines.parties.hub import Hub, Member
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.remote import Fault, InterruptedRoundError, Patience, Remote
@@ -207,7 +207,9 @@ class Public:
         return cls(dataset.classes, list(with_class_names(dataset, config.classes).class_names), dataset.y_test, public)
 
 
-def make_contract(config: RunConfig, method: Method, run: str, public: Public) -> Contract:
+def make_contract(
+    config: RunConfig, method: Method, run: str, public: Public, message_bytes: int = MESSAGE
+) -> Contract:
     """What nodes are offered."""
     settings = settings_of(method)
     rule = settings.get("weights")
@@ -226,6 +228,7 @@ def make_contract(config: RunConfig, method: Method, run: str, public: Public) -
         public_digest="" if public.data is None else rows_digest(public.data),
         class_names=names_digest(run, public.class_names) if public.named else "",
         initial=config.initial, sampling=config.sampling, tasks=config.tasks, normalise=config.normalise,
+        message_bytes=message_bytes,
     )  # fmt: skip
 
 
@@ -238,7 +241,7 @@ class _Coordinator:
     ) -> None:  # fmt: skip
         self._config, self._method, self._folder = config, method, folder
         self._record, self._public, self._terms = record, public, terms
-        self._contract = make_contract(config, method, record.run, public)
+        self._contract = make_contract(config, method, record.run, public, terms.message_bytes)
         self._events = Events(folder.path / "coordinator.jsonl", progress.note)
         known = {name: node.facts for name, node in record.nodes.items()}
         self._hub = Hub(

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
 from interfuse.data import Dataset, describe
-from interfuse.engines.parties.frames import MESSAGE, Envelope, Payload, Reply
+from interfuse.engines.parties.contract import MESSAGE
+from interfuse.engines.parties.frames import Envelope, Payload, Reply
 from interfuse.engines.parties.hub import Hub, Joined
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.loopback import Loopback

@@ -11,7 +11,7 @@ from interfuse import wire
 from interfuse.errors import MessageError
 from interfuse.messages.delivery import check, check_declared
 from interfuse.messages.records import Dims, Leaf, M, Message, Precision, flatten, kind_of, leaf_at, mapped, unflatten
-from interfuse.wire import NO_CODEC, NO_CODECS, Codec, Codecs, Pieces
+from interfuse.wire import NO_CODEC, NO_CODECS, Arriving, Codec, Codecs, Pieces
 
 
 def codec_of(codecs: Codecs, kind: str, leaf: Leaf, dimensions: int) -> Codec:
@@ -146,7 +146,7 @@ def _check_codecs(message: Message, names: Container[str], codecs: Codecs) -> No
 
 
 def decode(
-    data: bytes | memoryview | Pieces,
+    data: bytes | memoryview | Pieces | Arriving,
     expected: type[M],
     dims: Dims,
     keys: Mapping[str, tuple[int, ...]] | None = None,
@@ -159,7 +159,10 @@ def decode(
         MessageError: for anything that is not exactly a message of the expected type within the limits.
     """
     limits = limits or wire.Limits()
-    kind, packed = wire.decode(data, None, limits)
+    if isinstance(data, Arriving):
+        kind, packed = data.opened()
+    else:
+        kind, packed = wire.decode(data, None, limits, finite=False)  # `check` looks at the values
     if kind != kind_of(expected):
         raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
     if not codecs:

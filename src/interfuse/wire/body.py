@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -218,19 +218,22 @@ def read(
     Raises MessageError, which names ``message``, for everything that is wrong with the file.
     """
     header, data = _split(message, body, limits)
-    found = _placed(message, header, len(data), limits, metadata)
+    filling = Filling(message, header, len(data), limits, metadata=metadata)
     if spec is not None:
-        _check_spec(message, found, spec)
-    return {
-        field.name: _tensor(message, field, data, finite if spec is None else spec[field.name].finite)
-        for field in found
-    }
+        _check_spec(message, filling.fields, spec)
+    for part in data.parts:
+        filling.feed(part)
+    found = filling.tensors()
+    for name, tensor in found.items():
+        if finite if spec is None else spec[name].finite:
+            _check_finite(message, name, tensor)
+    return found
 
 
 def metadata_of(message: str, body: Pieces, limits: Limits) -> dict[str, str]:
     """The metadata of a file that :func:`read` has taken with ``metadata=True``: it has proven the grammar."""
     header, _ = _split(message, body, limits)
-    found: dict[str, str] = json.loads(header).get(METADATA, {})
+    found: dict[str, str] = json.loads(str(header, "utf-8")).get(METADATA, {})
     return found
 
 
@@ -247,15 +250,29 @@ def _placed(message: str, header: str, available: int, limits: Limits, metadata:
     return found
 
 
-def _split(message: str, body: Pieces, limits: Limits) -> tuple[str, Pieces]:
-    if len(body) < 8:
-        raise fault(message, "header", "8 bytes of header length", f"{len(body)} bytes (truncated)")
-    length = int.from_bytes(bytes(body[:8]), "little")
+LENGTH = 8
+"""Bytes of the length of a header, which stands before it."""
+
+
+def header_length(message: str, begin: bytes, size: int, limits: Limits) -> int:
+    """How long the header of a file of ``size`` bytes is, that begins so.
+
+    Raises:
+        MessageError: it cannot be so long.
+    """
+    if size < LENGTH:
+        raise fault(message, "header", f"{LENGTH} bytes of header length", f"{size} bytes (truncated)")
+    length = int.from_bytes(begin, "little")
     if length > limits.max_header_bytes:
         raise fault(message, "header", f"at most {limits.max_header_bytes} bytes", f"{length} bytes")
-    if length > len(body) - 8:
-        raise fault(message, "header", f"{length} bytes", f"{len(body) - 8} bytes (truncated)")
-    return _text(message, bytes(body[8 : 8 + length])), body[8 + length :]
+    if length > size - LENGTH:
+        raise fault(message, "header", f"{length} bytes", f"{size - LENGTH} bytes (truncated)")
+    return length
+
+
+def _split(message: str, body: Pieces, limits: Limits) -> tuple[bytes, Pieces]:
+    end = LENGTH + header_length(message, bytes(body[:LENGTH]), len(body), limits)
+    return bytes(body[LENGTH:end]), body[end:]
 
 
 def _text(message: str, header: bytes) -> str:
@@ -348,7 +365,7 @@ def _check_cover(message: str, fields: list[_Field], available: int) -> None:
         raise fault(message, "data", f"{position} bytes", f"{available} bytes (trailing bytes)")
 
 
-def _check_spec(message: str, fields: list[_Field], spec: Mapping[str, TensorSpec]) -> None:
+def _check_spec(message: str, fields: Sequence[_Field], spec: Mapping[str, TensorSpec]) -> None:
     for field in fields:
         if field.name not in spec:
             declared = ", ".join(sorted(spec)[:8]) + (", ..." if len(spec) > 8 else "")
@@ -371,23 +388,75 @@ def _words(shape: tuple[int | None, ...]) -> str:
     return "[" + ", ".join("any" if size is None else str(size) for size in shape) + "]"
 
 
-def _tensor(message: str, field: _Field, data: Pieces, finite: bool) -> Tensor:
-    length = field.end - field.begin
-    try:
-        tensor = fresh(field.shape, field.dtype)
-    except (MemoryError, RuntimeError):
-        raise fault(message, field.name, f"{length} bytes of free memory", "less") from None
-    if length == 0:
-        return tensor
-    flat = tensor.view(-1)
-    raw = flat.view(torch.uint8)
-    place, bare = 0, raw.numpy()
-    for part in data[field.begin : field.end].parts:
-        bare[place : place + len(part)] = np.frombuffer(part, np.uint8)
-        place += len(part)
-    if field.dtype == torch.bool and int(raw.max()) > 1:
-        raise fault(message, field.name, "truth values of 0 or 1", str(int(raw.max())))
+class Filling:
+    """Tensors that are filled where they will stay, in the order of a header, whatever pieces their data comes in.
+
+    Memory for a tensor is taken when the first of its bytes is there. NaN and infinities pass: whoever knows what the
+    tensors mean looks at them.
+
+    Args:
+        message: Names the message in errors.
+        header: Of a safetensors file, without the eight bytes of its length.
+        available: How many bytes of data will come.
+        metadata: As in :func:`read`.
+
+    Raises:
+        MessageError: the header is none, or beyond the limits.
+    """
+
+    def __init__(self, message: str, header: bytes, available: int, limits: Limits, *, metadata: bool = False) -> None:
+        self.fields = tuple(_placed(message, _text(message, header), available, limits, metadata))
+        self._message, self._tensors = message, dict[str, Tensor]()
+        self._raw = np.empty(0, np.uint8)
+        self._filled = 0
+
+    def feed(self, piece: bytes | memoryview) -> None:
+        """Copy the next piece of the data to its place.
+
+        Raises:
+            MessageError: there is no memory for a tensor, or a truth value is none.
+        """
+        left = np.frombuffer(piece, np.uint8)
+        while len(left):
+            if self._filled == len(self._raw):
+                self._begin()
+                continue
+            count = min(len(left), len(self._raw) - self._filled)
+            self._raw[self._filled : self._filled + count] = left[:count]
+            self._filled, left = self._filled + count, left[count:]
+            if self._filled == len(self._raw):
+                self._check_truth()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of them, once all of their data was there: from now on they are the caller's."""
+        while len(self._tensors) < len(self.fields):  # what has no data
+            self._begin()
+        found, self._tensors = self._tensors, {}
+        self._raw = np.empty(0, np.uint8)
+        return found
+
+    def _begin(self) -> None:
+        """Take memory for the next tensor."""
+        field = self.fields[len(self._tensors)]
+        try:
+            tensor = fresh(field.shape, field.dtype)
+        except (MemoryError, RuntimeError):
+            length = field.end - field.begin
+            raise fault(self._message, field.name, f"{length} bytes of free memory", "less") from None
+        self._tensors[field.name] = tensor
+        self._raw, self._filled = tensor.view(-1).view(torch.uint8).numpy(), 0
+
+    def _check_truth(self) -> None:
+        field = self.fields[len(self._tensors) - 1]
+        if field.dtype == torch.bool and (largest := int(self._raw.max())) > 1:
+            raise fault(self._message, field.name, "truth values of 0 or 1", str(largest))
+
+
+def _check_finite(message: str, name: str, tensor: Tensor) -> None:
     # The extremes of a tensor are NaN if any element is: one pass, and no mask as long as the tensor.
-    if finite and field.dtype.is_floating_point and not all(map(math.isfinite, map(float, torch.aminmax(flat)))):
-        raise fault(message, field.name, "finite numbers", "NaN or an infinity")
-    return tensor
+    if (
+        tensor.numel()
+        and tensor.dtype.is_floating_point
+        and not all(map(math.isfinite, map(float, torch.aminmax(tensor))))
+    ):
+        raise fault(message, name, "finite numbers", "NaN or an infinity")

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from interfuse.errors import MessageError, RunError
 from interfuse.opening import opened
-from interfuse.wire.body import Limits, chunks, laid_out, layout, places, read, signature
+from interfuse.wire.body import LENGTH, Filling, Limits, chunks, header_length, laid_out, layout, places, signature
 from interfuse.wire.files import FileRecord, write_file
-from interfuse.wire.pieces import Pieces
 
 # A run trusts its own files: the bounds only keep shapes inside what 64-bit strides can express.
 OWN = Limits(max_bytes=2**62, max_tensors=2**31, max_header_bytes=2**31, max_name=2**16)
@@ -93,9 +92,10 @@ class Part:
     offset: int
     size: int
 
-    def pieces(self) -> Iterator[bytes | memoryview]:
+    def pieces(self, begin: int = 0) -> Iterator[bytes | memoryview]:
+        """Its bytes from there on."""
         end = self.offset + self.size
-        for place in range(self.offset, end, AT_ONCE):
+        for place in range(self.offset + begin, end, AT_ONCE):
             yield self.source.read(place, min(AT_ONCE, end - place))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,8 +105,13 @@ class Part:
             RunError: the file is damaged, or cannot be read.
         """
         try:
-            content = self.source.read(self.offset, self.size)
-            return read("part", Pieces([content]), None, OWN, finite=False)
+            begin = self.source.read(self.offset, min(LENGTH, self.size))
+            place = LENGTH + header_length("part", begin, self.size, OWN)
+            header = self.source.read(self.offset + LENGTH, place - LENGTH)
+            filling = Filling("part", header, self.size - place, OWN)
+            for piece in self.pieces(place):
+                filling.feed(piece)
+            return filling.tensors()
         except (OSError, MessageError) as error:
             raise RunError(f"{self.source.name} is damaged: {error}; go back to an older commit") from error
 

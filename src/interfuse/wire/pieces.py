@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import accumulate
 
 
@@ -30,6 +30,12 @@ class Pieces:
 
     def __bytes__(self) -> bytes:
         return b"".join(self.parts)
+
+    def cut(self, size: int) -> Iterator[Pieces]:
+        """Pieces of so many bytes, the last with what is left; one without bytes where there are none."""
+        yield self[:size]
+        for begin in range(size, len(self), size):
+            yield self[begin : begin + size]
 
     def __getitem__(self, span: slice) -> Pieces:
         """A part of it, without steps."""

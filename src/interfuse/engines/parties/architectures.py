@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import torch
 
-from interfuse.engines.parties.contract import Contract, Facts, JoinError, Shapes
+from interfuse.engines.parties.contract import BYTES, Contract, Facts, JoinError, Shapes, check_messages
 from interfuse.engines.parties.setups import RemoteSetup, no_labels
 from interfuse.messages import Disclosure
 from interfuse.method import Method
@@ -16,11 +17,16 @@ from interfuse.models import Builder
 AXES = 16
 """Dimensions of a tensor at most."""
 NUMBERS = 1 << 34
-"""Of a model at most, where its parameters stay with its node."""
+"""Of a model at most, with what is given and never travels."""
 SMALL = 1 << 18
 """Numbers of a sample up to which a model for it is built as it is; for larger ones without memory."""
-BYTES = 4
-"""Of a number at least, as it travels."""
+
+
+class _Tensors(NamedTuple):
+    """Of a model: shapes by key, and which of them are given."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    given: tuple[str, ...]
 
 
 class Architectures:
@@ -39,8 +45,9 @@ class Architectures:
         message_bytes: int,
     ) -> None:
         self._contract, self._method, self._builders = contract, method, builders
+        self._message_bytes = message_bytes
         self._most = message_bytes // BYTES if Disclosure.PARAMETERS in contract.discloses else NUMBERS
-        self._known: dict[tuple[str, str], Mapping[str, tuple[int, ...]]] = {}
+        self._known: dict[tuple[str, str], _Tensors] = {}
 
     def check(self, facts: Facts, others: Mapping[str, Facts]) -> None:
         """Refuse a model that cannot be the one that its name stands for.
@@ -54,7 +61,9 @@ class Architectures:
         """
         if (shapes := facts.shapes) is not None:
             self._check_sizes(shapes)
-            if facts.architecture in self._builders and shapes.keys != self._keys(facts.architecture, facts):
+            check_messages(self._contract, facts, self._message_bytes, "--largest of the coordinator")
+            mine = _Tensors(shapes.keys, shapes.given)
+            if facts.architecture in self._builders and mine != self._tensors(facts.architecture, facts):
                 expected = f"the tensors that {facts.architecture!r} has here"
                 raise JoinError("architecture", expected, "others; another model needs another name")
         for name, known in others.items():
@@ -67,15 +76,15 @@ class Architectures:
     def _check_sizes(self, shapes: Shapes) -> None:
         samples = shapes.sample.values() if isinstance(shapes.sample, Mapping) else [shapes.sample]
         for what, some in (("sample", samples), ("tensors", shapes.keys.values()), ("cuts", shapes.cuts.values())):
-            total = 0
+            total, most = 0, NUMBERS if what == "tensors" else self._most
             for shape in some:
                 if len(shape) > AXES:
                     raise JoinError(f"shapes of the {what}", f"at most {AXES} dimensions", str(len(shape)))
                 total += math.prod(shape)
-                if total > self._most:
-                    raise JoinError(f"shapes of the {what}", f"at most {self._most} numbers", f"{total:.3g}")
+                if total > most:
+                    raise JoinError(f"shapes of the {what}", f"at most {most} numbers", f"{total:.3g}")
 
-    def _keys(self, architecture: str, facts: Facts) -> Mapping[str, tuple[int, ...]]:
+    def _tensors(self, architecture: str, facts: Facts) -> _Tensors:
         """The tensors of an architecture as the coordinator builds it for such samples."""
         assert facts.shapes is not None
         place = architecture, str(facts.shapes.sample)
@@ -88,5 +97,6 @@ class Architectures:
                     model = setup.build(architecture, "measure")
             except Exception as error:  # whatever a builder says to a sample that nobody has
                 raise JoinError("architecture", f"one that {architecture!r} can be here", str(error)) from None
-            self._known[place] = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
+            shapes = {key: tuple(tensor.shape) for key, tensor in model.tensors().items()}
+            self._known[place] = _Tensors(shapes, tuple(sorted(model.given_keys)))
         return self._known[place]

@@ -1,10 +1,11 @@
 """The audit log: all that left a node, in lines that are chained, signed by the node's key, and anchored outside.
 
-A line holds the SHA-256 of the line before it and a signature of itself. How many lines there are, the digest of the
-last one, and the bytes that left for each run lie in ``audit.json``, which is written when the disk has the log: a log
-that was cut before that, exchanged or taken away is noticed, and gives no budget back. Lines behind it say themselves
-what left. The coordinator keeps a mark of the log with every commit: a vendor that makes log and anchor anew has
-another one.
+A line holds the SHA-256 of the line before it and a signature of itself. It stands there before any of its message
+leaves. The digest of a large message, which is worked out on its way, is a line of its own, for which the last piece
+waits. How many lines there are, the digest of the last one, and the bytes that left for each run lie in
+``audit.json``, which is written when the disk has the log: a log that was cut before that, exchanged or taken away is
+noticed, and gives no budget back. Lines behind it say themselves what left. The coordinator keeps a mark of the log
+with every commit: a vendor that makes log and anchor anew has another one.
 """
 
 from __future__ import annotations
@@ -21,22 +22,25 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from interfuse.engines.parties.digests import Digested, digest_of
 from interfuse.engines.parties.frames import Envelope, Payload
 from interfuse.engines.parties.keeping import write_whole
 from interfuse.engines.parties.logs import now
 from interfuse.engines.parties.words import Digest
 from interfuse.errors import RunError
 from interfuse.opening import add_whole, content, opened, to_add_to
-from interfuse.wire import Pieces
 from interfuse.wire.sealed import seal_of, sealed
 
+NOTHING = hashlib.sha256().hexdigest()
+"""The digest of no payload."""
 START = "0" * 64
 """What the first line names as the line before it."""
 ANCHOR_FILE = "audit.json"
 LONGEST = 1 << 24
 """Bytes of a line at most: the shapes of all tensors of a model stand in it."""
-KEY, GAP = "key", "gap"
-"""Lines that the log itself writes: by whose key lines from there on are signed; that lines before it are missing."""
+KEY, GAP, DIGEST = "key", "gap", "digest"
+"""Lines that the log itself writes: by whose key lines from there on are signed; that lines before it are missing; the
+digest of a payload whose line says that it began to leave."""
 
 _SIGNATURE = b', "signature": "'
 _ABOUT = b"interfuse audit log, line:\n"
@@ -92,6 +96,7 @@ class Line(BaseModel):
     bytes: Annotated[int, Ge(0)]
     repeated: bool
     before: Digest
+    digest: Digest | None = None
 
 
 class Read(NamedTuple):
@@ -188,38 +193,49 @@ class Audit:
         payload: Payload,
         content: Mapping[str, Any],
         repeated: bool,
-        digest: str | None = None,
-    ) -> None:
-        """Write what is about to leave.
+    ) -> int:
+        """Write what is about to leave; returns the number of the line.
 
         Args:
             content: The payload in words (:func:`.logs.described`).
             repeated: The same left before; it is written again, but counts once.
-            digest: The payload's SHA-256, where it was worked out already.
 
         Raises:
             OSError: it cannot be written, so it must not leave.
         """
         facts = envelope.model_dump(mode="json", exclude={"size"}, exclude_none=True)
-        self._write(run, envelope.kind, facts, payload, content, repeated, digest)
+        digest = payload.digest if isinstance(payload, Digested) else digest_of(payload)
+        self._write(run, envelope.kind, facts, digest, len(payload), content, repeated)
+        return self.anchor.lines
+
+    def add_digest(self, run: str, line: int, digest: str) -> None:
+        """Write the digest of a payload, once it is known, before the last of it leaves.
+
+        Args:
+            line: The number of the payload's own line.
+
+        Raises:
+            OSError: it cannot be written, so the rest must not leave.
+        """
+        self._write(run, DIGEST, {"line": line}, digest)
 
     def _write(
         self,
         run: str,
         what: str,
         facts: Mapping[str, Any],
-        payload: Payload = b"",
+        digest: str | None = NOTHING,
+        length: int = 0,
         content: Mapping[str, Any] = {},
         repeated: bool = False,
-        digest: str | None = None,
     ) -> None:
         line: dict[str, Any] = {
             "time": now(),
             "run": run,
             "what": what,
             "facts": facts,
-            "bytes": len(payload),
-            "digest": digest or digest_of(payload),
+            "bytes": length,
+            "digest": digest,
             "repeated": repeated,
             **(content or {}),
             "before": self.anchor.head,
@@ -231,8 +247,8 @@ class Audit:
             self._file, text + b"\n"
         )  # a killed process loses nothing; the disk is waited for when state is saved
         sent = dict(self.anchor.sent)
-        if not repeated and len(payload):
-            sent[run] = self.sent(run) + len(payload)
+        if not repeated and length:
+            sent[run] = self.sent(run) + length
         head = hashlib.sha256(text).hexdigest()
         self.anchor = Anchor(node=self.anchor.node, lines=self.anchor.lines + 1, head=head, sent=sent)
 
@@ -334,14 +350,6 @@ def _unfinished(log: Path) -> int:
         return len(tail) - tail.rfind(b"\n") - 1
 
 
-def digest_of(payload: Payload) -> str:
-    """SHA-256 of a payload, in hexadecimal."""
-    found = hashlib.sha256()
-    for part in Pieces.of(payload).parts:
-        found.update(part)
-    return found.hexdigest()
-
-
 @dataclass(frozen=True)
 class Verified:
     """What a log was found to be.
@@ -384,11 +392,16 @@ def verify(
     passed = {Verified(0, START).mark}
     certificates: list[str] = []
     unsigned: list[int] = []
+    without_digest: dict[str, None] = {}
     last, certificate = Verified(0, START), ""
     for number, line, digest, signed, signature in lines(log):
         place = f"{log}, line {number}"
         if line.what == GAP:
             raise RunError(f"{place}: lines before it are missing: the node found so at {line.time}")
+        if line.digest is None:
+            without_digest[str(number)] = None
+        elif line.what == DIGEST:
+            without_digest.pop(str(line.facts.get("line")), None)
         if named := _named(line):
             certificate = named
             certificates.append(named)
@@ -427,6 +440,10 @@ def verify(
         unknown.append("signatures: that needs cryptography")
     if certificates and trusted is None:
         unknown.append("no certificate or authority was given: whose keys these are")
+    if without_digest:
+        unknown.append(
+            f"digests of what lines {', '.join(without_digest)} speak of: the node ended while that left, or runs"
+        )
     if unfinished := _unfinished(log):
         unknown.append(f"the last {unfinished} bytes, a line that was cut off when the node was killed")
     node = "" if anchor is None else anchor.node

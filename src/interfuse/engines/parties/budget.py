@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 from interfuse.engines.parties.frames import Call
@@ -17,6 +18,9 @@ EVALUATIONS = 4
 CALLS = 10
 """Calls of another handler in one round, where neither the vendor's file nor the method says how many."""
 
+DIGITS = 32
+"""Of a digest are written."""
+
 _Handler = tuple[str, str, int]
 """Program, handler, round."""
 
@@ -26,6 +30,9 @@ class Budget:
 
     The same answer to the same call costs nothing: it leaves with the same bits. Another one does, whatever made it
     another: a commit that the coordinator went back to, or another message. Each is a line of a file before it leaves.
+
+    A large answer begins to leave before its digest is known, as a claim: a line without a digest, which counts as an
+    answer of its own until the line with the digest takes its place.
     """
 
     def __init__(self, path: Path, limits: LimitsTable) -> None:
@@ -38,6 +45,7 @@ class Budget:
         self._answers: dict[_Handler, dict[int, set[str]]] = {}
         try:
             data = content(path, follow=False)
+            self._claim: tuple[Call, str] | None = None
             self._bytes = data.rfind(b"\n") + 1
             if self._bytes != len(data):  # killed while it wrote, or a full disk: that answer has not left
                 with to_add_to(path) as file:
@@ -50,8 +58,10 @@ class Budget:
             raise RunError(f"{path}, which counts what left, cannot be read: {error}") from error
 
     def _note(self, line: bytes) -> None:
-        program, handler, round, index, digest = json.loads(line)
-        self._answers.setdefault((program, handler, round), {}).setdefault(index, set()).add(digest)
+        program, handler, round, index, digest, *claim = json.loads(line)
+        there = self._answers.setdefault((program, handler, round), {}).setdefault(index, set())
+        there.difference_update(claim)
+        there.add(digest)
 
     def spend(self, call: Call, digest: str, most: int) -> None:
         """Count an answer that is about to leave.
@@ -63,21 +73,62 @@ class Budget:
             DeniedError: it would be one too many.
             OSError: it cannot be written down, so it must not leave.
         """
-        limits, digest = self._limits, digest[:32]
-        calls = self._answers.get((call.program, call.handler, call.round), {})
-        there = calls.get(call.index, set())
-        if digest in there:
+        digest = digest[:DIGITS]
+        if digest in self._calls(call).get(call.index, ()):
             return
+        self._check(call, most)
+        self._add(call, digest)
+
+    def claim(self, call: Call, most: int) -> bool:
+        """Count an answer that is about to leave whatever its digest is, which :meth:`settle` is told later. False:
+        only the digest can say whether it may leave.
+
+        Raises:
+            OSError: as in :meth:`spend`.
+        """
+        try:
+            self._check(call, most)
+        except DeniedError:
+            return False
+        self._claim = call, f"claim {self._bytes}"
+        self._add(*self._claim)
+        return True
+
+    def settle(self, digest: str) -> None:
+        """The digest of the answer that was claimed last is known.
+
+        Raises:
+            OSError: as in :meth:`spend`.
+        """
+        if self._claim is not None:
+            call, claim = self._claim
+            self._claim = None
+            self._add(call, digest[:DIGITS], claim)
+
+    def _calls(self, call: Call) -> Mapping[int, Set[str]]:
+        """Digests of answers to the calls of a handler in a round."""
+        return self._answers.get((call.program, call.handler, call.round), {})
+
+    def _check(self, call: Call, most: int) -> None:
+        """Refuse an answer that is none of those that left to a call.
+
+        Raises:
+            DeniedError: it would be one too many.
+        """
+        calls = self._calls(call)
+        there = calls.get(call.index, ())
         if call.index not in calls and len(calls) >= most:
             raise DeniedError("limit-calls", f"{most} calls of {call.handler} were answered in round {call.round}")
-        if len(there) >= limits.answers:
+        if len(there) >= self._limits.answers:
             reason = f"{len(there)} different answers left to call {call.index} of {call.handler}, round {call.round}"
             raise DeniedError("limit-calls", reason)
-        line = json.dumps([call.program, call.handler, call.round, call.index, digest]).encode()
-        self._add(line + b"\n")
+
+    def _add(self, call: Call, *digests: str) -> None:
+        line = json.dumps([call.program, call.handler, call.round, call.index, *digests]).encode()
+        self._write(line + b"\n")
         self._note(line)
 
-    def _add(self, line: bytes) -> None:
+    def _write(self, line: bytes) -> None:
         if not self._path.exists() or self._path.stat().st_size < self._bytes:  # a new one would give calls back
             raise OSError(errno.EIO, f"{self._path.name} was cut or taken away while the node ran")
         with to_add_to(self._path) as file:

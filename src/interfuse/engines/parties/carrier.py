@@ -131,6 +131,7 @@ class Link:
             for frame in frames(*message):
                 self.counters.frames_down += len(frame)
                 yield frame
+            del message  # it may be large, and the next one is long in coming
 
 
 Join = Callable[[Link, Iterator[bytes], Peer], None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import math
 import unicodedata
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -35,6 +36,10 @@ WIRE = VERSION
 RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 """It becomes a folder at the node, so it is no path."""
 Size = Annotated[int, Ge(0), Le(2**53)]
+MESSAGE = 1 << 30
+"""Payload bytes of a message at most, unless a side says otherwise."""
+BYTES = 4
+"""Of a number of a model at least, as it travels."""
 CLASS_NAMES = "class names"
 """What a refusal calls them."""
 OTHER_NAMES = "others, or another order; `classes` under [data] in the vendor's file gives them as all agreed"
@@ -56,6 +61,7 @@ class Contract(BaseModel):
         initial, sampling, tasks, normalise: As in a run's configuration.
         class_names: Keyed digest of the names of classes in their order, see :func:`names_digest`; empty where the
             coordinator knows none, and the nodes have to agree with each other.
+        message_bytes: The largest message that the coordinator takes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -90,11 +96,12 @@ class Contract(BaseModel):
     sampling: Sampling = Sampling()
     tasks: Tasks = AT_ONCE
     normalise: Normalise = "data"
+    message_bytes: Annotated[int, Ge(1), Le(2**53)] = MESSAGE
 
 
 class Shapes(BaseModel):
-    """What is known of a public model: the shape of a sample, by name where it has several inputs, and the rest as in a
-    profile.
+    """What is known of a public model: the shape of a sample, by name where it has several inputs, the tensors that are
+    given, which never travel, and the rest as in a profile.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -104,6 +111,13 @@ class Shapes(BaseModel):
     cuts: dict[Name, tuple[Size, ...]]
     stages: tuple[Name, ...]
     buffers: tuple[Name, ...]
+    given: tuple[Name, ...] = ()
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers the tensors have that may travel."""
+        given = frozenset(self.given)
+        return sum(math.prod(shape) for key, shape in self.keys.items() if key not in given)
 
 
 class Facts(BaseModel):
@@ -208,6 +222,20 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
         raise JoinError("model", "a public one, since the method shares parameters", "one that is not")
     if facts.samples < 1:
         raise JoinError("samples", "at least 1", str(facts.samples))
+
+
+def check_messages(contract: Contract, facts: Facts, most: int, whose: str) -> None:
+    """Refuse a model whose tensors do not go into one message, where a method shares parameters.
+
+    Args:
+        most: Bytes of a message that a side takes, and ``whose`` limit that is.
+
+    Raises:
+        JoinError: naming the limit.
+    """
+    size = 0 if facts.shapes is None else BYTES * facts.shapes.numbers
+    if Disclosure.PARAMETERS in contract.discloses and size > most:
+        raise JoinError(whose, f"at least {size}, since that is what the tensors of the model take", str(most))
 
 
 def labels_digest(labels: Tensor) -> str:

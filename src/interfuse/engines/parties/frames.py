@@ -14,10 +14,10 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from interfuse.engines.parties.contract import Contract, Facts
+from interfuse.engines.parties.contract import MESSAGE, Contract, Facts
 from interfuse.engines.parties.words import Digest, Name, Sentence, printable
 from interfuse.errors import InterfuseError
-from interfuse.wire import Heading, Pieces
+from interfuse.wire import Arriving, Heading, Limits, Pieces
 
 PROTOCOL = 1
 CHUNK = 1 << 20
@@ -25,8 +25,6 @@ CHUNK = 1 << 20
 HEADER = 1 << 20
 """Header bytes of a frame at most: the keys of a model with ten thousand tensors fit."""
 LARGEST_FRAME = CHUNK + HEADER + 4
-MESSAGE = 1 << 30
-"""Payload bytes of a message at most, unless a side says otherwise."""
 CLIENTS = 100_000
 """Clients of a run at most."""
 
@@ -197,6 +195,8 @@ Envelope = Hello | Offer | Accept | Refusal | Begin | Ready | Call | Reply | Ord
 _ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Annotated[Envelope, Field(discriminator="kind")])
 _LENGTH = struct.Struct("<I")
 Payload = bytes | Pieces
+Incoming = Payload | Arriving
+"""A payload that came: one of several frames is in its tensors already, and its bytes are gone."""
 
 
 def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
@@ -205,25 +205,29 @@ def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
     if len(header) > HEADER:
         raise FrameError(f"a header of {len(header)} bytes: at most {HEADER} can be sent")
     pieces = Pieces.of(payload)
-    yield b"".join((_LENGTH.pack(len(header)), header, *pieces[:CHUNK].parts))
-    for start in range(CHUNK, len(pieces), CHUNK):
-        yield b"".join((_LENGTH.pack(0), *pieces[start : start + CHUNK].parts))
+    begin = _LENGTH.pack(len(header)) + header
+    for piece in pieces.cut(CHUNK):
+        yield b"".join((begin, *piece.parts))
+        begin = _LENGTH.pack(0)
 
 
 class Assembler:
-    """Puts frames of one stream together again. Nothing is allocated that was not announced within the limit.
+    """Puts frames of one stream together again. Nothing is allocated that was not announced within the limit, and of a
+    message of several frames no frame is held: what is in it is copied to where it will stay.
 
     Args:
         limit: Payload bytes of a message at most.
+        ends: A larger one ends the stream. Otherwise what is in it is let go, and whoever opens it hears why.
     """
 
-    def __init__(self, limit: int = MESSAGE) -> None:
-        self.limit = limit
+    def __init__(self, limit: int = MESSAGE, *, ends: bool = True) -> None:
+        self.limit, self._ends = limit, ends
         self._envelope: Envelope | None = None
-        self._pieces: list[memoryview] = []
-        self._held = 0
+        self._arriving: Arriving | None = None
+        self._came = 0
+        self._short: int | None = None
 
-    def feed(self, frame: bytes) -> tuple[Envelope, Payload] | None:
+    def feed(self, frame: bytes) -> tuple[Envelope, Incoming] | None:
         """The message that this frame completes, or None.
 
         Raises:
@@ -240,28 +244,29 @@ class Assembler:
         if length > min(HEADER, len(view)):
             raise FrameError(f"a header of {length} bytes in a frame of {len(frame)}")
         envelope, piece = _parse(bytes(view[:length])), view[length:]
-        if envelope.size > self.limit:
+        if envelope.size > self.limit and self._ends:
             raise FrameError(f"{envelope.kind}: {envelope.size} bytes of payload, at most {self.limit} are taken")
-        if len(piece) == envelope.size:
+        if len(piece) == envelope.size <= self.limit:
             return envelope, Pieces([piece])
-        self._envelope = envelope
+        self._envelope, self._came, self._short = envelope, 0, None
+        self._arriving = Arriving(envelope.size, Limits(max_bytes=self.limit))
         return self._go_on(piece)
 
-    def _go_on(self, piece: memoryview) -> tuple[Envelope, Payload] | None:
-        envelope = self._envelope
-        if envelope is None or not piece:
+    def _go_on(self, piece: memoryview) -> tuple[Envelope, Incoming] | None:
+        envelope, arriving = self._envelope, self._arriving
+        if envelope is None or arriving is None or not piece:
             raise FrameError("a piece of payload that belongs to no message")
-        if self._pieces and len(self._pieces[-1]) < CHUNK:  # what frames cost beside their payload is bounded
-            raise FrameError(f"a piece of {len(self._pieces[-1])} bytes in the middle of a payload")
-        if self._held + len(piece) > envelope.size:
+        if self._short is not None:  # what frames cost beside their payload is bounded
+            raise FrameError(f"a piece of {self._short} bytes in the middle of a payload")
+        if self._came + len(piece) > envelope.size:
             raise FrameError(f"{envelope.kind}: more payload than the {envelope.size} bytes announced")
-        self._pieces.append(piece)
-        self._held += len(piece)
-        if self._held < envelope.size:
+        self._short = len(piece) if len(piece) < CHUNK else None
+        arriving.feed(piece)
+        self._came += len(piece)
+        if self._came < envelope.size:
             return None
-        payload = Pieces(self._pieces)
-        self._envelope, self._pieces, self._held = None, [], 0
-        return envelope, payload
+        self._envelope = self._arriving = None
+        return envelope, arriving
 
 
 def _parse(header: bytes) -> Envelope:

@@ -20,6 +20,7 @@ from interfuse.engines.parties.carrier import Carrier, Counters, Link, Peer
 from interfuse.engines.parties.contract import (
     CLASS_NAMES,
     LIBRARY,
+    MESSAGE,
     OTHER_NAMES,
     WIRE,
     Contract,
@@ -29,7 +30,6 @@ from interfuse.engines.parties.contract import (
     same,
 )
 from interfuse.engines.parties.frames import (
-    MESSAGE,
     PROTOCOL,
     Accept,
     Assembler,
@@ -39,8 +39,8 @@ from interfuse.engines.parties.frames import (
     Envelope,
     FrameError,
     Hello,
+    Incoming,
     Offer,
-    Payload,
     Ready,
     Refusal,
     Reply,
@@ -80,7 +80,7 @@ class Arrived:
 
     member: Member
     envelope: Reply | Done | Ready
-    payload: Payload
+    payload: Incoming
 
 
 @dataclass(frozen=True)
@@ -288,7 +288,7 @@ class Hub:
 
     def _messages(
         self, link: Link, incoming: Iterator[bytes], assembler: Assembler
-    ) -> Iterator[tuple[Envelope, Payload]]:
+    ) -> Iterator[tuple[Envelope, Incoming]]:
         for frame in incoming:
             link.counters.frames_up += len(frame)
             whole = assembler.feed(frame)
@@ -336,7 +336,7 @@ class Hub:
         self.arrivals.put(Joined(member, restarted))
         return member
 
-    def _listen(self, member: Member, link: Link, messages: Iterator[tuple[Envelope, Payload]]) -> None:
+    def _listen(self, member: Member, link: Link, messages: Iterator[tuple[Envelope, Incoming]]) -> None:
         for envelope, payload in messages:
             if isinstance(envelope, Refusal):
                 raise _NodeRefusedError(envelope)

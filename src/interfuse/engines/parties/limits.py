@@ -9,8 +9,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Gt
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from interfuse.engines.parties.contract import Contract, JoinError
-from interfuse.engines.parties.frames import MESSAGE
+from interfuse.engines.parties.contract import MESSAGE, Contract, JoinError
 from interfuse.errors import ConfigError, nearest
 from interfuse.handler import handlers, programs
 from interfuse.messages import Disclosure, Leaf, Message, flatten, kind_of, leaves

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 from filelock import FileLock, Timeout
 
@@ -19,10 +21,12 @@ from interfuse.engines.parties.contract import (
     Facts,
     JoinError,
     check_facts,
+    check_messages,
     method_of,
     rows_digest,
     same,
 )
+from interfuse.engines.parties.digests import Digested
 from interfuse.engines.parties.frames import (
     PROTOCOL,
     Accept,
@@ -31,6 +35,7 @@ from interfuse.engines.parties.frames import (
     Cancel,
     Envelope,
     Hello,
+    Incoming,
     Offer,
     Order,
     Payload,
@@ -113,7 +118,7 @@ class Node:
         )
         return self._leaving(Outgoing(hello))
 
-    def answer(self, envelope: Envelope, payload: Payload) -> Iterator[tuple[Envelope, Payload]]:
+    def answer(self, envelope: Envelope, payload: Incoming) -> Iterator[tuple[Envelope, Payload]]:
         """What is answered to an envelope: at most one.
 
         Raises:
@@ -126,7 +131,7 @@ class Node:
             yield from self._begin(envelope)
         elif isinstance(envelope, Call | Order) and self._session is not None:
             repeated = self._session.has_answered(envelope)
-            yield self._leaving(self._session.carry_out(envelope, payload), repeated)
+            yield from self._sent(self._session.carry_out(envelope, payload), repeated)
         elif isinstance(envelope, Cancel) and self._session is not None:
             self._session.cancel(envelope)
         elif isinstance(envelope, Refusal):
@@ -138,13 +143,40 @@ class Node:
 
     def _leaving(self, outgoing: Outgoing, repeated: bool = False) -> tuple[Envelope, Payload]:
         run = "" if self._own is None else self._own.contract.run
+        with self._written():
+            line = self.audit.add(run, outgoing.envelope, outgoing.payload, outgoing.content, repeated)
+        if isinstance(outgoing.payload, Digested):
+            outgoing.payload.known = partial(self._digest_known, run, line)
+        self._tap(outgoing.envelope, outgoing.payload)
+        return outgoing.envelope, outgoing.payload
+
+    def _sent(self, outgoing: Outgoing, repeated: bool) -> Iterator[tuple[Envelope, Payload]]:
+        """What is answered, until all of it was taken."""
+        envelope, payload = self._leaving(outgoing, repeated)
         try:
-            self.audit.add(run, outgoing.envelope, outgoing.payload, outgoing.content, repeated, outgoing.digest)
+            yield envelope, payload
+        finally:
+            if isinstance(payload, Digested):
+                payload.finish()
+
+    def _digest_known(self, run: str, line: int, digest: str) -> None:
+        assert self._session is not None  # its answer is what leaves
+        with self._written():
+            self._session.digest_known(digest)
+            self.audit.add_digest(run, line, digest)
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """The block in which what leaves is written down.
+
+        Raises:
+            RunError: it cannot be, so it must not leave.
+        """
+        try:
+            yield
         except OSError as error:
             self.events.add("the audit log cannot be written; nothing leaves", reason=error.strerror)
             raise RunError(f"the audit log cannot be written: {error.strerror}; nothing may leave") from error
-        self._tap(outgoing.envelope, outgoing.payload)
-        return outgoing.envelope, outgoing.payload
 
     def _offered(self, contract: Contract) -> Iterator[tuple[Envelope, Payload]]:
         try:
@@ -195,6 +227,8 @@ class Node:
             )
             facts = own.facts(self.vendor.architecture)
             self._check(contract, method, facts)
+            check_messages(contract, facts, contract.message_bytes, "--largest of the coordinator")
+            check_messages(contract, facts, self.vendor.limits.message_bytes, "[limits] message_bytes")
             self.vendor.limits.check_calls(method, facts.samples)
             if (notice := own.trial.notice("this node")) is not None:
                 self.events.add("notice", text=notice.text, remedy=notice.remedy)

@@ -64,7 +64,7 @@ def take_part(node: Node, dial: Dial, *, patience: float | None = None) -> str:
 
 def _served(node: Node, line: Line) -> Iterator[End | None]:
     """Answer until the stream ends. Yields None for every piece of a run's work, and the end if there is one."""
-    assembler = Assembler(node.vendor.limits.message_bytes)
+    assembler = Assembler(node.vendor.limits.message_bytes, ends=False)
     for frame in frames(*node.hello()):
         line.send(frame)
     for received in line.received():
@@ -77,5 +77,6 @@ def _served(node: Node, line: Line) -> Iterator[End | None]:
         for answer in node.answer(*whole):
             for frame in frames(*answer):
                 line.send(frame)
+            del answer  # it may be large, and the next one is long in coming
         if isinstance(whole[0], Begin | Call | Order):
             yield None

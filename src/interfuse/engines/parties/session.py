@@ -13,9 +13,22 @@ import torch
 from interfuse.client import ClientId, part_of
 from interfuse.clients import Answer, Failure, Request
 from interfuse.engines.host import Host
-from interfuse.engines.parties.audit import Audit, digest_of
+from interfuse.engines.parties.audit import Audit
 from interfuse.engines.parties.budget import CALLS, EVALUATIONS, Budget
-from interfuse.engines.parties.frames import Begin, Call, Cancel, Code, Done, Envelope, Order, Payload, Reply
+from interfuse.engines.parties.digests import Digested, digest_of
+from interfuse.engines.parties.frames import (
+    CHUNK,
+    Begin,
+    Call,
+    Cancel,
+    Code,
+    Done,
+    Envelope,
+    Incoming,
+    Order,
+    Payload,
+    Reply,
+)
 from interfuse.engines.parties.keeping import ANSWERS_FILE, BYTES_OF_SECRET, remember_state
 from interfuse.engines.parties.limits import rows_of
 from interfuse.engines.parties.logs import Events, described
@@ -33,12 +46,11 @@ from interfuse.wire import Codecs, FileRecord, Limits, Part, Pieces, open_pack, 
 
 
 class Outgoing(NamedTuple):
-    """What leaves: an envelope, its payload, the payload in words, and its digest, where it is known already."""
+    """What leaves: an envelope, its payload, and the payload in words."""
 
     envelope: Envelope
     payload: Payload = b""
     content: Mapping[str, Any] = {}
-    digest: str | None = None
 
 
 class Session:
@@ -57,7 +69,7 @@ class Session:
         self._permission = Permission(setup.programs_of(begin.client), setup.contract, vendor.limits)
         self._budget = Budget(folder / ANSWERS_FILE, vendor.limits)
 
-    def carry_out(self, asked: Call | Order, payload: Payload) -> Outgoing:
+    def carry_out(self, asked: Call | Order, payload: Incoming) -> Outgoing:
         """Do what is asked, or send again what was answered before."""
         failed = Reply if isinstance(asked, Call) else Done
         if self._kept is not None and self.has_answered(asked):
@@ -89,7 +101,7 @@ class Session:
             with self._host.working():
                 self._host.undo([self.client])
 
-    def _call(self, call: Call, payload: Payload) -> Outgoing:
+    def _call(self, call: Call, payload: Incoming) -> Outgoing:
         try:
             handler = self._permission.granted(call)
             message = self._read(handler, call, payload)
@@ -129,7 +141,7 @@ class Session:
             return self._vendor.limits.calls
         return handler.program.calls_of_a_round(self._setup.profile.samples).get(handler.name, CALLS)
 
-    def _read(self, handler: Handler[Any, Any], call: Call, payload: Payload) -> Message | None:
+    def _read(self, handler: Handler[Any, Any], call: Call, payload: Incoming) -> Message | None:
         expected, setup = handler.declaration.message_type, self._setup
         if (expected is not None) != call.message:
             raise MessageError(call.handler, "(whole)", str(expected), "a message" if call.message else "none")
@@ -142,17 +154,37 @@ class Session:
     def _reply(self, call: Call, handler: Handler[Any, Any], answer: Answer, reply: Message | None) -> Outgoing:
         payload: Payload = b""
         content: Mapping[str, Any] = {}
-        digest: str | None = None
         if reply is not None:
             codecs, measured = _request(call).codecs(self._setup.codecs), isinstance(handler.program, Evaluation)
-            payload = self._protected(call, reply, codecs, measured=measured)
-            content, digest = described(reply), digest_of(payload)
-            self._budget.spend(call, digest, self._calls(handler))
+            content = described(reply)
+            payload = self._counted(call, self._protected(call, reply, codecs, measured=measured), self._calls(handler))
         done = Reply(
             attempt=call.attempt, number=call.number, seconds=answer.seconds, steps=answer.steps,
             left_out=answer.left_out, message=reply is not None,
         )  # fmt: skip
-        return Outgoing(done, payload, content, digest)
+        return Outgoing(done, payload, content)
+
+    def _counted(self, call: Call, payload: Pieces, most: int) -> Digested:
+        """A reply once it is written down as one that leaves, with its digest: that of a large one is worked out on its
+        way, where it may leave whatever it is, and :meth:`digest_known` is to be told.
+
+        Raises:
+            DeniedError: it may not leave.
+            OSError: it cannot be written down, so it must not leave.
+        """
+        if len(payload) > CHUNK and self._budget.claim(call, most):
+            return Digested(payload)
+        digest = digest_of(payload)
+        self._budget.spend(call, digest, most)
+        return Digested(payload, digest)
+
+    def digest_known(self, digest: str) -> None:
+        """The digest of the reply that is leaving is known, and its last piece not away.
+
+        Raises:
+            OSError: it cannot be written down, so the rest must not leave.
+        """
+        self._budget.settle(digest)
 
     def _given_up(self, call: Call) -> Outgoing:
         """Where work stopped depends on the day, so the node stands where it did before the call, or where that is not

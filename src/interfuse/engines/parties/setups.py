@@ -167,7 +167,14 @@ class Own(_OfContract):
             test_labels=labels_digest(self.dataset.y_test) if self.contract.evaluation == "shared" else "",
             class_names=names_digest(self.contract.run, self.dataset.class_names),
             given=names_digest(self.contract.run, [given_digest(model)]),
-            shapes=Shapes(sample=sample, keys=keys, cuts=cuts, stages=model.stage_names, buffers=buffers),
+            shapes=Shapes(
+                sample=sample,
+                keys=keys,
+                cuts=cuts,
+                stages=model.stage_names,
+                buffers=buffers,
+                given=tuple(sorted(model.given_keys)),
+            ),
         )
 
     def hosted(self, profile: Profile, dims: Dims, secret: int, watch: Stopwatch) -> NodeSetup:
