@@ -113,6 +113,8 @@ def check_codecs(codecs: Codecs, method: Method) -> None:
     names = {name for kind, leaf, _ in found for name in (kind, leaf.field.partition(".")[0], leaf.field)}
     for key, codec in codecs.rules.items():
         if key == DEFAULT:
+            if codec.ordered:
+                raise ConfigError(f"codecs: {codec}: sorted is for labels; name the field, such as FusionOutputs.y")
             forbidden = bool(found) and all(leaf.precision is not Precision.SPARSE for _, leaf, _ in found)
             if forbidden and codec.keep is not None and codec.unthinned == NO_CODEC:
                 raise ConfigError(
@@ -125,11 +127,17 @@ def check_codecs(codecs: Codecs, method: Method) -> None:
             raise ConfigError(f"codecs: the method sends no {key!r}: {nearest(key, names)}")
         allowed = {leaf.precision for _, leaf, _ in meant}
         if codec.lossy and allowed == {Precision.EXACT}:
-            raise ConfigError(f"codecs: {key} = {codec}: {key} has to arrive exactly; only zstd or none will do")
+            raise ConfigError(
+                f"codecs: {key} = {codec}: {key} has to arrive exactly; only zstd, none, or for labels sorted will do"
+            )
         if codec.keep is not None and Precision.SPARSE not in allowed:
             raise ConfigError(
                 f"codecs: {key} = {codec}: {key} may be rounded, but not thinned out: most of it would "
                 "be 0; leave topk to updates and features"
+            )
+        if codec.ordered and not any(leaf.unordered for _, leaf, _ in meant):
+            raise ConfigError(
+                f"codecs: {key} = {codec}: {key} is no labels of rows whose order means nothing; leave sorted out"
             )
         if codec.feedback and not any(lasting for _, _, lasting in meant):
             raise ConfigError(

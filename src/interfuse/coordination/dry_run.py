@@ -25,7 +25,7 @@ from interfuse.engines.parties.setups import RemoteSetup
 from interfuse.engines.parties.vendor import MODES, Vendor
 from interfuse.errors import RunError
 from interfuse.evaluation import evaluate
-from interfuse.federation import Federation
+from interfuse.federation import Federation, messages_of
 from interfuse.messages.encoding import read
 from interfuse.models import resolve
 from interfuse.models.splitting import added_behind
@@ -117,7 +117,7 @@ def _event(hub: Hub, part: Future[str]) -> object:
 def _readable(envelope: Envelope, payload: Payload, recipe: RunConfig) -> dict[str, object]:
     found: dict[str, object] = {"envelope": envelope.model_dump(mode="json", exclude_none=True), "bytes": len(payload)}
     if isinstance(envelope, Reply) and envelope.message:
-        kind, tensors = read(payload, Codecs.parse(recipe.codecs))
+        kind, tensors = read(payload, Codecs.parse(recipe.codecs), messages_of(recipe.make_method()))
         found |= {
             "message": kind,
             "tensors": {

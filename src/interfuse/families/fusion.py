@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from interfuse.client import Client, ClientId, Profile
 from interfuse.clients import Clients, Replies
@@ -13,7 +13,7 @@ from interfuse.errors import Notice
 from interfuse.families.checks import check_batch
 from interfuse.families.holdings import one_a_round
 from interfuse.handler import on_client
-from interfuse.messages import Features, Message, State, Targets
+from interfuse.messages import Features, Message, Rows, State, Targets
 from interfuse.method import Count, Fraction, Method, Steps
 from interfuse.training import LearningRate, Objective, OptimizerName
 
@@ -22,7 +22,7 @@ class FusionOutputs(Message):
     """One minibatch of a client at the fusion layer: z = base(x), and its targets."""
 
     z: Features
-    y: Targets
+    y: Annotated[Targets, Rows.UNORDERED]
 
 
 class FusionPairs(Message):

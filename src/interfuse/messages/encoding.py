@@ -1,16 +1,18 @@
-"""Messages as bytes, with or without codecs."""
+"""Messages as bytes: by name and type without codecs, in the compact frame with any."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from interfuse import wire
 from interfuse.errors import MessageError
+from interfuse.messages import compact
 from interfuse.messages.delivery import check, check_declared
-from interfuse.messages.records import Dims, Leaf, M, Message, Precision, flatten, kind_of, leaf_at, mapped, unflatten
+from interfuse.messages.records import Dims, Leaf, M, Message, Precision, flatten, kind_of, mapped, unflatten
 from interfuse.wire import NO_CODEC, NO_CODECS, Arriving, Codec, Codecs, Pieces
 
 
@@ -30,7 +32,7 @@ def codec_of(codecs: Codecs, kind: str, leaf: Leaf, dimensions: int) -> Codec:
 def rounded(
     message: M, codecs: Codecs, generator: torch.Generator, feedback: MutableMapping[str, Tensor] | None = None
 ) -> M:
-    """A checked message as its receiver gets it. Rounding it again changes nothing.
+    """A checked message as its receiver gets it: rows in order, numbers rounded. Doing so again changes nothing.
 
     Args:
         generator: For rounding at random.
@@ -38,6 +40,8 @@ def rounded(
             is lost now.
     """
     kind = kind_of(message)
+    if any(codec.ordered for codec in codecs.rules.values()):
+        message = _in_order(message, codecs)
 
     def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
         codec, place = codec_of(codecs, kind, leaf, tensor.ndim), f"{kind}/{path}"
@@ -54,8 +58,27 @@ def rounded(
     return mapped(message, change) if codecs else message
 
 
+def _in_order(message: M, codecs: Codecs) -> M:
+    """The same message with the rows of records in the order of their labels, where a codec puts them in order."""
+    kind, orders = kind_of(message), dict[tuple[str, str], Tensor]()
+
+    def look(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        if leaf.unordered and leaf.dims and tensor.ndim == 1 and codec_of(codecs, kind, leaf, 1).ordered:
+            # not every unsigned type can be sorted
+            order = tensor.to(torch.int64).argsort(stable=True)
+            orders[path.rpartition("/")[0], leaf.dims[0]] = order
+        return tensor
+
+    def put(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
+        order = orders.get((path.rpartition("/")[0], leaf.dims[0])) if leaf.dims else None
+        return tensor if order is None else tensor[order]
+
+    mapped(message, look)
+    return mapped(message, put) if orders else message
+
+
 def encode(message: Message, codecs: Codecs = NO_CODECS) -> bytes:
-    """A message as bytes: a versioned header and safetensors, in which coded tensors are pieces of bytes.
+    """A message as bytes.
 
     Raises:
         MessageError: a tensor has a codec and is not :func:`rounded`.
@@ -65,84 +88,16 @@ def encode(message: Message, codecs: Codecs = NO_CODECS) -> bytes:
 
 def encoded(message: Message, codecs: Codecs = NO_CODECS) -> Pieces:
     """As :func:`encode`, in pieces that share memory with the message: its tensors must not change meanwhile."""
-    return wire.encoded(kind_of(message), _packed(message, codecs))
+    if codecs.compact:
+        return compact.encoded(message, codecs, partial(codec_of, codecs, kind_of(message)))
+    return wire.encoded(kind_of(message), flatten(message))
 
 
 def sizes(message: Message, codecs: Codecs = NO_CODECS) -> tuple[int, int]:
-    """Raw payload and length of the encoded form in bytes. Only what has a codec is really encoded."""
+    """Raw payload and length of the encoded form in bytes. Only what has codecs is really encoded."""
     flat = flatten(message)
-    return wire.raw_size(flat), wire.encoded_size(kind_of(message), _packed(message, codecs) if codecs else flat)
-
-
-_CODED = "@"
-"""Stands between the path of a coded tensor and what a receiver has to know of its codec."""
-
-
-def _packed(message: Message, codecs: Codecs) -> dict[str, Tensor]:
-    """The flat form with coded tensors as bytes under the names of path and codec."""
-    flat, kind = flatten(message), kind_of(message)
-    if not codecs:
-        return flat
-    packed = dict(flat)
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        codec = codec_of(codecs, kind, leaf, tensor.ndim)
-        if codec == NO_CODEC:
-            return tensor
-        try:
-            data = codec.pack(tensor)
-        except ValueError as error:
-            raise MessageError(kind, path, f"a tensor for {codec}", str(error)) from None
-        del packed[path]
-        packed[f"{path}{_CODED}{codec.written}"] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        return tensor
-
-    mapped(message, change)
-    return packed
-
-
-Look = Callable[[str, torch.dtype, tuple[int, ...]], None]
-
-
-def _unpacked(
-    kind: str, packed: dict[str, Tensor], codecs: Codecs, limit: int, look: Look = lambda path, dtype, shape: None
-) -> dict[str, Tensor]:
-    """The inverse of :func:`_packed`; all tensors together take at most ``limit`` bytes.
-
-    Args:
-        packed: Will be empty: what is unpacked need not be held twice.
-        look: Sees path, type and shape of a coded tensor before any memory is taken for it, and may refuse it.
-    """
-    known, flat, left = codecs.written(), {}, limit
-    for name in list(packed):
-        tensor = packed.pop(name)
-        path, _, written = name.rpartition(_CODED)
-        if path and written in known:
-            if tensor.dtype != torch.uint8 or tensor.ndim != 1:
-                raise MessageError(kind, path, "bytes", f"{tensor.dtype} of shape {tuple(tensor.shape)}")
-            data = tensor.numpy()
-            look(path, *known[written].declared(data, left, kind, path))
-            tensor = known[written].unpack(data, left, kind, path)
-            left -= tensor.nbytes
-        else:
-            path = name
-        if path in flat:
-            raise MessageError(kind, path, "a name once", "the same tensor twice")
-        flat[path] = tensor
-    return flat
-
-
-def _check_codecs(message: Message, names: Container[str], codecs: Codecs) -> None:
-    """Check that every tensor came by its codec."""
-    kind = kind_of(message)
-
-    def change(leaf: Leaf, tensor: Tensor, path: str) -> Tensor:
-        codec = codec_of(codecs, kind, leaf, tensor.ndim)
-        if (path if codec == NO_CODEC else f"{path}{_CODED}{codec.written}") not in names:
-            raise MessageError(kind, path, f"a tensor coded by {codec}", "another codec")
-        return tensor
-
-    mapped(message, change)
+    size = len(encoded(message, codecs)) if codecs.compact else wire.encoded_size(kind_of(message), flat)
+    return wire.raw_size(flat), size
 
 
 def decode(
@@ -158,34 +113,38 @@ def decode(
     Raises:
         MessageError: for anything that is not exactly a message of the expected type within the limits.
     """
-    limits = limits or wire.Limits()
-    if isinstance(data, Arriving):
-        kind, packed = data.opened()
-    else:
-        kind, packed = wire.decode(data, None, limits, finite=False)  # `check` looks at the values
-    if kind != kind_of(expected):
-        raise MessageError(kind_of(expected), "kind", kind_of(expected), kind)
-    if not codecs:
-        return check(unflatten(expected, packed), dims, keys)
-    names, bound = frozenset(packed), dict[tuple[str, str], int]()
+    limits, name = limits or wire.Limits(), kind_of(expected)
+    if not codecs.compact:
+        if isinstance(data, Arriving):
+            kind, flat = data.opened()
+        else:
+            kind, flat = wire.decode(data, None, limits, finite=False)  # `check` looks at the values
+        if kind != name:
+            raise MessageError(name, "kind", name, kind)
+        return check(unflatten(expected, flat), dims, keys)
+    bound: dict[tuple[str, str], int] = {}
 
-    def look(path: str, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-        leaf = leaf_at(expected, path)
-        if leaf is None:
-            raise MessageError(kind, path, "a field of the message", "an unknown one")
-        check_declared(kind, path, leaf, dtype, shape, dims, keys, bound)
+    def look(path: str, leaf: Leaf, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+        check_declared(name, path, leaf, dtype, shape, dims, keys, bound)
 
-    message = unflatten(expected, _unpacked(kind, packed, codecs, limits.max_bytes, look))
-    _check_codecs(message, names, codecs)
-    return check(message, dims, keys)
+    pieces = data.whole() if isinstance(data, Arriving) else Pieces.of(data)
+    found = compact.decoded(expected, pieces, limits, codecs, partial(codec_of, codecs, name), look)
+    return check(unflatten(expected, found), dims, keys)
 
 
-def read(data: bytes | memoryview | Pieces, codecs: Codecs) -> tuple[str, dict[str, Tensor]]:
-    """What bytes say without knowing what they should say, for people who look at messages: kind, tensors by path.
+def read(
+    data: bytes | memoryview | Pieces, codecs: Codecs, kinds: Iterable[type[Message]]
+) -> tuple[str, dict[str, Tensor]]:
+    """What bytes say without knowing which of some kinds they are, for people who look at messages: kind, tensors by
+    path.
 
     Raises:
         MessageError: the bytes are no message.
     """
-    limits = wire.Limits()
-    kind, packed = wire.decode(data, None, limits)
-    return kind, _unpacked(kind, packed, codecs, limits.max_bytes)
+    pieces, limits = Pieces.of(data), wire.Limits()
+    for kind in kinds if codecs.compact else ():
+        if compact.is_of(kind, pieces, codecs):
+            codec = partial(codec_of, codecs, kind_of(kind))
+            found = compact.decoded(kind, pieces, limits, codecs, codec, lambda path, leaf, dtype, shape: None)
+            return kind_of(kind), found
+    return wire.decode(pieces, None, limits)

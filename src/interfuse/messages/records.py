@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import operator
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from functools import cache
@@ -72,6 +72,13 @@ class Precision(StrEnum):
     """Numbers may be rounded."""
     SPARSE = "sparse"
     """Numbers may be rounded, and small ones left out."""
+
+
+class Rows(StrEnum):
+    """What the order of rows means, said of the labels of these rows."""
+
+    UNORDERED = "unordered"
+    """Nothing: the rows of all fields of the record may come in any order, the same for all. See :class:`.Codec`."""
 
 
 NamedTensors = dict[str, Tensor]
@@ -135,7 +142,7 @@ _FAMILIES = {
     tuple(Int[Tensor, ""].dtypes): "int64",  # type: ignore[attr-defined]
     tuple(Bool[Tensor, ""].dtypes): "bool",  # type: ignore[attr-defined]
 }
-_EMPTY = "#"
+EMPTY = "#"
 """Stands for an item of a tuple or mapping that holds no tensor: it would otherwise leave no trace."""
 _SCALARS: Mapping[type, torch.dtype] = {int: torch.int64, float: torch.float64, bool: torch.bool}
 
@@ -151,6 +158,7 @@ class Leaf:
     disclosure: Disclosure | None
     named: bool
     marked: Precision | None = None
+    unordered: bool = False
 
     @property
     def precision(self) -> Precision:
@@ -213,6 +221,8 @@ def _node(annotation: Any, path: str, disclosure: Disclosure | None) -> _Node:
     if get_origin(annotation) is Annotated:
         inner, *notes = get_args(annotation)
         node = _node(inner, path, next((n for n in notes if isinstance(n, Disclosure)), disclosure))
+        if Rows.UNORDERED in notes and node.leaf is not None:
+            node = replace(node, leaf=replace(node.leaf, unordered=True))
         return _marked(node, next((n for n in notes if isinstance(n, Precision)), None))
     if annotation in _SCALARS:
         return _Node("scalar", leaf=Leaf(path, annotation, None, (), disclosure or Disclosure.STATISTICS, False))
@@ -306,6 +316,33 @@ def flatten(record: Record) -> dict[str, Tensor]:
     return flat
 
 
+Names = Callable[[str, type | None], Iterable[str]]
+"""The names in a tuple (whose keys are None) or mapping (whose keys have that type) at a path, in their order."""
+
+
+def laid_out(record: type[Record], names: Names) -> Iterator[tuple[str, Leaf | None]]:
+    """The paths of the flat form of a record, with what each leads to; of what stands for an empty item, None."""
+    for name, node in _nodes(record).items():
+        yield from _laid_out(node, name, names)
+
+
+def _laid_out(node: _Node, path: str, names: Names) -> Iterator[tuple[str, Leaf | None]]:
+    if node.leaf is not None:
+        yield path, node.leaf
+    elif node.record is not None:
+        for name, inner in _nodes(node.record).items():
+            yield from _laid_out(inner, f"{path}/{name}", names)
+    else:
+        assert node.item is not None
+        for key in names(path, None if node.kind == "tuple" else node.key):
+            nothing = True
+            for inside in _laid_out(node.item, f"{path}/{key}", names):
+                nothing = False
+                yield inside
+            if nothing:
+                yield f"{path}/{key}/{EMPTY}", None
+
+
 def _flatten(node: _Node, value: Any, path: str, flat: dict[str, Tensor]) -> None:
     if node.leaf is not None and node.leaf.scalar is not None:
         scalar = _scalar(node.leaf, value, path, finite=False)
@@ -320,12 +357,12 @@ def _flatten(node: _Node, value: Any, path: str, flat: dict[str, Tensor]) -> Non
     else:
         assert node.item is not None
         for key, item in value.items() if node.kind == "mapping" else enumerate(value):
-            if "/" in str(key) or key in ("", _EMPTY):
-                raise MessageError("?", f"{path}/{key}", f"keys without '/', other than {_EMPTY!r}", repr(key))
+            if "/" in str(key) or key in ("", EMPTY):
+                raise MessageError("?", f"{path}/{key}", f"keys without '/', other than {EMPTY!r}", repr(key))
             before = len(flat)
             _flatten(node.item, item, f"{path}/{key}", flat)
             if len(flat) == before:
-                flat[f"{path}/{key}/{_EMPTY}"] = torch.empty(0, dtype=torch.uint8)
+                flat[f"{path}/{key}/{EMPTY}"] = torch.empty(0, dtype=torch.uint8)
 
 
 def _scalar(leaf: Leaf, value: Any, path: str, *, finite: bool) -> int | float | bool:
@@ -366,7 +403,7 @@ def unflatten(record: type[R], flat: Mapping[str, Tensor]) -> R:
                 raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
         if last in place:
             raise MessageError(record.__name__, path, "a name once", "the same name as tensor and as group")
-        if last != _EMPTY:
+        if last != EMPTY:
             place[last] = tensor
         elif not parents or tensor.numel():
             raise MessageError(record.__name__, path, "an empty group", f"a tensor of shape {tuple(tensor.shape)}")

@@ -202,9 +202,11 @@ def _codec(text: str) -> Codec:
         found = Codec.parse(text)
     except ConfigError as error:
         raise RefusedError("malformed", shown(str(error)), "codec") from None
-    if found.feedback or str(found) != found.written:
+    if found.feedback or found.ordered:
         raise RefusedError(
-            "malformed", "error feedback (ef) needs a memory of what was sent, which no request has", "codec"
+            "malformed",
+            "error feedback (ef) needs a memory of what was sent, which no request has; sorted is for labels",
+            "codec",
         )
     return found
 

@@ -156,10 +156,15 @@ def chunks(message: str, tensors: Mapping[str, Tensor], plan: Layout) -> Iterato
     """
     yield plan.header
     for name in plan.names:
-        yield _data(message, name, tensors[name])
+        yield bytes_of(message, name, tensors[name])
 
 
-def _data(message: str, name: str, tensor: Tensor) -> memoryview:
+def bytes_of(message: str, name: str, tensor: Tensor) -> memoryview:
+    """The data of a tensor, which is not copied where it is dense and on the CPU.
+
+    Raises:
+        MessageError: it has none.
+    """
     if tensor.layout != torch.strided or tensor.is_meta:
         found = "a tensor on the meta device" if tensor.is_meta else f"layout {tensor.layout}"
         raise fault(message, name, "a dense tensor with data", found)
@@ -438,18 +443,52 @@ class Filling:
     def _begin(self) -> None:
         """Take memory for the next tensor."""
         field = self.fields[len(self._tensors)]
-        try:
-            tensor = fresh(field.shape, field.dtype)
-        except (MemoryError, RuntimeError):
-            length = field.end - field.begin
-            raise fault(self._message, field.name, f"{length} bytes of free memory", "less") from None
+        tensor = blank(self._message, field.name, field.dtype, field.shape)
         self._tensors[field.name] = tensor
         self._raw, self._filled = tensor.view(-1).view(torch.uint8).numpy(), 0
 
     def _check_truth(self) -> None:
         field = self.fields[len(self._tensors) - 1]
-        if field.dtype == torch.bool and (largest := int(self._raw.max())) > 1:
-            raise fault(self._message, field.name, "truth values of 0 or 1", str(largest))
+        check_truth(self._message, field.name, field.dtype, self._raw)
+
+
+def blank(message: str, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Memory for a tensor.
+
+    Raises:
+        MessageError: there is none.
+    """
+    try:
+        return fresh(shape, dtype)
+    except (MemoryError, RuntimeError):
+        length = math.prod(shape) * dtype.itemsize
+        raise fault(message, name, f"{length} bytes of free memory", "less") from None
+
+
+def check_truth(message: str, name: str, dtype: torch.dtype, raw: np.ndarray) -> None:
+    """Check that the bytes of truth values are such.
+
+    Raises:
+        MessageError: one is neither 0 nor 1.
+    """
+    if dtype == torch.bool and len(raw) and (largest := int(raw.max())) > 1:
+        raise fault(message, name, "truth values of 0 or 1", str(largest))
+
+
+def filled(message: str, name: str, dtype: torch.dtype, shape: tuple[int, ...], data: Pieces) -> Tensor:
+    """A tensor with memory of its own from data of its length.
+
+    Raises:
+        MessageError: there is no memory for it, or data that no tensor of the type has.
+    """
+    tensor = blank(message, name, dtype, shape)
+    if len(data):
+        raw, place = tensor.view(-1).view(torch.uint8).numpy(), 0
+        for part in data.parts:
+            raw[place : place + len(part)] = np.frombuffer(part, np.uint8)
+            place += len(part)
+        check_truth(message, name, dtype, raw)
+    return tensor
 
 
 def _check_finite(message: str, name: str, tensor: Tensor) -> None:

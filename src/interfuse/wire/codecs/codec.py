@@ -6,11 +6,14 @@ A text names it, parts joined by ``+``::
     fp16, bf16    a half-precision float, rounded to the nearest
     int8, int4, int2            a grid of few bits, rounded at random with the right mean; a scale for each row
     int8:tensor                 the same with one scale for the whole tensor
+    nearest       a grid of few bits is rounded to the nearest, not at random
+    sorted        rows are put in the order of their labels; for labels of rows whose order means nothing
     ef            error feedback: what rounding lost is added to what is sent next
     zstd, zstd:19               entropy coding by Zstandard, level 3 or another
     none          nothing is done
 
-A coded tensor is a piece of bytes of its own. All numbers are little-endian::
+A coded tensor by itself is a piece of bytes; in a message its type and shape stand in the frame, and only the rest here
+(see `interfuse.messages.compact`). All numbers are little-endian::
 
     bytes   content
     1       type of the numbers, 1: rank, 4 a dimension: shape
@@ -49,7 +52,10 @@ _TYPES = (
 _HEAD = struct.Struct("<BB")
 _COUNT = struct.Struct("<I")
 _LEVEL = 3
-_WORDS = "topk:FRACTION, fp16, bf16, int8, int4, int2 (:row or :tensor), ef, zstd (:LEVEL), joined by +; or none"
+_WORDS = (
+    "topk:FRACTION, fp16, bf16, int8, int4, int2 (:row or :tensor), nearest, sorted, ef, zstd (:LEVEL), joined by +; "
+    "or none"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,8 @@ class Codec:
         keep: The fraction of each row that is sent; None is all.
         values: How a number is written; None is in full.
         per: What has a scale of its own.
+        nearest: Grids of few bits are rounded to the nearest, not at random.
+        ordered: Rows are put in the order of their labels, which these are.
         feedback: What rounding lost is added to what is sent next.
         level: Of zstd; None is no entropy coding.
     """
@@ -67,6 +75,8 @@ class Codec:
     keep: float | None = None
     values: Values | None = None
     per: Per = "row"
+    nearest: bool = False
+    ordered: bool = False
     feedback: bool = False
     level: int | None = None
 
@@ -90,13 +100,17 @@ class Codec:
         codec = cls(**found)  # type: ignore[arg-type]  # _part knows the fields
         if codec.feedback and not codec.lossy:
             raise ConfigError(f"codec {text!r}: ef gives back what rounding lost, and nothing is rounded")
+        if codec.nearest and codec.values not in BITS:
+            raise ConfigError(f"codec {text!r}: nearest is how int8, int4 and int2 round, and none of them is there")
+        if codec.ordered and codec.lossy:
+            raise ConfigError(f"codec {text!r}: sorted is for labels, which nothing may round")
         return codec
 
     def __str__(self) -> str:
         parts = [] if self.keep is None else [f"topk:{self.keep:g}"]
         if self.values is not None:
             parts.append(self.values + (":tensor" if self.values in BITS and self.per == "tensor" else ""))
-        parts += ["ef"] * self.feedback
+        parts += ["nearest"] * self.nearest + ["sorted"] * self.ordered + ["ef"] * self.feedback
         if self.level is not None:
             parts.append("zstd" if self.level == _LEVEL else f"zstd:{self.level}")
         return "+".join(parts) or "none"
@@ -109,12 +123,17 @@ class Codec:
     @property
     def written(self) -> str:
         """What a receiver has to know: the text without what concerns the sender alone."""
-        return str(replace(self, feedback=False))
+        return str(replace(self, feedback=False, nearest=False, ordered=False))
 
     @property
     def unthinned(self) -> Codec:
         """The same without leaving out small numbers."""
         return replace(self, keep=None, feedback=self.feedback and self.values is not None)
+
+    @property
+    def measured(self) -> bool:
+        """Whether the length of the bytes follows from the shape."""
+        return self.keep is None and self.level is None
 
     def round(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """A finite float32 tensor as its receiver gets it; rounding that again changes nothing."""
@@ -130,22 +149,32 @@ class Codec:
             x = x.clamp(-most, most).to(half).to(torch.float32)
         elif self.values is not None:
             rows = grids.rows_of(x, self.per)
-            noise = torch.rand(rows.shape, generator=generator).to(x.device)
+            noise = 0.5 if self.nearest else torch.rand(rows.shape, generator=generator).to(x.device)
             x = grids.project(rows, BITS[self.values], noise).reshape(x.shape)
         return x + 0.0 if self.lossy else x  # a zero has no sign
 
     def pack(self, x: Tensor) -> bytes:
-        """A rounded tensor as bytes; equal tensors give equal bytes.
+        """A rounded tensor as bytes, with its type and shape; equal tensors give equal bytes.
 
         Raises:
             ValueError: it is not rounded, or has no type or shape that can be written.
         """
-        if x.dtype not in _TYPES or max((*x.shape, x.ndim)) >= 2**32 or (self.lossy and x.dtype != torch.float32):
+        if x.dtype not in _TYPES or max((*x.shape, x.ndim)) >= 2**32:
+            raise ValueError(f"{x.dtype} of shape {tuple(x.shape)} cannot be coded by {self}")
+        head = _HEAD.pack(_TYPES.index(x.dtype), x.ndim) + struct.pack(f"<{x.ndim}I", *x.shape)
+        return head + self.write(x)
+
+    def write(self, x: Tensor) -> bytes:
+        """A rounded tensor as bytes for a reader who knows its type and shape.
+
+        Raises:
+            ValueError: it is not rounded.
+        """
+        if self.lossy and x.dtype != torch.float32:
             raise ValueError(f"{x.dtype} of shape {tuple(x.shape)} cannot be coded by {self}")
         x = x.detach().cpu().contiguous()
-        head = _HEAD.pack(_TYPES.index(x.dtype), x.ndim) + struct.pack(f"<{x.ndim}I", *x.shape)
         payload = self._payload(x) if x.numel() else b""
-        return head + (payload if self.level is None else zstandard.ZstdCompressor(self.level).compress(payload))
+        return payload if self.level is None else zstandard.ZstdCompressor(self.level).compress(payload)
 
     def _payload(self, x: Tensor) -> bytes:
         flat, bits = x.view(-1), BITS.get(self.values or "")
@@ -164,15 +193,6 @@ class Codec:
             flat = half
         return where + _bytes_of(flat if chosen is None else flat[chosen])
 
-    def declared(self, data: np.ndarray, limit: int, message: str, field: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """The type and the shape that bytes say they have, which takes no memory to know.
-
-        Raises:
-            MessageError: they say none, or one beyond the limit in bytes.
-        """
-        dtype, shape, _ = _head(np.ascontiguousarray(data).data, limit, message, field)
-        return dtype, shape
-
     def unpack(self, data: np.ndarray, limit: int, message: str, field: str) -> Tensor:
         """The tensor of bytes that :meth:`pack` made, wherever they come from.
 
@@ -181,17 +201,28 @@ class Codec:
         Raises:
             MessageError: the bytes are no tensor of this codec within the limit.
         """
-        view = np.ascontiguousarray(data).data
-        dtype, shape, rest = _head(view, limit, message, field)
+        dtype, shape, rest = _head(np.ascontiguousarray(data).data, limit, message, field)
+        return self.read(rest, dtype, shape, message, field)
+
+    def length(self, dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+        """Bytes that :meth:`write` makes of such a tensor, before zstd at most so many; where they are ``measured``,
+        exactly so many."""
+        count = math.prod(shape)
+        rows, kept = self._rows(shape)
+        places = _COUNT.size + _size_of_places(kept, count) if self.keep is not None and count else 0
+        return self._size_of_scales(rows) + self._size(kept, dtype) + places
+
+    def read(self, rest: memoryview, dtype: torch.dtype, shape: tuple[int, ...], message: str, field: str) -> Tensor:
+        """The tensor of bytes that :meth:`write` made, wherever they come from; the caller has allowed its memory.
+
+        Raises:
+            MessageError: the bytes are no such tensor of this codec.
+        """
         if self.lossy and dtype != torch.float32:
             raise fault(message, field, "torch.float32", str(dtype))
-        count = math.prod(shape)
-        rows = grids.number_of_rows(shape, self.per) if count else 0
-        kept = self._kept(count // rows) * rows if rows else 0
-        scales = BYTES_OF_SCALE * rows if self.values in BITS else 0
-        most = scales + self._size(kept, dtype)
-        if self.keep is not None and count:
-            most += _COUNT.size + _size_of_places(kept, count)
+        count, most = math.prod(shape), self.length(dtype, shape)
+        rows, kept = self._rows(shape)
+        scales = self._size_of_scales(rows)
         payload = rest if self.level is None else _decompress(rest, most, message, field)
         if len(payload) > most or (self.keep is None and len(payload) < most):
             raise fault(message, field, f"{most} bytes for shape {list(shape)}", f"{len(payload)} bytes")
@@ -219,6 +250,15 @@ class Codec:
         else:
             _write_floats(raw, self.values, where, flat.numpy())
         return tensor
+
+    def _rows(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        """How many rows a tensor has, and how many numbers of all of them may be other than zero."""
+        count = math.prod(shape)
+        rows = grids.number_of_rows(shape, self.per) if count else 0
+        return rows, self._kept(count // rows) * rows if rows else 0
+
+    def _size_of_scales(self, rows: int) -> int:
+        return BYTES_OF_SCALE * rows if self.values in BITS else 0
 
     def _kept(self, columns: int) -> int:
         """How many numbers of a row may be other than zero."""
@@ -258,8 +298,9 @@ def _part(name: str, option: str) -> dict[str, object] | None:
         return {"values": name, "per": cast(Per, option or "row")}
     if name in _HALVES and not option:
         return {"values": name}
-    if name == "ef" and not option:
-        return {"feedback": True}
+    flags = {"ef": "feedback", "nearest": "nearest", "sorted": "ordered"}
+    if name in flags and not option:
+        return {flags[name]: True}
     if name == "none" and not option:
         return {"none": True}
     if name == "zstd" and (not option or (option.isdecimal() and 1 <= int(option) <= 22)):

@@ -51,11 +51,10 @@ class Codecs:
                 return self.rules[key]
         return NO_CODEC
 
-    def written(self) -> dict[str, Codec]:
-        """All codecs by what a receiver has to know of them."""
-        # under one rule there may be fields that must not be thinned out
-        found = [codec for rule in self.rules.values() for codec in (rule.unthinned, rule)]
-        return {codec.written: codec for codec in found}
+    @property
+    def compact(self) -> bool:
+        """Whether messages travel in the compact frame: where any is coded, both ends know what they look like."""
+        return any(codec != NO_CODEC for codec in self.rules.values())
 
 
 NO_CODECS = Codecs()
