@@ -85,6 +85,7 @@ def tiny(name: str, **smaller: Any) -> Method:
     wanted = {"local_steps": 2, "batch_size": 4, "average_clients": True, "joins_at": 2, "participation": 1.0}
     wanted |= {"generator_steps": 2, "channels": 4, "finetune_epochs": 1, "latents": 2, "warm_up": 2}
     wanted |= {"decoder_steps": 2, "vtc_steps": 2, "bank_rows": 9, "centroids": 1, "smallest_cluster": 1}
+    wanted |= {"directions": 4}
     if issubclass(kind, AdapterTraining):  # FML's alpha is another
         wanted |= ADAPTERS | {"alpha": 4.0}
     wanted |= smaller

@@ -146,6 +146,19 @@ class Method(Program):
         """
         return model
 
+    def crossing(self, width: int) -> int:
+        """How many numbers cross the fusion layer of a client's model that is built with ``width`` of them."""
+        return width
+
+    def fused(self, model: SplitModel, width: int, seed: int) -> SplitModel:
+        """A client's new model with the fusion layer that the method has all clients agree on, which :meth:`crossing`
+        numbers cross. It follows from the arguments: nothing is drawn but from the run's seed.
+
+        Raises:
+            ModelError: the method cannot work with such a model; says what to do.
+        """
+        return model
+
     def finish(self, server: Server[Any], clients: Clients) -> None:
         """Once, after the last round, as a part of it."""
 
@@ -157,7 +170,8 @@ class Method(Program):
         :meth:`.Result.adaptation`; a method without it has nothing for newcomers."""
 
     def retains(self) -> frozenset[Disclosure]:
-        """What of the clients' messages the server's state still holds when a round is over; commits hold it too."""
+        """What of the clients' messages lasts when a round is over: in the server's state, and in its commits, or with
+        other clients."""
         state = state_type(self.start)
         held = () if state is None else leaves(state)
         return frozenset(leaf.disclosure for leaf in held if leaf.disclosure in RETAINABLE)

@@ -470,9 +470,11 @@ def make_model(
     numerics: Numerics,
 ) -> SplitModel:
     """A new model for samples of a shape, as a method trains it; its initial values are a function of seed and key."""
-    return make(
-        lambda: method.adapted(builder(shape, outputs, width)), seed, "model", *key, device=device, numerics=numerics
-    )
+
+    def build() -> SplitModel:
+        return method.fused(method.adapted(builder(shape, outputs, width)), width, seed)
+
+    return make(build, seed, "model", *key, device=device, numerics=numerics)
 
 
 def as_inputs(dataset: Dataset, numerics: Numerics, x: Inputs) -> Inputs:

@@ -38,6 +38,7 @@ from interfuse.evaluation import ACROSS_TASKS, compose, draw, evaluate, measure
 from interfuse.families.adapters import AdapterTraining
 from interfuse.families.memes import MemeLearning
 from interfuse.families.prototypes import PrototypeLearning
+from interfuse.families.replay import Replaying
 from interfuse.federation import Federation
 from interfuse.handler import handlers
 from interfuse.messages import Disclosure, Message, State, disclosed, flatten, leaves
@@ -266,7 +267,7 @@ def test_statistics_stay_those_of_the_clients(name: str, model: str) -> None:
     """Defaults, five rounds of eight steps on shares unlike each other, one of two clients three times slower."""
     kind = built_in()[name]
     wanted = {"local_steps": 8, "joins_at": 3, "server_steps": 8, "generator_steps": 8, "channels": 8}
-    wanted |= {"decoder_steps": 8, "vtc_steps": 8}
+    wanted |= {"decoder_steps": 8, "vtc_steps": 8, "directions": 8}
     method = kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
     devices = Devices(step_seconds=0.01, slow=0.5, slowdown=3.0)
     world: dict[str, Any] = {"dataset": load("digits"), "partition": Dirichlet(0.3), "devices": devices}
@@ -327,7 +328,10 @@ def test_what_the_server_keeps_of_samples_beyond_a_round_is_what_the_contract_sa
     late: list[dict[str, Any]] = [{"pairs": "late"}] if name == "ifl-ablations" else []
     for method in (tiny(name), *(replace(tiny(name), **own) for own in late)):
         f = federation(method, clients=3, rounds=1)
-        kept = {leaf.disclosure for leaf in leaves(type(f.server.state))} if holds_rows(f.server.state) else set()
+        states = [f.server.state]
+        if isinstance(method, Replaying):  # whose clients keep what others sent
+            states += [resident(f, client).state for client in f.clients]
+        kept = {leaf.disclosure for state in states if holds_rows(state) for leaf in leaves(type(state))}
         assert kept & set(RETAINABLE) == retained(method)
 
 

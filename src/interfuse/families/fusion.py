@@ -38,12 +38,8 @@ class Late(State):
 
 
 @dataclass(frozen=True)
-class SharingFusionOutputs(Method):
-    """Methods whose clients own a base and a modular block each, and share pairs (z, y) of the fusion layer between.
-
-    A round of IFL (Krouka and Bennis, arXiv:2509.22823) is :meth:`train_base` and then, on all pairs,
-    :meth:`train_modular`.
-    """
+class FusionTraining(Method):
+    """Methods whose clients own a base and a modular block each, and train them apart."""
 
     origin = "IFL's paper"
 
@@ -55,38 +51,12 @@ class SharingFusionOutputs(Method):
     keep_optimizer: bool = True  # the optimizer stays with its block; False starts it anew each round [interfuse]
 
     @on_client
-    def train_base(self, client: Client) -> FusionOutputs:
-        """tau steps on the base block behind the frozen modular block; then the outputs of one more minibatch."""
-        self.fit_base(client)
-        batch = client.batch(self.batch_size)
-        with client.model.evaluating():
-            return FusionOutputs(client.model.base(batch.x), batch.y)
-
-    @on_client
     def train_modular(self, client: Client, fused: FusionPairs) -> None:
         """A step of the modular block on each pair, in their order."""
         self.fit_modular(client, batches_of(fused), client.modular_loss)
 
-    def outputs(self, clients: Clients, deadline: float | None = None) -> Replies[FusionOutputs]:
-        """What :meth:`train_base` of these clients brings.
-
-        Raises:
-            ClientError: as :func:`.check_batch`, or too few replied.
-        """
-        sent = clients.call(self.train_base, deadline=deadline)
-        for client, pair in sent.items():
-            self.check_pair(clients.profiles[client], pair)
-        return sent
-
-    def check_pair(self, client: Profile, pair: FusionOutputs) -> None:
-        """Check that a pair is of a minibatch, which no client has of more rows than it has samples."""
-        check_batch(client.id, pair.y, client.samples)
-
     def rows_of_a_step(self, samples: int) -> Mapping[str, int]:
         return {"base": min(self.batch_size, samples)}
-
-    def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
-        return {"train_base": min(self.batch_size, samples)}
 
     def fit_base(self, client: Client[Any]) -> None:
         """The base phase."""
@@ -106,8 +76,43 @@ class SharingFusionOutputs(Method):
 
 
 @dataclass(frozen=True)
-class SharingInRounds(SharingFusionOutputs):
-    """Sharing in rounds in which a fraction of the clients takes part: only these train, send pairs, and learn of them.
+class SharingFusionOutputs(FusionTraining):
+    """Methods whose clients share pairs (z, y) of the fusion layer.
+
+    A round of IFL (Krouka and Bennis, arXiv:2509.22823) is :meth:`train_base` and then, on all pairs,
+    :meth:`train_modular`.
+    """
+
+    @on_client
+    def train_base(self, client: Client) -> FusionOutputs:
+        """tau steps on the base block behind the frozen modular block; then the outputs of one more minibatch."""
+        self.fit_base(client)
+        batch = client.batch(self.batch_size)
+        with client.model.evaluating():
+            return FusionOutputs(client.model.base(batch.x), batch.y)
+
+    def outputs(self, clients: Clients, deadline: float | None = None) -> Replies[FusionOutputs]:
+        """What :meth:`train_base` of these clients brings.
+
+        Raises:
+            ClientError: as :func:`.check_batch`, or too few replied.
+        """
+        sent = clients.call(self.train_base, deadline=deadline)
+        for client, pair in sent.items():
+            self.check_pair(clients.profiles[client], pair)
+        return sent
+
+    def check_pair(self, client: Profile, pair: FusionOutputs) -> None:
+        """Check that a pair is of a minibatch, which no client has of more rows than it has samples."""
+        check_batch(client.id, pair.y, client.samples)
+
+    def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
+        return {"train_base": min(self.batch_size, samples)}
+
+
+@dataclass(frozen=True)
+class TrainingInRounds(FusionTraining):
+    """Training in rounds in which a fraction of the clients takes part: only these train, send, and learn of all.
 
     The others do nothing and keep their blocks as they are. Steps of a modular block follow the clients of a round.
     """
@@ -116,6 +121,11 @@ class SharingInRounds(SharingFusionOutputs):
 
     def notice(self, profiles: Mapping[ClientId, Profile]) -> Notice | None:
         return one_a_round(profiles, self.participation, "its modular block learns from its own pair alone")
+
+
+@dataclass(frozen=True)
+class SharingInRounds(SharingFusionOutputs, TrainingInRounds):
+    """Sharing pairs in such rounds."""
 
 
 def batches_of(fused: FusionPairs) -> list[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -147,6 +148,31 @@ class SplitModel(nn.Module):
         further = {**groups, given: [key for key in self.state_dict() if key not in named]}
         stages = {name: self.get_submodule(name) for name in self._stages}
         return SplitModel(stages, self._parts, groups=further, given=given)
+
+    def crossed_by(self, down: nn.Module, up: nn.Module) -> SplitModel:
+        """The same modules (shared, not copied) with ``down`` behind the base block and ``up`` in front of the modular
+        one: what is between the two crosses the fusion cut. Keys of the stages on its sides get ``inner`` behind the
+        stage.
+
+        Raises:
+            ModelError: there is no stage on a side of the cut.
+        """
+        if not 0 < self._fusion_cut < len(self._stages):
+            raise ModelError("a fusion layer needs a base and a modular block with a stage each; cut elsewhere")
+        last, first = self._stages[self._fusion_cut - 1], self._stages[self._fusion_cut]
+
+        def renamed(keys: Iterable[str]) -> list[str]:
+            sides = {last: f"{last}.inner", first: f"{first}.inner"}
+            stages = self._stage_by_key
+            return [sides.get(stages[key], stages[key]) + key.removeprefix(stages[key]) for key in keys]
+
+        stages = {name: self.get_submodule(name) for name in self._stages}
+        stages[last] = nn.Sequential(OrderedDict(inner=stages[last], down=down))
+        stages[first] = nn.Sequential(OrderedDict(up=up, inner=stages[first]))
+        groups = {name: renamed(keys) for name, keys in self._groups.items() if name not in _EVERYWHERE}
+        made = SplitModel(stages, self._parts, groups=groups)
+        made._give(renamed(self._given))
+        return made
 
     def only(self, parts: Parts) -> SplitModel:
         """A model of the stages of these parts alone, the same modules (shared, not copied)."""

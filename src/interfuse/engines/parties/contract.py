@@ -53,7 +53,7 @@ class Contract(BaseModel):
         method, settings, unset, client_settings, codecs: As in a run's configuration.
         interface: Digest of the method's handlers and messages: equal where both sides have the same method.
         discloses: All that the messages of a client disclose.
-        retains: What of it the coordinator keeps after its round, in memory and in commits.
+        retains: What of it the coordinator keeps after its round, in memory and in commits, or other clients do.
         weights: How clients count in a mean, where there is one.
         seed: From which nodes derive initial values, orders and divisions.
         public_test: Name of the public test set; with it ``test_labels``, the digest of its labels.
@@ -213,7 +213,7 @@ def check_facts(contract: Contract, method: Method, facts: Facts) -> None:
     """
     same("classes", contract.classes, facts.classes)
     if carries_features(messages_of(method)):
-        same("fusion width", contract.fusion_width, facts.fusion_width)
+        same("fusion width", method.crossing(contract.fusion_width), facts.fusion_width)
     if contract.evaluation == "shared":
         same("labels of the public test set", contract.test_labels, facts.test_labels)
     if contract.class_names not in ("", facts.class_names):
