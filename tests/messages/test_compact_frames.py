@@ -19,7 +19,7 @@ from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.messages import Disclosure, Features, Labels, Message, Parameters, Targets, flatten
 from interfuse.messages.encoding import decode, encode, read, rounded, sizes
 from interfuse.randomness import generator, numpy_generator
-from interfuse.wire import Codecs, Limits
+from interfuse.wire import Arriving, Codecs, Limits
 
 DIMS = {"classes": 10, "d": 16}
 LIMITS = Limits(max_bytes=4096, max_tensors=64, max_header_bytes=2048, max_name=32)
@@ -156,6 +156,32 @@ def test_changed_bytes_are_refused_or_a_message_within_the_limits() -> None:
     finally:
         tracemalloc.stop()
     assert most < 64 * LIMITS.max_bytes
+
+
+def test_a_message_that_comes_in_pieces_is_the_whole_one() -> None:
+    sent, rules = upload("int4", width=16)
+    data = encode(sent, rules)
+    for length in (1, 7, len(data)):
+        arriving, plain = Arriving(len(data), LIMITS), Arriving(len(data), LIMITS)
+        for place in range(0, len(data), length):
+            arriving.feed(data[place : place + length])
+            plain.feed(data[place : place + length])
+        assert same_bits(flatten(decode(arriving, FusionOutputs, DIMS, codecs=rules)), flatten(sent))
+        with pytest.raises(MessageError, match="magic"):
+            decode(plain, FusionOutputs, DIMS)
+    short = Arriving(len(data), LIMITS)
+    short.feed(data[:-1])
+    with pytest.raises(MessageError, match="truncated"):
+        decode(short, FusionOutputs, DIMS, codecs=rules)
+    named = encode(sent)
+    other = Arriving(len(named), LIMITS)
+    other.feed(named)
+    with pytest.raises(MessageError, match="a compact message"):
+        decode(other, FusionOutputs, DIMS, codecs=rules)
+    large = Arriving(LIMITS.max_bytes + 1, LIMITS)
+    large.feed(data)
+    with pytest.raises(MessageError, match="at most 4096 bytes"):
+        decode(large, FusionOutputs, DIMS, codecs=rules)
 
 
 def test_many_items_without_bytes_are_bounded() -> None:

@@ -29,8 +29,8 @@ from interfuse.messages.records import EMPTY, Disclosure, Leaf, Message, flatten
 from interfuse.wire import NO_CODEC, Codec, Codecs, Limits, Pieces, labels
 from interfuse.wire.body import MAX_RANK, bytes_of, fault, filled
 from interfuse.wire.cursor import Cursor, natural
+from interfuse.wire.frame import COMPACT
 
-VERSION = 0xC1
 _BYTES_OF_DIGEST = 4
 _TYPES = (
     torch.float32, torch.uint8, torch.uint16, torch.uint32, torch.int64, torch.float64, torch.bool, torch.int8,
@@ -143,7 +143,7 @@ def is_of(kind: type[Message], data: Pieces, codecs: Codecs) -> bool:
 
 def _beginning(kind: type[Message], codecs: Codecs) -> bytes:
     digest = hashlib.blake2b(schema(kind, codecs).encode(), digest_size=_BYTES_OF_DIGEST)
-    return bytes((VERSION,)) + digest.digest()
+    return bytes((COMPACT,)) + digest.digest()
 
 
 def _groups(flat: Mapping[str, Tensor]) -> dict[str, set[str]]:

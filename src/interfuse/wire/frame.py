@@ -38,6 +38,8 @@ from interfuse.wire.body import (
 from interfuse.wire.pieces import Pieces
 
 MAGIC = b"IFSE"
+COMPACT = 0xC1
+"""What the other frame begins with, that of coded messages; see `interfuse.messages.compact`."""
 VERSION = 1
 FLAGS = 0
 DEFAULT_LIMITS = Limits()
@@ -94,7 +96,8 @@ class Arriving:
     """A message that comes in pieces: what is in them is put where it will stay, and they are let go.
 
     So a message takes its tensors once, and what a piece takes. Where something is wrong, that is kept until somebody
-    opens the message; the rest of it is let go, too.
+    opens the message; the rest of it is let go, too. A compact message can be read only by who knows its type: its
+    pieces are held until then.
 
     Args:
         size: Bytes of the message, as its sender has announced them.
@@ -108,6 +111,7 @@ class Arriving:
         self._kind = ""
         self._filling: Filling | None = None
         self._fault: MessageError | None = None
+        self._held: list[bytes | memoryview] | None = None  # of a compact message
         try:
             _check_size(size, limits)
         except MessageError as error:
@@ -118,8 +122,13 @@ class Arriving:
 
     def feed(self, piece: bytes | memoryview) -> None:
         """Take the next bytes of the message, of which there are no more than announced."""
+        if not self._came and len(piece) and piece[0] == COMPACT:
+            self._held = []
         self._came += len(piece)
         if self._fault is not None:
+            return
+        if self._held is not None:
+            self._held.append(piece)
             return
         try:
             if self._filling is None:
@@ -157,11 +166,27 @@ class Arriving:
         Raises:
             MessageError: for everything that can be wrong with the bytes.
         """
+        self._check_complete()
+        if self._filling is None:
+            raise fault("?", "magic", repr(MAGIC), f"a compact message, or {self._came} bytes (truncated)")
+        return self._kind, self._filling.tensors()
+
+    def whole(self) -> Pieces:
+        """The bytes of a compact message.
+
+        Raises:
+            MessageError: it is none, or something else is wrong with it.
+        """
+        self._check_complete()
+        if self._held is None:
+            raise fault("?", "beginning", "a compact message", "another")
+        return Pieces(self._held)
+
+    def _check_complete(self) -> None:
         if self._fault is not None:
             raise self._fault
-        if self._filling is None or self._came != self._size:
+        if self._came != self._size:
             raise fault("?", "message", f"{self._size} bytes", f"{self._came} bytes (truncated)")
-        return self._kind, self._filling.tensors()
 
 
 def _check_size(size: int, limits: Limits) -> None:
