@@ -199,6 +199,9 @@ def resume(
     *,
     rounds: int | None = None,
     workers: int | None = None,
+    engine: str | None = None,
+    ray_address: str | None = None,
+    ray_gpus: float | None = None,
     progress: Progress | None = None,
     callbacks: Sequence[Callback] = (),
     **objects: Unpack[Objects],
@@ -208,7 +211,8 @@ def resume(
     Args:
         rounds: Of the whole run, where it should have more than it was begun with, finished or not. It becomes the run
             that had so many from its beginning, to the bit, with what runs beside it.
-        workers: Processes on this machine, where it should be another number than before.
+        workers: Processes, where it should be another number than before.
+        engine, ray_address, ray_gpus: As for :func:`run`, where it should go on elsewhere than before.
         callbacks: As for :func:`run`.
         objects: What was given to :func:`run` as an object that cannot be found again by name: ``method``, ``data``,
             ``models``, ``public``, ``partition``, ``metrics``.
@@ -218,8 +222,9 @@ def resume(
     """
     check_keys(objects, Objects.__annotations__, "interfuse.resume")
     given = _given(objects, callbacks)
+    execution = {"workers": workers, "engine": engine, "ray_address": ray_address, "ray_gpus": ray_gpus}
     with following(progress) as follower:
-        resume_run(Path(path), given=given, rounds=rounds, workers=workers, progress=follower)
+        resume_run(Path(path), given=given, rounds=rounds, execution=execution, progress=follower)
     report.write(Path(path))
     return Result(path, given)
 

@@ -39,6 +39,10 @@ class RunError(InterfuseError):
     """A run folder cannot be written, read or resumed."""
 
 
+class InterruptedRoundError(RunError):
+    """Clients are not where the round left them: everybody goes back to the last commit."""
+
+
 class CallbackError(InterfuseError):
     """A callback of the user failed; the text names it and says how the run stands."""
 

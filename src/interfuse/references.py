@@ -175,6 +175,12 @@ def load_file(path: Path) -> ModuleType:
     return module
 
 
+def modules_of_files() -> list[ModuleType]:
+    """The modules that :func:`load_file` has imported in this process: another one does not find them by name."""
+    known = [module for module in list(sys.modules.values()) if getattr(module, "__file__", None)]
+    return [module for module in known if module.__name__ == _module_name(Path(str(module.__file__)))]
+
+
 def _module_name(path: Path) -> str:
     """Named after the place: two files of the same name stay two modules, and one file read twice is one module."""
     return f"{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=4).hexdigest()}"

@@ -454,8 +454,10 @@ class Setup:
         return None if self.extra_programs is None else self.extra_programs(self)
 
     def __getstate__(self) -> dict[str, object]:
-        """What it was made of: another process works out the rest again."""
-        return {made.name: getattr(self, made.name) for made in fields(self)}
+        """What it was made of, and what is known of its models: another process need not build them to know it, and
+        has the given tensors of this one. The rest it works out again."""
+        known = {name: vars(self)[name] for name in ("_given", "_shown") if name in vars(self)}
+        return {made.name: getattr(self, made.name) for made in fields(self)} | known
 
 
 def make_model(

@@ -42,8 +42,9 @@ from interfuse.engines.parties.frames import (
 from interfuse.engines.parties.hub import Hub
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.loopback import Loopback
-from interfuse.engines.parties.remote import InterruptedRoundError, Patience, Remote
+from interfuse.engines.parties.remote import Patience, Remote
 from interfuse.engines.parties.setups import RemoteSetup, no_labels
+from interfuse.errors import InterruptedRoundError
 from interfuse.families.fusion import FusionOutputs
 from interfuse.messages.encoding import encoded
 from interfuse.runs import parse_config

@@ -31,7 +31,10 @@ FULL: dict[str, Any] = {
     "partition": {"name": "dirichlet", "alpha": 0.5},
     "settings": {"lr": 0.5},
     "client": {2: {"lr": 0.25}}, "numerics": {"layout": "channels_last", "together": 4},
-    "execution": {"workers": 3, "commit_seconds": 1.5, "commit_rounds": 2, "client_memory": 9},
+    "execution": {
+        "engine": "ray", "workers": 3, "ray_address": "head:6379", "ray_gpus": 0.5, "commit_seconds": 1.5,
+        "commit_rounds": 2, "client_memory": 9,
+    },
     "environment": {"torch": "x"}, "sources": {"mine.py": "ab"}, "unset": [], "metrics": ["auroc", "recall"],
     "devices": {"slow": 0.5, "uplink": 1.0}, "evaluation": "shared", "test_rows": 500, "train_rows": 900,
     "protocol": None, "curve": "all", "stop": {"patience": 3, "min_delta": 0.01}, "classes": ["a", "b"],

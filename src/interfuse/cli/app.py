@@ -38,6 +38,7 @@ from interfuse.cli.options import (
     Alpha,
     Arrival,
     Balanced,
+    Carrier,
     ClassesPerClient,
     ClientMemory,
     CodecTexts,
@@ -59,6 +60,8 @@ from interfuse.cli.options import (
     Protocol,
     Public,
     Quiet,
+    RayAddress,
+    RayGpus,
     ReadTexts,
     Replay,
     Rounds,
@@ -187,7 +190,10 @@ def run(
     dtype: Annotated[str | None, option(HOW, "NAME", _DTYPE)] = None,
     denormals: Annotated[str | None, option(HOW, "NAME", _DENORMALS)] = None,
     together: Annotated[int | None, option(HOW, "N", _TOGETHER, min=1)] = None,
+    engine: Carrier = None,
     workers: Processes = None,
+    ray_address: RayAddress = None,
+    ray_gpus: RayGpus = None,
     commit_every: CommitEvery = None,
     client_memory: ClientMemory = None,
     eval_every: EvalEvery = None,
@@ -217,7 +223,10 @@ def run(
             "tasks": table_of_options(arrival=arrival, memory=replay),
             "beside": none_or_listed(beside), "metrics": none_or_listed(metrics),
             "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals, "together": together},
-            "execution": {"workers": workers, "commit_rounds": commit_every, "client_memory": client_memory},
+            "execution": {
+                "engine": engine, "workers": workers, "ray_address": ray_address, "ray_gpus": ray_gpus,
+                "commit_rounds": commit_every, "client_memory": client_memory,
+            },
         },
         partition={
             "name": partition, "alpha": alpha, "balanced": balanced,
@@ -275,15 +284,20 @@ for command in (network.keys, network.node, network.coordinate, network.status, 
 def resume(
     folder: RunArgument,
     rounds: Annotated[int | None, option(None, "N", _MORE)] = None,
+    engine: Carrier = None,
     workers: Processes = None,
+    ray_address: RayAddress = None,
+    ray_gpus: RayGpus = None,
     tensorboard: Tracked = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Go on with the run in the folder RUN where its last commit left it."""
     with _resumable(folder), shown(quiet) as progress:
-        callbacks = _trackers(tensorboard)
-        result = api.resume(folder, rounds=rounds, workers=workers, progress=progress, callbacks=callbacks)
+        result = api.resume(
+            folder, rounds=rounds, workers=workers, engine=engine, ray_address=ray_address,
+            ray_gpus=ray_gpus, progress=progress, callbacks=_trackers(tensorboard),
+        )  # fmt: skip
     show_result(result, as_json=as_json)
 
 

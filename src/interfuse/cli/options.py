@@ -39,6 +39,12 @@ Quiet = Annotated[bool, option(AFTER, None, "Show no progress.", "--quiet", "-q"
 Processes = Annotated[
     int | None, option(HOW, "N", "Processes side by side; results are the same (default: one a core).", "--workers")
 ]
+_ENGINE = "What carries the clients: local, or ray (docs/clusters.md); results are the same (default local)."
+Carrier = Annotated[str | None, option(HOW, "NAME", _ENGINE, "--engine")]
+_ADDRESS = "With --engine ray: HOST:PORT of a cluster, auto, or local (default RAY_ADDRESS, else local)."
+RayAddress = Annotated[str | None, option(HOW, "ADDRESS", _ADDRESS)]
+_GPUS = "With --engine ray and --device cuda: of a GPU for each worker, such as 0.25 (default: all are divided)."
+RayGpus = Annotated[float | None, option(HOW, "X", _GPUS)]
 CommitEvery = Annotated[int | None, option(HOW, "K", "Commit every K rounds (default: every 30 seconds).", min=1)]
 _MEMORY = (
     "MB (10^6 bytes) for clients at rest, over all workers; others lie on the disk (default: an eighth of the memory)."

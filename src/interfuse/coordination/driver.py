@@ -30,9 +30,9 @@ from interfuse.engines.parties.contract import (
 )
 from interfuse.engines.parties.hub import Hub, Member
 from interfuse.engines.parties.logs import Events
-from interfuse.engines.parties.remote import Fault, InterruptedRoundError, Patience, Remote
+from interfuse.engines.parties.remote import Fault, Patience, Remote
 from interfuse.engines.parties.setups import RemoteSetup, no_labels
-from interfuse.errors import ClientError, ConfigError, RunError
+from interfuse.errors import ClientError, ConfigError, InterruptedRoundError, RunError
 from interfuse.federation import carries_features, check_codecs, messages_of
 from interfuse.messages import Disclosure
 from interfuse.method import Method, check_run, disclosures, own_code, retained
@@ -41,13 +41,12 @@ from interfuse.result import Result
 from interfuse.runs import NETWORK_FILE, Progress, RunConfig, conduct
 from interfuse.runs.config import changed_in, complete, settings_of, to_toml
 from interfuse.runs.folder import RunFolder
+from interfuse.runs.loop import MOST_RESTARTS
 from interfuse.setup import check_fusion, own_shape, with_class_names
 from interfuse.wire import Codecs
 
 TEST_ROWS = 1000
 """Rows of a public test set between parties, unless the recipe says otherwise."""
-MOST_RESTARTS = 3
-"""A node that is started anew more often than this in one round, is taken for one that cannot do it."""
 
 
 @dataclass(frozen=True)

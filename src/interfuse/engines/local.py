@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from interfuse.client import ClientId, Profile
-from interfuse.clients import Answer, Engine, Failure, Request
+from interfuse.clients import Answer, Engine, Request
 from interfuse.engines.allocator import keep_freed_memory
 from interfuse.engines.arena import Arena, to_json
 from interfuse.engines.groups import Groups, Task, run_group
@@ -24,9 +24,9 @@ from interfuse.engines.placement import Move, Placement
 from interfuse.engines.processes import available_cores, can_fork, fork
 from interfuse.engines.resting import ROOM, Room
 from interfuse.engines.stacked import prepare
+from interfuse.engines.working import Numbered, heard, reply_type_of, worked
 from interfuse.errors import ConfigError, RunError, numbers
-from interfuse.handler import handlers
-from interfuse.messages import Message, flatten, unflatten
+from interfuse.messages import Message, flatten
 from interfuse.models import SplitModel
 from interfuse.setup import Setup
 from interfuse.wire import FileRecord, Part, Source
@@ -72,7 +72,7 @@ class InProcess:
         self._host.end_round()
 
     def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
-        record = self._host.save(_pack(folder, stem, 0), again)
+        record = self._host.save(pack_of(folder, stem, 0), again)
         return [] if record is None else [record]
 
     def restore(self, parts: Mapping[ClientId, Part]) -> None:
@@ -104,16 +104,16 @@ class Workers:
             self._move(self._placement.arrange(groups))
         self._down.clear()
         places: dict[int, list[list[Any]]] = {}
-        tasks: dict[int, list[list[_Task]]] = {}
+        tasks: dict[int, list[list[Numbered]]] = {}
         for group in groups:
-            own: list[_Task] = []
+            own: list[Numbered] = []
             for client in group:
                 message = messages[client]
                 if message is not None and id(message) not in places:
                     places[id(message)] = self._down.write(flatten(message))
                 own.append((client, None if message is None else id(message)))
             tasks.setdefault(self._placement.home[group[0]], []).append(own)
-        reply_type = handlers(type(self._programs(request)))[request.handler].reply_type
+        reply_type = reply_type_of(self._setup, request)
         if request.ordered:
             yield from self._one_by_one(request, tasks, places, list(messages), reply_type)
             return
@@ -122,12 +122,12 @@ class Workers:
         # all answers before the first is looked at: nothing may be left in the pipes when one is refused
         for worker, answers in list(self._collect(tasks)):
             for answer in answers:
-                yield self._answer(request, worker, reply_type, *answer)
+                yield self._answer(request, worker, reply_type, answer)
 
     def _one_by_one(
         self,
         request: Request,
-        tasks: Mapping[int, list[list[_Task]]],
+        tasks: Mapping[int, list[list[Numbered]]],
         places: _Places,
         clients: Sequence[ClientId],
         reply_type: type[Message] | None,
@@ -150,7 +150,7 @@ class Workers:
                     give(number)
                 worker = next(worker for worker in self._workers if worker.ours in wait(self._connections(busy)))
                 busy.remove(worker.number)
-                ready = [self._answer(request, worker, reply_type, *answer) for answer in _checked(worker.receive())]
+                ready = [self._answer(request, worker, reply_type, answer) for answer in _checked(worker.receive())]
                 done.update(rank[answer.client] for answer in ready)
                 while first in done:
                     first += 1
@@ -164,32 +164,13 @@ class Workers:
         return [self._workers[number].ours for number in numbers]
 
     def _answer(
-        self,
-        request: Request,
-        worker: _Worker,
-        reply_type: type[Message] | None,
-        client: ClientId,
-        places: list[list[Any]] | None,
-        reason: str | None,
-        seconds: float,
-        steps: int,
-        size: Sequence[int],
-        left_out: int,
-        training: Mapping[str, float],
+        self, request: Request, worker: _Worker, reply_type: type[Message] | None, told: Sequence[Any]
     ) -> Answer:
-        """What a worker answered, with the reply copied out of its memory."""
+        """What a worker told, with the reply copied out of its memory."""
+        answer = heard(told, reply_type, worker.up.read)
         if request.heading == "training":
-            self._placement.note(client, seconds)
-        if reason is not None:
-            return Answer(client, Failure(client, reason), seconds)
-        if places is None or reply_type is None:
-            return Answer(client, None, seconds, steps, left_out=left_out, training=training)
-        raw, wire = size
-        reply = unflatten(reply_type, worker.up.read(places))
-        return Answer(client, reply, seconds, steps, (raw, wire), left_out, training)
-
-    def _programs(self, request: Request) -> Any:
-        return self._setup.programs_of(next(iter(self.profiles)))[request.program]
+            self._placement.note(answer.client, answer.seconds)
+        return answer
 
     def _move(self, moves: Sequence[Move]) -> None:
         """Carry clients over, through the shared memory of those who give them away."""
@@ -222,7 +203,7 @@ class Workers:
 
     def save(self, folder: Path, stem: str, again: Collection[ClientId]) -> list[FileRecord]:
         for worker in self._workers:
-            path = _pack(folder, stem, worker.number)
+            path = pack_of(folder, stem, worker.number)
             own = [client for client in again if self._placement.home[client] == worker.number]
             worker.send({"do": "save", "path": str(path), "again": own})
         written = {worker.number: record for worker, record in self._collect(range(len(self._workers)))}
@@ -282,13 +263,11 @@ def _checked(answer: Mapping[str, Any]) -> Any:
     return answer["answer"]
 
 
-_Task = tuple[ClientId, int | None]
-"""A client, and the number of the message that it gets."""
 _Places = Mapping[int, list[list[Any]]]
 """Where messages lie in shared memory, by number."""
 
 
-def _calling(request: Request, groups: Sequence[Sequence[_Task]], places: _Places) -> dict[str, Any]:
+def _calling(request: Request, groups: Sequence[Sequence[Numbered]], places: _Places) -> dict[str, Any]:
     messages = {number: places[number] for group in groups for _, number in group if number is not None}
     return {"do": "call", "request": asdict(request), "groups": groups, "messages": messages}
 
@@ -378,43 +357,25 @@ def _obey(
     if order["do"] == "save":
         record = host.save(Path(order["path"]), order["again"])
         return None if record is None else asdict(record)
-    return host.restore(_parts(order["parts"]))
+    return host.restore(parts_at(order["parts"]))
 
 
-def _parts(places: Sequence[Sequence[Any]]) -> dict[ClientId, Part]:
+def parts_at(places: Sequence[Sequence[Any]]) -> dict[ClientId, Part]:
     """What was said of parts, as parts: each file is opened once."""
     sources = {name: Source.of(Path(name)) for name in {name for _, name, _, _ in places}}
     return {client: Part(sources[name], offset, size) for client, name, offset, size in places}
 
 
-def _pack(folder: Path, stem: str, number: int) -> Path:
+def pack_of(folder: Path, stem: str, number: int) -> Path:
     """The pack of a worker."""
     return folder / f"{stem}-{number}.safetensors"
 
 
 def _call(host: Host, setup: Setup, worker: _Worker, down: Arena, order: Mapping[str, Any]) -> list[list[Any]]:
     worker.up.clear()
-    request, groups, places = Request(**order["request"]), order["groups"], order["messages"]
-    program = setup.programs_of(groups[0][0][0])[request.program]
-    expected = handlers(type(program))[request.handler].message_type
-    answers: list[list[Any]] = []
-    received: dict[int, Message] = {}  # clients with one message have the very same
-    last = {number: place for place, group in enumerate(groups) for _, number in group}
-    for place, group in enumerate(groups):
-        for _, number in group:
-            if number is not None and number not in received and expected is not None:
-                received[number] = unflatten(expected, down.read(places[str(number)]))
-        tasks = [(client, received.get(number)) for client, number in group]
-        for answer in run_group(host, setup.numerics, request, tasks):
-            failed = answer.reply if isinstance(answer.reply, Failure) else None
-            sent = worker.up.write(flatten(answer.reply)) if isinstance(answer.reply, Message) else None
-            reason = None if failed is None else failed.reason
-            work = (answer.seconds, answer.steps, answer.size, answer.left_out, answer.training)
-            answers.append([answer.client, sent, reason, *work])
-        for _, number in group:
-            if last[number] == place:
-                received.pop(number, None)
-    return answers
+    places = order["messages"]
+    request = Request(**order["request"])
+    return worked(host, setup, request, order["groups"], lambda n: down.read(places[str(n)]), worker.up.write)
 
 
 def local(setup: Setup, workers: int | None = None, room: Room = ROOM) -> Engine:

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypedDict, TypeVar, cast
 
 import tomli_w
 import torch
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from interfuse.clock import Devices
@@ -67,10 +67,22 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    engine: Literal["local", "ray"] = "local"
     workers: Annotated[int, Ge(1)] | None = None
+    ray_address: str | None = None
+    ray_gpus: Annotated[float, Gt(0), Le(1)] | None = None
     commit_seconds: Annotated[float, Ge(0)] = 30.0
     commit_rounds: Annotated[int, Ge(1)] | None = None
     client_memory: Annotated[int, Ge(0)] | None = None
+
+    def but(self, changes: Mapping[str, Any]) -> Execution:
+        """The same with what is given otherwise; None: as it is.
+
+        Raises:
+            ConfigError: a value is impossible.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        return validated(Execution, self.model_dump() | given, "execution")
 
 
 DataSets = str | Dataset | Sequence[str | Dataset]
@@ -134,7 +146,12 @@ class RunSettings(TypedDict, total=False):
             message, such as ``{"FusionOutputs.z": "int4:row+zstd"}``; see docs/codecs.md.
         numerics: How numbers are computed: dtype, memory layout, denormals, clients together.
         devices: What the virtual clock goes by: ``uniform``, ``stragglers``, or :class:`interfuse.Devices`.
-        workers: Processes on this machine; None: one a core. Results do not depend on it.
+        engine: What carries the clients: ``local``, processes of this machine, or ``ray``, actors of Ray on this
+            machine or a cluster of one owner; see docs/clusters.md. Results do not depend on it.
+        workers: Processes on this machine, or of Ray; None: one a core. Results do not depend on it.
+        ray_address: ``HOST:PORT`` of a cluster of Ray, ``auto`` for the one that this machine is part of, ``local`` for
+            a new one on this machine; None: what RAY_ADDRESS says, else ``local``.
+        ray_gpus: Of a GPU for each worker of Ray, where the device is one; None: all GPUs are divided.
         commit_seconds, commit_rounds: Commit after so many seconds (30), or every so many rounds instead.
         client_memory: Bytes of memory for what clients at rest own, over all workers; beyond it they lie in a file
             without a name in the run's folder. None: an eighth of the memory that is there.
@@ -172,7 +189,10 @@ class RunSettings(TypedDict, total=False):
     codecs: str | Mapping[str, str]
     numerics: Numerics
     devices: str | Devices
+    engine: Literal["local", "ray"]
     workers: int | None
+    ray_address: str | None
+    ray_gpus: float | None
     commit_seconds: float
     commit_rounds: int | None
     client_memory: int | None
@@ -323,6 +343,8 @@ class RunConfig(BaseModel):
         return values
 
 
+FOR_RAY = ("ray_address", "ray_gpus")
+"""Keys of ``[execution]`` that other engines have no use for."""
 _OF_DATACLASSES = {
     "numerics": Numerics,
     "devices": Devices,
@@ -368,6 +390,10 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(f"{source}: {of} makes own test rows and common ones the same: leave out test_rows")
     if config.divide == "all" and not cut and config.evaluation == "shared":
         raise ConfigError(f"{source}: divide = 'all' leaves clients' own test rows alone to test on: set test above 0")
+    for_ray = [key for key in FOR_RAY if getattr(config.execution, key) is not None]
+    if config.execution.engine == "local" and for_ray:
+        names = " and ".join(for_ray)
+        raise ConfigError(f"{source}: {names}: for engine = 'ray' alone: set that too, or leave it out")
     if config.stop is not None and (config.validation == 0 or config.evaluation == "none"):
         raise ConfigError(
             f"{source}: stop goes by validation shares: set validation above 0, and evaluation to another than 'none'"

@@ -163,14 +163,16 @@ class RunFolder:
         Raises:
             RunError: a file is shorter than the commit says, or was changed, or a line of it cannot be read.
         """
+        for file in self._lines.values():  # of an attempt that broke off
+            file.close()
         for name in (METRICS, LEDGER):
             record = (None if commit is None else commit.record(name)) or FileRecord(name, 0, "")
             with _explained(self.path / name):
                 self._lines[name] = Lines(self.path / name, record)
         with _explained(self.path):
             self._beside = tuple(record_of(self.path / name) for name in (CONFIG, DATA) if self._is(name))
-        file = opened(self.path / LEDGER, follow=False)
-        with io.TextIOWrapper(file, encoding="utf-8", errors="replace") as lines:
+        written = opened(self.path / LEDGER, follow=False)
+        with io.TextIOWrapper(written, encoding="utf-8", errors="replace") as lines:
             return Ledger.replay(lines)
 
     def append_entries(self, entries: Sequence[Entry]) -> None:

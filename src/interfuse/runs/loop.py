@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
@@ -15,7 +16,8 @@ from interfuse.clients import TRAINING, Engine
 from interfuse.data import Dataset, Partition, deal, is_read, tasks_of, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
-from interfuse.errors import CallbackError, ConfigError, RunError, nearest
+from interfuse.engines.ray import Joining, on_ray
+from interfuse.errors import CallbackError, ConfigError, InterruptedRoundError, RunError, nearest
 from interfuse.evaluation import ACROSS_TASKS, OwnMetric, draw, evaluate, evaluation, measure, similarity, try_metrics
 from interfuse.federation import Federation, Saved, check
 from interfuse.messages import Disclosure
@@ -26,6 +28,7 @@ from interfuse.references import IN_MEMORY
 from interfuse.runs.callbacks import Callback
 from interfuse.runs.commits import Best, Commit
 from interfuse.runs.config import (
+    Execution,
     RunConfig,
     changed_sources,
     complete,
@@ -99,6 +102,8 @@ class Given:
 REFERENCES = ("local", "pooled")
 """What can run beside a method."""
 
+MOST_RESTARTS = 3
+"""Clients that are lost more often than this in one round are taken for ones that cannot do it."""
 EngineFactory = Callable[[Setup, int | None, Room], Engine]
 
 
@@ -224,7 +229,7 @@ def execute(
     *,
     given: Given = Given(),
     progress: Progress | None = None,
-    engine: EngineFactory = local,
+    engine: EngineFactory | None = None,
 ) -> Summary:
     """Begin a run in a new folder and carry it out. Returns the summary.
 
@@ -242,13 +247,14 @@ def resume(
     *,
     given: Given = Given(),
     rounds: int | None = None,
-    workers: int | None = None,
+    execution: Mapping[str, Any] = {},
     progress: Progress | None = None,
-    engine: EngineFactory = local,
+    engine: EngineFactory | None = None,
 ) -> Summary:
-    """Go on with a run as if nothing had happened, with other ``workers`` where given. Returns the summary.
+    """Go on with a run as if nothing had happened. Returns the summary.
 
     Args:
+        execution: What is carried out otherwise than before, by the names of :class:`Execution`; None: as before.
         rounds: Of the whole run, where it should have more than it was begun with, finished or not. It becomes the run
             that had so many from its beginning, to the bit: it goes on from the last commit before its former last
             round, whose finish and last evaluation a longer run does not have there.
@@ -262,6 +268,7 @@ def resume(
     if folder.between_parties:
         raise RunError(f"{path} is carried out between parties: `interfuse coordinate` with its recipe goes on with it")
     config = written if rounds is None else _with_rounds(written, rounds, path)
+    config = config.model_copy(update={"execution": config.execution.but(execution)})
     progress = progress or Silent()
     finished, commit = folder.summary(), folder.last_commit()
     longer = config.rounds > written.rounds
@@ -292,8 +299,6 @@ def resume(
         folder.reopen(to_toml(config))
     if said := folder.restore_data(setup.readings):
         progress.note(said)
-    if workers is not None:
-        config = config.model_copy(update={"execution": config.execution.model_copy(update={"workers": workers})})
     return _finish(config, setup, folder, given, progress, engine)
 
 
@@ -326,12 +331,13 @@ def _check_extension(folder: RunFolder, config: RunConfig, finished: Summary | N
 
 
 def _finish(
-    config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress, engine: EngineFactory
+    config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress, engine: EngineFactory | None
 ) -> Summary:
     with folder.locked():
-        hosted = engine(setup, config.execution.workers, Room(config.execution.client_memory, folder.path))
+        make = engine or _engine_of(config.execution)
+        hosted = make(setup, config.execution.workers, Room(config.execution.client_memory, folder.path))
         try:
-            summary = _Run(config, setup, folder, progress, hosted, given.callbacks).carry_out()
+            summary = _carried_out(config, setup, folder, progress, hosted, given.callbacks)
         finally:
             hosted.close()
         if summary.stopped is not None:
@@ -349,6 +355,39 @@ def _finish(
         with _naming(callback, "on_end", "The run is finished"):
             callback.on_end(summary)
     return summary
+
+
+def _engine_of(execution: Execution) -> EngineFactory:
+    """What carries the clients of a run."""
+    if execution.engine == "local":
+        return local
+    return partial(on_ray, joining=Joining(execution.ray_address, execution.ray_gpus))
+
+
+def _carried_out(
+    config: RunConfig,
+    setup: Setup,
+    folder: RunFolder,
+    progress: Progress,
+    engine: Engine,
+    callbacks: Sequence[Callback],
+) -> Summary:
+    """Carry a run out. Where its engine lost clients, it goes on from the last commit, as after a kill."""
+    lost: Counter[int] = Counter()
+    while True:
+        run = _Run(config, setup, folder, progress, engine, callbacks)
+        try:
+            return run.carry_out()
+        except InterruptedRoundError as error:
+            at = run.federation.round
+            lost[at] += 1
+            if lost[at] > MOST_RESTARTS:
+                raise RunError(
+                    f"{error}. That was time {lost[at]} in round {at}: is there enough memory for "
+                    "so many workers? What was committed is kept; the run can be resumed, with fewer workers too"
+                ) from error
+            progress.note(f"{error}; everybody goes back to the last commit")
+            engine.restore({})
 
 
 @contextmanager
@@ -403,7 +442,7 @@ def _references(config: RunConfig, method: Method) -> dict[str, tuple[RunConfig,
 
 
 def begin_or_resume(
-    path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory = local
+    path: Path, config: RunConfig, given: Given, progress: Progress, engine: EngineFactory | None = None
 ) -> Summary:
     """Carry out a configuration, or go on with it where it was begun, with fewer rounds too. Returns the summary."""
     if (path / "config.toml").exists():
@@ -411,7 +450,7 @@ def begin_or_resume(
             path,
             given=given,
             rounds=config.rounds,
-            workers=config.execution.workers,
+            execution=config.execution.model_dump(),
             progress=progress,
             engine=engine,
         )

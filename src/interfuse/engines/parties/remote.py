@@ -20,7 +20,7 @@ from interfuse.engines.parties.hub import Arrived, Broke, Event, Hub, Joined, Le
 from interfuse.engines.parties.limits import rows_of
 from interfuse.engines.parties.setups import RemoteSetup
 from interfuse.engines.parties.words import printable
-from interfuse.errors import MessageError, RunError
+from interfuse.errors import InterruptedRoundError, MessageError
 from interfuse.handler import handlers
 from interfuse.messages import Message, flatten
 from interfuse.messages.encoding import decode, encoded
@@ -39,10 +39,6 @@ class Fault:
 
     kind: Literal["lost", "restarted", "failed", "bad", "late"]
     reason: str
-
-
-class InterruptedRoundError(RunError):
-    """Nodes are not where the round left them: everybody goes back to the last commit."""
 
 
 @dataclass(frozen=True)

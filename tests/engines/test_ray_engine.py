@@ -1,0 +1,187 @@
+"""The Ray engine: the bits of the local one, whoever carries the clients and whoever is lost; and what it refuses."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray_in_process import RayInProcess, in_process
+from test_local_engine import Payload, Probe, Wandering, with_more_to_take_along
+from worlds import everything_owned, federation, same_bits, setup_of, tiny_dataset
+
+from interfuse.engines.ray import Joining, cluster, engine, on_ray
+from interfuse.engines.ray.packing import packed, unpacked
+from interfuse.errors import ClientError, ConfigError, RunError
+from interfuse.evaluation import evaluate
+from interfuse.federation import Federation
+from interfuse.runs import Execution, parse_config
+
+EIGHT = ("ifl", "fedavg", "scaffold", "splitfed-v1", "fedin", "fedproto", "fedbuff", "fedmosaic")
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayInProcess]:
+    with in_process(monkeypatch) as made:
+        yield made
+
+
+def probe(workers: int = 2, clients: int = 4, **settings: Any) -> Federation:
+    made = setup_of(Probe(), clients=clients, **settings)
+    return Federation(made, on_ray(made, workers))
+
+
+# ---------------------------------------------------------------------------------------------------------- equal bits
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_clients_on_two_nodes_that_move_and_go_back_have_the_bits_of_the_local_engine(
+    name: str, ray: RayInProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    method, models = with_more_to_take_along(name)
+    monkeypatch.setattr(engine, "Placement", Wandering)
+    found = []
+    for workers in (0, 3):
+        wrap = (lambda hosted: on_ray(hosted._host._setup, 3)) if workers else (lambda hosted: hosted)
+        made = federation(
+            method, rounds=2, clients=5, models=models, dataset=tiny_dataset(rows=90, shape=(1, 4, 4)), wrap=wrap
+        )
+        saved = made.save(tmp_path)
+        made.run_round()
+        made.save(tmp_path)
+        made.load(tmp_path, 2, saved)
+        made.run_round()
+        made.run_round()
+        found.append((everything_owned(made), evaluate(made, full=True), made.exchange.ledger.drain()))
+    assert {handle.node for handle, _ in ray.orders} == {"here", "there"}
+    assert {"adopt", "piece", "arrive"} <= {name for _, name in ray.orders} or name in ("fedavg", "splitfed-v1")
+    assert same_bits(found[0][0], found[1][0])
+    assert found[0][1:] == found[1][1:]
+
+
+def test_tensors_cross_as_they_are() -> None:
+    sent = {
+        "nan": torch.tensor([float("nan"), -0.0, 1e-45]), "half": torch.arange(5, dtype=torch.bfloat16),
+        "none": torch.empty(3, 0, 2), "one": torch.tensor(True), "last": torch.arange(24.0).view(1, 2, 3, 4).mT,
+    }  # fmt: skip
+    found = unpacked(packed(sent), "cpu")
+    assert found.keys() == sent.keys()
+    for name, tensor in sent.items():
+        assert found[name].dtype == tensor.dtype
+        assert found[name].shape == tensor.shape
+        assert found[name].contiguous().view(-1).view(torch.uint8).equal(tensor.contiguous().view(-1).view(torch.uint8))
+        assert found[name].data_ptr() % 64 == 0
+
+
+def test_a_large_message_for_all_is_stored_once(ray: RayInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, stored = probe(workers=3, clients=6), []
+    monkeypatch.setattr(ray, "put", lambda value: stored.append(value) or RayInProcess.put(ray, value))
+    sent = torch.arange(float(engine.SMALL))
+    for client, reply in made.clients.call(made.method.echo, Payload(sent)).items():
+        assert torch.equal(reply.x, sent * 2 + client)
+    assert len(stored) == 1
+    made.clients.call(made.method.echo, Payload(sent[:9]))
+    assert len(stored) == 1
+
+
+def test_replies_in_order_are_never_far_ahead(ray: RayInProcess) -> None:
+    made, heard, ahead = probe(workers=2, clients=40), [], []
+
+    def take(client: int, reply: Any) -> None:
+        heard.append(client)
+        ahead.append(sum(name == "call" for _, name in ray.orders) - len(heard))
+
+    made.clients.call(made.method.echo, Payload(torch.ones(3)), each=take)
+    assert heard == list(range(40))
+    assert max(ahead) <= engine.QUEUED * engine.AHEAD * 2 + engine.QUEUED * 2 < 20
+
+
+def test_an_error_of_a_handler_is_the_client_s(ray: RayInProcess) -> None:
+    made = probe()
+    with pytest.raises(ClientError, match="client 1 failed in fail, round 0: LookupError: no such thing: ümläut"):
+        made.clients.call(made.method.fail)
+    assert len(made.clients.call(made.method.fail, minimum=3)) == 3
+
+
+# ---------------------------------------------------------------------------------------------------- what is refused
+
+
+def test_workers_that_do_not_come_up_are_not_waited_for_for_ever(ray: RayInProcess) -> None:
+    ray.room = 1
+    setup = setup_of("fedavg")
+    with pytest.raises(
+        RunError, match="1 of 3 workers came up within 0 s: each needs 1 CPU, and the cluster has 2 nodes with 4 CPU"
+    ):
+        on_ray(setup, 3, joining=Joining(seconds=0))
+    assert all(handle.dead for handle in ray.handles)
+
+
+def test_other_builds_are_refused(ray: RayInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "build", lambda device: {"interfuse": "9", "processor": "AVX9"})
+    with pytest.raises(
+        ConfigError, match=r"has interfuse \S+, here 9; processor \S+, here AVX9: .* machines of one kind"
+    ):
+        on_ray(setup_of("fedavg"), 1)
+
+
+def with_device(setup: Setup, device: str) -> Setup:
+    """The set-up on a device that this machine need not have: its profiles were made without."""
+    found = replace(setup, device=device)
+    vars(found)["profiles"] = setup.profiles
+    return found
+
+
+@pytest.mark.parametrize(
+    ("there", "workers", "gpus", "expected"),
+    [
+        ({"GPU": 4}, None, None, (4, 1)), ({"GPU": 4}, 6, None, (6, 0.5)), ({"GPU": 1}, 3, None, (3, 1 / 3)),
+        ({"GPU": 2}, None, 0.5, (4, 0.5)), ({"GPU": 8}, 100, 0.1, (20, 0.1)), ({}, 2, None, "Ray has no GPU"),
+    ],
+)  # fmt: skip
+def test_gpus_are_divided(there: dict[str, float], workers: int | None, gpus: float | None, expected: Any) -> None:
+    setup = with_device(setup_of("fedavg", clients=20), "cuda")
+    cluster = RayInProcess(there)
+    if isinstance(expected, str):
+        with pytest.raises(ConfigError, match=expected):
+            engine._shares(cluster, setup, workers, Joining(gpus=gpus))
+    else:
+        count, each = engine._shares(cluster, setup, workers, Joining(gpus=gpus))
+        assert (count, each["GPU"]) == expected
+
+
+def test_a_gpu_of_a_number_and_gpus_without_one_are_refused() -> None:
+    setup = setup_of("fedavg")
+    for device, gpus, text in (("cuda:1", None, "set device = 'cuda'"), ("cpu", 0.5, "but device = 'cpu'")):
+        with pytest.raises(ConfigError, match=text):
+            engine._shares(RayInProcess(), with_device(setup, device), 1, Joining(gpus=gpus))
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'interfuse\[ray\]'"):
+        on_ray(setup_of("fedavg"), 1)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", "head:port", ":6379"])
+def test_what_is_no_address_is_refused(address: str) -> None:
+    with pytest.raises(ConfigError, match="is none. The address is HOST:PORT"):
+        cluster._check_address(address)
+
+
+def test_nothing_at_an_address_is_said_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(ConfigError, match=r"nothing of Ray answers at 127.0.0.1:\d+: .* refused"):
+            cluster._check_address(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_what_is_for_ray_alone_is_refused_elsewhere() -> None:
+    with pytest.raises(ConfigError, match="ray_address and ray_gpus: for engine = 'ray' alone"):
+        parse_config({"execution": {"ray_address": "auto", "ray_gpus": 0.5}})
+    with pytest.raises(ConfigError, match="execution: engine = 'spark' is impossible"):
+        Execution().but({"engine": "spark"})
+    assert Execution(workers=3).but({"engine": "ray", "workers": None}) == Execution(workers=3, engine="ray")
