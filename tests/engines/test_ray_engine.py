@@ -162,7 +162,7 @@ def test_a_gpu_of_a_number_and_gpus_without_one_are_refused() -> None:
 
 def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'interfuse\[ray\]'"):
+    with pytest.raises(ConfigError, match=r"pip install .* '\.\[ray\]'"):
         on_ray(setup_of("fedavg"), 1)
 
 

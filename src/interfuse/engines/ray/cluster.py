@@ -53,9 +53,7 @@ def joined(address: str | None, workers: int | None) -> Any:
         ConfigError: Ray is not installed, there is nothing at the address, or it is another Ray's or Python's.
     """
     if find_spec("ray") is None:
-        raise ConfigError(
-            "engine = 'ray' needs Ray: pip install 'interfuse[ray]', in a checkout of interfuse: pip install '.[ray]'"
-        )
+        raise ConfigError("engine = 'ray' needs Ray; in a checkout of interfuse: pip install -c constraints.txt '.[ray]'")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     wanted = address or os.environ.get(ADDRESS) or "local"
     if "ray" not in sys.modules:
