@@ -53,7 +53,8 @@ def joined(address: str | None, workers: int | None) -> Any:
         ConfigError: Ray is not installed, there is nothing at the address, or it is another Ray's or Python's.
     """
     if find_spec("ray") is None:
-        raise ConfigError("engine = 'ray' needs Ray; in a checkout of interfuse: pip install -c constraints.txt '.[ray]'")
+        how = "pip install -c constraints.txt '.[ray]'"
+        raise ConfigError(f"engine = 'ray' needs Ray; in a checkout of interfuse: {how}")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     wanted = address or os.environ.get(ADDRESS) or "local"
     if "ray" not in sys.modules:
