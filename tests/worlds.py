@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -90,6 +90,15 @@ def tiny(name: str, **smaller: Any) -> Method:
         wanted |= ADAPTERS | {"alpha": 4.0}
     wanted |= smaller
     return kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
+
+
+def of_each_state() -> list[str]:
+    """A method for each pair of states, of the server and of a client, that methods have."""
+    found: dict[tuple[object, ...], str] = {}
+    for name, kind in sorted(built_in().items()):
+        states = tuple(get_type_hints(begin)["return"] for begin in (kind.start, kind.new_client))
+        found.setdefault(states, name)
+    return sorted(found.values())
 
 
 def shares_of(*rows: Sequence[int]) -> list[Share]:

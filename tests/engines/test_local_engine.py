@@ -24,6 +24,7 @@ from worlds import (
     everything_owned,
     federation,
     fitting,
+    of_each_state,
     same_bits,
     setup_of,
     tiny,
@@ -177,7 +178,7 @@ class Wandering(Placement):
         return moves
 
 
-@pytest.mark.parametrize("method", sorted(built_in()))
+@pytest.mark.parametrize("method", sorted({*of_each_state(), *SETTINGS}))
 def test_clients_that_move_from_worker_to_worker_lose_nothing(
     method: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ from small_runs import (
     snapshot,
     timeless,
 )
-from worlds import same_bits, tiny_dataset
+from worlds import of_each_state, same_bits, tiny_dataset
 
 from interfuse.client import Client
 from interfuse.clients import Clients
@@ -147,15 +147,6 @@ def test_a_kill_after_any_step_changes_nothing(
 
 
 MANY = Given(dataset=tiny_dataset(600, shape=(1, 4, 4)), public=tiny_dataset(90, shape=(1, 4, 4)))
-
-
-def of_each_state() -> list[str]:
-    """A method for each pair of states, of the server and of a client, that methods have."""
-    found: dict[tuple[object, ...], str] = {}
-    for name, kind in sorted(built_in().items()):
-        states = tuple(get_type_hints(begin)["return"] for begin in (kind.start, kind.new_client))
-        found.setdefault(states, name)
-    return sorted(found.values())
 
 
 @pytest.mark.parametrize("method", of_each_state())
