@@ -28,17 +28,23 @@ def counted(found: Parties) -> tuple[Counter[str], Counter[str]]:
 
 
 @pytest.mark.parametrize(
-    ("method", "codecs"),
+    ("method", "codecs", "own"),
     [
-        ("ifl", {"default": "int8+zstd"}),
-        ("ifl", {"FusionOutputs.z": "topk:0.5+int4"}),
-        ("fedavg", {"default": "int8+ef"}),
+        ("ifl", {"default": "int8+zstd"}, {}),
+        ("ifl", {"FusionOutputs.z": "topk:0.5+int4"}, {}),
+        ("fedavg", {"default": "int8+ef"}, {}),
+        ("ifl-sketch", {"FusionOutputs.z": "int4:tensor+nearest", "FusionOutputs.y": "sorted"}, {"directions": 3}),
+        ("ifl-quantised", {"default": "zstd", "CodedOutputs.y": "sorted"}, {"refresh": 2}),
     ],
 )
-def test_coded_messages_give_the_bits_of_the_local_engine(method: str, codecs: dict[str, str], tmp_path: Path) -> None:
+def test_coded_messages_give_the_bits_of_the_local_engine(
+    method: str, codecs: dict[str, str], own: dict[str, int], tmp_path: Path
+) -> None:
     with parties(tmp_path, TWO) as two:
-        recipe = {"method": method, "settings": SETTINGS, "codecs": codecs}
-        config = two.prepare(recipe, ["logistic"])
+        recipe = {"method": method, "settings": SETTINGS | own, "codecs": codecs}
+        disclosures = ["features", "labels", "parameters", "prototypes"]
+        allow = {"methods": [method], "disclosures": disclosures, "retention": True}
+        config = two.prepare(recipe, ["logistic"], allow=allow)
         coordinator = two.coordinate()
         nodes = two.all_nodes()
         assert coordinator.wait() == 0, two.everything()

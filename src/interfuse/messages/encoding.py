@@ -133,7 +133,7 @@ def decode(
 
 
 def read(
-    data: bytes | memoryview | Pieces, codecs: Codecs, kinds: Iterable[type[Message]]
+    data: bytes | memoryview | Pieces, codecs: Codecs, kinds: Iterable[type[Message]] = ()
 ) -> tuple[str, dict[str, Tensor]]:
     """What bytes say without knowing which of some kinds they are, for people who look at messages: kind, tensors by
     path.
