@@ -278,6 +278,7 @@ app.command(no_args_is_help=True)(service.serve)
 app.command("api-key", no_args_is_help=True)(service.api_key)
 for command in (network.keys, network.node, network.coordinate, network.status, network.audit):
     app.command(no_args_is_help=True)(command)
+app.command("flower-app", no_args_is_help=True)(network.flower_app)
 
 
 @app.command()

@@ -28,16 +28,25 @@ Insecure = Annotated[
 ]
 
 
-def _needs_grpc() -> None:
-    """Say what to install where the extra is missing, and keep gRPC's own log lines out of ours.
+_MODULES = {
+    "grpc": ("grpc", "grpc_health", "cryptography", "prometheus_client"),
+    "flower": ("cryptography", "prometheus_client"),
+}
+"""What extras bring; a node behind Flower needs nothing of Flower."""
+
+
+def _needs(extra: str) -> None:
+    """Say what to install where an extra is missing, and keep gRPC's own log lines out of ours.
 
     Raises:
         ConfigError: it is.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    for module in ("grpc", "grpc_health", "cryptography", "prometheus_client"):
+    for module in _MODULES[extra]:
         if importlib.util.find_spec(module) is None:
-            raise ConfigError(f"runs between parties need {module}; in a checkout of interfuse: pip install '.[grpc]'")
+            raise ConfigError(
+                f"runs between parties need {module}; in a checkout of interfuse: pip install '.[{extra}]'"
+            )
 
 
 def keys(
@@ -54,7 +63,7 @@ def keys(
 
     FOLDER/coordinator goes to the coordinator, FOLDER/NAME to the node or the service of that name, ca.key nowhere.
     """
-    _needs_grpc()
+    _needs("grpc")
     from interfuse.engines.grpc import make_keys
 
     for path in make_keys(folder, listed(nodes) or [], listed(hosts) or [], listed(services) or []):
@@ -74,13 +83,16 @@ def node(
         float | None, option(HOW, "SECONDS", "Give up after so long without a coordinator (default: never).")
     ] = None,
     insecure: Insecure = False,
+    at_socket: Annotated[
+        Path | None,
+        option(HOW, "PATH", "Dial nobody: answer at this socket what Flower brings (docs/flower.md).", "--socket"),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Take part in a federation with the data and the model that VENDOR.toml names, and within its limits."""
-    _needs_grpc()
+    _needs("grpc") if at_socket is None else _needs("flower")
     from interfuse.artefacts.signing import Signer
     from interfuse.coordination import dry_run
-    from interfuse.engines.grpc import dial
     from interfuse.engines.parties.logs import Events
     from interfuse.engines.parties.machine import bound_memory
     from interfuse.engines.parties.node import Node
@@ -103,7 +115,14 @@ def node(
         events = open_files.enter_context(closing(Events(given.state_folder / "node.jsonl", say)))
         signer = None if files is None else Signer(*files.read()[:2])
         taking_part = open_files.enter_context(closing(Node(given, events, signer=signer)))
-        end = take_part(taking_part, partial(dial, given, insecure=insecure), patience=patience)
+        if at_socket is None:
+            from interfuse.engines.grpc import dial
+
+            end = take_part(taking_part, partial(dial, given, insecure=insecure), patience=patience)
+        else:
+            from interfuse.engines.flower.residence import reside
+
+            end = reside(taking_part, at_socket, patience=patience)
         typer.echo(f"{given.name}: {end}", err=True)
 
 
@@ -127,7 +146,7 @@ def coordinate(
     quiet: Quiet = False,
 ) -> None:
     """Wait for N nodes, carry a recipe out with them, and write its folder and report."""
-    _needs_grpc()
+    _needs("grpc")
     from interfuse.coordination import Terms
     from interfuse.coordination import coordinate as carry_out
     from interfuse.engines.grpc import Listener
@@ -149,9 +168,24 @@ def coordinate(
     show_result(result, as_json=as_json)
 
 
+def flower_app(
+    recipe: Annotated[str, argument("METHOD|RECIPE")],
+    out: Annotated[Path, option(AFTER, "FOLDER", "Where the app is written.", show_default=False)],
+    run: Annotated[
+        Path | None, option(AFTER, "PATH", "The run's folder, where the app runs (default: FOLDER-run).", "--run")
+    ] = None,
+) -> None:
+    """Write a Flower app that carries out a recipe with the nodes beside a federation's SuperNodes."""
+    _needs("flower")
+    from interfuse.flower.writing import write_app
+
+    for path in write_app(configure(recipe, {}), out, run or out.with_name(f"{out.name}-run")):
+        typer.echo(path)
+
+
 def status(folder: RunArgument, as_json: Json = False) -> None:
     """Show how the run between parties in the folder RUN stands: its nodes, round, and bytes."""
-    _needs_grpc()
+    _needs("grpc")
     from interfuse.coordination import read_status
 
     found = read_status(folder)

@@ -127,11 +127,23 @@ class Link:
     def outgoing(self) -> Iterator[bytes]:
         """What the carrier sends; it ends the stream where this ends."""
         while (message := self._queue.get()) is not None:
-            self.counters.payload_down += len(message[1])
-            for frame in frames(*message):
-                self.counters.frames_down += len(frame)
-                yield frame
+            yield from self._cut(*message)
             del message  # it may be large, and the next one is long in coming
+
+    def waiting(self) -> tuple[list[bytes], bool]:
+        """All frames that wait, for a carrier that sends several at once; and whether the stream ends with them."""
+        found = list[bytes]()
+        while not self._queue.empty():  # nobody else takes from it
+            if (message := self._queue.get()) is None:
+                return found, True
+            found.extend(self._cut(*message))
+        return found, False
+
+    def _cut(self, envelope: Envelope, payload: Payload) -> Iterator[bytes]:
+        self.counters.payload_down += len(payload)
+        for frame in frames(envelope, payload):
+            self.counters.frames_down += len(frame)
+            yield frame
 
 
 Join = Callable[[Link, Iterator[bytes], Peer], None]

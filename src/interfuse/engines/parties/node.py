@@ -45,7 +45,7 @@ from interfuse.engines.parties.frames import (
 from interfuse.engines.parties.keeping import RunFile, begin_answers, remember, runs_in, secret_of
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.session import Outgoing, Session
-from interfuse.engines.parties.setups import Own, dims_of, own_share
+from interfuse.engines.parties.setups import Holdings, Own, dims_of, vendors_own
 from interfuse.engines.parties.stopwatch import Stopwatch
 from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import ConfigError, InterfuseError, RunError
@@ -78,12 +78,14 @@ class Node:
         events: Events,
         tap: Tap = lambda envelope, payload: None,
         signer: Signer | None = None,
+        holdings: Holdings | None = None,
     ) -> None:
         """Load data and model of a vendor.
 
         Args:
             tap: Sees everything that leaves.
             signer: The node's key, for the audit log.
+            holdings: What it has, where that is not what the vendor's file names.
 
         Raises:
             InterfuseError: something of the vendor's file cannot work, or another process is this node already.
@@ -104,8 +106,8 @@ class Node:
         self.audit = Audit(vendor.state_folder / "audit.jsonl", vendor.name, signer, runs_in(vendor.state_folder))
         if self.audit.gap:
             events.add("the audit log is not as it was left", reason=self.audit.gap)
-        self._dataset: Dataset = vendor.data.load(vendor.folder).to(vendor.device)
-        self._builder = vendor.model.builder(vendor.folder)
+        self._holdings = holdings or vendors_own(vendor)
+        self._dataset: Dataset = self._holdings.dataset.to(vendor.device)
         self._incarnation = secrets.token_hex(8)
         self._own: Own | None = None
         self._run: str | None = None
@@ -222,9 +224,8 @@ class Node:
             dataset = dataset.normalised(contract.normalise)
             same("classes", contract.classes, dataset.classes)
             public = self._public(contract, dataset)
-            own = Own(
-                contract, public, method, dataset, own_share(contract, dataset), self._builder, self.vendor.device
-            )
+            share, builder = self._holdings.share(contract, dataset), self._holdings.builder
+            own = Own(contract, public, method, dataset, share, builder, self.vendor.device)
             facts = own.facts(self.vendor.architecture)
             self._check(contract, method, facts)
             check_messages(contract, facts, contract.message_bytes, "--largest of the coordinator")
@@ -264,7 +265,7 @@ class Node:
         """The public data that the contract names, as the vendor has it."""
         if not contract.public_data:
             return None
-        public = self.vendor.data.load_public(self.vendor.folder)
+        public = self._holdings.public()
         if public is None:
             raise JoinError("public data", contract.public_data, "none; the vendor's file can name it, [data] public")
         same("rows of the public data", contract.public_digest, rows_digest(public))

@@ -29,6 +29,7 @@ from interfuse.data import (
 )
 from interfuse.engines.parties.contract import Contract, Facts, Shapes, labels_digest, names_digest
 from interfuse.engines.parties.stopwatch import Stopwatch
+from interfuse.engines.parties.vendor import Vendor
 from interfuse.errors import ClientError, ConfigError, ModelError, Notice
 from interfuse.evaluation import common_test, evaluation_on
 from interfuse.handler import Program, programs
@@ -70,6 +71,28 @@ def own_share(contract: Contract, dataset: Dataset) -> Share:
     if contract.tasks.arrival == "dynamic":
         tasks_of(dataset, share)
     return share
+
+
+@dataclass(frozen=True, eq=False)
+class Holdings:
+    """What a node has before it is offered a contract.
+
+    Attributes:
+        dataset: Its rows, and the public test set.
+        public: Loads the public data, where it has some.
+        share: Divides its rows.
+    """
+
+    dataset: Dataset
+    builder: Builder
+    public: Callable[[], Dataset | None]
+    share: Callable[[Contract, Dataset], Share] = own_share
+
+
+def vendors_own(vendor: Vendor) -> Holdings:
+    """What a vendor's file names."""
+    public = partial(vendor.data.load_public, vendor.folder)
+    return Holdings(vendor.data.load(vendor.folder), vendor.model.builder(vendor.folder), public)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,171 @@
+"""A node that stays where Flower's processes come and go: it answers exchanges at a socket of its own machine."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from pathlib import Path
+
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, ROOM, Packet, unpacked
+from interfuse.engines.parties.frames import Assembler, End, FrameError, frames
+from interfuse.engines.parties.node import Node, RefusedError
+from interfuse.errors import ConfigError, RunError
+from interfuse_relay.lines import receive, send
+
+WAITING = 16
+"""Connections that wait while another is answered."""
+SILENCE = 20.0
+"""Seconds after which a connection that says nothing, or takes nothing, is ended."""
+
+
+class Residence:
+    """A node's end of the streams of exchanges: the last that was opened counts, and none is carried out twice.
+
+    Attributes:
+        last: The coordinator's last words, once there are some.
+        refusal: Why this node's part is over otherwise, once it is.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._stream, self._number = b"", -1
+        self._assembler = Assembler(node.vendor.limits.message_bytes)
+        self._kept = b""
+        self.last: End | None = None
+        self.refusal: RefusedError | None = None
+
+    def answer(self, packet: bytes) -> bytes:
+        """The answer to an exchange: the same again where it was answered before.
+
+        Raises:
+            FrameError: it is none of ours; nothing is done.
+            RunError: the audit log cannot be written, so nothing may leave.
+        """
+        asked = unpacked(packet, (ASK,))
+        if asked.number == 0 and asked.stream != self._stream:
+            self._stream, self._number = asked.stream, 0
+            self._assembler = Assembler(self._node.vendor.limits.message_bytes)
+            return self._keep(list(frames(*self._node.hello())))
+        if asked.stream != self._stream or asked.number not in (self._number, self._number + 1):
+            return Packet(GONE, asked.stream, asked.number, []).packed()
+        if asked.number == self._number:
+            return self._kept
+        self._number = asked.number
+        try:
+            return self._keep(list(self._answers(asked.frames)))
+        except FrameError as error:
+            self._node.events.add("the coordinator sent no frame of ours", reason=error)
+            self._stream = b""
+            return Packet(GONE, asked.stream, asked.number, []).packed()
+
+    def _keep(self, answers: list[bytes]) -> bytes:
+        self._kept = Packet(ANSWER, self._stream, self._number, answers).packed()
+        if self.refusal is not None:
+            self._stream = b""
+        return self._kept
+
+    def _answers(self, asked: list[bytes]) -> Iterator[bytes]:
+        """Frames of the answers, up to where the coordinator or this node ends it."""
+        for frame in asked:
+            whole = self._assembler.feed(frame)
+            if whole is None:
+                continue
+            if isinstance(whole[0], End):
+                self.last = whole[0]
+                return
+            try:
+                for answer in self._node.answer(*whole):
+                    yield from frames(*answer)
+            except RefusedError as error:
+                self.refusal = error
+                return
+
+
+def reside(
+    node: Node,
+    place: Path,
+    *,
+    patience: float | None = None,
+    turn: AbstractContextManager[object] | None = None,
+    ready: Callable[[], object] = lambda: None,
+) -> str:
+    """Take part in a run to its end, as one is asked at a socket; returns the coordinator's last words.
+
+    Args:
+        patience: Seconds without being asked after which to give up; None: never.
+        turn: Held while the node works, where several live in one process.
+        ready: Called once it can be asked.
+
+    Raises:
+        RefusedError: one of the sides does not agree with the other.
+        ConfigError: there can be no socket at the place.
+        RunError: nobody asked within ``patience``, or nothing may leave.
+    """
+    residence = Residence(node)
+    with _listening(place) as listener:
+        node.events.add("answers", socket=place)
+        ready()
+        while True:
+            listener.settimeout(patience)
+            try:
+                line, _ = listener.accept()
+            except TimeoutError:
+                raise RunError(f"nobody asked at {place} for {patience:g} seconds") from None
+            with line:
+                _serve(line, residence, node, turn or nullcontext())
+            if (last := residence.last) is not None:
+                node.events.add("ends", reason=last.reason)
+                if not last.finished:
+                    raise RefusedError(f"the coordinator ended this node's part: {last.reason}")
+                return last.reason
+            if (refusal := residence.refusal) is not None:
+                if not refusal.retry:
+                    raise refusal
+                node.events.add("waits to be asked again", reason=refusal)
+                residence.refusal = None
+
+
+def _serve(line: socket.socket, residence: Residence, node: Node, turn: AbstractContextManager[object]) -> None:
+    """Answer one connection; whatever is wrong with it concerns it alone."""
+    line.settimeout(SILENCE)
+    try:
+        packet = receive(line, node.vendor.limits.message_bytes + ROOM)
+        with turn:
+            answer = residence.answer(packet)
+        send(line, answer)
+    except (OSError, FrameError) as error:  # the answer is kept: who asks again gets it
+        node.events.add("an exchange broke off", reason=error)
+
+
+@contextmanager
+def _listening(place: Path) -> Iterator[socket.socket]:
+    """A socket at a place, for this user and its group."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        try:
+            _vacate(place)
+            listener.bind(str(place))
+            os.chmod(place, 0o660)
+            listener.listen(WAITING)
+        except OSError as error:
+            raise ConfigError(
+                f"--socket {place}: no socket can be there: {error.strerror or error}; name a short path in a folder "
+                "that this user can write to, and the SuperNode's can enter"
+            ) from error
+        try:
+            yield listener
+        finally:
+            with suppress(OSError):
+                place.unlink()
+
+
+def _vacate(place: Path) -> None:
+    """Take away what a node that was killed has left."""
+    if not place.exists() or not stat.S_ISSOCK(place.lstat().st_mode):
+        return
+    with socket.socket(socket.AF_UNIX) as other:
+        if other.connect_ex(str(place)) == 0:
+            raise OSError("another node answers there")
+    place.unlink()

@@ -1,0 +1,76 @@
+"""The ServerApp: a coordinator whose messages Flower carries."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt
+from flwr.serverapp import ServerApp
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from interfuse.coordination import Terms, coordinate
+from interfuse.engines.flower.carrier import FlowerCarrier
+from interfuse.engines.parties.frames import MESSAGE
+from interfuse.engines.parties.remote import Patience
+from interfuse.errors import ConfigError
+from interfuse.report.progress import shown
+from interfuse.runs import read_config
+
+
+class AppSettings(BaseModel):
+    """``[tool.flwr.app.config]`` of the app, and ``flwr run --run-config``.
+
+    Attributes:
+        out: The run's folder, on the machine of the ServerApp; the same again goes on with a run.
+        nodes: How many begin.
+        minimum: How many must remain; 0: all.
+        classes: How many, where no public test set says it; 0: it does.
+        back: Seconds for a lost node to come back, beside the minute after which Flower knows that it is lost.
+        answer: Seconds for an answer.
+        largest: Bytes of a message from a node.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out: Path
+    nodes: Annotated[int, Ge(1)]
+    minimum: Annotated[int, Ge(0)] = 0
+    classes: Annotated[int, Ge(0)] = 0
+    back: Annotated[float, Gt(0)] = 120.0
+    answer: Annotated[float, Gt(0)] = 3600.0
+    largest: Annotated[int, Ge(1)] = MESSAGE
+
+    @classmethod
+    def read(cls, values: Any) -> AppSettings:
+        """As Flower hands them over.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        try:
+            found = cls.model_validate(dict(values))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ConfigError(f"run config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        if not found.out.is_absolute():  # Flower's processes begin wherever they were started
+            raise ConfigError(f"run config: out = {str(found.out)!r}: give an absolute path")
+        return found
+
+
+def server_app(recipe: Path) -> ServerApp:
+    """A ServerApp that carries out a recipe with the nodes behind a federation's SuperNodes."""
+
+    def main(grid: Any, context: Any) -> None:
+        settings = AppSettings.read(context.run_config)
+        with shown(quiet=False) as progress:
+            terms = Terms(
+                FlowerCarrier(grid, progress.note), settings.nodes, settings.minimum or None, settings.classes or None,
+                Patience(settings.back, settings.answer), settings.largest,
+            )  # fmt: skip
+            result = coordinate(read_config(recipe), settings.out, terms, progress)
+            progress.note(f"the run is finished; its report: {result.path / 'report.html'}")
+
+    app = ServerApp()
+    app.main()(main)
+    return app

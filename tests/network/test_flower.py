@@ -1,0 +1,399 @@
+"""Flower as carrier: equal bits whatever is lost on the way, and every field of what comes read as an adversary's."""
+
+from __future__ import annotations
+
+import ast
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr")
+
+from every_method import prepared
+from flower_grid import FakeGrid
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from parties import Parties, assert_equal_to_local, until
+from typer.testing import CliRunner
+
+from interfuse.cli.app import app
+from interfuse.coordination import Terms, coordinate, driver
+from interfuse.engines.flower.carrier import FlowerCarrier, Pace
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Packet, unpacked
+from interfuse.engines.flower.residence import Residence, reside
+from interfuse.engines.parties import Link, Peer
+from interfuse.engines.parties.frames import Assembler, End, FrameError, Hello, frames
+from interfuse.engines.parties.logs import Events
+from interfuse.engines.parties.node import Node
+from interfuse.engines.parties.remote import Patience
+from interfuse.engines.parties.vendor import read_vendor
+from interfuse.errors import ConfigError, InterfuseError, RunError
+from interfuse.flower.server import AppSettings
+from interfuse.flower.writing import write_app
+from interfuse.runs import RunConfig, Silent, parse_config
+from interfuse_relay.app import PLACE, client_app
+from interfuse_relay.lines import handed_on
+from interfuse_relay.records import BROKEN, NOBODY, PACKET, RECORD, UNNAMED, content_of, failed, failure_of, packet_of
+
+QUICK = Pace(poll=0.002, look=0.02, shortest=0.02, longest=0.05, closing=10.0)
+STREAM = b"s" * NAME
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder whose path is short."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver.report, "write", lambda path: path)
+
+
+class Living:
+    """Nodes that answer at sockets, in threads; one works at a time: PyTorch's global generator is one for all."""
+
+    def __init__(self, two: Parties, sockets: Path) -> None:
+        self.two, self.sockets, self.turn = two, sockets, threading.Lock()
+        self.said: list[str] = []
+        self.ended: dict[str, str] = {}
+
+    def begin(self, name: str, at: str = "") -> Path:
+        place, ready = self.sockets / f"{at or name}.sock", threading.Event()
+
+        def live() -> None:
+            events, vendor = Events(None, self.said.append), read_vendor(self.two.folder / name / "vendor.toml")
+            try:
+                with closing(Node(vendor, events)) as node:
+                    end = reside(node, place, turn=self.turn, ready=ready.set)
+            except InterfuseError as error:
+                end = str(error)
+            self.ended[name] = end
+
+        threading.Thread(target=live, daemon=True).start()
+        assert ready.wait(30)
+        return place
+
+
+def _coordinated(two: Parties, config: RunConfig, grid: FakeGrid, **more: Any) -> list[str]:
+    """Carry a run out over a grid; what its operator is told of Flower."""
+    notes: list[str] = []
+    terms = Terms(FlowerCarrier(grid, notes.append, QUICK), len(two.names), **more)
+    coordinate(config.model_copy(update={"data": str(two.folder / "ant.npz")}), two.run, terms, Silent())
+    return notes
+
+
+@pytest.mark.parametrize(("method", "lost"), [("ifl", 0), ("splitfed-v1", 4)])
+def test_a_run_over_flower_has_the_bits_of_a_local_one(method: str, lost: int, tmp_path: Path, sockets: Path) -> None:
+    """Also where every fourth answer is lost after the node has done its work: nothing is done twice."""
+    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    config, _ = prepared(two, method)
+    living, grid = Living(two, sockets), FakeGrid(lambda count: lost > 0 and count % lost == 0)
+    for number, name in enumerate(two.names):
+        grid.nodes[number] = (client_app(), {PLACE: str(living.begin(name))})
+    notes = _coordinated(two, config, grid)
+    until(lambda: len(living.ended) == 2, 10)
+    assert_equal_to_local(two, config)
+    assert set(living.ended.values()) == {"the run is finished"}
+    left = [event["reason"] for event in two.events() if event["event"] == "left"]
+    assert bool(left) == bool(lost)
+    assert all("Flower's error 5: Node unavailable" in text for text in (*left, *notes))
+
+
+def test_a_node_started_anew_goes_back_with_everybody(tmp_path: Path, sockets: Path) -> None:
+    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    config, _ = prepared(two, "scaffold")
+    living, grid, relay, calls = Living(two, sockets), FakeGrid(), client_app(), []
+    places = {name: living.begin(name) for name in two.names}
+
+    def interrupted(message: Message, context: Context) -> Message:
+        """In the middle of the run the bee's node ends, and another process is it."""
+        calls.append(message)
+        if len(calls) == 6:
+            _end(places["bee"])
+            until(lambda: "bee" in living.ended, 10)
+            living.begin("bee")
+        return relay(message, context)
+
+    grid.nodes = {0: (relay, {PLACE: str(places["ant"])}), 1: (interrupted, {PLACE: str(places["bee"])})}
+    _coordinated(two, config, grid)
+    assert_equal_to_local(two, config)
+    assert [event["node"] for event in two.events() if event["event"] == "goes back"] == ["bee"]
+
+
+def _end(place: Path) -> None:
+    """What whoever reaches a node's socket can do: end its part."""
+    for number, said in enumerate(([], list(frames(End(reason="", finished=True))))):
+        handed_on(Packet(ASK, b"o" * NAME, number, said).packed(), str(place))
+
+
+def test_two_nodes_of_one_name_are_refused_by_name(tmp_path: Path, sockets: Path) -> None:
+    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    config, _ = prepared(two, "fedavg")
+    living, grid = Living(two, sockets), FakeGrid()
+    (two.folder / "cat").mkdir()
+    liar = (two.folder / "bee" / "vendor.toml").read_text().replace('name = "bee"', 'name = "ant"')
+    (two.folder / "cat" / "vendor.toml").write_text(liar)
+    grid.nodes = {0: (client_app(), {PLACE: str(living.begin("ant"))})}
+    running = threading.Thread(target=lambda: _coordinated(two, config, grid), daemon=True)
+    running.start()
+    until(lambda: any(event["event"] == "joined" for event in two.events()), 20)
+    grid.nodes[1] = (client_app(), {PLACE: str(living.begin("cat"))})
+    until(lambda: any("that of ant, who is here" in str(event) for event in two.events()), 20)
+    grid.nodes[2] = (client_app(), {PLACE: str(living.begin("bee"))})
+    running.join(30)
+    until(lambda: "ant" in living.ended, 10)
+    assert living.ended["ant"] == "the run is finished"
+
+
+def test_a_node_that_is_lost_leaves_the_run_or_ends_it_with_its_name(tmp_path: Path, sockets: Path) -> None:
+    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    config, _ = prepared(two, "fedavg")
+    living, grid, relay, calls = Living(two, sockets), FakeGrid(), client_app(), []
+
+    def lost(message: Message, context: Context) -> Message:
+        calls.append(message)
+        if len(calls) == 5:
+            del grid.nodes[1]
+        return relay(message, context) if len(calls) < 5 else _gone(message)
+
+    grid.nodes = {
+        0: (relay, {PLACE: str(living.begin("ant"))}), 1: (lost, {PLACE: str(living.begin("bee"))})
+    }  # fmt: skip
+    with pytest.raises(RunError, match=r"node bee: gone, and not back in time.*the same command goes on"):
+        _coordinated(two, config, grid, patience=Patience(back=0.3))
+    grid.nodes[2] = (relay, {PLACE: str(sockets / "bee.sock")})  # its SuperNode is another to Flower
+    _coordinated(two, config, grid)
+    assert_equal_to_local(two, config)
+
+
+def _gone(message: Message) -> Message:
+    return Message(Error(code=5, reason="Node unavailable"), reply_to=message)
+
+
+# --- what comes to a coordinator
+
+
+def _reply(content: Any) -> Any:
+    return lambda message, context: Message(content(message), reply_to=message)
+
+
+def _asked(message: Message) -> Packet:
+    packet = packet_of(message.content)
+    assert packet is not None
+    return unpacked(packet, (ASK,))
+
+
+def _honest(message: Message) -> RecordDict:
+    asked = _asked(message)
+    hello = Hello(protocol=1, library="0", wire=1, name="ant", incarnation="1")
+    return content_of(Packet(ANSWER, asked.stream, asked.number, list(frames(hello))).packed())
+
+
+def _changed(**fields: Any) -> Any:
+    """An answer with other fields than an honest one."""
+    return lambda message: content_of(_asked(message)._replace(**{"kind": ANSWER} | fields).packed())
+
+
+def _array(**fields: Any) -> Any:
+    whole = {"dtype": "uint8", "shape": (3,), "stype": RECORD, "data": b"abc"} | fields
+    return lambda message: RecordDict({RECORD: ArrayRecord({PACKET: Array(**whole)})})
+
+
+LIES: dict[str, Any] = {
+    "another kind": _changed(kind=ASK), "an unknown kind": _changed(kind=9), "gone": _changed(kind=GONE),
+    "another stream": _changed(stream=STREAM), "another number": _changed(number=7),
+    "nothing": lambda message: RecordDict(), "no bytes": _array(data=b""), "few bytes": _array(),
+    "bytes of others": _array(stype="numpy.ndarray"), "shapes of others": _array(shape=(2**40,), dtype="object"),
+    "another record": lambda message: RecordDict({RECORD: ConfigRecord({PACKET: b"abc"})}),
+    "another name": lambda message: RecordDict({RECORD: ArrayRecord({"x": Array(
+        dtype="uint8", shape=(1,), stype=RECORD, data=b"a")})}),
+    "a word of its own": lambda message: failed("\x1b[31m ant is a liar"),
+    "a number for a word": lambda message: RecordDict({RECORD: ConfigRecord({"failure": 3})}),
+    "a length beyond": lambda message: content_of(_changed()(message) and _asked(message)._replace(
+        kind=ANSWER).packed() + struct.pack("<I", 2**31) + b"x"),
+    "half a length": lambda message: content_of(_asked(message)._replace(kind=ANSWER).packed() + b"xy"),
+    "an empty frame": lambda message: content_of(_asked(message)._replace(kind=ANSWER, frames=[b""]).packed()),
+}  # fmt: skip
+
+
+def test_whatever_a_vendor_answers_concerns_its_stream_alone() -> None:
+    grid, notes, joined = FakeGrid(), list[str](), dict[str, Any]()
+    for number, lie in enumerate(LIES.values(), 1):
+        grid.nodes[number] = (_reply(lie), {})
+    grid.nodes[0] = (_reply(_honest), {})
+    grid.nodes[99] = (_raising, {})
+
+    def join(link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
+        joined[peer.place] = incoming
+
+    carrier = FlowerCarrier(grid, notes.append, replace(QUICK, closing=0.1))
+    carrier.open(200, join)
+    until(lambda: len(notes) >= len(LIES) + 1 and joined, 10, lambda: str(notes))
+    carrier.close()
+    assert list(joined) == ["Flower node 0"]
+    (hello, _) = Assembler().feed(next(joined["Flower node 0"])) or (None, b"")
+    assert isinstance(hello, Hello)
+    told = {text.split(": ")[0] for text in notes}
+    assert told == {f"Flower node {number}" for number in (*range(1, len(LIES) + 1), 99)}
+    assert not any("\x1b" in text or "liar" in text for text in notes)
+
+
+def _raising(message: Message, context: Context) -> Message:
+    return _gone(message)
+
+
+def test_a_grid_that_fails_keeps_back_nobody_else() -> None:
+    """An answer that Flower itself cannot read, and messages that it does not take."""
+    notes, joined = list[str](), list[str]()
+
+    class Failing(FakeGrid):
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            (message,) = messages
+            if message.metadata.dst_node_id == 2:
+                raise OSError("413")
+            return [] if message.metadata.dst_node_id == 3 else super().push_messages([message])
+
+        def pull_messages(self, names: Iterable[str]) -> list[Message]:
+            found = super().pull_messages(names)
+            if any(message.metadata.src_node_id == 1 for message in found):
+                for message in found:
+                    self._replies[message.metadata.reply_to_message_id] = message
+                raise ValueError("no message of Flower's")
+            return found
+
+    grid = Failing()
+    grid.nodes = {number: (_reply(_honest), {}) for number in range(4)}
+    carrier = FlowerCarrier(grid, notes.append, replace(QUICK, closing=0.1))
+    carrier.open(10, lambda link, incoming, peer: joined.append(peer.place))
+    until(lambda: len(notes) >= 3 and bool(joined), 10, lambda: str(notes))
+    carrier.close()
+    assert joined == ["Flower node 0"]
+    texts = "\n".join(notes)
+    for number, reason in ((1, "no message of Flower's"), (2, "413"), (3, "Flower took no message")):
+        assert any(text.startswith(f"Flower node {number}: ") and reason in text for text in notes), texts
+
+
+# --- what comes to a node
+
+
+@pytest.fixture
+def residence(tmp_path: Path) -> Iterator[tuple[Residence, Path]]:
+    one = Parties(tmp_path, ("ant",), secure=False)
+    one.prepare({"method": "fedavg"}, ["logistic"])
+    with closing(Node(read_vendor(tmp_path / "ant" / "vendor.toml"), Events(None, lambda text: None))) as node:
+        yield Residence(node), tmp_path / "ant" / "state"
+
+
+def test_every_field_of_an_exchange_is_looked_at(residence: tuple[Residence, Path]) -> None:
+    """Whatever comes is answered, said to be unknown, or refused; the stream that is open goes on."""
+    found, state = residence
+    opened = found.answer(Packet(ASK, STREAM, 0, []).packed())
+    for kind in (0, ANSWER, GONE, 255):
+        with pytest.raises(FrameError, match="kind"):
+            found.answer(Packet(kind, STREAM, 1, []).packed())
+    whole = Packet(ASK, STREAM, 1, [b"x" * 9]).packed()
+    for size in range(len(whole)):
+        if size != len(whole) - 13:  # that is one without a frame
+            with pytest.raises(FrameError):
+                found.answer(whole[:size])
+    for stream, number in ((b"t" * NAME, 1), (STREAM, 2), (STREAM, 2**64 - 1)):
+        assert unpacked(found.answer(Packet(ASK, stream, number, []).packed()), (GONE,)).stream == stream
+    assert found.answer(Packet(ASK, STREAM, 0, []).packed()) == opened  # again, and not anew
+    lines = (state / "audit.jsonl").read_bytes()
+    assert found.answer(Packet(ASK, STREAM, 1, []).packed()) == Packet(ANSWER, STREAM, 1, []).packed()
+    gone = found.answer(Packet(ASK, STREAM, 2, [b"\x00\x00\x00\x00 no frame"]).packed())
+    assert unpacked(gone, (GONE,)).number == 2
+    assert (state / "audit.jsonl").read_bytes() == lines  # nothing left
+
+
+def test_a_length_alone_takes_no_memory_and_no_room(tmp_path: Path, sockets: Path) -> None:
+    one = Parties(tmp_path, ("ant",), secure=False)
+    one.prepare({"method": "fedavg"}, ["logistic"])
+    living = Living(one, sockets)
+    place = living.begin("ant")
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(str(place))
+        line.sendall(struct.pack("<Q", 2**62))
+        assert line.recv(1) == b""  # it is not waited for
+    assert unpacked(handed_on(Packet(ASK, STREAM, 0, []).packed(), str(place)), (ANSWER,)).number == 0
+    assert any("are announced, at most" in text for text in living.said)
+    assert stat.S_IMODE(place.stat().st_mode) == 0o660
+    with pytest.raises(RunError, match="another process is node ant"):
+        Node(read_vendor(tmp_path / "ant" / "vendor.toml"), Events(None, living.said.append))
+    _end(place)
+    until(lambda: "ant" in living.ended, 10)
+    assert not place.exists()
+
+
+def test_a_socket_in_use_or_with_a_long_path_is_refused(residence: tuple[Residence, Path], sockets: Path) -> None:
+    node = residence[0]._node
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(str(sockets / "taken"))
+        other.listen()
+        with pytest.raises(ConfigError, match="another node answers there"):
+            reside(node, sockets / "taken")
+    (sockets / "file").write_text("of somebody")
+    for place in (sockets / "file", sockets / ("x" * 200)):
+        with pytest.raises(ConfigError, match="--socket .*: no socket can be there"):
+            reside(node, place)
+    assert (sockets / "file").read_text() == "of somebody"
+    with pytest.raises(RunError, match="nobody asked"):
+        reside(node, sockets / "taken", patience=0.05)  # what is left of a node that was killed is in nobody's way
+
+
+# --- what runs at a client
+
+
+def test_a_relay_says_no_more_than_a_word(sockets: Path) -> None:
+    message = Message(content_of(b"x"), 1, "query.interfuse")
+    message.metadata.__dict__["_message_id"] = "1"
+    deaf = socket.socket(socket.AF_UNIX)
+    deaf.bind(str(sockets / "deaf"))
+    deaf.listen()
+    threading.Thread(target=lambda: deaf.accept()[0].close(), daemon=True).start()
+    for place, word in (("", UNNAMED), (str(sockets / "none"), NOBODY), (str(sockets / "deaf"), BROKEN)):
+        config = {PLACE: place} if place else {}
+        context = Context(run_id=1, node_id=1, node_config=config, state=RecordDict(), run_config={})
+        content = client_app()(message, context).content
+        assert failure_of(content) == word
+        assert packet_of(content) is None
+    deaf.close()
+
+
+def test_what_flower_starts_for_every_message_imports_nothing_large() -> None:
+    code = "import sys, interfuse_relay.app; print({'torch', 'interfuse'} & {*sys.modules})"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, ["flower-app", "ifl", "--out", str(tmp_path / "app")])
+    files = sorted(path for path in (tmp_path / "app").rglob("*") if path.is_file())
+    assert sorted(map(str, files)) == sorted(said.output.split())
+    for path in (path for path in files if path.suffix == ".py"):
+        for one in ast.walk(ast.parse(path.read_text())):
+            assert not isinstance(one, ast.FunctionDef | ast.ClassDef | ast.Import)
+            if isinstance(one, ast.ImportFrom):
+                assert one.module in ("pathlib", "interfuse.flower.server", "interfuse_relay.app")
+    assert not AppSettings.read({"out": "/tmp/x", "nodes": 4}).minimum
+    for values, key in (
+        ({"nodes": 4}, "out"), ({"out": "x", "nodes": 4}, "absolute"), ({"out": "/x", "nodes": 0}, "nodes"),
+        ({"out": "/x", "nodes": 1, "y": 1}, "y"),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=key):
+            AppSettings.read(values)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("")
+    with pytest.raises(ConfigError, match="holds something else"):
+        write_app(parse_config({}), tmp_path / "mine", tmp_path / "run")
