@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Sequence
 
 _LENGTH = struct.Struct("<Q")
 _PIECE = 1 << 20
 
 
-def send(line: socket.socket, packet: bytes) -> None:
-    """Send a packet behind its length."""
-    line.sendall(_LENGTH.pack(len(packet)))
-    line.sendall(packet)
+def send(line: socket.socket, parts: Sequence[bytes]) -> None:
+    """Send a packet, given in parts, behind its length."""
+    line.sendall(_LENGTH.pack(sum(map(len, parts))))
+    for part in parts:
+        line.sendall(part)
 
 
-def receive(line: socket.socket, most: int) -> bytes:
-    """A packet, as :func:`send` sends it.
+def announced(line: socket.socket) -> int:
+    """The length of the packet that follows.
 
     Raises:
-        OSError: it does not come whole, or says that it is larger than ``most``.
+        OSError: none does.
     """
-    (length,) = _LENGTH.unpack(_exactly(line, _LENGTH.size))
-    if length > most:
-        raise OSError(f"{length} bytes are announced, at most {most} are taken")
-    return _exactly(line, length)
+    found: int = _LENGTH.unpack(exactly(line, _LENGTH.size))[0]
+    return found
 
 
-def _exactly(line: socket.socket, size: int) -> bytes:
+def exactly(line: socket.socket, size: int) -> bytes:
+    """So many bytes.
+
+    Raises:
+        OSError: there are fewer.
+    """
     pieces, missing = [], size
     while missing:
         piece = line.recv(min(missing, _PIECE))
@@ -46,5 +51,5 @@ def handed_on(packet: bytes, place: str) -> bytes:
     """
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(place)
-        send(line, packet)
-        return receive(line, 1 << 62)
+        send(line, [packet])
+        return exactly(line, announced(line))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import io
+import json
 import socket
 import stat
 import struct
@@ -10,8 +12,8 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,10 @@ from typer.testing import CliRunner
 from interfuse.cli.app import app
 from interfuse.coordination import Terms, coordinate, driver
 from interfuse.engines.flower.carrier import FlowerCarrier, Pace
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Packet, unpacked
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, packed
 from interfuse.engines.flower.residence import Residence, reside
 from interfuse.engines.parties import Link, Peer
-from interfuse.engines.parties.frames import Assembler, End, FrameError, Hello, frames
+from interfuse.engines.parties.frames import Assembler, End, FrameError, Hello, Ready, frames
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node
 from interfuse.engines.parties.remote import Patience
@@ -135,7 +137,7 @@ def test_a_node_started_anew_goes_back_with_everybody(tmp_path: Path, sockets: P
 def _end(place: Path) -> None:
     """What whoever reaches a node's socket can do: end its part."""
     for number, said in enumerate(([], list(frames(End(reason="", finished=True))))):
-        handed_on(Packet(ASK, b"o" * NAME, number, said).packed(), str(place))
+        handed_on(_packet(ASK, b"o" * NAME, number, said), str(place))
 
 
 def test_two_nodes_of_one_name_are_refused_by_name(tmp_path: Path, sockets: Path) -> None:
@@ -189,21 +191,28 @@ def _reply(content: Any) -> Any:
     return lambda message, context: Message(content(message), reply_to=message)
 
 
-def _asked(message: Message) -> Packet:
-    packet = packet_of(message.content)
-    assert packet is not None
-    return unpacked(packet, (ASK,))
+def _packet(kind: int, stream: bytes, number: int, said: Sequence[bytes] = ()) -> bytes:
+    return b"".join(packed(Head(kind, stream, number), said))
+
+
+def _bare(message: Message, **fields: Any) -> bytes:
+    """An answer without frames, with other fields than an honest one."""
+    asked = packet_of(message.content)
+    assert asked is not None
+    return b"".join(packed(opened_whole(asked, (ASK,))[0]._replace(**{"kind": ANSWER} | fields), []))
 
 
 def _honest(message: Message) -> RecordDict:
-    asked = _asked(message)
-    hello = Hello(protocol=1, library="0", wire=1, name="ant", incarnation="1")
-    return content_of(Packet(ANSWER, asked.stream, asked.number, list(frames(hello))).packed())
+    said = b"".join(frames(Hello(protocol=1, library="0", wire=1, name="ant", incarnation="1")))
+    return content_of(_bare(message) + struct.pack("<I", len(said)) + said)
 
 
 def _changed(**fields: Any) -> Any:
-    """An answer with other fields than an honest one."""
-    return lambda message: content_of(_asked(message)._replace(**{"kind": ANSWER} | fields).packed())
+    return lambda message: content_of(_bare(message, **fields))
+
+
+def _followed(rest: bytes) -> Any:
+    return lambda message: content_of(_bare(message) + rest)
 
 
 def _array(**fields: Any) -> Any:
@@ -221,10 +230,8 @@ LIES: dict[str, Any] = {
         dtype="uint8", shape=(1,), stype=RECORD, data=b"a")})}),
     "a word of its own": lambda message: failed("\x1b[31m ant is a liar"),
     "a number for a word": lambda message: RecordDict({RECORD: ConfigRecord({"failure": 3})}),
-    "a length beyond": lambda message: content_of(_changed()(message) and _asked(message)._replace(
-        kind=ANSWER).packed() + struct.pack("<I", 2**31) + b"x"),
-    "half a length": lambda message: content_of(_asked(message)._replace(kind=ANSWER).packed() + b"xy"),
-    "an empty frame": lambda message: content_of(_asked(message)._replace(kind=ANSWER, frames=[b""]).packed()),
+    "a length beyond": _followed(struct.pack("<I", 2**31) + b"x"), "half a length": _followed(b"xy"),
+    "an empty frame": _followed(bytes(4)), "a frame cut short": _followed(struct.pack("<I", 9) + b"x"),
 }  # fmt: skip
 
 
@@ -299,23 +306,37 @@ def residence(tmp_path: Path) -> Iterator[tuple[Residence, Path]]:
 def test_every_field_of_an_exchange_is_looked_at(residence: tuple[Residence, Path]) -> None:
     """Whatever comes is answered, said to be unknown, or refused; the stream that is open goes on."""
     found, state = residence
-    opened = found.answer(Packet(ASK, STREAM, 0, []).packed())
+
+    def ask(packet: bytes) -> bytes:
+        return b"".join(found.answer(io.BytesIO(packet).read, len(packet)))
+
+    opened = ask(_packet(ASK, STREAM, 0))
     for kind in (0, ANSWER, GONE, 255):
         with pytest.raises(FrameError, match="kind"):
-            found.answer(Packet(kind, STREAM, 1, []).packed())
-    whole = Packet(ASK, STREAM, 1, [b"x" * 9]).packed()
-    for size in range(len(whole)):
-        if size != len(whole) - 13:  # that is one without a frame
-            with pytest.raises(FrameError):
-                found.answer(whole[:size])
+            ask(_packet(kind, STREAM, 1))
     for stream, number in ((b"t" * NAME, 1), (STREAM, 2), (STREAM, 2**64 - 1)):
-        assert unpacked(found.answer(Packet(ASK, stream, number, []).packed()), (GONE,)).stream == stream
-    assert found.answer(Packet(ASK, STREAM, 0, []).packed()) == opened  # again, and not anew
-    lines = (state / "audit.jsonl").read_bytes()
-    assert found.answer(Packet(ASK, STREAM, 1, []).packed()) == Packet(ANSWER, STREAM, 1, []).packed()
-    gone = found.answer(Packet(ASK, STREAM, 2, [b"\x00\x00\x00\x00 no frame"]).packed())
-    assert unpacked(gone, (GONE,)).number == 2
-    assert (state / "audit.jsonl").read_bytes() == lines  # nothing left
+        assert opened_whole(ask(_packet(ASK, stream, number, [b"x" * 9])), (GONE,)) == ((GONE, stream, number), [])
+    assert ask(_packet(ASK, STREAM, 0)) == opened  # again, and not anew
+    assert ask(_packet(ASK, STREAM, 1)) == _packet(ANSWER, STREAM, 1)
+    whole, number = _packet(ASK, STREAM, 2, [b"x" * 9]), 2
+    for size in range(len(whole)):
+        if size == 25:  # one without a frame
+            continue
+        with pytest.raises(FrameError):
+            ask(whole[:size])
+        if size > 25:  # whoever breaks off has opened another stream in vain, and the first is over
+            assert opened_whole(ask(_packet(ASK, STREAM, number)), (GONE,))
+            ask(_packet(ASK, STREAM, 0))
+            ask(_packet(ASK, STREAM, 1))
+    for frame in (b"\x00\x00\x00\x00 no frame", b"x", struct.pack("<I", 2) + b"{}", next(frames(Ready(attempt=1)))):
+        ask(_packet(ASK, STREAM, 0))
+        with suppress(FrameError):
+            ask(_packet(ASK, STREAM, 1, [frame]))
+        found.refusal = None
+        with pytest.raises(FrameError, match="opens a stream"):
+            ask(_packet(ASK, b"t" * NAME, 0, [frame]))
+    sent = [json.loads(line)["what"] for line in (state / "audit.jsonl").read_bytes().splitlines()]
+    assert set(sent) == {"hello"}  # nothing else left
 
 
 def test_a_length_alone_takes_no_memory_and_no_room(tmp_path: Path, sockets: Path) -> None:
@@ -323,12 +344,16 @@ def test_a_length_alone_takes_no_memory_and_no_room(tmp_path: Path, sockets: Pat
     one.prepare({"method": "fedavg"}, ["logistic"])
     living = Living(one, sockets)
     place = living.begin("ant")
-    with socket.socket(socket.AF_UNIX) as line:
-        line.connect(str(place))
-        line.sendall(struct.pack("<Q", 2**62))
-        assert line.recv(1) == b""  # it is not waited for
-    assert unpacked(handed_on(Packet(ASK, STREAM, 0, []).packed(), str(place)), (ANSWER,)).number == 0
-    assert any("are announced, at most" in text for text in living.said)
+    for sent in (struct.pack("<Q", 2**62), struct.pack("<Q", 2**62) + _packet(ASK, STREAM, 0) + b"\xff" * 8):
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(str(place))
+            line.sendall(sent)
+            line.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                assert line.recv(1) == b""
+    head, _ = opened_whole(handed_on(_packet(ASK, STREAM, 0), str(place)), (ANSWER,))
+    assert head.number == 0
+    assert sum("an exchange broke off" in text for text in living.said) == 2
     assert stat.S_IMODE(place.stat().st_mode) == 0o660
     with pytest.raises(RunError, match="another process is node ant"):
         Node(read_vendor(tmp_path / "ant" / "vendor.toml"), Events(None, living.said.append))

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interfuse.coordination import Terms, coordinate
 from interfuse.engines.flower.carrier import FlowerCarrier
-from interfuse.engines.parties.frames import MESSAGE
+from interfuse.engines.parties.contract import MESSAGE
 from interfuse.engines.parties.remote import Patience
 from interfuse.errors import ConfigError
 from interfuse.report.progress import shown

@@ -12,7 +12,7 @@ from typing import Any
 
 from flwr.app import Message
 
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Packet, unpacked
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, packed
 from interfuse.engines.parties import Join, LineError, Link, Peer
 from interfuse.engines.parties.frames import FrameError
 from interfuse.engines.parties.words import printable
@@ -113,8 +113,7 @@ class FlowerCarrier:
                 self._note(_words("Flower's grid", error))
                 look = time.monotonic() + self._pace.look
                 time.sleep(self._pace.look)
-            quiet = not self._asked and all(line.link is None for line in self._lines.values())
-            if self._closing and (quiet or time.monotonic() > end):
+            if self._closing and (not self._asked or time.monotonic() > end):  # what waited has gone before
                 break
             time.sleep(self._pace.poll)
         for line in self._lines.values():
@@ -148,7 +147,7 @@ class FlowerCarrier:
                 self._drop(line, None)
 
     def _ask(self, line: _Line, frames: list[bytes]) -> None:
-        packet = Packet(ASK, line.stream, line.number, frames).packed()
+        packet = b"".join(packed(Head(ASK, line.stream, line.number), frames))
         message = Message(content_of(packet), line.node, f"query.{ACTION}")
         try:
             found = list(self._grid.push_messages([message]))
@@ -200,17 +199,17 @@ class FlowerCarrier:
             word = failure_of(message.content) or "no answer of ours"
             return self._broke(line, _WORDS.get(word, word))
         try:
-            found = unpacked(packet, (ANSWER, GONE))
-            if found[:3] == (GONE, line.stream, number):
+            head, frames = opened_whole(packet, (ANSWER, GONE))
+            if head == (GONE, line.stream, number):
                 return self._broke(line, "its node was started anew, or is asked by others too")
-            if found[:3] != (ANSWER, line.stream, number):
+            if head != (ANSWER, line.stream, number):
                 raise FrameError("an answer to another exchange")
         except FrameError as error:
             return self._broke(line, str(error))
         line.pause, line.told = 0.0, ""
         if line.link is None:
             self._open(line)
-        for frame in found.frames:
+        for frame in frames:
             line.incoming.put(frame)
         if line.over:
             self._drop(line, None)

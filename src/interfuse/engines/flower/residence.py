@@ -7,13 +7,14 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, ROOM, Packet, unpacked
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, opened, packed
 from interfuse.engines.parties.frames import Assembler, End, FrameError, frames
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.errors import ConfigError, RunError
-from interfuse_relay.lines import receive, send
+from interfuse_relay.lines import announced, exactly, send
 
 WAITING = 16
 """Connections that wait while another is answered."""
@@ -31,45 +32,45 @@ class Residence:
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._stream, self._number = b"", -1
-        self._assembler = Assembler(node.vendor.limits.message_bytes)
-        self._kept = b""
+        self._stream, self._number = b"", 0
+        self._assembler = Assembler()
+        self._kept: list[bytes] = []
         self.last: End | None = None
         self.refusal: RefusedError | None = None
 
-    def answer(self, packet: bytes) -> bytes:
-        """The answer to an exchange: the same again where it was answered before.
+    def answer(self, read: Callable[[int], bytes], size: int) -> list[bytes]:
+        """The answer to a packet, in parts: the same again where it was answered before.
+
+        Args:
+            read, size: As :func:`interfuse.engines.flower.exchange.opened` takes them.
 
         Raises:
-            FrameError: it is none of ours; nothing is done.
+            FrameError: it is none of ours.
+            OSError: it broke off.
             RunError: the audit log cannot be written, so nothing may leave.
         """
-        asked = unpacked(packet, (ASK,))
-        if asked.number == 0 and asked.stream != self._stream:
-            self._stream, self._number = asked.stream, 0
-            self._assembler = Assembler(self._node.vendor.limits.message_bytes)
-            return self._keep(list(frames(*self._node.hello())))
-        if asked.stream != self._stream or asked.number not in (self._number, self._number + 1):
-            return Packet(GONE, asked.stream, asked.number, []).packed()
-        if asked.number == self._number:
-            return self._kept
+        asked, came = opened(read, size, (ASK,))
+        again = asked.stream == self._stream and asked.number == self._number
+        follows = asked.stream == self._stream and asked.number == self._number + 1
+        if again or not (follows or asked.number == 0):
+            for _ in came:  # it is let go, so that whoever sent it hears
+                pass
+            return self._kept if again else packed(asked._replace(kind=GONE), [])
+        if not follows:
+            if any(came):
+                raise FrameError("frames in the exchange that opens a stream")
+            self._stream = asked.stream
+            self._assembler = Assembler(self._node.vendor.limits.message_bytes, ends=False)
         self._number = asked.number
-        try:
-            return self._keep(list(self._answers(asked.frames)))
-        except FrameError as error:
-            self._node.events.add("the coordinator sent no frame of ours", reason=error)
-            self._stream = b""
-            return Packet(GONE, asked.stream, asked.number, []).packed()
-
-    def _keep(self, answers: list[bytes]) -> bytes:
-        self._kept = Packet(ANSWER, self._stream, self._number, answers).packed()
-        if self.refusal is not None:
-            self._stream = b""
+        stream, self._stream = self._stream, b""  # none, until it is answered whole
+        answers = list(self._answers(came) if follows else frames(*self._node.hello()))
+        self._stream = b"" if self.refusal is not None else stream
+        self._kept = packed(asked._replace(kind=ANSWER), answers)
         return self._kept
 
-    def _answers(self, asked: list[bytes]) -> Iterator[bytes]:
+    def _answers(self, came: Iterator[bytes]) -> Iterator[bytes]:
         """Frames of the answers, up to where the coordinator or this node ends it."""
-        for frame in asked:
+        for frame in came:
             whole = self._assembler.feed(frame)
             if whole is None:
                 continue
@@ -132,9 +133,9 @@ def _serve(line: socket.socket, residence: Residence, node: Node, turn: Abstract
     """Answer one connection; whatever is wrong with it concerns it alone."""
     line.settimeout(SILENCE)
     try:
-        packet = receive(line, node.vendor.limits.message_bytes + ROOM)
+        size = announced(line)
         with turn:
-            answer = residence.answer(packet)
+            answer = residence.answer(partial(exactly, line), size)
         send(line, answer)
     except (OSError, FrameError) as error:  # the answer is kept: who asks again gets it
         node.events.add("an exchange broke off", reason=error)
