@@ -29,7 +29,7 @@ from interfuse.wire import FileRecord, Packs
 from on_flower import flower, write_vendor
 
 NAMES = ("ant", "bee")
-ROUNDS = 3
+ROUNDS = 2
 METHODS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "ifl": (("mlp", "logistic"), {"local_steps": 2, "batch_size": 8}),
     "fedavg": (("logistic",), {"batch_size": 8}),
@@ -131,8 +131,8 @@ def _recipe(name: str, data: Path) -> RunConfig:
     return parse_config(
         {
             "method": name, "models": list(models), "settings": dict(settings), "data": str(data), "rounds": ROUNDS,
-            "clients": len(NAMES), "fusion_width": 8, "eval_every": 1, "beside": [],
-            "sampling": {"draws_from": "seed"}, "execution": {"workers": 1, "commit_rounds": 1},
+            "clients": len(NAMES), "fusion_width": 8, "eval_every": 2, "beside": [],
+            "sampling": {"draws_from": "seed"}, "execution": {"workers": 1, "commit_rounds": 2},
         }
     )  # fmt: skip
 
