@@ -47,7 +47,7 @@ from interfuse.artefacts import (
     load,
     write,
 )
-from interfuse.serve import Client, Code
+from interfuse.serve import Code, ServiceClient
 from interfuse.serve.bodies import JSON, SAFETENSORS, as_safetensors
 
 PIXELS, WIDTH, CLASSES = 64, 32, 10
@@ -137,7 +137,7 @@ class Honest:
         base, modular = load(folder / "base"), load(folder / "modular")
         x = torch.randint(0, 256, (4, PIXELS), dtype=torch.uint8)
         expected = composed(base, [modular], x)
-        with Client(address) as client:
+        with ServiceClient(address) as client:
             while not stop.is_set():
                 begun = time.monotonic()
                 try:

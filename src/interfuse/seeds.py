@@ -22,9 +22,9 @@ from interfuse.result import Result
 from interfuse.runs import RunConfig, Summary
 from interfuse.runs.config import changed_in
 from interfuse.runs.differences import difference, points
-from interfuse.runs.folder import write_whole
 from interfuse.runs.summary import without_nan
 from interfuse.runs.words import counted, percents, size
+from interfuse.writing import write_whole
 
 SUMMARY = "seeds.json"
 Form = Callable[[float, float], str]

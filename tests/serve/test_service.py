@@ -35,9 +35,9 @@ from interfuse.serve import (
     LOCAL,
     Access,
     Code,
-    Limits,
-    RefusedError,
     Service,
+    ServiceError,
+    ServiceLimits,
     add_key,
     bodies,
     from_folders,
@@ -49,7 +49,7 @@ from interfuse.serve.blocks import Block
 from interfuse.serve.limits import STALE
 
 TENSORS, JSON = "application/x-safetensors", "application/json"
-SMALL = Limits(body=4000, json_body=2000, rows=8, body_time=0.3, head=0.3, connections=4, idle=1)
+SMALL = ServiceLimits(body=4000, json_body=2000, rows=8, body_time=0.3, head=0.3, connections=4, idle=1)
 X = np.arange(6, dtype=np.float32).reshape(2, 3)
 
 
@@ -105,7 +105,7 @@ def test_long_bodies_are_read_and_written_in_a_thread(tmp_path: Path, monkeypatc
 
     for name in ("read_json", "read_safetensors", "as_json", "as_safetensors"):
         told(name)
-    with running(Service(from_folders(folders), limits=Limits(rows=10_000))) as address:
+    with running(Service(from_folders(folders), limits=ServiceLimits(rows=10_000))) as address:
         many = np.ones((6000, 3), np.float32)
         found = ask(address + ANT, packed(x=many), params={"codec": "int8"})
         ask(address + ANT, as_json(shape=[6000, 3], data=many.flatten().tolist()), JSON)
@@ -390,7 +390,7 @@ def test_only_what_was_revoked_is_withdrawn_for_ever(tmp_path: Path) -> None:
                 block.refresh(now)
             assert block.good(now) is block.artefact
             assert (block.may_answer(now), block.withdrawn) == (True, None)
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(ServiceError) as refused:
             block.good(STALE + 1)
         assert refused.value.fault.code == "unknown_standing"
         assert not block.may_answer(STALE + 1)
@@ -399,7 +399,7 @@ def test_only_what_was_revoked_is_withdrawn_for_ever(tmp_path: Path) -> None:
         assert block.good(STALE + 2) is block.artefact
         ends(block, date(2020, 1, 1))
         assert not block.may_answer(STALE + 2)
-        with pytest.raises(RefusedError, match="has expired on 2020-01-01"):
+        with pytest.raises(ServiceError, match="has expired on 2020-01-01"):
             block.good(STALE + 2)
         ends(block, date(2999, 1, 1))
         assert block.good(STALE + 2) is block.artefact
@@ -407,7 +407,7 @@ def test_only_what_was_revoked_is_withdrawn_for_ever(tmp_path: Path) -> None:
     block.refresh(STALE + 3)
     (place / "REVOKED").unlink()
     block.refresh(STALE + 4)
-    with pytest.raises(RefusedError, match="ant/1 was revoked: ant has left"):
+    with pytest.raises(ServiceError, match="ant/1 was revoked: ant has left"):
         block.good(STALE + 4)
     with pytest.raises(ArtefactError, match="no artefact in"):
         from_folders([tmp_path / "nothing"])
@@ -451,7 +451,7 @@ def test_a_registry_that_cannot_be_read_is_believed_for_a_while(tmp_path: Path) 
     with pytest.raises(ConfigError):
         block.refresh(5.0)
     assert block.good(STALE) is block.artefact
-    with pytest.raises(RefusedError, match="registry cannot be read"):
+    with pytest.raises(ServiceError, match="registry cannot be read"):
         block.good(STALE + 1)
 
 
@@ -478,7 +478,7 @@ def test_requests_are_computed_together_and_one_that_cannot_be_disturbs_no_other
     sizes: list[int] = []
 
     async def ask_all() -> list[Any]:
-        limits = Limits(rows=8, waiting=5, wait=5)
+        limits = ServiceLimits(rows=8, waiting=5, wait=5)
         batches = Batches(artefact, limits, pool, asyncio.Lock(), lambda rows: sizes.append(rows))
         asked = [asyncio.create_task(batches(torch.full((3, 3), token))) for token in (1, 2, 99, 4)]
         late = [asyncio.create_task(batches(torch.zeros(2, 3, dtype=torch.int64))) for _ in range(2)]
@@ -515,7 +515,7 @@ class Broken:
 
 def test_a_block_that_fails_ends_its_batch_and_not_the_service() -> None:
     async def ask_thrice() -> list[Any]:
-        batches = Batches(Broken(), Limits(), pool, asyncio.Lock(), lambda rows: None)
+        batches = Batches(Broken(), ServiceLimits(), pool, asyncio.Lock(), lambda rows: None)
         worker = asyncio.create_task(batches.work())
         found = [(await asyncio.gather(batches(Z_TENSOR), return_exceptions=True))[0] for _ in range(3)]
         worker.cancel()
@@ -555,7 +555,7 @@ def test_who_does_not_read_an_answer_loses_the_connection(tmp_path: Path) -> Non
     )  # fmt: skip
     write(tmp_path / "wide", manifest, program)
     body = packed(x=np.zeros((512, 3), np.float32))
-    with running(Service(from_folders([tmp_path / "wide"]), limits=Limits(request=0.5, idle=1))) as address:
+    with running(Service(from_folders([tmp_path / "wide"]), limits=ServiceLimits(request=0.5, idle=1))) as address:
         host, port = address.removeprefix("http://").split(":")
         with socket.socket() as line:
             line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -578,9 +578,11 @@ def test_who_waits_too_long_is_told_so(tmp_path: Path) -> None:
 
     async def nobody_works() -> None:
         with ThreadPoolExecutor(1) as pool:
-            await Batches(artefact, Limits(wait=0.05), pool, asyncio.Lock(), lambda rows: None)(torch.zeros(1, 3))
+            await Batches(artefact, ServiceLimits(wait=0.05), pool, asyncio.Lock(), lambda rows: None)(
+                torch.zeros(1, 3)
+            )
 
-    with pytest.raises(RefusedError, match="no turn within"):
+    with pytest.raises(ServiceError, match="no turn within"):
         asyncio.run(nobody_works())
 
 
@@ -600,7 +602,7 @@ def test_a_computation_may_take_longer_than_the_queue() -> None:
     """What waits for another block that shares the processor waits in the queue."""
 
     async def both(compute: float) -> list[Any]:
-        slow, limits, turn = Slow(), Limits(wait=0.2, compute=compute), asyncio.Lock()
+        slow, limits, turn = Slow(), ServiceLimits(wait=0.2, compute=compute), asyncio.Lock()
         several = [Batches(artefact, limits, pool, turn, lambda rows: None) for artefact in (slow, Slow())]
         workers = [asyncio.create_task(batches.work()) for batches in several]
         first = asyncio.create_task(several[0](Z_TENSOR))
@@ -621,7 +623,7 @@ def test_a_computation_may_take_longer_than_the_queue() -> None:
         found, second = asyncio.run(both(0.1))
     assert (found.fault.code, "of computation" in str(found)) == ("busy", True)
     assert (second.fault.code, "no turn within" in str(second)) == ("busy", True)
-    limits = Limits()
+    limits = ServiceLimits()
     assert limits.body_time + limits.wait + limits.compute < limits.request
 
 
@@ -702,7 +704,7 @@ def test_a_file_of_keys_that_cannot_be_read_is_believed_for_a_while(tmp_path: Pa
         now += 1
         with pytest.raises(ConfigError, match="keys"):
             access.refresh()
-        with pytest.raises(RefusedError) as refused:
+        with pytest.raises(ServiceError) as refused:
             access.admit(key, None, "")
         assert (refused.value.fault.code, refused.value.retry) == ("unknown_standing", 30)
         file.unlink(missing_ok=True)
@@ -711,7 +713,7 @@ def test_a_file_of_keys_that_cannot_be_read_is_believed_for_a_while(tmp_path: Pa
         assert access.admit(key, None, "") == "app"
     file.write_text("")
     access.refresh()
-    with pytest.raises(RefusedError, match="no such API key"):
+    with pytest.raises(ServiceError, match="no such API key"):
         access.admit(key, None, "")
 
 
@@ -737,5 +739,5 @@ def test_rates_that_nobody_can_have_are_refused(tmp_path: Path) -> None:
             Access(file)
     slowest = Access(rate=1e-6)
     slowest.admit(None, None, "")
-    with pytest.raises(RefusedError, match="times a second"):
+    with pytest.raises(ServiceError, match="times a second"):
         slowest.admit(None, None, "")

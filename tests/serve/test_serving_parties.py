@@ -31,9 +31,9 @@ from interfuse.engines.grpc import make_keys
 from interfuse.errors import ConfigError
 from interfuse.serve import (
     Access,
-    Client,
-    RefusedError,
     Service,
+    ServiceClient,
+    ServiceError,
     UnreachableError,
     admission,
     from_folders,
@@ -146,7 +146,7 @@ def test_the_client_of_python_asks_as_the_blocks_are(tmp_path: Path) -> None:
     x = torch.randn(5, 3)
     with (
         running(Service(from_folders([tmp_path / n for n in ("base", "modular", "other")]))) as at,
-        Client(at) as client,
+        ServiceClient(at) as client,
     ):
         features = client.features("base/1", x)
         assert torch.equal(together(named(features.tensors)), base(x))
@@ -156,7 +156,7 @@ def test_the_client_of_python_asks_as_the_blocks_are(tmp_path: Path) -> None:
         assert float((named(coded.tensors)["x"] - named(features.tensors)["x"]).abs().max()) < 0.05
         assert client.scores("modular/1", coded).shape == (5, 2)
         assert client.blocks()["other/1"].contract == other.manifest.fusion.key
-        with pytest.raises(RefusedError, match="are needed") as refused:
+        with pytest.raises(ServiceError, match="are needed") as refused:
             client.scores("other/1", features)
         assert refused.value.fault.code == "wrong_contract"
         with pytest.raises(ConfigError, match="has no block cat/1, but base/1, modular/1, other/1"):
@@ -165,7 +165,7 @@ def test_the_client_of_python_asks_as_the_blocks_are(tmp_path: Path) -> None:
         client.blocks()
     for wrong in ("127.0.0.1:8080", "ftp://x", "http://x/y", "http://"):
         with pytest.raises(ConfigError, match="no address of a service"):
-            Client(wrong)
+            ServiceClient(wrong)
 
 
 @contextmanager
@@ -191,13 +191,13 @@ LISTING = b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"blocks":[]}'
 
 
 def test_a_connection_that_was_ended_while_idle_is_opened_again_once() -> None:
-    with answering(LISTING, LISTING, LISTING) as address, Client(address) as client:
+    with answering(LISTING, LISTING, LISTING) as address, ServiceClient(address) as client:
         assert [client.blocks() for _ in range(3)] == [{}, {}, {}]
-    with answering(b"", LISTING) as address, Client(address) as client:
+    with answering(b"", LISTING) as address, ServiceClient(address) as client:
         with pytest.raises(UnreachableError, match="does not answer"):
             client.blocks()  # a new connection that is ended is no idle one: not asked again
         assert client.blocks() == {}
-    with answering(LISTING, b"", LISTING) as address, Client(address) as client:
+    with answering(LISTING, b"", LISTING) as address, ServiceClient(address) as client:
         client.blocks()
         with pytest.raises(UnreachableError, match="does not answer"):
             client.blocks()  # asked again once

@@ -79,8 +79,8 @@ def serve(
     from interfuse.serve import (
         LOCAL,
         Access,
-        Limits,
         Service,
+        ServiceLimits,
         admission,
         from_folders,
         from_registry,
@@ -103,7 +103,7 @@ def serve(
         blocks = from_folders([Path(one) for one in what], trusted, onnx=demo)
     else:
         blocks = from_registry(Registry(registry), what, trusted, onnx=demo)
-    limits = Limits()
+    limits = ServiceLimits()
     limits = replace(
         limits,
         rows=rows or limits.rows,

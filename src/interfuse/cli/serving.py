@@ -220,8 +220,7 @@ def _samples(path: Path) -> np.ndarray | Mapping[str, np.ndarray]:
             file.seek(0)
             return np.asarray(np.load(file, allow_pickle=False))
     except UNREADABLE as error:
-        # NumPy's own advice is to allow pickles, which run code.
-        reason = "it is none" if isinstance(error, HoldsObjectsError) or "pickle" in str(error) else error
+        reason = "it holds Python objects" if isinstance(error, HoldsObjectsError) else error
         raise DataError(f"cannot read {path} as an array of numbers (.npy): {reason}") from error
 
 

@@ -24,10 +24,11 @@ from interfuse.errors import ClientError, ConfigError, MessageError, RunError
 from interfuse.opening import json_in
 from interfuse.runs import Given, RunConfig, Silent, Summary
 from interfuse.runs.config import changed_in, differences
-from interfuse.runs.folder import RunFolder, write_whole
+from interfuse.runs.folder import RunFolder
 from interfuse.runs.loop import begin_or_resume
 from interfuse.toml import read_toml
 from interfuse.training import DivergedError
+from interfuse.writing import write_whole
 
 POLL_SECONDS = 0.25
 SHOWN = 3

@@ -17,8 +17,8 @@ from interfuse.comparison.plan import Plan
 from interfuse.comparison.progress import Follower, Nobody
 from interfuse.comparison.table import Table, columns_of, tables
 from interfuse.errors import RunError
-from interfuse.runs.folder import write_whole
 from interfuse.runs.summary import without_nan
+from interfuse.writing import write_whole
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from interfuse.engines.parties.contract import Facts
 from interfuse.errors import RunError
 from interfuse.opening import content
 from interfuse.runs import NETWORK_FILE
-from interfuse.runs.folder import write_whole
 from interfuse.wire.sealed import seal_of, sealed
+from interfuse.writing import write_whole
 
 STATUS_FILE = "status.json"
 

@@ -13,7 +13,7 @@ from interfuse.engines.parties.logs import now
 from interfuse.engines.parties.remote import Remote
 from interfuse.errors import ConfigError
 from interfuse.runs import Progress, Row, RunConfig
-from interfuse.runs.folder import write_whole
+from interfuse.writing import write_whole
 
 SECONDS = 1.0
 """Between two writings of the status, at least."""

@@ -9,7 +9,7 @@ from interfuse.report.console import console_summary
 from interfuse.report.diagnosis import Diagnosis, diagnose
 from interfuse.report.run import load
 from interfuse.report.text import scores
-from interfuse.runs.folder import write_whole
+from interfuse.writing import write_whole
 
 __all__ = ["Diagnosis", "console_summary", "diagnose", "load", "scores", "write"]
 

@@ -34,9 +34,9 @@ from interfuse.evaluation import Adaptation, Side
 from interfuse.references import short_name
 from interfuse.report.run import Curve, Run, curve
 from interfuse.report.text import bare_percent, over_clients
-from interfuse.runs.folder import write_whole
 from interfuse.runs.summary import NO_COLLABORATION, NOTHING, Matrix, MovedOfKind, Scores
 from interfuse.runs.words import prefix_of
+from interfuse.writing import write_whole
 
 INK, PAPER = "#1f2329", "#fefefe"
 BLUE, ORANGE, GREEN, PURPLE = "#3b82c4", "#d9772b", "#2f9e6e", "#8a6fc0"

@@ -23,6 +23,7 @@ from interfuse.runs.drawn import DRAWN_FILE, Drawn, read_drawn
 from interfuse.runs.summary import Row, Summary, read
 from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
 from interfuse.wire.sealed import seal_of
+from interfuse.writing import write_whole
 
 MOST = 1 << 34
 """Bytes of a line file that is read whole, at most."""
@@ -429,25 +430,6 @@ class RunFolder:
                     f"{path} was changed since it was written: its SHA-256 is not the one that the last commit has"
                 )
         return found
-
-
-def write_whole(path: Path, data: str | bytes, *, durable: bool = True) -> None:
-    """Write a file so that it is there whole or not at all. A link in its place is replaced, not followed.
-
-    Args:
-        durable: Wait until the disk has it; what can be made again need not.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from annotated_types import Ge
 from pydantic import AllowInfNan, BaseModel, ConfigDict, StringConstraints, ValidationError
 
 from interfuse.errors import ConfigError
-from interfuse.runs.folder import write_whole
-from interfuse.serve.faults import RefusedError
+from interfuse.serve.faults import ServiceError
 from interfuse.serve.limits import STALE
 from interfuse.toml import read_toml
+from interfuse.writing import write_whole
 
 _PREFIX = "if_"
 _BYTES = 32
@@ -116,7 +116,7 @@ class Access:
 
     Args:
         keys: A file of API keys, which is read anew when it changes; None: nobody needs one.
-        certificates: Names the owner of a certificate in DER that may ask; raises RefusedError. None: nobody needs one.
+        certificates: Names the owner of a certificate in DER that may ask; raises ServiceError. None: nobody needs one.
         rate: Requests a second of each caller whom no API key gives another; None: as many as there are.
         hosts: Names and addresses that callers without a key may know the service by; None: any. A page from elsewhere
             whose name was made to lead to this machine has another one (DNS rebinding).
@@ -163,41 +163,41 @@ class Access:
             host: The header of this name: what the caller takes the service for.
 
         Raises:
-            RefusedError: nobody whom we know, or too often; or whom we know cannot be read.
+            ServiceError: nobody whom we know, or too often; or whom we know cannot be read.
         """
         name, bucket = self._caller(authorization, certificate, host)
         if bucket is not None and (seconds := bucket.take(self._clock())) > 0:
             retry = int(seconds) + 1
-            raise RefusedError("too_many_requests", f"{name} may ask {bucket.rate:g} times a second", retry=retry)
+            raise ServiceError("too_many_requests", f"{name} may ask {bucket.rate:g} times a second", retry=retry)
         return name
 
     def _caller(self, authorization: str | None, certificate: bytes | None, host: str) -> tuple[str, Bucket | None]:
         if self._file is not None:
             if self._clock() - self._seen > STALE:
-                raise RefusedError("unknown_standing", "the service cannot read who may ask", retry=30)
+                raise ServiceError("unknown_standing", "the service cannot read who may ask", retry=30)
             name = self._of_key(authorization)
             key = self._keys[name]
             return name, self._bucket(name, key.rate, key.burst or max(1.0, 2 * key.rate))
         name = "anybody"
         if self._certificates is not None:
             if certificate is None:
-                raise RefusedError("unauthorised", "a certificate is needed")
+                raise ServiceError("unauthorised", "a certificate is needed")
             name = self._certificates(certificate)
         elif self._hosts is not None and _name_in(host) not in self._hosts:
             known = " or ".join(sorted(self._hosts))
-            raise RefusedError("unauthorised", f"without keys this answers as {known} alone: give it keys for more")
+            raise ServiceError("unauthorised", f"without keys this answers as {known} alone: give it keys for more")
         return name, None if self._rate is None else self._bucket(name, self._rate, max(1.0, 2 * self._rate))
 
     def _of_key(self, authorization: str | None) -> str:
         kind, _, key = (authorization or "").partition(" ")
         if kind.lower() != "bearer" or not key or len(key) > _LONGEST:
-            raise RefusedError("unauthorised", "an API key is needed: send the header Authorization: Bearer KEY")
+            raise ServiceError("unauthorised", "an API key is needed: send the header Authorization: Bearer KEY")
         digest, found = _digest(key.strip()), None
         for name, known in self._keys.items():  # all of them, so that the time tells nothing
             if hmac.compare_digest(digest, known.sha256):
                 found = name
         if found is None:
-            raise RefusedError("unauthorised", "no such API key is known here")
+            raise ServiceError("unauthorised", "no such API key is known here")
         return found
 
     def _bucket(self, name: str, rate: float, most: float) -> Bucket:

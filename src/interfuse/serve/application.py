@@ -32,8 +32,8 @@ from interfuse.serve.batching import Batches
 from interfuse.serve.blocks import LOOK, Block
 from interfuse.serve.bodies import JSON, SAFETENSORS, JsonAnswer, JsonTensors
 from interfuse.serve.demo import Demo, models_of
-from interfuse.serve.faults import STATUS, Code, Fault, RefusedError
-from interfuse.serve.limits import Limits
+from interfuse.serve.faults import STATUS, Code, Fault, ServiceError
+from interfuse.serve.limits import ServiceLimits
 from interfuse.serve.metrics import Metrics
 from interfuse.wire import NO_CODEC, Codec
 from interfuse.wire.body import shown
@@ -129,10 +129,10 @@ class Memory:
         """Hold more.
 
         Raises:
-            RefusedError: all together would be too many.
+            ServiceError: all together would be too many.
         """
         if self.held + count > self.most:
-            raise RefusedError("busy", "too much is being read for others: try again", retry=1, closes=True)
+            raise ServiceError("busy", "too much is being read for others: try again", retry=1, closes=True)
         self.held += count
 
     def give_back(self, count: int) -> None:
@@ -160,7 +160,7 @@ class Service:
         self,
         blocks: Sequence[Block],
         access: Access | None = None,
-        limits: Limits | None = None,
+        limits: ServiceLimits | None = None,
         origins: Sequence[str] = (),
         demo: Path | None = None,
     ) -> None:
@@ -169,7 +169,7 @@ class Service:
             raise ConfigError("two blocks have one name and version: serve them as NAME/VERSION")
         if not any(block.artefact is not None for block in blocks):
             raise ConfigError("no block is left to serve: " + "; ".join(f"{b.address} {b.withdrawn}" for b in blocks))
-        self.limits, self.access, self.metrics = limits or Limits(), access or Access(), Metrics()
+        self.limits, self.access, self.metrics = limits or ServiceLimits(), access or Access(), Metrics()
         self._memory, self._origins = Memory(self.limits.memory), tuple(origins)
         self.demo = None if demo is None else Demo(models_of(self.blocks), self._admit, self._good, demo)
         self._batches: dict[tuple[str, int], Batches] = {}
@@ -209,7 +209,7 @@ class Service:
         app.get("/metrics", responses=everywhere | _METRICS, response_class=Response)(self.measured)
         if self.demo is not None:
             self.demo.add_to(app)
-        app.add_exception_handler(RefusedError, self._refused)
+        app.add_exception_handler(ServiceError, self._refused)
         app.add_exception_handler(RequestValidationError, self._invalid)
         app.add_exception_handler(HTTPException, self._http)
         app.add_exception_handler(ClientDisconnect, self._gone)
@@ -250,7 +250,7 @@ class Service:
         artefact = block.good(time.monotonic())
         kind, wanted = _content_type(request), bodies.known_codec(codec)
         if wanted != NO_CODEC and (artefact.manifest.part != "base" or kind == JSON):
-            raise RefusedError("wrong_parameter", "a codec is for features in safetensors", "codec")
+            raise ServiceError("wrong_parameter", "a codec is for features in safetensors", "codec")
         body, held = await self._body(request, self.limits.json_body if kind == JSON else self.limits.body)
         try:
             read = partial(self._read, body, kind, artefact)
@@ -276,9 +276,9 @@ class Service:
             try:
                 block.good(now)
                 return Health(status="ready")
-            except RefusedError as error:
+            except ServiceError as error:
                 reasons.append(str(error))
-        raise RefusedError("busy", "; ".join(reasons)[:1000], retry=30)
+        raise ServiceError("busy", "; ".join(reasons)[:1000], retry=30)
 
     async def measured(self, request: Request) -> Response:
         """Counts and times, as Prometheus reads them."""
@@ -290,7 +290,7 @@ class Service:
     def _admit(self, request: Request) -> None:
         state = request.scope.get("state", {})
         if state.get("crowded"):
-            raise RefusedError("busy", f"more than {self.limits.connections} connections", retry=1, closes=True)
+            raise ServiceError("busy", f"more than {self.limits.connections} connections", retry=1, closes=True)
         self.access.admit(
             request.headers.get("authorization"), state.get("certificate"), request.headers.get("host", "")
         )
@@ -298,7 +298,7 @@ class Service:
     def _block(self, name: str, version: int) -> Block:
         found = self.blocks.get((name, version))
         if found is None:
-            raise RefusedError(
+            raise ServiceError(
                 "not_found", f"no block {name}/{version} is served here: GET /v1/blocks lists them", "block"
             )
         return found
@@ -333,7 +333,7 @@ class Service:
         except TimeoutError:
             self._memory.give_back(held)
             message = f"the body was not there within {self.limits.body_time:g} seconds"
-            raise RefusedError("slow_body", message, closes=True) from None
+            raise ServiceError("slow_body", message, closes=True) from None
         except BaseException:
             self._memory.give_back(held)
             raise
@@ -401,7 +401,7 @@ class Service:
             _log.warning("%s: %s", type(error).__name__, error)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, RefusedError)
+        assert isinstance(error, ServiceError)
         request.state.code = error.fault.code
         return Response(error.fault.model_dump_json(), error.status, error.headers, JSON)
 
@@ -409,7 +409,7 @@ class Service:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"][1:]))
-        return await self._refused(request, RefusedError("wrong_parameter", str(first["msg"]), field))
+        return await self._refused(request, ServiceError("wrong_parameter", str(first["msg"]), field))
 
     async def _http(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -418,7 +418,7 @@ class Service:
             405: ("wrong_method", f"{shown(request.method)} is not for this address: /openapi.json says what is"),
         }
         code, message = known.get(error.status_code, ("malformed", "the request cannot be read"))
-        found = await self._refused(request, RefusedError(code, message))
+        found = await self._refused(request, ServiceError(code, message))
         if code == "wrong_method":
             routes = [route for route in request.app.routes if isinstance(route, Route)]
             here = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
@@ -430,7 +430,7 @@ class Service:
         return Response(status_code=400)
 
     async def _failed(self, request: Request, error: Exception) -> Response:
-        return await self._refused(request, RefusedError("internal", "the service failed; its log says why"))
+        return await self._refused(request, ServiceError("internal", "the service failed; its log says why"))
 
 
 class _Measured:
@@ -468,7 +468,7 @@ def _response(address: str, artefact: Artefact, found: Inputs, kind: str, codec:
     tensors, fusion = named(found), artefact.manifest.fusion
     for one, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RefusedError("impossible", "what the block makes of these samples is not finite", one)
+            raise ServiceError("impossible", "what the block makes of these samples is not finite", one)
     contract = fusion.key if fusion is not None and artefact.manifest.part == "base" else None
     discloses = artefact.manifest.discloses
     if kind == JSON:
@@ -512,11 +512,11 @@ def _facts(block: Block) -> BlockFacts:
 def _content_type(request: Request) -> str:
     found = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if found not in (JSON, SAFETENSORS):
-        raise RefusedError("wrong_content_type", f"expected {JSON} or {SAFETENSORS}, found {shown(found) or 'none'}")
+        raise ServiceError("wrong_content_type", f"expected {JSON} or {SAFETENSORS}, found {shown(found) or 'none'}")
     if (coding := request.headers.get("content-encoding", "identity")) != "identity":
-        raise RefusedError("wrong_content_type", f"a body is not coded as {shown(coding)}: send it as it is")
+        raise ServiceError("wrong_content_type", f"a body is not coded as {shown(coding)}: send it as it is")
     return found
 
 
-def _too_large(most: int) -> RefusedError:
-    return RefusedError("too_large", f"a body of more than {most} bytes: send several requests", closes=True)
+def _too_large(most: int) -> ServiceError:
+    return ServiceError("too_large", f"a body of more than {most} bytes: send several requests", closes=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from interfuse.artefacts import Artefact
 from interfuse.data.inputs import Inputs, joined, rows_of, split
 from interfuse.errors import ArtefactError
-from interfuse.serve.faults import RefusedError
-from interfuse.serve.limits import Limits
+from interfuse.serve.faults import ServiceError
+from interfuse.serve.limits import ServiceLimits
 
 _log = logging.getLogger(__name__)
 
@@ -41,7 +41,12 @@ class Batches:
     """
 
     def __init__(
-        self, artefact: Artefact, limits: Limits, executor: Executor, turn: asyncio.Lock, seen: Callable[[int], None]
+        self,
+        artefact: Artefact,
+        limits: ServiceLimits,
+        executor: Executor,
+        turn: asyncio.Lock,
+        seen: Callable[[int], None],
     ) -> None:
         self._artefact, self._limits, self._executor, self._seen = artefact, limits, executor, seen
         self._turn = turn
@@ -56,11 +61,11 @@ class Batches:
         """What the block makes of checked samples.
 
         Raises:
-            RefusedError: too many wait already, it took too long until their turn or from then on, or the block cannot
+            ServiceError: too many wait already, it took too long until their turn or from then on, or the block cannot
                 take these.
         """
         if len(self._queue) >= self._limits.waiting:
-            raise RefusedError("busy", f"{len(self._queue)} requests wait already: try again", retry=1)
+            raise ServiceError("busy", f"{len(self._queue)} requests wait already: try again", retry=1)
         until = asyncio.timeout(self._limits.wait)
         mine = _Waiting(x, rows_of(x), asyncio.get_running_loop().create_future(), until)
         self._queue.append(mine)
@@ -72,7 +77,7 @@ class Batches:
             why = f"no turn within {self._limits.wait:g} seconds: try again"
             if mine.begun:
                 why = f"no answer within {self._limits.compute:g} seconds of computation: send fewer samples"
-            raise RefusedError("busy", why, retry=2) from None
+            raise ServiceError("busy", why, retry=2) from None
 
     async def work(self) -> None:
         """Compute what comes, until cancelled."""
@@ -92,11 +97,11 @@ class Batches:
                     found = await loop.run_in_executor(self._executor, self._computed, [one.x for one in batch])
                 except Exception:  # a block that does what none should ends its batch, and not the service
                     _log.exception("a block failed")
-                    found = [RefusedError("internal", "the block failed; the service's log says why") for _ in batch]
+                    found = [ServiceError("internal", "the block failed; the service's log says why") for _ in batch]
             for one, answer in zip(batch, found, strict=True):
                 if one.answer.done():
                     continue
-                if isinstance(answer, RefusedError):
+                if isinstance(answer, ServiceError):
                     one.answer.set_exception(answer)
                 else:
                     one.answer.set_result(answer)
@@ -112,12 +117,12 @@ class Batches:
                 rows += one.rows
         return found
 
-    def _computed(self, several: list[Inputs]) -> list[Inputs | RefusedError]:
+    def _computed(self, several: list[Inputs]) -> list[Inputs | ServiceError]:
         """The answers to several, or why there is none; where there is none to all together, to each alone."""
         try:
             answer = self._artefact(joined(several))
         except ArtefactError as error:
             if len(several) > 1:
                 return [found for one in several for found in self._computed([one])]
-            return [RefusedError("impossible", str(error))]
+            return [ServiceError("impossible", str(error))]
         return list(split(answer, [rows_of(one) for one in several]))

@@ -13,7 +13,7 @@ from interfuse.artefacts.folder import ONNX, expired, revoked
 from interfuse.artefacts.registry import NAME, Registry
 from interfuse.artefacts.signing import signer
 from interfuse.errors import ConfigError
-from interfuse.serve.faults import RefusedError
+from interfuse.serve.faults import ServiceError
 from interfuse.serve.limits import STALE
 
 LOOK = 1.0
@@ -66,14 +66,14 @@ class Block:
         """The artefact, if it may answer.
 
         Raises:
-            RefusedError: it was withdrawn, or nobody knows.
+            ServiceError: it was withdrawn, or nobody knows.
         """
         why = self.withdrawn
         if self.artefact is None or why is not None:
-            raise RefusedError("withdrawn", f"{self.address} {why}", "block")
+            raise ServiceError("withdrawn", f"{self.address} {why}", "block")
         if now - self.seen > STALE:
             message = f"whether {self.address} is still good is not known: its registry cannot be read"
-            raise RefusedError("unknown_standing", message, "block", retry=30)
+            raise ServiceError("unknown_standing", message, "block", retry=30)
         return self.artefact
 
     def may_answer(self, now: float) -> bool:

@@ -16,7 +16,7 @@ from interfuse.artefacts import TensorForm
 from interfuse.data.inputs import Inputs, named, together
 from interfuse.errors import ConfigError, MessageError
 from interfuse.messages import Disclosure
-from interfuse.serve.faults import RefusedError
+from interfuse.serve.faults import ServiceError
 from interfuse.wire import NO_CODEC, Codec, Limits, Pieces
 from interfuse.wire.body import chunks, laid_out, metadata_of, read, shown, signature
 
@@ -88,7 +88,7 @@ def read_safetensors(body: bytes, forms: Mapping[str, TensorForm], rows: int) ->
         forms, rows: What is expected, which bounds what a codec may unfold.
 
     Raises:
-        RefusedError: it is none.
+        ServiceError: it is none.
     """
     limits = Limits(max_bytes=max(len(body), 1), max_tensors=16, max_header_bytes=1 << 16, max_name=256)
     pieces = Pieces.of(body)
@@ -99,7 +99,7 @@ def read_safetensors(body: bytes, forms: Mapping[str, TensorForm], rows: int) ->
             found = _decoded(found, _codec(said["codec"]), forms, rows)
     except MessageError as error:
         message = f"the safetensors file is damaged: expected {error.expected}, found {error.found}"
-        raise RefusedError("malformed", message, error.field) from None
+        raise ServiceError("malformed", message, error.field) from None
     return Received(contract=said.get("contract"), tensors=found)
 
 
@@ -107,14 +107,14 @@ def read_json(body: bytes) -> Received:
     """Tensors of JSON.
 
     Raises:
-        RefusedError: it is none.
+        ServiceError: it is none.
     """
     try:
         found = JsonTensors.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         message = f"the JSON is not as it should be: {shown(first['msg'])}"
-        raise RefusedError("malformed", message, ".".join(map(str, first["loc"]))) from None
+        raise ServiceError("malformed", message, ".".join(map(str, first["loc"]))) from None
     tensors = {}
     for name, one in found.tensors.items():
         numbers = np.asarray(one.data, np.float64)
@@ -122,7 +122,7 @@ def read_json(body: bytes) -> Received:
         for size in one.shape:
             count *= size  # whole numbers of Python: no shape is too large
         if count != len(numbers):
-            raise RefusedError("wrong_shape", f"shape {shown(str(one.shape))} has not {len(numbers)} numbers", name)
+            raise ServiceError("wrong_shape", f"shape {shown(str(one.shape))} has not {len(numbers)} numbers", name)
         tensors[name] = _typed(numbers, one.dtype, name).reshape(one.shape)
     return Received(contract=found.contract, tensors=tensors)
 
@@ -131,28 +131,28 @@ def check(tensors: Mapping[str, Tensor], forms: Mapping[str, TensorForm], rows: 
     """The tensors as a block takes them.
 
     Raises:
-        RefusedError: they are others; says what was expected, and what was found.
+        ServiceError: they are others; says what was expected, and what was found.
     """
     if tensors.keys() != forms.keys():
         found = shown(", ".join(tensors)) or "none"
-        raise RefusedError("wrong_tensors", f"expected the tensors {', '.join(forms)}, found {found}")
+        raise ServiceError("wrong_tensors", f"expected the tensors {', '.join(forms)}, found {found}")
     counts = {len(tensor) if tensor.dim() else 0 for tensor in tensors.values()}
     if len(counts) != 1 or counts == {0}:
-        raise RefusedError("wrong_shape", "tensors have a row for each sample, one at least, all the same number")
+        raise ServiceError("wrong_shape", "tensors have a row for each sample, one at least, all the same number")
     if (count := counts.pop()) > rows:
-        raise RefusedError(
+        raise ServiceError(
             "too_many_rows", f"{count} rows, and at most {rows} are taken at a time: send several requests"
         )
     for name, form in forms.items():
         tensor = tensors[name]
         found = str(tensor.dtype).removeprefix("torch.")
         if found != form.dtype:
-            raise RefusedError("wrong_dtype", f"expected {form.dtype}, found {found}", name)
+            raise ServiceError("wrong_dtype", f"expected {form.dtype}, found {found}", name)
         if tensor.shape[1:] != form.shape:
             wanted = f"[rows, {', '.join(map(str, form.shape))}]"
-            raise RefusedError("wrong_shape", f"expected {wanted}, found {shown(str(list(tensor.shape)))}", name)
+            raise ServiceError("wrong_shape", f"expected {wanted}, found {shown(str(list(tensor.shape)))}", name)
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise RefusedError("not_finite", "NaN or an infinity", name)
+            raise ServiceError("not_finite", "NaN or an infinity", name)
     return together({name: tensors[name] for name in forms})
 
 
@@ -187,12 +187,12 @@ def known_codec(text: str) -> Codec:
     """The codec of a text, for an answer.
 
     Raises:
-        RefusedError: there is none of that name.
+        ServiceError: there is none of that name.
     """
     try:
         return _codec(text)
-    except RefusedError as error:
-        raise RefusedError("wrong_parameter", str(error), "codec") from None
+    except ServiceError as error:
+        raise ServiceError("wrong_parameter", str(error), "codec") from None
 
 
 def _codec(text: str) -> Codec:
@@ -201,9 +201,9 @@ def _codec(text: str) -> Codec:
             raise ConfigError("no codec has so long a name")
         found = Codec.parse(text)
     except ConfigError as error:
-        raise RefusedError("malformed", shown(str(error)), "codec") from None
+        raise ServiceError("malformed", shown(str(error)), "codec") from None
     if found.feedback or found.ordered:
-        raise RefusedError(
+        raise ServiceError(
             "malformed",
             "error feedback (ef) needs a memory of what was sent, which no request has; sorted is for labels",
             "codec",
@@ -217,10 +217,10 @@ def _decoded(
     found = {}
     for name, tensor in tensors.items():
         if tensor.dtype != torch.uint8 or tensor.dim() != 1:
-            raise RefusedError("malformed", f"with the codec {codec} a tensor is a row of bytes, uint8 [bytes]", name)
+            raise ServiceError("malformed", f"with the codec {codec} a tensor is a row of bytes, uint8 [bytes]", name)
         form = forms.get(name)
         if form is None:
-            raise RefusedError("wrong_tensors", f"expected the tensors {', '.join(forms)}", name)
+            raise ServiceError("wrong_tensors", f"expected the tensors {', '.join(forms)}", name)
         width = int(np.prod(form.shape, dtype=np.int64)) * getattr(torch, form.dtype).itemsize
         found[name] = codec.unpack(tensor.numpy(), rows * width, _OF_BODIES, name)
     return found
@@ -233,7 +233,7 @@ def _typed(numbers: np.ndarray, dtype: str, name: str) -> Tensor:
             return torch.from_numpy(numbers.astype(np.float32))
     low, high = (0.0, 255.0) if dtype == "uint8" else (-EXACT, EXACT)
     if len(numbers) and not ((numbers == np.floor(numbers)) & (numbers >= low) & (numbers <= high)).all():
-        raise RefusedError("wrong_dtype", f"{dtype} has whole numbers from {low:.0f} to {high:.0f}", name)
+        raise ServiceError("wrong_dtype", f"{dtype} has whole numbers from {low:.0f} to {high:.0f}", name)
     return torch.from_numpy(numbers.astype(dtype))
 
 
@@ -244,15 +244,15 @@ def contract_of(said: str | None, wanted: str | None) -> None:
         wanted: None where a block takes samples, which are under none.
 
     Raises:
-        RefusedError: it is another, or lacks.
+        ServiceError: it is another, or lacks.
     """
     if wanted == said:
         return
     if wanted is None:
-        raise RefusedError("wrong_contract", "samples are under no fusion contract: leave it out", "contract")
+        raise ServiceError("wrong_contract", "samples are under no fusion contract: leave it out", "contract")
     found = "none" if said is None else shown(said)
     message = (
         f"features made under the fusion contract {wanted[:16]}… are needed, found {found[:17]}: both blocks "
         "are of the same run, method, round and features, as GET /v1/blocks shows them"
     )
-    raise RefusedError("wrong_contract", message, "contract")
+    raise ServiceError("wrong_contract", message, "contract")

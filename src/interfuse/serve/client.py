@@ -18,7 +18,7 @@ from interfuse.data.inputs import Inputs, named, rows_of, together
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.serve.application import BlockFacts, Listing
 from interfuse.serve.bodies import SAFETENSORS, as_safetensors, read_safetensors
-from interfuse.serve.faults import Fault, RefusedError
+from interfuse.serve.faults import Fault, ServiceError
 from interfuse.wire.body import shown
 
 LARGEST = 1 << 28
@@ -43,7 +43,7 @@ class Features:
     file: bytes
 
 
-class Client:
+class ServiceClient:
     """One connection to one service. Not for several threads at once.
 
     Args:
@@ -80,7 +80,7 @@ class Client:
         """What the service has, by ``NAME/VERSION``.
 
         Raises:
-            RefusedError: it refuses to say.
+            ServiceError: it refuses to say.
             UnreachableError: it does not answer.
         """
         try:
@@ -97,7 +97,7 @@ class Client:
             codec: How features travel, such as ``int8+zstd``.
 
         Raises:
-            RefusedError: the service refuses; says why.
+            ServiceError: the service refuses; says why.
             UnreachableError: it does not answer.
         """
         fusion = self._facts(block).fusion
@@ -114,7 +114,7 @@ class Client:
         """What a modular block answers to features.
 
         Raises:
-            RefusedError: the service refuses, perhaps since the features are under another contract.
+            ServiceError: the service refuses, perhaps since the features are under another contract.
             UnreachableError: it does not answer.
         """
         file = self._ask("POST", f"/v1/blocks/{block}", features.file)
@@ -154,7 +154,7 @@ class Client:
         except ValidationError:
             raise UnreachableError(f"{self.address} answers with {answer.status}, and is no service") from None
         retry = answer.headers.get("Retry-After", "")
-        raise RefusedError(fault.code, fault.message, fault.field, retry=int(retry[:9]) if retry.isdecimal() else None)
+        raise ServiceError(fault.code, fault.message, fault.field, retry=int(retry[:9]) if retry.isdecimal() else None)
 
     def _exchanged(
         self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
@@ -168,6 +168,6 @@ def _read(address: str, file: bytes, forms: Mapping[str, TensorForm], rows: int)
     """Contract and tensors of an answer."""
     try:
         found = read_safetensors(file, forms, rows)
-    except RefusedError as error:
+    except ServiceError as error:
         raise UnreachableError(f"{address} answers with what cannot be read: {error}") from error
     return found.contract or "", together(found.tensors)

@@ -11,7 +11,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from interfuse.serve.faults import Fault
-from interfuse.serve.limits import Limits
+from interfuse.serve.limits import ServiceLimits
 
 
 class Connection(H11Protocol):
@@ -75,9 +75,9 @@ class Connection(H11Protocol):
         self.transport.close()
 
     @property
-    def _limits(self) -> Limits:
+    def _limits(self) -> ServiceLimits:
         found: Any = self.app_state["limits"]
-        assert isinstance(found, Limits)
+        assert isinstance(found, ServiceLimits)
         return found
 
     def _end_in(self, seconds: float) -> None:

@@ -11,7 +11,7 @@ from fastapi import Path as InPath
 from pydantic import BaseModel, ConfigDict
 
 from interfuse.serve.blocks import Block
-from interfuse.serve.faults import RefusedError
+from interfuse.serve.faults import ServiceError
 from interfuse.serve.runtime import runtime_files
 
 PAGE = Path(__file__).parent / "page"
@@ -52,8 +52,8 @@ class Demo:
 
     Args:
         models: ONNX of base blocks by address, whose parameters whoever opens the page gets.
-        admit: Lets whoever asks in, or raises RefusedError.
-        standing: Of an address, whether its block may still be used; raises RefusedError.
+        admit: Lets whoever asks in, or raises ServiceError.
+        standing: Of an address, whether its block may still be used; raises ServiceError.
         runtime: The folder of onnxruntime-web.
     """
 
@@ -106,7 +106,7 @@ class Demo:
         self._standing(name, version)
         found = self._models.get(f"{name}/{version}")
         if found is None:
-            raise RefusedError("not_found", "this block is not handed out", "block")
+            raise ServiceError("not_found", "this block is not handed out", "block")
         return Response(found, headers=_HEADERS, media_type="application/octet-stream")
 
 
@@ -121,5 +121,5 @@ def models_of(blocks: Mapping[tuple[str, int], Block]) -> dict[str, bytes]:
 
 def _file(name: str, files: Mapping[str, bytes]) -> Response:
     if name not in files:
-        raise RefusedError("not_found", "the page has no such file")
+        raise ServiceError("not_found", "the page has no such file")
     return Response(files[name], headers=_HEADERS, media_type=_TYPES[Path(name).suffix])

@@ -73,7 +73,7 @@ class Fault(BaseModel):
     field: str = ""
 
 
-class RefusedError(InterfuseError):
+class ServiceError(InterfuseError):
     """A request that is not answered as it was meant.
 
     Attributes:

@@ -9,7 +9,7 @@ STALE = 300.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServiceLimits:
     """Of one service. What goes beyond is refused with a code of its own, and disturbs nobody else.
 
     Attributes:

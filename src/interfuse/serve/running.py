@@ -17,7 +17,7 @@ import uvicorn
 from interfuse.errors import ConfigError
 from interfuse.serve.application import Service
 from interfuse.serve.connections import Connection
-from interfuse.serve.faults import RefusedError
+from interfuse.serve.faults import ServiceError
 
 CERTIFICATES_FOR = 1.0
 """Seconds for which a certificate that was let in is not looked up again."""
@@ -91,7 +91,7 @@ def admission(folder: Path, clock: Callable[[], float] = time.monotonic) -> Call
             known.check(name, certificate.public_bytes(Encoding.PEM))
         except (JoinError, ValueError) as error:
             let_in.pop(shown, None)
-            raise RefusedError("unauthorised", f"that certificate may not ask here: {error}") from None
+            raise ServiceError("unauthorised", f"that certificate may not ask here: {error}") from None
         let_in[shown] = name, clock() + CERTIFICATES_FOR
         return name
 

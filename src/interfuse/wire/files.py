@@ -10,6 +10,7 @@ from pathlib import Path
 
 from interfuse.errors import MessageError, RunError
 from interfuse.opening import opened
+from interfuse.writing import replacing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +47,18 @@ def write_file(path: Path, pieces: Iterable[bytes | memoryview], size: int) -> F
     folder, which the caller does once for all files of a commit. Raises RunError, with the path and the cause, when
     the file cannot be written; nothing of it is left then.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    digest, written = hashlib.sha256(), 0
     try:
-        try:
-            sha256 = _write(temporary, pieces, size)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(path) as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            written = file.tell()
+            if written != size:
+                raise OSError(f"{written} of {size} bytes were written")
     except (OSError, MessageError) as error:
         raise RunError(f"cannot write {path}: {error}") from error
-    return FileRecord(path.name, size, sha256)
+    return FileRecord(path.name, size, digest.hexdigest())
 
 
 def sync_folder(path: str | Path) -> None:
@@ -68,17 +71,3 @@ def sync_folder(path: str | Path) -> None:
             os.close(folder)
     except OSError as error:
         raise RunError(f"cannot sync the folder {path}: {error}") from error
-
-
-def _write(path: Path, pieces: Iterable[bytes | memoryview], size: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in pieces:
-            digest.update(piece)
-            file.write(piece)
-        file.flush()
-        os.fsync(file.fileno())
-        written = os.fstat(file.fileno()).st_size
-    if written != size:
-        raise OSError(f"{written} of {size} bytes were written")
-    return digest.hexdigest()

@@ -111,6 +111,15 @@ def read(path: Path, options: ReadOptions) -> Dataset:
     )
 
 
+ARCHIVE, PICKLE = b"PK", b"\x80"
+"""With what an ``.npz`` begins, and with what a pickle does."""
+HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,  # in UTF-8: names of columns read otherwise, sizes and types do not
+}
+
+
 class HoldsObjectsError(ValueError):
     """An array of Python objects, which would have to be unpickled. Its text names the array."""
 
@@ -118,8 +127,9 @@ class HoldsObjectsError(ValueError):
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     at = "it"
     try:
-        with opened(path) as file, np.load(file, allow_pickle=False) as archive:
-            check_members(file)
+        with opened(path) as file:
+            check_archive(file)
+            archive = np.load(file, allow_pickle=False)
             twice = sorted({name for name in archive.files if archive.files.count(name) > 1})
             if twice:
                 raise DataError(f"{path} holds {listed(twice)} twice; write it anew")
@@ -133,24 +143,30 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise DataError(f"there is no file {path}") from None
     except UNREADABLE as error:
-        # NumPy's own advice is to allow pickles, which run code.
-        name = error if isinstance(error, HoldsObjectsError) else at
-        objects = (
-            f"{name} holds Python objects; save arrays of numbers, and texts by .astype(str) (of HtFLlib and PFLlib: "
-            "interfuse convert FOLDER OUT)"
-        )
-        unpickled = isinstance(error, HoldsObjectsError) or "pickle" in str(error).lower()
-        reason = objects if unpickled else str(error) or type(error).__name__
+        reason = str(error) or f"{at}: {type(error).__name__}"
+        if isinstance(error, HoldsObjectsError):
+            reason += (
+                " holds Python objects; save arrays of numbers, and texts by .astype(str) (of HtFLlib and PFLlib: "
+                "interfuse convert FOLDER OUT)"
+            )
         raise DataError(f"cannot read {path}: {reason}") from error
 
 
-def check_members(file: IO[bytes]) -> None:
-    """Check that arrays in an ``.npz`` are as large as their headers say, before memory is taken for them.
+def check_archive(file: IO[bytes]) -> None:
+    """Check that a file is an ``.npz``, and that arrays in it are as large as their headers say, before memory is taken
+    for them. A pickle, which NumPy would offer to run, is known by its own first byte.
 
     Raises:
-        ValueError: one is not, or all together are larger than :data:`MOST_BYTES`. Other errors: it is damaged.
+        ValueError: it is none, an array is not, or all together are larger than :data:`MOST_BYTES`. Other errors: it is
+            damaged.
     """
     place = file.tell()
+    begin = file.read(len(ARCHIVE))
+    file.seek(place)
+    if begin[:1] == PICKLE:
+        raise HoldsObjectsError("it")
+    if begin != ARCHIVE:
+        raise ValueError("it is no .npz; write it with numpy.savez")
     with zipfile.ZipFile(file) as archive:
         if (whole := sum(info.file_size for info in archive.infolist())) > MOST_BYTES:
             raise ValueError(f"it unpacks to {whole:,} bytes: at most {MOST_BYTES:,} are read")
@@ -173,10 +189,9 @@ def check_array(file: IO[bytes], size: int) -> None:
         ValueError: it is not, or it holds Python objects.
     """
     version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    if version not in readers:
-        return  # a later header is of types that are read nowhere here
-    shape, _, dtype = readers[version](file)
+    if version not in HEADERS:
+        raise ValueError(f"its header is of version {'.'.join(map(str, version))}, which is not known")
+    shape, _, dtype = HEADERS[version](file)
     if dtype.hasobject:
         raise HoldsObjectsError("it")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != size - file.tell():

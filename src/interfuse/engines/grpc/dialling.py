@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 
 import grpc
 
-from interfuse.engines.grpc.keys import names_shown, of_node
-from interfuse.engines.parties import LARGEST_FRAME, LineError, MisnamedError, Vendor
+from interfuse.engines.grpc.keys import names_shown, of_node, why_strange
+from interfuse.engines.parties import LARGEST_FRAME, LineError, MisnamedError, StrangeError, Vendor
 from interfuse.errors import ConfigError
 
 METHOD = "/interfuse.Federation/Join"
@@ -25,6 +25,8 @@ OPTIONS = (
 """Of both sides: a peer that is gone is noticed within 20 seconds, whatever stands between."""
 _MISNAMED = "Hostname Verification Check failed"
 """What gRPC says where a certificate is good, but for another name."""
+_STRANGE = ("handshake failed", "Socket closed")
+"""What it may say where a certificate is none of the other side's authority."""
 FRAMES = 8
 """Frames that wait until gRPC takes them: a coordinator that does not read makes its node wait, not grow."""
 
@@ -81,6 +83,9 @@ class GrpcLine:
                     "dial that name, or have the certificate made for this one (`interfuse keys --hosts`)",
                     found,
                 ) from error
+            suspicious = called and any(words in (error.details() or "") for words in _STRANGE)
+            if suspicious and (why := why_strange(self._vendor)):
+                raise StrangeError(why) from error
             raise LineError(f"{error.code().name}: {error.details()}" if called else str(error)) from error
 
     def tell(self, found: str, frames: Iterable[bytes]) -> None:

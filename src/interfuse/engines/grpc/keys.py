@@ -13,7 +13,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,22 +45,58 @@ def of_node(files: KeyFiles) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(authority, key, certificate)
 
 
+OF_TIME = (9, 10)
+"""Faults of certificates, as OpenSSL numbers them, that a clock or a renewal may mend: not valid yet, or no longer."""
+
+
 def names_shown(vendor: Vendor) -> list[str]:
     """The names in the certificate of who answers at a vendor's coordinator; none where nobody is reached directly."""
-    files = vendor.key_files()
-    host, _, port = vendor.coordinator.rpartition(":")
-    if files is None or vendor.proxy is not None:
-        return []
-    context = ssl.create_default_context(cafile=str(files.authority))
-    context.check_hostname = False  # only to see what it says; it has to be one of the authority's
     try:
-        context.load_cert_chain(files.certificate, files.key)
-        with socket.create_connection((host.strip("[]"), int(port)), 5.0) as link, context.wrap_socket(link) as line:
+        with _shaken(vendor) as line:
             shown = x509.load_der_x509_certificate(line.getpeercert(binary_form=True) or b"")
             found = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound):
         return []
     return [str(name.value)[:100] for name in found]
+
+
+def why_strange(vendor: Vendor) -> str:
+    """Why no key fits, where somebody answers at a vendor's coordinator and that is why nothing comes of it; empty
+    where it is not, or a clock may be wrong, or nobody is reached directly."""
+    who = f"who answers at {vendor.coordinator}"
+    try:
+        with _shaken(vendor) as line:
+            line.settimeout(5.0)
+            if not line.recv(1):  # a server of HTTP/2 speaks first, unless it does not like the certificate
+                return f"{who} does not take this node's certificate: it is of another authority, or out of date"
+    except ssl.SSLCertVerificationError as error:
+        if error.verify_code in OF_TIME:
+            return ""
+        words = "in the coordinator's place, or the file [keys] authority is of another federation"
+        return f"{who} has no certificate of this node's authority ({error.verify_message}): somebody else is {words}"
+    except (OSError, ValueError):
+        return ""
+    return ""
+
+
+@contextmanager
+def _shaken(vendor: Vendor) -> Iterator[ssl.SSLSocket]:
+    """A connection to whoever answers at a vendor's coordinator with a certificate of its authority, for any name.
+
+    Raises:
+        OSError: there is none.
+        ValueError: nobody is reached directly.
+    """
+    files = vendor.key_files()
+    host, _, port = vendor.coordinator.rpartition(":")
+    if files is None or vendor.proxy is not None:
+        raise ValueError("there are no keys, or a proxy stands between")
+    context = ssl.create_default_context(cafile=str(files.authority))
+    context.check_hostname = False  # only to see what it says; it has to be one of the authority's
+    context.load_cert_chain(files.certificate, files.key)
+    context.set_alpn_protocols(["h2"])
+    with socket.create_connection((host.strip("[]"), int(port)), 5.0) as link, context.wrap_socket(link) as line:
+        yield line
 
 
 @dataclass(frozen=True)

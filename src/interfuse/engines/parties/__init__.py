@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from interfuse.engines.parties.carrier import Carrier, Join, Line, LineError, Link, MisnamedError, Peer
+from interfuse.engines.parties.carrier import Carrier, Join, Line, LineError, Link, MisnamedError, Peer, StrangeError
 from interfuse.engines.parties.contract import JoinError
 from interfuse.engines.parties.frames import LARGEST_FRAME
 from interfuse.engines.parties.keys import KeyFiles
@@ -19,5 +19,6 @@ __all__ = [
     "Link",
     "MisnamedError",
     "Peer",
+    "StrangeError",
     "Vendor",
 ]

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interfuse.engines.parties.digests import Digested, digest_of
 from interfuse.engines.parties.frames import Envelope, Payload
-from interfuse.engines.parties.keeping import write_whole
+from interfuse.engines.parties.keeping import put
 from interfuse.engines.parties.logs import now
 from interfuse.engines.parties.words import Digest
 from interfuse.errors import RunError
@@ -262,7 +262,7 @@ class Audit:
         self._write_anchor()
 
     def _write_anchor(self) -> None:
-        write_whole(self._path.with_name(ANCHOR_FILE), sealed(self.anchor.model_dump()).encode())
+        put(self._path.with_name(ANCHOR_FILE), sealed(self.anchor.model_dump()).encode())
 
     def close(self) -> None:
         """Give the files back. A full disk is no error here: the anchor is then behind the log, as after a kill."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from collections.abc import Mapping, Set
 from pathlib import Path
 
@@ -30,6 +31,9 @@ class Budget:
 
     The same answer to the same call costs nothing: it leaves with the same bits. Another one does, whatever made it
     another: a commit that the coordinator went back to, or another message. Each is a line of a file before it leaves.
+
+    The disk is waited for when the node saves its state, and before an answer leaves that differs from an earlier one
+    to the same call: without these lines a power cut would let such answers go unbounded.
 
     A large answer begins to leave before its digest is known, as a claim: a line without a digest, which counts as an
     answer of its own until the line with the digest takes its place.
@@ -123,15 +127,26 @@ class Budget:
             reason = f"{len(there)} different answers left to call {call.index} of {call.handler}, round {call.round}"
             raise DeniedError("limit-calls", reason)
 
+    def sync(self) -> None:
+        """Wait until the disk has all lines.
+
+        Raises:
+            OSError: the disk is full or broken.
+        """
+        with to_add_to(self._path) as file:
+            os.fsync(file.fileno())
+
     def _add(self, call: Call, *digests: str) -> None:
         line = json.dumps([call.program, call.handler, call.round, call.index, *digests]).encode()
-        self._write(line + b"\n")
+        self._write(line + b"\n", durable=bool(self._calls(call).get(call.index)))
         self._note(line)
 
-    def _write(self, line: bytes) -> None:
+    def _write(self, line: bytes, *, durable: bool) -> None:
         if not self._path.exists() or self._path.stat().st_size < self._bytes:  # a new one would give calls back
             raise OSError(errno.EIO, f"{self._path.name} was cut or taken away while the node ran")
         with to_add_to(self._path) as file:
             file.truncate(self._bytes)  # what is left of a line that was not written whole
             add_whole(file, line)
+            if durable:
+                os.fsync(file.fileno())
         self._bytes += len(line)

@@ -37,6 +37,10 @@ class MisnamedError(LineError):
         self.found = tuple(found)
 
 
+class StrangeError(LineError):
+    """Whoever answers has no key of the node's authority, or takes the node for one without a key of its own."""
+
+
 class Line(Protocol):
     """A node's end of a stream."""
 
@@ -44,7 +48,7 @@ class Line(Protocol):
         """Frames of the coordinator as they come, until the stream ends.
 
         Raises:
-            LineError: it broke; or, as MisnamedError, somebody else answered.
+            LineError: it broke; or, as MisnamedError or StrangeError, somebody else answered.
         """
 
     def tell(self, found: str, frames: Iterable[bytes], /) -> None:

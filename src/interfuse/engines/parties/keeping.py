@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from interfuse.errors import RunError
 from interfuse.opening import content as content_of
 from interfuse.wire import sync_folder
 from interfuse.wire.sealed import seal_of, sealed
+from interfuse.writing import write_whole
 
 RUN_FILE = "run.json"
 STATES_FILE = "states.json"
@@ -53,7 +53,7 @@ def secret_of(folder: Path) -> int:
         if not path.exists():
             if (folder / RUN_FILE).exists():  # another one would give every sample a second report
                 raise JoinError("state", "the secret that the run began with", "none")
-            write_whole(path, secrets.token_bytes(BYTES_OF_SECRET))
+            put(path, secrets.token_bytes(BYTES_OF_SECRET))
         found = content_of(path, follow=False)
     if len(found) != BYTES_OF_SECRET:
         raise JoinError("state", f"a secret of {BYTES_OF_SECRET} bytes", f"one of {len(found)}")
@@ -70,7 +70,7 @@ def begin_answers(folder: Path) -> None:
         if not (folder / ANSWERS_FILE).exists():
             if (folder / RUN_FILE).exists():  # a new one would give all calls back
                 raise JoinError("state", "the count of what left in the run", "none")
-            write_whole(folder / ANSWERS_FILE, b"")
+            put(folder / ANSWERS_FILE, b"")
 
 
 def remember(folder: Path, now: RunFile) -> None:
@@ -91,7 +91,7 @@ def remember(folder: Path, now: RunFile) -> None:
         if now.data != before.data:
             raise JoinError("data", "those that the run began with", "others")
     with _room():
-        write_whole(path, sealed(now.model_dump(mode="json")).encode())
+        put(path, sealed(now.model_dump(mode="json")).encode())
 
 
 def read_run(path: Path) -> RunFile:
@@ -115,16 +115,10 @@ def _room() -> Iterator[None]:
         raise JoinError("disk", "room for the node's state", "none; its log says more") from None
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is nobody else's to read, so that it is there whole or not at all, and the disk has it."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def put(path: Path, data: bytes) -> None:
+    """Write a file of the node's state, which is nobody else's to read; the disk has it then, and its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary.unlink(missing_ok=True)
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_whole(path, data, private=True)
     sync_folder(path.parent)
 
 
@@ -166,5 +160,5 @@ def remember_state(folder: Path, digest: str, round: int, keep: Collection[str])
     except RunError as error:
         lost = str(error)
     now = StatesFile(rounds={name: at for name, at in before.items() if name in keep} | {digest: round})
-    write_whole(folder / STATES_FILE, sealed(now.model_dump(mode="json")).encode())
+    put(folder / STATES_FILE, sealed(now.model_dump(mode="json")).encode())
     return lost

@@ -6,13 +6,16 @@ import random
 import time
 from collections.abc import Iterator
 
-from interfuse.engines.parties.carrier import Dial, Line, LineError, MisnamedError
+from interfuse.engines.parties.carrier import Dial, Line, LineError, MisnamedError, StrangeError
 from interfuse.engines.parties.frames import Assembler, Begin, Call, End, FrameError, Order, frames
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.errors import RunError
 
 SHORTEST, LONGEST = 0.1, 10.0
 """Seconds between two attempts to reach the coordinator, before jitter."""
+STRANGERS = 5
+"""Tries at which a stranger answers, before a node that was never in the run gives up. One that was goes on trying:
+whoever can answer in the coordinator's place for a while must not be able to end its part."""
 
 
 def take_part(node: Node, dial: Dial, *, patience: float | None = None) -> str:
@@ -22,10 +25,12 @@ def take_part(node: Node, dial: Dial, *, patience: float | None = None) -> str:
         patience: Seconds without a coordinator after which to give up; None: never.
 
     Raises:
-        RefusedError: one of the sides does not agree with the other.
+        RefusedError: one of the sides does not agree with the other, or somebody else answers, before the node has ever
+            been in the run.
         RunError: no coordinator could be reached within ``patience``, or nothing may leave.
     """
     pause, lost = SHORTEST, time.monotonic()
+    ever, strangers = False, 0
     while True:
         reached = False
         with dial() as line:
@@ -39,11 +44,17 @@ def take_part(node: Node, dial: Dial, *, patience: float | None = None) -> str:
                         return last.reason
                 reason = "the stream ended"
             except MisnamedError as error:
-                for found in error.found[:1]:
-                    line.tell(found, frames(*node.misnamed(error.found)))
-                raise RefusedError(str(error)) from error
-            except LineError as error:
+                if not ever:
+                    for found in error.found[:1]:
+                        line.tell(found, frames(*node.misnamed(error.found)))
+                    raise RefusedError(str(error)) from error
                 reason = str(error)
+            except StrangeError as error:
+                reason, strangers = str(error), strangers + 1
+                if not ever and strangers >= STRANGERS:
+                    raise RefusedError(f"{reason} ({strangers} tries)") from error
+            except LineError as error:
+                reason, strangers = str(error), 0
             except FrameError as error:
                 reason = f"the coordinator sent no frame of ours: {error}"
             except RefusedError as error:
@@ -52,6 +63,7 @@ def take_part(node: Node, dial: Dial, *, patience: float | None = None) -> str:
                     raise
                 reason = str(error)
         if reached:
+            ever, strangers = True, 0
             pause, lost = SHORTEST, time.monotonic()
         if patience is not None and time.monotonic() - lost > patience:
             raise RunError(

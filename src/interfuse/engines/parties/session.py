@@ -242,6 +242,7 @@ class Session:
         """Write the owned state under its digest, if it changed; forget those that nobody can ask for again."""
         record = self._host.save(self._folder / "saving.safetensors")
         self._audit.sync()
+        self._budget.sync()
         if record is not None:
             (self._folder / record.name).replace(self._folder / f"{record.sha256}.safetensors")
             self._saved = record.sha256
