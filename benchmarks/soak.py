@@ -1,8 +1,10 @@
-"""A coordinator and four nodes for some minutes, while strangers do all at once what `attacks.py` has.
+"""A coordinator and four nodes for minutes, while strangers do all at once what `attacks.py` has, and a vendor lies.
 
-Idle and half-open connections, silent streams of a revoked key, resets, pings, and a known key that joins again and
-again. The run must end with the bits of a simulation, which nobody attacks; descriptors, memory and logs of the
-coordinator must not grow with time.
+Idle and half-open connections, silent streams of a revoked key, resets, pings, a known key that joins again and again,
+and a fifth node whose first answer is no number: it is sent away, and from then on tries to come back, with frames that
+are none, under names of others, with facts that cannot be. Beside them a node of its own is asked by a hostile
+coordinator for whatever there is. The run must end with the bits of the same run without strangers; descriptors, memory
+and logs must not grow with time.
 
     python benchmarks/soak.py [--minutes 30] [--out FOLDER]
 """
@@ -15,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,20 +25,19 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from torch import Tensor
 
 import attacks
+import liar
 from attacks import Address
 from interfuse.engines.grpc import make_keys
 from interfuse.engines.processes import fork
-from interfuse.runs import execute, parse_config
 from interfuse.runs.folder import RunFolder
-from interfuse.wire import FileRecord, Packs
+from interfuse.wire import Packs
 from network import free_port
 
-NODES = ("ant", "bee", "cat", "dog")
+NODES, LIAR = ("ant", "bee", "cat", "dog"), "eel"
 CALIBRATION = 150
-"""Rounds of a quiet run, to know how many take so many minutes."""
+"""Rounds of a run under attack, to know how many take so many minutes."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Sample:
     seconds: float
     descriptors: int
     memory: float
+    node: float
     log: int
     rounds: int
 
@@ -57,12 +59,31 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = given.out or Path(place)
-        quiet = _run(folder / "quiet", CALIBRATION, [])
-        rate = CALIBRATION / quiet[-1].seconds
+        everything: list[Attack] = [idle, half_open, silent, reset, ping, joining, hostile_calls]
+        tried = _run(folder / "tried", CALIBRATION, everything)
+        rate = CALIBRATION / tried[-1].seconds
         rounds = max(20, int(given.minutes * 60 * rate))
-        print(f"quiet: {rate:.1f} rounds a second; {rounds} rounds under attack", flush=True)
-        _run(folder / "attacked", rounds, [idle, half_open, silent, reset, ping, joining])
-        print(f"equal bits: {_equal(folder / 'attacked', rounds)}")
+        print(f"{rate:.1f} rounds a second under attack; {rounds} rounds", flush=True)
+        found = _run(folder / "attacked", rounds, everything)
+        under_way = [one for one in found if one.rounds <= rounds]
+        print(growth(under_way), flush=True)
+        print(f"after the last round, with the report: {max(one.memory for one in found):.1f} MiB", flush=True)
+        _run(folder / "quiet", rounds, [])
+        print(f"equal bits: {_digests(folder / 'attacked') == _digests(folder / 'quiet')}")
+
+
+def growth(found: Sequence[Sample]) -> str:
+    """What was taken at most in each tenth of the time of the rounds."""
+    lines = ["tenth   descriptors   coordinator, MiB   a node, MiB   log, bytes a minute"]
+    end = found[-1].seconds
+    for tenth in range(10):
+        part = [one for one in found if tenth * end <= 10 * one.seconds <= (tenth + 1) * end]
+        grown = 60 * (part[-1].log - part[0].log) / max(part[-1].seconds - part[0].seconds, 1e-9)
+        lines.append(
+            f"{tenth + 1:5} {max(one.descriptors for one in part):13} {max(one.memory for one in part):18.1f} "
+            f"{max(one.node for one in part):13.1f} {grown:20.0f}"
+        )
+    return "\n".join(lines)
 
 
 # --- what strangers do, again and again
@@ -92,6 +113,10 @@ def joining(address: Address, keys: Path) -> int:
     return _rested(attacks.joins(address, attacks.files_of(keys, "flood"), attacks.hello("flood"), 10))
 
 
+def hostile_calls(address: Address, keys: Path) -> int:
+    return liar.ask(keys.parent / "asked", 2000)
+
+
 def _rested(done: int) -> int:
     """Leave the processors, which the parties share with their attackers here, to them for a moment."""
     time.sleep(2)
@@ -112,17 +137,17 @@ def _attack(work: Attack, port: int, keys: Path, counts: Path) -> None:
 # --- the parties
 
 
-def _run(folder: Path, rounds: int, strangers: list[Attack]) -> list[Sample]:
+def _run(folder: Path, rounds: int, strangers: Sequence[Attack]) -> list[Sample]:
     """Carry a run out, and look at the coordinator meanwhile."""
     folder.mkdir(parents=True)
     port, keys = free_port(), folder / "keys"
-    make_keys(keys, [*NODES, "revoked", "flood"], ["127.0.0.1"])
+    make_keys(keys, [*NODES, LIAR, "revoked", "flood"], ["127.0.0.1"])
     known = keys / "coordinator"
     (known / "nodes" / "revoked.crt").rename(known / "revoked" / "revoked.crt")
     _files(folder, port, rounds)
     coordinator = _started(
-        folder, "coordinate", "recipe.toml", "--nodes", str(len(NODES)), "--listen", f"127.0.0.1:{port}", "--keys",
-        str(known), "--out", "run", "--quiet", "--classes", "3",
+        folder, "coordinate", "recipe.toml", "--nodes", str(len(NODES) + 1), "--minimum", str(len(NODES)),
+        "--listen", f"127.0.0.1:{port}", "--keys", str(known), "--out", "run", "--quiet", "--classes", "3",
     )  # fmt: skip
     attackers: list[BaseProcess] = []
     nodes: list[subprocess.Popen[bytes]] = []
@@ -132,7 +157,8 @@ def _run(folder: Path, rounds: int, strangers: list[Attack]) -> list[Sample]:
             attackers.append(fork(_attack, work, port, keys, counts, name=work.__name__))
         time.sleep(3 if strangers else 0)
         nodes = [_started(folder, "node", f"{name}.toml", "--quiet") for name in NODES]
-        found = list(_watched(coordinator, folder, loud=bool(strangers)))
+        attackers.append(fork(liar.lie, folder / f"{LIAR}.toml", folder / "liar.count", name="liar"))
+        found = list(_watched(coordinator, nodes[0], folder, loud=bool(strangers)))
         codes = [process.wait(60) for process in (coordinator, *nodes)]
         if any(codes):
             raise SystemExit(f"exit codes {codes}; {folder} has the logs")
@@ -156,7 +182,7 @@ def _started(folder: Path, *command: str) -> subprocess.Popen[bytes]:
 
 def _files(folder: Path, port: int, rounds: int) -> None:
     (folder / "recipe.toml").write_text(tomli_w.dumps(_recipe(rounds)))
-    for seed, name in enumerate(NODES):
+    for seed, name in enumerate((*NODES, LIAR)):
         noise, y = np.random.default_rng(seed), np.arange(60) % 3
         x = noise.normal(y[:, None, None, None], 1.0, (60, 1, 4, 4)).astype(np.float32)
         np.savez(folder / f"{name}.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
@@ -178,13 +204,15 @@ def _files(folder: Path, port: int, rounds: int) -> None:
 def _recipe(rounds: int) -> dict[str, Any]:
     return {
         "method": "ifl", "rounds": rounds, "fusion_width": 8, "evaluation": "own", "eval_every": rounds, "beside": [],
-        "models": ["logistic"], "clients": len(NODES), "settings": {"local_steps": 1, "batch_size": 8},
+        "models": ["logistic"], "settings": {"local_steps": 1, "batch_size": 8},
         "sampling": {"draws_from": "seed"},
     }  # fmt: skip
 
 
-def _watched(coordinator: subprocess.Popen[bytes], folder: Path, *, loud: bool) -> Iterator[Sample]:
-    """Samples of the coordinator, every few seconds, from its first round on."""
+def _watched(
+    coordinator: subprocess.Popen[bytes], node: subprocess.Popen[bytes], folder: Path, *, loud: bool
+) -> Iterator[Sample]:
+    """Samples of the coordinator and a node, every few seconds, from its first round on."""
     began, told = 0.0, 0.0
     log, lines = folder / "run" / "coordinator.jsonl", folder / "run" / "metrics.jsonl"
     while coordinator.poll() is None:
@@ -192,57 +220,46 @@ def _watched(coordinator: subprocess.Popen[bytes], folder: Path, *, loud: bool) 
         rounds = lines.read_bytes().count(b"\n") if lines.exists() else 0
         began = began or (time.monotonic() if rounds else 0.0)
         try:
-            pages = int(Path(f"/proc/{coordinator.pid}/statm").read_text().split()[1])
+            memory, taken = _memory(coordinator.pid), _memory(node.pid)
             descriptors = len(list(Path(f"/proc/{coordinator.pid}/fd").iterdir()))
         except OSError:
             break  # it has just ended
         if began:
             seconds = time.monotonic() - began
-            memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-            found = Sample(seconds, descriptors, memory, log.stat().st_size, rounds)
+            found = Sample(seconds, descriptors, memory, taken, log.stat().st_size, rounds)
             yield found
             if loud and seconds >= told:
                 told += 30
                 print(
-                    f"{seconds:6.0f} s  round {rounds:6}  {descriptors:5} descriptors  {memory:6.1f} MiB  "
-                    f"log {found.log:7} bytes",
+                    f"{seconds:6.0f} s  round {rounds:6}  {descriptors:5} descriptors  {memory:6.1f} MiB, "
+                    f"a node {taken:6.1f}  log {found.log:7} bytes",
                     flush=True,
                 )
+
+
+def _memory(pid: int) -> float:
+    """MiB that a process takes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 # --- the bits
 
 
-def _equal(folder: Path, rounds: int) -> bool:
-    """Whether all that clients own is what they own after a simulation."""
-    config = parse_config(_recipe(rounds) | {"data": [str(folder / f"{name}.npz") for name in NODES]})
-    execute(config, folder / "simulated")
-    simulated, attacked = (_owned(folder / name) for name in ("simulated", "run"))
-    for client, name in enumerate(NODES):
-        digest = bytes(attacked.pop(f"client-{client:05d}:sha256").tolist()).hex()
-        path = next((folder / f"state-{name}").glob(f"*/{digest}.safetensors"))
-        attacked |= _read(path.parent, [FileRecord(path.name, path.stat().st_size, digest)])
-    wanted = {key: tensor for key, tensor in simulated.items() if key.startswith("client-")}
-    mine = {key: tensor for key, tensor in attacked.items() if key.startswith("client-")}
-    return wanted.keys() == mine.keys() and all(
-        wanted[key].numpy().tobytes() == mine[key].numpy().tobytes() for key in wanted
-    )
-
-
-def _owned(run: Path) -> dict[str, Tensor]:
-    folder = RunFolder(run)
-    commit = folder.last_commit()
+def _digests(folder: Path) -> dict[str, bytes]:
+    """Of all that clients own at the end, as their nodes saved it."""
+    run = RunFolder(folder / "run")
+    commit = run.last_commit()
     if commit is None:
-        raise SystemExit(f"{run} has no commit")
-    return _read(folder.commits, commit.saved.packs)
-
-
-def _read(folder: Path, records: Iterable[FileRecord]) -> dict[str, Tensor]:
+        raise SystemExit(f"{folder} has no commit")
     packs = Packs()
-    for record in records:
-        record.check(folder)
-        packs.add(folder, record)
-    return {f"{name}:{key}": t for name, part in packs.parts.items() for key, t in part.tensors().items()}
+    for record in commit.saved.packs:
+        record.check(run.commits)
+        packs.add(run.commits, record)
+    owned = {name: part.tensors() for name, part in packs.parts.items() if name.startswith("client-")}
+    found = {name: bytes(tensors["sha256"].tolist()) for name, tensors in owned.items()}
+    if len(found) < len(NODES):
+        raise SystemExit(f"{folder} has states of {len(found)} clients")
+    return {name: digest for name, digest in found.items() if name != f"client-{len(NODES):05d}"}
 
 
 if __name__ == "__main__":

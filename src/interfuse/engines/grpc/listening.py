@@ -31,6 +31,10 @@ A connection has 10 seconds for its handshake, 30 without a stream, and 4 stream
 revoked one, holds no descriptor for longer."""
 
 
+CONNECTIONS = 4096
+"""At most, whoever they are of: one that has not shown a key yet takes about 120 kB of memory."""
+
+
 class Listener:
     """Streams over gRPC, each in two threads of its own: gRPC's sends, the one behind ``join`` reads.
 
@@ -45,7 +49,7 @@ class Listener:
 
     def open(self, streams: int, join: Join) -> None:
         pool = futures.ThreadPoolExecutor(streams)
-        options = (*SERVER, ("grpc.max_allowed_incoming_connections", raise_descriptors()))
+        options = (*SERVER, ("grpc.max_allowed_incoming_connections", min(raise_descriptors(), CONNECTIONS)))
         self._join, self._server = join, grpc.server(pool, options=options, maximum_concurrent_rpcs=streams)
         known = health.HealthServicer()
         # Check alone: a stream that watches has no end, and a revoked key could hold any number of them

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from interfuse.client import ClientId
-from interfuse.engines.allocator import keep_freed_memory
+from interfuse.engines.allocator import keep_freed_memory, share_heaps
 from interfuse.engines.parties.architectures import Architectures
 from interfuse.engines.parties.carrier import Carrier, Counters, Link, Peer
 from interfuse.engines.parties.contract import (
@@ -148,6 +148,7 @@ class Hub:
         builders: Mapping[str, Callable[[], Builder]] = MappingProxyType({}),
     ) -> None:
         keep_freed_memory()
+        share_heaps()
         self.arrivals: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.members: dict[str, Member] = {}
         self.lock = threading.RLock()

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from interfuse.data import Dataset
 from interfuse.data.inputs import shape_text
-from interfuse.engines.allocator import keep_freed_memory
+from interfuse.engines.allocator import keep_freed_memory, share_heaps
 from interfuse.engines.parties.audit import Audit, Signer
 from interfuse.engines.parties.contract import (
     CLASS_NAMES,
@@ -93,6 +93,7 @@ class Node:
         check_device(vendor.device)
         vendor.limits.check_names(vendor.allow.methods)
         keep_freed_memory()
+        share_heaps()
         self.vendor, self.events, self._tap = vendor, events, tap
         vendor.state_folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(vendor.state_folder / ".lock")
