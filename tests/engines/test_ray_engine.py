@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from ray_in_process import RayInProcess, in_process
+from ray_in_process import RayError, RayInProcess, RayTaskError, in_process
 from test_local_engine import Payload, Probe, Wandering, with_more_to_take_along
 from worlds import everything_owned, federation, same_bits, setup_of, tiny_dataset
 
@@ -105,6 +105,33 @@ def test_an_error_of_a_handler_is_the_client_s(ray: RayInProcess) -> None:
     with pytest.raises(ClientError, match="client 1 failed in fail, round 0: LookupError: no such thing: ümläut"):
         made.clients.call(made.method.fail)
     assert len(made.clients.call(made.method.fail, minimum=3)) == 3
+
+
+DIED = (
+    "The actor died unexpectedly before finishing this task.\n\tclass_name: Worker\n\tactor_id: 0c8073\n\tpid: 23862\n"
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process"
+)
+FULL = (
+    "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: afb8) was "
+    "6.51GB / 23.54GB (0.276391), which exceeds the memory usage threshold of 0.02; Object store memory usage: [- obj"
+)
+BEGUN = (
+    "The actor died because of an error raised in its creation task, ray::Worker()\n  File\nModuleNotFoundError: no x"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RayError(DIED), "its worker process has died"), (RayError(BEGUN), "ModuleNotFoundError: no x"),
+        (RayError(FULL), "Ray ended it, since its machine was low on memory (6.51GB / 23.54GB)"),
+        (RayTaskError(RunError("no room")), "no room"), (RayTaskError(KeyError("x")), "KeyError: 'x'"),
+        (RayError(""), "RayError"),
+    ],
+)  # fmt: skip
+def test_what_ray_says_is_told_in_a_line(error: Exception, said: str) -> None:
+    assert engine._cause(error) == said
 
 
 # ---------------------------------------------------------------------------------------------------- what is refused

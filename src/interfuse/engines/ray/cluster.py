@@ -60,6 +60,8 @@ def joined(address: str | None, workers: int | None) -> Any:
     if "ray" not in sys.modules:
         if wanted == "local":
             os.environ[LOOPBACK] = "0"
+        else:
+            os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of half a minute; 20 by default
         # what its processes have to say would come out on the standard output, among results
         os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES alone

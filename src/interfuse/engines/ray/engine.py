@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -33,6 +34,8 @@ SMALL = 1 << 16
 """Bytes up to which a message goes with each call. A larger one is put into the object store once."""
 PIECE = 1 << 26
 """Bytes of a pack, or of what clients owned, that go to another node at once."""
+LONGEST = 400
+"""Characters of what Ray says of an error."""
 BUSY = 10.0
 """Seconds that a worker is given to end a call that nobody waits for any more, before another takes its place; and
 those after which the rest go on, where the cluster has no room for that one."""
@@ -74,12 +77,14 @@ class OnRay:
                 "a file or a module, without open files, locks or the like"
             ) from error
         self._actors: list[_Actor] = []
+        self._ended = ""
         try:
             self._actors = self._start(self._count)
             if len(self._actors) < self._count:
                 raise RunError(
                     f"{len(self._actors)} of {self._count} workers came up within {joining.seconds:g} s: each needs "
-                    f"{self._needs()}, and the cluster has {resources(self._ray)}. Take fewer workers, or add nodes"
+                    f"{self._needs()}, and the cluster has {resources(self._ray)}.{self._ended} Take fewer workers, or "
+                    "add nodes"
                 )
         except BaseException:
             self.close()
@@ -129,6 +134,7 @@ class OnRay:
         except self._ray.exceptions.RayError as error:
             if "creation task" in str(error):
                 raise RunError(f"a worker of Ray could not begin: {_cause(error)}") from error
+            self._ended = f" The last that ended on its way: {_cause(error)}."
             return None
         _check_build(facts, self._setup.device)
         return facts
@@ -395,9 +401,15 @@ def _cause(error: BaseException) -> str:
         return f"{type(cause).__name__}: {cause}"
     if type(error).__name__ == "ActorUnavailableError":  # it may come back, but nobody knows where the call ended
         return "its node does not answer"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = str(error)
+    if "low on memory" in text:
+        used = re.search(r"was ([\d.]+ ?[KMGT]?B / [\d.]+ ?[KMGT]?B)", text)
+        return f"Ray ended it, since its machine was low on memory{f' ({used[1]})' if used else ''}"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
     said = next((line for line in lines if line.startswith("The actor is dead because")), lines[-1])
-    return said.removeprefix("The actor is dead because ").partition(" Some common causes")[0].rstrip(".")
+    said = said.removeprefix("The actor is dead because ").partition(" Some common causes")[0]
+    # SYSTEM_ERROR says that it was not Ray's doing
+    return said.partition(" Worker exit type: SYSTEM_ERROR")[0].rstrip(".")[:LONGEST]
 
 
 def _whole(part: Part) -> Bytes:
