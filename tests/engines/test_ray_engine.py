@@ -116,9 +116,7 @@ FULL = (
     "1 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 127.0.0.1, ID: afb8) was "
     "6.51GB / 23.54GB (0.276391), which exceeds the memory usage threshold of 0.02; Object store memory usage: [- obj"
 )
-BEGUN = (
-    "The actor died because of an error raised in its creation task, ray::Worker()\n  File\nModuleNotFoundError: no x"
-)
+BEGUN = "The actor died because of an error raised in its creation task, Worker()\n  File\nModuleNotFoundError: no x"
 
 
 @pytest.mark.parametrize(
