@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -136,6 +137,14 @@ def test_another_kind_or_codec_is_refused_at_the_first_bytes() -> None:
         decode(encode(sent), FusionOutputs, DIMS, codecs=rules)
     with pytest.raises(MessageError, match="magic"):
         decode(data, FusionOutputs, DIMS)
+    for cut, reason in (
+        (data[:-1], "truncated"),
+        (data + b"\0", "trailing"),
+        (data[:4], "truncated"),
+        (b"", "truncated"),
+    ):
+        with pytest.raises(MessageError, match=reason):
+            decode(cut, FusionOutputs, DIMS, codecs=rules)
 
 
 def test_changed_bytes_are_refused_or_a_message_within_the_limits() -> None:
@@ -190,3 +199,7 @@ def test_many_items_without_bytes_are_bounded() -> None:
     assert decode(data, FusionPairs, DIMS, codecs=rules).pairs == ()
     with pytest.raises(MessageError, match="up to 64"):
         decode(data[:5] + b"\xff\xff\x03", FusionPairs, DIMS, limits=LIMITS, codecs=rules)
+    few = {str(i): (torch.zeros(()),) * 9 for i in range(9)}  # 9 tuples, and 81 tensors
+    many = encode(replace(every(), nested=few), rules)
+    with pytest.raises(MessageError, match="at most 64 tensors"):
+        decode(many, Every, DIMS, limits=LIMITS, codecs=rules)
