@@ -87,7 +87,7 @@ def simulated(place: Path, name: str) -> Outcome:
     folder = place / "simulated"
     folder.mkdir()
     config = between_parties(_recipe(name, _rows(folder, "all", 0, 120)), len(NAMES))
-    write_app(config, folder / "app", folder / "run")
+    write_app(config, folder / "app", folder / "run", None)
     with flower(folder, simulated=len(NAMES)) as made:
         began = time.monotonic()
         _, said = made.run(folder / "app")
@@ -101,7 +101,7 @@ def deployed(place: Path, name: str) -> Outcome:
     folder.mkdir()
     files = [_rows(folder, party, seed, 60) for seed, party in enumerate(NAMES)]
     config, models = _recipe(name, files[0]), METHODS[name][0]
-    write_app(config, folder / "app", folder / "run")
+    write_app(config, folder / "app", folder / "run", None)
     with flower(folder) as made:
         for number, (party, rows) in enumerate(zip(NAMES, files, strict=True)):
             vendor = write_vendor(folder, party, rows, models[number % len(models)], [name])

@@ -38,7 +38,8 @@ class Flower:
     @property
     def environment(self) -> dict[str, str]:
         path = f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}"  # Flower starts commands of its own by name
-        return os.environ | QUIET | {"FLWR_HOME": str(self.folder / "home"), "PATH": path}
+        own = {"FLWR_HOME": str(self.folder / "home"), "RAY_TMPDIR": str(self.folder)}  # no cluster of others is joined
+        return os.environ | QUIET | own | {"PATH": path}
 
     def start(self, name: str, *command: str) -> subprocess.Popen[bytes]:
         """Start a process in a group of its own, whose words go to NAME.log."""

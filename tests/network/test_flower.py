@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import io
 import json
+import shutil
 import socket
+import ssl
 import stat
 import struct
 import subprocess
@@ -31,8 +33,10 @@ from typer.testing import CliRunner
 from interfuse.cli.app import app
 from interfuse.coordination import Terms, coordinate, driver
 from interfuse.engines.flower.carrier import FlowerCarrier, Pace
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, packed
+from interfuse.engines.flower.channel import Plain, Tls, context_of_coordinator, context_of_node
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, received, sent
 from interfuse.engines.flower.residence import Residence, reside
+from interfuse.engines.grpc import make_keys
 from interfuse.engines.parties import Link, Peer
 from interfuse.engines.parties.frames import Assembler, End, FrameError, Hello, Ready, frames
 from interfuse.engines.parties.logs import Events
@@ -78,7 +82,7 @@ class Living:
             events, vendor = Events(None, self.said.append), read_vendor(self.two.folder / name / "vendor.toml")
             try:
                 with closing(Node(vendor, events)) as node:
-                    end = reside(node, place, turn=self.turn, ready=ready.set)
+                    end = reside(node, place, keys=vendor.key_files(), turn=self.turn, ready=ready.set)
             except InterfuseError as error:
                 end = str(error)
             self.ended[name] = end
@@ -91,15 +95,16 @@ class Living:
 def _coordinated(two: Parties, config: RunConfig, grid: FakeGrid, **more: Any) -> list[str]:
     """Carry a run out over a grid; what its operator is told of Flower."""
     notes: list[str] = []
-    terms = Terms(FlowerCarrier(grid, notes.append, QUICK), len(two.names), **more)
+    keys = two.folder / "keys" / "coordinator" if two.secure else None
+    terms = Terms(FlowerCarrier(grid, notes.append, keys, QUICK), len(two.names), **more)
     coordinate(config.model_copy(update={"data": str(two.folder / "ant.npz")}), two.run, terms, Silent())
     return notes
 
 
-@pytest.mark.parametrize(("method", "lost"), [("ifl", 0), ("splitfed-v1", 4)])
+@pytest.mark.parametrize(("method", "lost"), [("ifl", 0), ("splitfed-v1", 7)])
 def test_a_run_over_flower_has_the_bits_of_a_local_one(method: str, lost: int, tmp_path: Path, sockets: Path) -> None:
-    """Also where every fourth answer is lost after the node has done its work: nothing is done twice."""
-    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    """With keys; also where every seventh answer is lost after the node has done its work: nothing is done twice."""
+    two = Parties(tmp_path, ("ant", "bee"), secure=lost > 0)
     config, _ = prepared(two, method)
     living, grid = Living(two, sockets), FakeGrid(lambda count: lost > 0 and count % lost == 0)
     for number, name in enumerate(two.names):
@@ -192,14 +197,14 @@ def _reply(content: Any) -> Any:
 
 
 def _packet(kind: int, stream: bytes, number: int, said: Sequence[bytes] = ()) -> bytes:
-    return b"".join(packed(Head(kind, stream, number), said))
+    return b"".join((Head(kind, stream, number).packed(), *sent(Plain(), said)))
 
 
 def _bare(message: Message, **fields: Any) -> bytes:
     """An answer without frames, with other fields than an honest one."""
     asked = packet_of(message.content)
     assert asked is not None
-    return b"".join(packed(opened_whole(asked, (ASK,))[0]._replace(**{"kind": ANSWER} | fields), []))
+    return opened_whole(asked, (ASK,))[0]._replace(**{"kind": ANSWER} | fields).packed()
 
 
 def _honest(message: Message) -> RecordDict:
@@ -245,7 +250,7 @@ def test_whatever_a_vendor_answers_concerns_its_stream_alone() -> None:
     def join(link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
         joined[peer.place] = incoming
 
-    carrier = FlowerCarrier(grid, notes.append, replace(QUICK, closing=0.1))
+    carrier = FlowerCarrier(grid, notes.append, None, replace(QUICK, closing=0.1))
     carrier.open(200, join)
     until(lambda: len(notes) >= len(LIES) + 1 and joined, 10, lambda: str(notes))
     carrier.close()
@@ -282,7 +287,7 @@ def test_a_grid_that_fails_keeps_back_nobody_else() -> None:
 
     grid = Failing()
     grid.nodes = {number: (_reply(_honest), {}) for number in range(4)}
-    carrier = FlowerCarrier(grid, notes.append, replace(QUICK, closing=0.1))
+    carrier = FlowerCarrier(grid, notes.append, None, replace(QUICK, closing=0.1))
     carrier.open(10, lambda link, incoming, peer: joined.append(peer.place))
     until(lambda: len(notes) >= 3 and bool(joined), 10, lambda: str(notes))
     carrier.close()
@@ -315,26 +320,24 @@ def test_every_field_of_an_exchange_is_looked_at(residence: tuple[Residence, Pat
         with pytest.raises(FrameError, match="kind"):
             ask(_packet(kind, STREAM, 1))
     for stream, number in ((b"t" * NAME, 1), (STREAM, 2), (STREAM, 2**64 - 1)):
-        assert opened_whole(ask(_packet(ASK, stream, number, [b"x" * 9])), (GONE,)) == ((GONE, stream, number), [])
+        assert ask(_packet(ASK, stream, number, [b"x" * 9])) == _packet(GONE, stream, number)
     assert ask(_packet(ASK, STREAM, 0)) == opened  # again, and not anew
     assert ask(_packet(ASK, STREAM, 1)) == _packet(ANSWER, STREAM, 1)
-    whole, number = _packet(ASK, STREAM, 2, [b"x" * 9]), 2
-    for size in range(len(whole)):
-        if size == 25:  # one without a frame
-            continue
+    for size in (*range(25), *range(26, 25 + 13)):  # 25 is one without a frame
+        name = bytes([size]) * NAME
+        ask(_packet(ASK, name, 0))
         with pytest.raises(FrameError):
-            ask(whole[:size])
-        if size > 25:  # whoever breaks off has opened another stream in vain, and the first is over
-            assert opened_whole(ask(_packet(ASK, STREAM, number)), (GONE,))
-            ask(_packet(ASK, STREAM, 0))
-            ask(_packet(ASK, STREAM, 1))
+            ask(_packet(ASK, name, 1, [b"x" * 9])[:size])
+        if size > 25:  # what broke off is over
+            assert ask(_packet(ASK, name, 1)) == _packet(GONE, name, 1)
     for frame in (b"\x00\x00\x00\x00 no frame", b"x", struct.pack("<I", 2) + b"{}", next(frames(Ready(attempt=1)))):
-        ask(_packet(ASK, STREAM, 0))
+        name = frame[:1] * NAME
+        with pytest.raises(FrameError, match="before the node has said"):
+            ask(_packet(ASK, name, 0, [frame]))
+        ask(_packet(ASK, b"1" + name[1:], 0))
         with suppress(FrameError):
-            ask(_packet(ASK, STREAM, 1, [frame]))
+            ask(_packet(ASK, b"1" + name[1:], 1, [frame]))
         found.refusal = None
-        with pytest.raises(FrameError, match="opens a stream"):
-            ask(_packet(ASK, b"t" * NAME, 0, [frame]))
     sent = [json.loads(line)["what"] for line in (state / "audit.jsonl").read_bytes().splitlines()]
     assert set(sent) == {"hello"}  # nothing else left
 
@@ -344,14 +347,14 @@ def test_a_length_alone_takes_no_memory_and_no_room(tmp_path: Path, sockets: Pat
     one.prepare({"method": "fedavg"}, ["logistic"])
     living = Living(one, sockets)
     place = living.begin("ant")
-    for sent in (struct.pack("<Q", 2**62), struct.pack("<Q", 2**62) + _packet(ASK, STREAM, 0) + b"\xff" * 8):
+    for beginning in (struct.pack("<Q", 2**62), struct.pack("<Q", 2**62) + _packet(ASK, STREAM, 0) + b"\xff" * 8):
         with socket.socket(socket.AF_UNIX) as line:
             line.connect(str(place))
-            line.sendall(sent)
+            line.sendall(beginning)
             line.shutdown(socket.SHUT_WR)
             with suppress(ConnectionResetError):
                 assert line.recv(1) == b""
-    head, _ = opened_whole(handed_on(_packet(ASK, STREAM, 0), str(place)), (ANSWER,))
+    head, _ = opened_whole(handed_on(_packet(ASK, b"h" * NAME, 0), str(place)), (ANSWER,))
     assert head.number == 0
     assert sum("an exchange broke off" in text for text in living.said) == 2
     assert stat.S_IMODE(place.stat().st_mode) == 0o660
@@ -368,14 +371,111 @@ def test_a_socket_in_use_or_with_a_long_path_is_refused(residence: tuple[Residen
         other.bind(str(sockets / "taken"))
         other.listen()
         with pytest.raises(ConfigError, match="another node answers there"):
-            reside(node, sockets / "taken")
+            reside(node, sockets / "taken", keys=None)
     (sockets / "file").write_text("of somebody")
     for place in (sockets / "file", sockets / ("x" * 200)):
         with pytest.raises(ConfigError, match="--socket .*: no socket can be there"):
-            reside(node, place)
+            reside(node, place, keys=None)
     assert (sockets / "file").read_text() == "of somebody"
     with pytest.raises(RunError, match="nobody asked"):
-        reside(node, sockets / "taken", patience=0.05)  # what is left of a node that was killed is in nobody's way
+        reside(
+            node, sockets / "taken", keys=None, patience=0.05
+        )  # what is left of a node that was killed is in nobody's way
+
+
+# --- who is at the ends
+
+
+@pytest.fixture
+def guarded(tmp_path: Path) -> Iterator[tuple[Residence, Path]]:
+    """A node with keys, and the folder of all keys; `other` has those of another authority."""
+    one = Parties(tmp_path, ("ant", "bee"))
+    one.prepare({"method": "fedavg"}, ["logistic"])
+    make_keys(tmp_path / "other", ["ant"], ["127.0.0.1"])
+    make_keys(tmp_path / "elsewhere", [], ["coordinator.example.org"])
+    vendor = read_vendor(tmp_path / "ant" / "vendor.toml")
+    files = vendor.key_files()
+    assert files is not None
+    with closing(Node(vendor, Events(None, lambda text: None))) as node:
+        yield Residence(node, context_of_node(files)), tmp_path
+
+
+def _spoken(found: Residence, channel: Tls, stream: bytes) -> list[bytes]:
+    """What a node says to a coordinator that has opened a stream."""
+    said = list[bytes]()
+    for number in range(2):
+        packet = b"".join((Head(ASK, stream, number).packed(), *(sent(channel, []) if number else [])))
+        answer = b"".join(found.answer(io.BytesIO(packet).read, len(packet)))
+        said += received(channel, opened_whole(answer, (ANSWER,))[1])
+    return said
+
+
+def test_a_node_with_keys_speaks_to_its_coordinator_alone(guarded: tuple[Residence, Path]) -> None:
+    found, folder = guarded
+    keys = folder / "keys"
+    assert len(_spoken(found, Tls(context_of_coordinator(keys / "coordinator"), None), STREAM)) == 1
+    shutil.copytree(keys / "bee", folder / "bee-as-coordinator")
+    for path in (folder / "bee-as-coordinator").glob("bee.*"):
+        path.rename(path.with_name(f"coordinator{path.suffix}"))
+    shutil.copy(keys / "ca.key", folder / "elsewhere" / "ca.key")
+    shutil.copy(keys / "ca.crt", folder / "elsewhere" / "ca.crt")
+    shutil.rmtree(folder / "elsewhere" / "coordinator")
+    make_keys(folder / "elsewhere", [], ["coordinator.example.org"])  # of the node's authority, for another host
+    log = (folder / "ant" / "state" / "audit.jsonl").read_bytes()
+    for number, wrong in enumerate(("bee-as-coordinator", "other/coordinator", "elsewhere/coordinator")):
+        with pytest.raises(ssl.SSLError):
+            _spoken(found, Tls(context_of_coordinator(folder / wrong), None), bytes([number]) * NAME)
+    for said in ([], [b"x" * 99]):  # without TLS
+        packet = _packet(ASK, b"9" * NAME, 0, said)
+        with suppress(ssl.SSLError):
+            found.answer(io.BytesIO(packet).read, len(packet))
+    assert (folder / "ant" / "state" / "audit.jsonl").read_bytes() == log  # it has said nothing
+    again = _packet(ASK, STREAM, 1)
+    answer = b"".join(found.answer(io.BytesIO(again).read, len(again)))
+    assert opened_whole(answer, (ANSWER,))[0] == (ANSWER, STREAM, 1)  # and the stream that was open still is
+
+
+def test_a_byte_that_somebody_changed_ends_the_stream(guarded: tuple[Residence, Path]) -> None:
+    found, folder = guarded
+    for at in (0, 5, -1):
+        channel, stream = Tls(context_of_coordinator(folder / "keys" / "coordinator"), None), bytes([at % 256]) * NAME
+        _spoken(found, channel, stream)
+        body = bytearray(b"".join(sent(channel, frames(End(reason="", finished=True)))))
+        body[at] ^= 1
+        packet = Head(ASK, stream, 2).packed() + bytes(body)
+        with pytest.raises(OSError, match=r"SSL|TLS"):
+            found.answer(io.BytesIO(packet).read, len(packet))
+        assert found.last is None
+
+
+def test_a_coordinator_with_keys_admits_whom_it_knows(tmp_path: Path, sockets: Path) -> None:
+    """Not a revoked key, and no key under another's name: the certificate says who a node is."""
+    two = Parties(tmp_path, ("ant", "bee"))
+    config, _ = prepared(two, "fedavg")
+    known = tmp_path / "keys" / "coordinator"
+    vendor = tmp_path / "bee" / "vendor.toml"
+    (known / "nodes" / "bee.crt").rename(known / "revoked" / "bee.crt")
+    living, grid = Living(two, sockets), FakeGrid()
+    grid.nodes = {
+        number: (client_app(), {PLACE: str(living.begin(name))}) for number, name in enumerate(two.names)
+    }  # fmt: skip
+    running = threading.Thread(target=lambda: _coordinated(two, config, grid), daemon=True)
+    running.start()
+    until(lambda: "bee" in living.ended, 20, lambda: str(living.ended))
+    assert "revoked key" in living.ended.pop("bee")
+    (known / "revoked" / "bee.crt").rename(known / "nodes" / "bee.crt")
+    text = vendor.read_text()
+    vendor.write_text(text.replace('name = "bee"', 'name = "ant"').replace('state = "state"', "") + "")
+    shutil.rmtree(tmp_path / "bee" / "state")
+    living.begin("bee")
+    until(lambda: "bee" in living.ended, 20, lambda: str(living.ended))
+    assert "that of the certificate, 'bee'" in living.ended.pop("bee")
+    vendor.write_text(text)
+    shutil.rmtree(tmp_path / "bee" / "state")
+    living.begin("bee")
+    running.join(30)
+    until(lambda: len(living.ended) == 2, 10)
+    assert set(living.ended.values()) == {"the run is finished"}
 
 
 # --- what runs at a client
@@ -403,22 +503,22 @@ def test_what_flower_starts_for_every_message_imports_nothing_large() -> None:
 
 
 def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:
-    said = CliRunner().invoke(app, ["flower-app", "ifl", "--out", str(tmp_path / "app")])
+    said = CliRunner().invoke(app, ["flower-app", "ifl", "--insecure", "--out", str(tmp_path / "app")])
     files = sorted(path for path in (tmp_path / "app").rglob("*") if path.is_file())
-    assert sorted(map(str, files)) == sorted(said.output.split())
+    assert sorted(map(str, files)) == sorted(said.stdout.split())
     for path in (path for path in files if path.suffix == ".py"):
         for one in ast.walk(ast.parse(path.read_text())):
             assert not isinstance(one, ast.FunctionDef | ast.ClassDef | ast.Import)
             if isinstance(one, ast.ImportFrom):
                 assert one.module in ("pathlib", "interfuse.flower.server", "interfuse_relay.app")
-    assert not AppSettings.read({"out": "/tmp/x", "nodes": 4}).minimum
+    assert not AppSettings.read({"out": "/tmp/x", "nodes": 4, "insecure": True}).minimum
     for values, key in (
         ({"nodes": 4}, "out"), ({"out": "x", "nodes": 4}, "absolute"), ({"out": "/x", "nodes": 0}, "nodes"),
-        ({"out": "/x", "nodes": 1, "y": 1}, "y"),
+        ({"out": "/x", "nodes": 1, "y": 1}, "y"), ({"out": "/x", "nodes": 1}, "either keys"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=key):
             AppSettings.read(values)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("")
     with pytest.raises(ConfigError, match="holds something else"):
-        write_app(parse_config({}), tmp_path / "mine", tmp_path / "run")
+        write_app(parse_config({}), tmp_path / "mine", tmp_path / "run", None)

@@ -28,6 +28,9 @@ Insecure = Annotated[
 ]
 
 
+KeyFolder = Annotated[
+    Path | None, option(SECURITY, "FOLDER", "The folder `coordinator` of `interfuse keys`.", "--keys")
+]
 _MODULES = {
     "grpc": ("grpc", "grpc_health", "cryptography", "prometheus_client"),
     "flower": ("cryptography", "prometheus_client"),
@@ -122,7 +125,11 @@ def node(
         else:
             from interfuse.engines.flower.residence import reside
 
-            end = reside(taking_part, at_socket, patience=patience)
+            if files is None and not insecure:
+                raise ConfigError(
+                    "the vendor's file names no [keys]; `interfuse keys` makes some, --insecure goes without"
+                )
+            end = reside(taking_part, at_socket, keys=files, patience=patience)
         typer.echo(f"{given.name}: {end}", err=True)
 
 
@@ -136,9 +143,7 @@ def coordinate(
     answer: Annotated[float, option(HOW, "SECONDS", "Wait so long for an answer.")] = 600.0,
     largest: Annotated[int, option(HOW, "BYTES", "Of a message from a node.")] = 1 << 30,
     commit_every: CommitEvery = None,
-    key_folder: Annotated[
-        Path | None, option(SECURITY, "FOLDER", "The folder `coordinator` of `interfuse keys`.", "--keys")
-    ] = None,
+    key_folder: KeyFolder = None,
     insecure: Insecure = False,
     metrics: Annotated[str | None, option(AFTER, "HOST:PORT", "Answer Prometheus there.")] = None,
     out: Annotated[Path | None, option(AFTER, "PATH", "Run folder; the same command goes on with one.")] = None,
@@ -153,10 +158,7 @@ def coordinate(
     from interfuse.engines.parties.remote import Patience
 
     config = configure(recipe, {"execution": {"commit_rounds": commit_every}})
-    if (key_folder is None) != insecure:
-        raise ConfigError("either --keys FOLDER (`interfuse keys` makes one), or --insecure")
-    if insecure:
-        _warn()
+    _check_keys(key_folder, insecure)
     terms = Terms(Listener(listen, key_folder), nodes, minimum, classes, Patience(back, answer), largest, metrics)
     folder = out or api.new_folder(config)
     try:
@@ -174,12 +176,15 @@ def flower_app(
     run: Annotated[
         Path | None, option(AFTER, "PATH", "The run's folder, where the app runs (default: FOLDER-run).", "--run")
     ] = None,
+    key_folder: KeyFolder = None,
+    insecure: Insecure = False,
 ) -> None:
     """Write a Flower app that carries out a recipe with the nodes beside a federation's SuperNodes."""
     _needs("flower")
     from interfuse.flower.writing import write_app
 
-    for path in write_app(configure(recipe, {}), out, run or out.with_name(f"{out.name}-run")):
+    _check_keys(key_folder, insecure)
+    for path in write_app(configure(recipe, {}), out, run or out.with_name(f"{out.name}-run"), key_folder):
         typer.echo(path)
 
 
@@ -256,6 +261,13 @@ def _pem(path: Path) -> bytes:
         return content(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _check_keys(folder: Path | None, insecure: bool) -> None:
+    if (folder is None) != insecure:
+        raise ConfigError("either --keys FOLDER (`interfuse keys` makes one), or --insecure")
+    if insecure:
+        _warn()
 
 
 def _warn() -> None:

@@ -29,6 +29,8 @@ class AppSettings(BaseModel):
         back: Seconds for a lost node to come back, beside the minute after which Flower knows that it is lost.
         answer: Seconds for an answer.
         largest: Bytes of a message from a node.
+        keys: The folder `coordinator` of `interfuse keys`: streams are then TLS from node to coordinator.
+        insecure: Without it: SuperLink and SuperNodes read and change all, and whoever is one can be any vendor's.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +42,8 @@ class AppSettings(BaseModel):
     back: Annotated[float, Gt(0)] = 120.0
     answer: Annotated[float, Gt(0)] = 3600.0
     largest: Annotated[int, Ge(1)] = MESSAGE
+    keys: Path | None = None
+    insecure: bool = False
 
     @classmethod
     def read(cls, values: Any) -> AppSettings:
@@ -55,6 +59,8 @@ class AppSettings(BaseModel):
             raise ConfigError(f"run config: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         if not found.out.is_absolute():  # Flower's processes begin wherever they were started
             raise ConfigError(f"run config: out = {str(found.out)!r}: give an absolute path")
+        if (found.keys is None) != found.insecure:
+            raise ConfigError("run config: either keys = FOLDER (`interfuse keys` makes one), or insecure = true")
         return found
 
 
@@ -64,10 +70,10 @@ def server_app(recipe: Path) -> ServerApp:
     def main(grid: Any, context: Any) -> None:
         settings = AppSettings.read(context.run_config)
         with shown(quiet=False) as progress:
-            terms = Terms(
-                FlowerCarrier(grid, progress.note), settings.nodes, settings.minimum or None, settings.classes or None,
-                Patience(settings.back, settings.answer), settings.largest,
-            )  # fmt: skip
+            carrier = FlowerCarrier(grid, progress.note, settings.keys)
+            patience = Patience(settings.back, settings.answer)
+            least, classes = settings.minimum or None, settings.classes or None
+            terms = Terms(carrier, settings.nodes, least, classes, patience, settings.largest)
             result = coordinate(read_config(recipe), settings.out, terms, progress)
             progress.note(f"the run is finished; its report: {result.path / 'report.html'}")
 

@@ -72,7 +72,7 @@ class Homes:
     def _live(self, node: Node, events: Events, place: Path, ready: threading.Event) -> None:
         with closing(events), closing(node):
             try:
-                reside(node, place, turn=self._turn, ready=ready.set)
+                reside(node, place, keys=None, turn=self._turn, ready=ready.set)
             except InterfuseError as error:
                 events.add("stops", reason=error)
             finally:

@@ -35,12 +35,13 @@ app = client_app(simulated=Path(__file__).with_name("recipe.toml"))
 '''
 
 
-def write_app(config: RunConfig, folder: Path, run: Path) -> list[Path]:
+def write_app(config: RunConfig, folder: Path, run: Path, keys: Path | None) -> list[Path]:
     """Write an app that carries out a configuration.
 
     Args:
         folder: Where to; it must not hold anything but an earlier app.
         run: The folder of its run, unless ``flwr run --run-config`` says otherwise.
+        keys: The coordinator's folder of `interfuse keys`; None: without TLS between node and coordinator.
 
     Returns: the files.
     Raises:
@@ -49,6 +50,7 @@ def write_app(config: RunConfig, folder: Path, run: Path) -> list[Path]:
     config = between_parties(config, config.clients)
     if folder.exists() and not (folder / PACKAGE).is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else; name another folder for the app (--out)")
+    secured = {"insecure": True} if keys is None else {"keys": str(keys.resolve())}
     name = re.sub(r"[^a-z0-9]+", "-", short_name(config.method).lower()).strip("-")
     project = {
         "build-system": {"requires": ["hatchling"], "build-backend": "hatchling.build"},
@@ -65,7 +67,7 @@ def write_app(config: RunConfig, folder: Path, run: Path) -> list[Path]:
                     "components": {
                         "serverapp": f"{PACKAGE}.server_app:app", "clientapp": f"{PACKAGE}.client_app:app",
                     },
-                    "config": {"out": str(run.resolve()), "nodes": config.clients},
+                    "config": {"out": str(run.resolve()), "nodes": config.clients} | secured,
                 },
             },
         },

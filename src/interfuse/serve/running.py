@@ -76,7 +76,7 @@ def admission(folder: Path, clock: Callable[[], float] = time.monotonic) -> Call
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 
-    from interfuse.engines.grpc.keys import Admission, name_in
+    from interfuse.engines.admission import Admission, name_in
     from interfuse.engines.parties import JoinError
 
     known, let_in = Admission(folder), dict[bytes, tuple[str, float]]()

@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Message
 
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, packed
+from interfuse.engines.admission import Admission
+from interfuse.engines.flower.channel import Channel, Plain, context_of_coordinator, of_coordinator
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, received, sent
 from interfuse.engines.parties import Join, LineError, Link, Peer
 from interfuse.engines.parties.frames import FrameError
 from interfuse.engines.parties.words import printable
-from interfuse_relay.records import ACTION, NOBODY, UNNAMED, content_of, failure_of, packet_of
+from interfuse_relay.records import ACTION, BROKEN, NOBODY, UNNAMED, content_of, failure_of, packet_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Pace:
 
 _WORDS = {
     UNNAMED: "its SuperNode names no socket: --node-config 'interfuse=\"/path/of/the.sock\"'",
+    BROKEN: "its node broke off; the node's log says why",
     NOBODY: "no node answers at its SuperNode's socket: `interfuse node VENDOR.toml --socket PATH` is one",
 }
 Incoming = queue.SimpleQueue[bytes | LineError | None]
@@ -50,6 +54,7 @@ class _Line:
 
     node: int
     stream: bytes = b""
+    channel: Channel = field(default_factory=Plain)
     number: int = 0
     link: Link | None = None
     incoming: Incoming = field(default_factory=queue.SimpleQueue)
@@ -64,18 +69,20 @@ class _Line:
 class FlowerCarrier:
     """All streams of a coordinator, carried by one thread, which alone uses Flower's grid.
 
-    Who may be a node is for Flower to say (docs/flower.md); which node of ours answers, it says itself.
-
     Args:
         grid: Flower's.
         note: Told of nodes that cannot be reached.
+        keys: The coordinator's folder of `interfuse keys`; None: Flower says who may be a node, and each says itself
+            which it is.
         pace: For trials that wait for nobody.
     """
 
     address = "Flower"
 
-    def __init__(self, grid: Any, note: Callable[[str], None], pace: Pace = Pace()) -> None:
+    def __init__(self, grid: Any, note: Callable[[str], None], keys: Path | None, pace: Pace = Pace()) -> None:
         self._grid, self._note, self._pace = grid, note, pace
+        self._context = None if keys is None else context_of_coordinator(keys)
+        self._admission = None if keys is None else Admission(keys)
         self._lines: dict[int, _Line] = {}
         self._asked: dict[str, tuple[_Line, bytes, int]] = {}
         self._closing = False
@@ -86,13 +93,13 @@ class FlowerCarrier:
         self._thread.start()
 
     def key_of(self, peer: Peer) -> str:
-        return ""
+        return "" if self._admission is None else self._admission.known(peer.credential)
 
     def admitted(self, name: str, peer: Peer) -> str:
-        return f"(Flower) {name}"
+        return f"(Flower) {name}" if self._admission is None else self._admission.check(name, peer.credential)
 
     def revoked(self) -> set[str]:
-        return set()
+        return set() if self._admission is None else self._admission.revoked()
 
     def close(self) -> None:
         self._closing = True
@@ -137,17 +144,18 @@ class FlowerCarrier:
             if line.link is None:
                 if not self._closing and time.monotonic() >= line.again:
                     line.stream, line.number = secrets.token_bytes(NAME), 0
+                    line.channel = of_coordinator(self._context)
                     self._ask(line, [])
                 continue
             frames, line.over = line.link.waiting()
             if frames:
                 line.number += 1
-                self._ask(line, frames)
+                self._ask(line, sent(line.channel, frames))
             if line.over and not line.busy:
                 self._drop(line, None)
 
-    def _ask(self, line: _Line, frames: list[bytes]) -> None:
-        packet = b"".join(packed(Head(ASK, line.stream, line.number), frames))
+    def _ask(self, line: _Line, parts: list[bytes]) -> None:
+        packet = b"".join((Head(ASK, line.stream, line.number).packed(), *parts))
         message = Message(content_of(packet), line.node, f"query.{ACTION}")
         try:
             found = list(self._grid.push_messages([message]))
@@ -199,13 +207,19 @@ class FlowerCarrier:
             word = failure_of(message.content) or "no answer of ours"
             return self._broke(line, _WORDS.get(word, word))
         try:
-            head, frames = opened_whole(packet, (ANSWER, GONE))
+            head, pieces = opened_whole(packet, (ANSWER, GONE))
             if head == (GONE, line.stream, number):
                 return self._broke(line, "its node was started anew, or is asked by others too")
             if head != (ANSWER, line.stream, number):
                 raise FrameError("an answer to another exchange")
-        except FrameError as error:
-            return self._broke(line, str(error))
+            frames = list(received(line.channel, pieces))
+            if not line.channel.ready and number == 0:  # its half of a handshake
+                line.number = 1
+                return self._ask(line, sent(line.channel, []))
+            if not line.channel.ready or (line.link is None and not frames):
+                raise FrameError("it does not say who it is")
+        except (FrameError, OSError) as error:
+            return self._broke(line, _words("no answer of ours", error))
         line.pause, line.told = 0.0, ""
         if line.link is None:
             self._open(line)
@@ -221,7 +235,7 @@ class FlowerCarrier:
 
         line.incoming, line.over, line.aborted = queue.SimpleQueue(), False, False
         line.link = link = Link(abort)
-        self._join(link, _arriving(line.incoming), Peer(f"Flower node {line.node}"))
+        self._join(link, _arriving(line.incoming), Peer(f"Flower node {line.node}", line.channel.credential))
 
     def _broke(self, line: _Line, reason: str) -> None:
         if line.link is None and reason != line.told:

@@ -2,16 +2,18 @@
 
 Flower knows questions and answers, streams (:mod:`interfuse.engines.parties.carrier`) go both ways. So the coordinator
 asks, with all frames that it has, and the node answers, with all frames that it has. A packet is a kind, the stream's
-name, the number of the exchange in it, and its frames, each behind its length. Exchange 0 opens a stream.
+name, the number of the exchange in it, and what goes over the stream's channel (:mod:`.channel`): frames, each behind
+its length. Exchange 0 opens a stream, and says nothing.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from interfuse.engines.flower.channel import Channel
 from interfuse.engines.parties import LARGEST_FRAME
 from interfuse.engines.parties.frames import FrameError
 
@@ -19,6 +21,8 @@ ASK, ANSWER, GONE = 1, 2, 3
 """Kinds: of the coordinator; of the node; and of a node that knows no such stream."""
 NAME = 16
 """Bytes of a stream's name, which the coordinator draws."""
+PIECE = 1 << 20
+"""Bytes of a packet that are looked at, at once."""
 _HEAD = struct.Struct(f"<B{NAME}sQ")
 _LENGTH = struct.Struct("<I")
 
@@ -30,49 +34,40 @@ class Head(NamedTuple):
     stream: bytes
     number: int
 
-
-def packed(head: Head, frames: Sequence[bytes]) -> list[bytes]:
-    """A packet, in parts."""
-    parts = [_HEAD.pack(*head)]
-    for frame in frames:
-        parts += _LENGTH.pack(len(frame)), frame
-    return parts
+    def packed(self) -> bytes:
+        """As it travels."""
+        return _HEAD.pack(*self)
 
 
 def opened(read: Callable[[int], bytes], size: int, kinds: Sequence[int]) -> tuple[Head, Iterator[bytes]]:
-    """The head of a packet of one of these kinds, and its frames, each read when it is asked for.
+    """The head of a packet of one of these kinds, and what is behind it, each piece read when it is asked for.
 
     Args:
         read: Gives so many bytes of the packet, fewer only where it ends.
         size: Bytes of the packet.
 
     Raises:
-        FrameError: it is none of ours; so may the frames.
+        FrameError: it is none of ours; so may the pieces.
     """
     head = Head(*_HEAD.unpack(_read(read, _HEAD.size, size)))
     if head.kind not in kinds:
         raise FrameError(f"an exchange of kind {head.kind}")
-    return head, _frames(read, size - _HEAD.size)
+    return head, _pieces(read, size - _HEAD.size)
 
 
-def opened_whole(packet: bytes, kinds: Sequence[int]) -> tuple[Head, list[bytes]]:
+def opened_whole(packet: bytes, kinds: Sequence[int]) -> tuple[Head, Iterator[bytes]]:
     """The same of a packet that is there.
 
     Raises:
         FrameError: as above.
     """
-    head, frames = opened(io.BytesIO(packet).read, len(packet), kinds)
-    return head, list(frames)
+    return opened(io.BytesIO(packet).read, len(packet), kinds)
 
 
-def _frames(read: Callable[[int], bytes], left: int) -> Iterator[bytes]:
+def _pieces(read: Callable[[int], bytes], left: int) -> Iterator[bytes]:
     while left > 0:
-        (length,) = _LENGTH.unpack(_read(read, _LENGTH.size, left))
-        left -= _LENGTH.size
-        if not 0 < length <= LARGEST_FRAME:
-            raise FrameError(f"a frame of {length} bytes in an exchange")
-        yield _read(read, length, left)
-        left -= length
+        yield _read(read, min(PIECE, left), left)
+        left -= PIECE
 
 
 def _read(read: Callable[[int], bytes], size: int, left: int) -> bytes:
@@ -80,3 +75,34 @@ def _read(read: Callable[[int], bytes], size: int, left: int) -> bytes:
     if len(found) < size:
         raise FrameError(f"an exchange that ends where {size} bytes more are due")
     return found
+
+
+def sent(channel: Channel, frames: Iterable[bytes]) -> list[bytes]:
+    """What is sent over a channel to say frames, in parts; without frames what the channel has to send."""
+    parts = [channel.give(_LENGTH.pack(len(frame)) + frame) for frame in frames]
+    return [part for part in (*parts, channel.give(b"")) if part]
+
+
+def received(channel: Channel, pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """The frames in an exchange, as they come.
+
+    Raises:
+        FrameError: they are none of ours; an exchange ends with a frame.
+        OSError: of the channel.
+    """
+    held = bytearray()
+    for piece in pieces:
+        held += channel.take(piece)
+        at = 0
+        while len(held) - at >= _LENGTH.size:
+            (length,) = _LENGTH.unpack_from(held, at)
+            if not 0 < length <= LARGEST_FRAME:
+                raise FrameError(f"a frame of {length} bytes in an exchange")
+            if len(held) - at < _LENGTH.size + length:
+                break
+            at += _LENGTH.size
+            yield bytes(held[at : at + length])
+            at += length
+        del held[:at]
+    if held:
+        raise FrameError("an exchange that ends within a frame")

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, opened, packed
+from interfuse.engines.flower.channel import Channel, context_of_node, of_node
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, opened, received, sent
+from interfuse.engines.parties import KeyFiles
 from interfuse.engines.parties.frames import Assembler, End, FrameError, frames
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.errors import ConfigError, RunError
@@ -22,19 +26,32 @@ SILENCE = 20.0
 """Seconds after which a connection that says nothing, or takes nothing, is ended."""
 
 
+@dataclass
+class _Stream:
+    """A stream's end at a node. ``kept`` is the answer to its last exchange, None where that broke off."""
+
+    channel: Channel
+    assembler: Assembler
+    number: int = -1
+    kept: list[bytes] | None = None
+    greeted: bool = False
+
+
 class Residence:
-    """A node's end of the streams of exchanges: the last that was opened counts, and none is carried out twice.
+    """A node's end of the streams of exchanges: the last whose other end is known counts, and no exchange of it is
+    carried out twice.
+
+    Args:
+        context: Of the node's keys; None: whoever opens a stream is the coordinator.
 
     Attributes:
         last: The coordinator's last words, once there are some.
         refusal: Why this node's part is over otherwise, once it is.
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._stream, self._number = b"", 0
-        self._assembler = Assembler()
-        self._kept: list[bytes] = []
+    def __init__(self, node: Node, context: ssl.SSLContext | None = None) -> None:
+        self._node, self._context = node, context
+        self._streams: dict[bytes, _Stream] = {}
         self.last: End | None = None
         self.refusal: RefusedError | None = None
 
@@ -46,32 +63,41 @@ class Residence:
 
         Raises:
             FrameError: it is none of ours.
-            OSError: it broke off.
+            OSError: it broke off, or the other end is not who it should be.
             RunError: the audit log cannot be written, so nothing may leave.
         """
-        asked, came = opened(read, size, (ASK,))
-        again = asked.stream == self._stream and asked.number == self._number
-        follows = asked.stream == self._stream and asked.number == self._number + 1
-        if again or not (follows or asked.number == 0):
-            for _ in came:  # it is let go, so that whoever sent it hears
+        asked, pieces = opened(read, size, (ASK,))
+        if asked.number == 0 and asked.stream not in self._streams:
+            self._open(asked.stream)
+        stream = self._streams.get(asked.stream)
+        if stream is None or stream.kept is None or asked.number != stream.number + 1:
+            for _ in pieces:  # they are let go, so that whoever sent them hears
                 pass
-            return self._kept if again else packed(asked._replace(kind=GONE), [])
-        if not follows:
-            if any(came):
-                raise FrameError("frames in the exchange that opens a stream")
-            self._stream = asked.stream
-            self._assembler = Assembler(self._node.vendor.limits.message_bytes, ends=False)
-        self._number = asked.number
-        stream, self._stream = self._stream, b""  # none, until it is answered whole
-        answers = list(self._answers(came) if follows else frames(*self._node.hello()))
-        self._stream = b"" if self.refusal is not None else stream
-        self._kept = packed(asked._replace(kind=ANSWER), answers)
-        return self._kept
+            if stream is not None and stream.kept is not None and asked.number == stream.number:
+                return stream.kept
+            return [asked._replace(kind=GONE).packed()]
+        stream.number, stream.kept = asked.number, None
+        answers = list(self._answers(stream, received(stream.channel, pieces)))
+        if stream.channel.ready and not stream.greeted:
+            self._streams, stream.greeted = {asked.stream: stream}, True
+            answers = list(frames(*self._node.hello()))
+        stream.kept = [asked._replace(kind=ANSWER).packed(), *sent(stream.channel, answers)]
+        if self.refusal is not None:
+            self._streams = {}
+        return stream.kept
 
-    def _answers(self, came: Iterator[bytes]) -> Iterator[bytes]:
+    def _open(self, name: bytes) -> None:
+        """Begin a stream; those before it go once its other end is known, and those that were begun in vain now."""
+        self._streams = {name: one for name, one in self._streams.items() if one.greeted}
+        assembler = Assembler(self._node.vendor.limits.message_bytes, ends=False)
+        self._streams[name] = _Stream(of_node(self._node.vendor, self._context), assembler, kept=[])
+
+    def _answers(self, stream: _Stream, came: Iterator[bytes]) -> Iterator[bytes]:
         """Frames of the answers, up to where the coordinator or this node ends it."""
         for frame in came:
-            whole = self._assembler.feed(frame)
+            if not stream.greeted:
+                raise FrameError("frames before the node has said who it is")
+            whole = stream.assembler.feed(frame)
             if whole is None:
                 continue
             if isinstance(whole[0], End):
@@ -89,6 +115,7 @@ def reside(
     node: Node,
     place: Path,
     *,
+    keys: KeyFiles | None,
     patience: float | None = None,
     turn: AbstractContextManager[object] | None = None,
     ready: Callable[[], object] = lambda: None,
@@ -96,6 +123,7 @@ def reside(
     """Take part in a run to its end, as one is asked at a socket; returns the coordinator's last words.
 
     Args:
+        keys: With which the node speaks to its coordinator alone; None: it obeys whoever reaches the socket.
         patience: Seconds without being asked after which to give up; None: never.
         turn: Held while the node works, where several live in one process.
         ready: Called once it can be asked.
@@ -105,7 +133,7 @@ def reside(
         ConfigError: there can be no socket at the place.
         RunError: nobody asked within ``patience``, or nothing may leave.
     """
-    residence = Residence(node)
+    residence = Residence(node, None if keys is None else context_of_node(keys))
     with _listening(place) as listener:
         node.events.add("answers", socket=place)
         ready()

@@ -9,8 +9,9 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from interfuse.engines.admission import Admission
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
-from interfuse.engines.grpc.keys import Admission, of_server
+from interfuse.engines.grpc.keys import of_server
 from interfuse.engines.parties import Join, KeyFiles, Link, Peer
 from interfuse.engines.parties.machine import raise_descriptors
 from interfuse.errors import ConfigError

@@ -43,8 +43,10 @@ class Events:
             self._show(f"the log cannot be written: {error.strerror}")
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+        """Write no more; a thread whose stream ends after this only says so."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
 
 
 def described(message: Message) -> dict[str, Any]:
