@@ -17,7 +17,8 @@ from interfuse.artefacts import composed
 from interfuse.client import Client
 from interfuse.clients import Clients
 from interfuse.data import load
-from interfuse.errors import ArtefactError, ClientError, ModelError
+from interfuse.engines.parties.limits import rows_of
+from interfuse.errors import ArtefactError, ClientError, MessageError, ModelError
 from interfuse.evaluation import compose
 from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.families.product_quantisation import (
@@ -121,6 +122,28 @@ def test_blocks_meet_in_a_sketch_and_nothing_of_it_is_trained_sent_or_kept() -> 
 def test_more_directions_than_there_are_are_refused() -> None:
     with pytest.raises(ModelError, match="at most 8 directions exist"):
         federation(IFLSketch(directions=9))
+
+
+def test_no_more_directions_are_drawn_than_take_a_second() -> None:
+    with pytest.raises(ModelError, match="at most 64 can be drawn; take fewer"):
+        federation(IFLSketch(**FAST, directions=65_536), width=65_536, start=False)
+
+
+def test_a_codebook_counts_as_rows_and_as_kept() -> None:
+    """With a piece as long as a row and as many codewords as rows it is these rows."""
+    whole = IFLQuantised(length=8, codewords=24, fitted_rows=24, batch_size=6, window=1)
+    f = federation(whole, models=MIXED, wrap=Recorder, rounds=1)
+    assert isinstance(f.engine, Recorder)
+    sent = [m for _, _, m in f.engine.up if isinstance(m, CodedOutputs)]
+    assert {rows_of(m) for m in sent} == {24}
+    assert whole.rows_of_an_upload(100) == {"encode": 24}
+    assert retained(whole) == {Disclosure.FEATURES}
+
+
+def test_features_that_diverged_are_refused_as_where_they_travel_as_they_are() -> None:
+    for value in (2e9, float("inf"), float("nan")):
+        with pytest.raises(MessageError, match="where training diverged, try a lower learning rate"):
+            pieces_of(torch.tensor([[1.0, value]]), 2)
 
 
 def test_given_parts_and_groups_stay_around_a_sketch() -> None:

@@ -74,6 +74,11 @@ def test_lengths_are_those_of_the_bits() -> None:
     assert len(labels.write(two.sort().values)) == 1 + 2  # where the ones begin: one of 1,001 places
 
 
+def test_no_labels_are_written_in_one_way() -> None:
+    assert read(natural(0), torch.uint8, 0) is not None
+    assert read(natural(1), torch.uint8, 0) is None
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 @settings(max_examples=300, deadline=None)
 @given(data=st.binary(max_size=40), count=st.integers(0, 40))

@@ -15,7 +15,9 @@ from jaxtyping import Float32, Int8, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from interfuse.errors import MessageError
 from interfuse.messages import Disclosure, Message, Rows, Targets
+from interfuse.messages.delivery import LARGEST
 
 Pieces = Float32[Tensor, "pieces length"]
 _LARGEST = 127
@@ -27,8 +29,9 @@ EXPONENTS = (-100, 22)
 class Codebook(Message):
     """Centroids: ``numbers`` times two to the power of ``exponent``."""
 
-    numbers: Annotated[Int8[Tensor, "centroids length"], Disclosure.PROTOTYPES]
-    exponent: Annotated[Int8[Tensor, ""], Disclosure.PROTOTYPES]
+    # features and not prototypes: with few rows or a long piece a centroid is a row of the client's own
+    numbers: Annotated[Int8[Tensor, "centroids length"], Disclosure.FEATURES]
+    exponent: Annotated[Int8[Tensor, ""], Disclosure.FEATURES]
 
     @property
     def centroids(self) -> Float32[Tensor, "centroids length"]:
@@ -45,7 +48,18 @@ class CodedOutputs(Message):
 
 
 def pieces_of(z: Float32[Tensor, "batch d"], length: int) -> Pieces:
-    """The rows in pieces of a length, one row's after another's; the last of a row is filled up with zeros."""
+    """The rows in pieces of a length, one row's after another's; the last of a row is filled up with zeros.
+
+    Raises:
+        MessageError: a value could not travel as it is: codes would hide that.
+    """
+    if z.numel() and not (largest := float(z.abs().max())) <= LARGEST:
+        raise MessageError(
+            "CodedOutputs",
+            "codes",
+            f"features up to {LARGEST:g} in size",
+            f"{largest:g}; where training diverged, try a lower learning rate",
+        )
     return functional.pad(z, (0, -z.shape[1] % length)).reshape(-1, length)
 
 

@@ -24,10 +24,10 @@ class Remembered(State):
 
 @dataclass(frozen=True)
 class Replaying(TrainingInRounds):
-    """IFL whose modular steps are each on what one client sent in the last rounds, in place of this round alone.
+    """IFL whose modular steps are each on the pairs of one place in the last rounds, in place of this round alone.
 
-    There are as many steps as with IFL, on up to ``window`` times the rows. A client keeps what it was given, so
-    nothing travels twice; one that was away has a shorter or an older window.
+    Where all take part a place is a client's. There are as many steps as with IFL, on up to ``window`` times the rows.
+    A client keeps what it was given, so nothing travels twice; one that was away has a shorter or an older window.
     """
 
     window: Count = 4  # W: rounds whose rows a modular step is on, this one among them

@@ -113,4 +113,4 @@ class IFLQuantised(Replaying):
             raise ClientError(f"client {client} sent other codes than {pieces} a row below {self.codewords}", client)
 
     def rows_of_an_upload(self, samples: int) -> Mapping[str, int]:
-        return {"encode": min(self.batch_size, samples)}
+        return {"encode": max(min(self.batch_size, samples), self.codewords)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from jaxtyping import Float32
 from torch import Tensor, nn
@@ -11,8 +13,11 @@ from interfuse.models.split import SplitModel
 from interfuse.randomness import generator
 
 Directions = Float32[Tensor, "k d"]
+MOST = 1 << 22
+"""Numbers of all directions at most: to make more orthonormal takes minutes."""
 
 
+@lru_cache(maxsize=8)
 def directions(count: int, width: int, seed: int) -> Directions:
     """R: orthonormal rows, drawn uniformly among all such from the seed alone."""
     drawn = torch.randn(width, count, generator=generator(seed, "sketch", count, width), dtype=torch.float64)
@@ -52,5 +57,7 @@ def sketched(model: SplitModel, count: int, width: int, seed: int) -> SplitModel
         raise ModelError(
             f"a sketch of {count} numbers of a fusion layer {width} wide: at most {width} directions exist"
         )
+    if count * width > MOST:
+        raise ModelError(f"{count} directions of {width} numbers: at most {MOST // width} can be drawn; take fewer")
     along = directions(count, width, seed)
     return model.crossed_by(Sketch(along), Unsketch(along))

@@ -53,7 +53,7 @@ def read(cursor: Cursor, field: str, dtype: torch.dtype, count: int) -> Tensor:
     """
     most = torch.iinfo(dtype).max + 1
     radix, chosen = divmod(cursor.natural(field, 2 * most + 1), 2)
-    if (radix == 0) != (count == 0) or (chosen and count + radix > MOST_CHOSEN):
+    if (radix == 0) != (count == 0) or (chosen and not 0 < count <= MOST_CHOSEN - radix):
         raise fault(cursor.message, field, f"{count} labels below a number up to {most}", f"below {radix}")
     if not count:
         return torch.empty(0, dtype=dtype)
