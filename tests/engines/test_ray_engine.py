@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +14,7 @@ import pytest
 import torch
 from ray_in_process import RayError, RayInProcess, RayTaskError, in_process
 from test_local_engine import Payload, Probe, Wandering, with_more_to_take_along
+from torch import nn
 from worlds import everything_owned, federation, same_bits, setup_of, tiny_dataset
 
 from interfuse.engines.ray import Joining, cluster, engine, on_ray
@@ -19,7 +22,9 @@ from interfuse.engines.ray.packing import packed, unpacked
 from interfuse.errors import ClientError, ConfigError, RunError
 from interfuse.evaluation import evaluate
 from interfuse.federation import Federation
+from interfuse.models import SplitModel
 from interfuse.runs import Execution, parse_config
+from interfuse.setup import Setup
 
 EIGHT = ("ifl", "fedavg", "scaffold", "splitfed-v1", "fedin", "fedproto", "fedbuff", "fedmosaic")
 
@@ -75,6 +80,25 @@ def test_tensors_cross_as_they_are() -> None:
         assert found[name].shape == tensor.shape
         assert found[name].contiguous().view(-1).view(torch.uint8).equal(tensor.contiguous().view(-1).view(torch.uint8))
         assert found[name].data_ptr() % 64 == 0
+
+
+def test_a_copy_elsewhere_knows_the_models_and_has_their_given_tensors() -> None:
+    """What is pickled for another process: nothing is built there to know what models are."""
+    built: list[int] = []
+
+    def frozen(sample_shape: tuple[int, ...], classes: int, width: int) -> SplitModel:
+        built.append(width)
+        stages = {"given": nn.Linear(math.prod(sample_shape), 7), "own": nn.Linear(7, width)}
+        return SplitModel(stages | {"out": nn.Linear(width, classes)}, given=["given"])
+
+    setup = setup_of("fedavg", models=[frozen])
+    architecture, known = setup.profiles[0].architecture, len(built)
+    other = copy.copy(setup)
+    assert "profiles" not in vars(other)
+    assert other.profiles == setup.profiles
+    assert len(built) == known
+    mine, theirs = (one.build(architecture, "x").live(["given.weight"]) for one in (setup, other))
+    assert mine["given.weight"].data_ptr() == theirs["given.weight"].data_ptr()
 
 
 def test_a_large_message_for_all_is_stored_once(ray: RayInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
