@@ -86,21 +86,21 @@ def simulated(place: Path, name: str) -> Outcome:
     """A run in Flower's simulation, of clients that share one data set."""
     folder = place / "simulated"
     folder.mkdir()
-    config = between_parties(_recipe(name, _rows(folder, "all", 0, 120)), len(NAMES))
+    config = between_parties(recipe_of(name, rows_of(folder, "all", 0, 120)), len(NAMES))
     write_app(config, folder / "app", folder / "run", None)
     with flower(folder, simulated=len(NAMES)) as made:
         began = time.monotonic()
         _, said = made.run(folder / "app")
     states = {f"client-{client:05d}": folder / "run" / "nodes" / f"client-{client:05d}" for client in range(len(NAMES))}
-    return _compared(folder, config, states, time.monotonic() - began, said)
+    return compared(folder, config, states, time.monotonic() - began, said)
 
 
 def deployed(place: Path, name: str) -> Outcome:
     """A run of SuperNodes, each with a node and rows of its own."""
     folder = place / "deployed"
     folder.mkdir()
-    files = [_rows(folder, party, seed, 60) for seed, party in enumerate(NAMES)]
-    config, models = _recipe(name, files[0]), METHODS[name][0]
+    files = [rows_of(folder, party, seed, 60) for seed, party in enumerate(NAMES)]
+    config, models = recipe_of(name, files[0]), METHODS[name][0]
     write_app(config, folder / "app", folder / "run", None)
     with flower(folder) as made:
         for number, (party, rows) in enumerate(zip(NAMES, files, strict=True)):
@@ -110,10 +110,10 @@ def deployed(place: Path, name: str) -> Outcome:
         _, said = made.run(folder / "app")
     whole = parse_config(config.model_dump() | {"data": [str(file) for file in files]})
     states = {f"client-{client:05d}": folder / f"state-{party}" for client, party in enumerate(NAMES)}
-    return _compared(folder, whole, states, time.monotonic() - began, said)
+    return compared(folder, whole, states, time.monotonic() - began, said)
 
 
-def _rows(folder: Path, name: str, seed: int, count: int) -> Path:
+def rows_of(folder: Path, name: str, seed: int, count: int) -> Path:
     """Blobs, one a class; everybody has the same test rows."""
 
     def drawn(noise: np.random.Generator, size: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
@@ -126,18 +126,25 @@ def _rows(folder: Path, name: str, seed: int, count: int) -> Path:
     return folder / f"{name}.npz"
 
 
-def _recipe(name: str, data: Path) -> RunConfig:
+def recipe_of(name: str, data: Path, *, rounds: int = ROUNDS, commit: int = ROUNDS) -> RunConfig:
+    """A recipe on a file, that is evaluated once."""
     models, settings = METHODS[name]
     return parse_config(
         {
-            "method": name, "models": list(models), "settings": dict(settings), "data": str(data), "rounds": ROUNDS,
-            "clients": len(NAMES), "fusion_width": 8, "eval_every": 2, "beside": [],
-            "sampling": {"draws_from": "seed"}, "execution": {"workers": 1, "commit_rounds": 2},
+            "method": name, "models": list(models), "settings": dict(settings), "data": str(data), "rounds": rounds,
+            "clients": len(NAMES), "fusion_width": 8, "eval_every": rounds, "beside": [],
+            "sampling": {"draws_from": "seed"}, "execution": {"workers": 1, "commit_rounds": commit},
         }
     )  # fmt: skip
 
 
-def _compared(folder: Path, config: RunConfig, nodes: Mapping[str, Path], seconds: float, said: str) -> Outcome:
+def compared(folder: Path, config: RunConfig, nodes: Mapping[str, Path], seconds: float, said: str) -> Outcome:
+    """What a run in ``run`` left beside what the same configuration leaves locally.
+
+    Args:
+        nodes: The state folders of nodes by the names of their clients.
+        said: What it said, for when it did not finish.
+    """
     if RunFolder(folder / "run").summary() is None:
         logs = "\n".join(f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in folder.glob("*.log"))
         raise SystemExit(f"the run did not finish\n{said[-5000:]}\n{logs}")

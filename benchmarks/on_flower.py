@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -52,7 +53,7 @@ class Flower:
     def superlink(self) -> None:
         """Start the SuperLink, and name it in Flower's configuration."""
         home = self.folder / "home"
-        home.mkdir(parents=True)
+        home.mkdir(parents=True, exist_ok=True)
         known = {"superlink": {"default": OURS, OURS: {"address": f"127.0.0.1:{self.port}", "insecure": True}}}
         (home / "config.toml").write_text(tomli_w.dumps(known))
         kind = ["--simulation"] if self.simulated else []
@@ -60,7 +61,11 @@ class Flower:
             "superlink", str(SCRIPTS / "flower-superlink"), "--insecure", "--host", "127.0.0.1",
             "--port", str(self.port), "--disable-runtime-dependency-installation", *kind,
         )  # fmt: skip
-        self._wait("superlink", "Uvicorn running|Started|started", 60)
+        end = time.monotonic() + 60
+        while not self._listens():
+            if time.monotonic() > end:
+                raise SystemExit(f"the SuperLink did not start; {self.folder / 'superlink.log'} says why")
+            time.sleep(0.1)
 
     def supernode(self, name: str, place: Path | None) -> None:
         """Start a SuperNode whose node answers at a socket."""
@@ -70,10 +75,10 @@ class Flower:
             f"127.0.0.1:{self.port}", "--port", str(free_port()), "--node-config", config or "none=0",
         )  # fmt: skip
 
-    def node(self, name: str, vendor: Path) -> Path:
+    def node(self, name: str, vendor: Path, *, secure: bool = False) -> Path:
         """Start a node of ours; returns its socket."""
-        place = self.folder / f"{name}.sock"
-        command = ("-m", "interfuse.cli", "node", str(vendor), "--socket", str(place), "--insecure")
+        place, how = self.folder / f"{name}.sock", () if secure else ("--insecure",)
+        command = ("-m", "interfuse.cli", "node", str(vendor), "--socket", str(place), *how)
         self.start(f"node-{name}", sys.executable, *command)
         return place
 
@@ -110,14 +115,9 @@ class Flower:
             os.killpg(process.pid, how)
         process.wait(30)
 
-    def _wait(self, name: str, words: str, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            text = (self.folder / f"{name}.log").read_text(errors="replace")
-            if any(word in text for word in words.split("|")):
-                return
-            time.sleep(0.1)
-        raise SystemExit(f"{name} did not start; {self.folder / f'{name}.log'} says why")
+    def _listens(self) -> bool:
+        with socket.socket() as line:
+            return line.connect_ex(("127.0.0.1", self.port)) == 0
 
 
 @contextmanager
