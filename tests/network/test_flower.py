@@ -27,11 +27,14 @@ pytest.importorskip("flwr")
 from every_method import prepared
 from flower_grid import FakeGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
-from parties import Parties, assert_equal_to_local, until
+from parties import Parties, assert_equal_to_local, rows, states, until
 from typer.testing import CliRunner
+from worlds import same_bits
 
+from interfuse.cli import network
 from interfuse.cli.app import app
 from interfuse.coordination import Terms, coordinate, driver
+from interfuse.coordination.driver import between_parties
 from interfuse.engines.flower.carrier import FlowerCarrier, Pace
 from interfuse.engines.flower.channel import Plain, Tls, context_of_coordinator, context_of_node
 from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, received, sent
@@ -44,9 +47,11 @@ from interfuse.engines.parties.node import Node
 from interfuse.engines.parties.remote import Patience
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError, InterfuseError, RunError
+from interfuse.flower import simulated
 from interfuse.flower.server import AppSettings
 from interfuse.flower.writing import write_app
-from interfuse.runs import RunConfig, Silent, parse_config
+from interfuse.runs import RunConfig, Silent, execute, parse_config, read_config
+from interfuse_relay import app as relaying
 from interfuse_relay.app import PLACE, client_app
 from interfuse_relay.lines import handed_on
 from interfuse_relay.records import BROKEN, NOBODY, PACKET, RECORD, UNNAMED, content_of, failed, failure_of, packet_of
@@ -315,14 +320,15 @@ def test_every_field_of_an_exchange_is_looked_at(residence: tuple[Residence, Pat
     def ask(packet: bytes) -> bytes:
         return b"".join(found.answer(io.BytesIO(packet).read, len(packet)))
 
-    opened = ask(_packet(ASK, STREAM, 0))
+    ask(_packet(ASK, STREAM, 0))
     for kind in (0, ANSWER, GONE, 255):
         with pytest.raises(FrameError, match="kind"):
             ask(_packet(kind, STREAM, 1))
     for stream, number in ((b"t" * NAME, 1), (STREAM, 2), (STREAM, 2**64 - 1)):
         assert ask(_packet(ASK, stream, number, [b"x" * 9])) == _packet(GONE, stream, number)
-    assert ask(_packet(ASK, STREAM, 0)) == opened  # again, and not anew
+    assert ask(_packet(ASK, STREAM, 0)) == _packet(GONE, STREAM, 0)  # nothing is carried out twice
     assert ask(_packet(ASK, STREAM, 1)) == _packet(ANSWER, STREAM, 1)
+    assert ask(_packet(ASK, STREAM, 1)) == _packet(GONE, STREAM, 1)
     for size in (*range(25), *range(26, 25 + 13)):  # 25 is one without a frame
         name = bytes([size]) * NAME
         ask(_packet(ASK, name, 0))
@@ -430,9 +436,9 @@ def test_a_node_with_keys_speaks_to_its_coordinator_alone(guarded: tuple[Residen
         with suppress(ssl.SSLError):
             found.answer(io.BytesIO(packet).read, len(packet))
     assert (folder / "ant" / "state" / "audit.jsonl").read_bytes() == log  # it has said nothing
-    again = _packet(ASK, STREAM, 1)
-    answer = b"".join(found.answer(io.BytesIO(again).read, len(again)))
-    assert opened_whole(answer, (ANSWER,))[0] == (ANSWER, STREAM, 1)  # and the stream that was open still is
+    packet = _packet(ASK, STREAM, 2)
+    answer = b"".join(found.answer(io.BytesIO(packet).read, len(packet)))
+    assert opened_whole(answer, (ANSWER,))[0] == (ANSWER, STREAM, 2)  # and the stream that was open still is
 
 
 def test_a_byte_that_somebody_changed_ends_the_stream(guarded: tuple[Residence, Path]) -> None:
@@ -500,6 +506,43 @@ def test_a_relay_says_no_more_than_a_word(sockets: Path) -> None:
 def test_what_flower_starts_for_every_message_imports_nothing_large() -> None:
     code = "import sys, interfuse_relay.app; print({'torch', 'interfuse'} & {*sys.modules})"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "set()"
+
+
+def test_clients_of_a_simulation_are_those_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With their shares of one data set, whichever process gets a message: here are two, which share no memory."""
+    data = rows(tmp_path, "all", 0, count=90)
+    recipe = parse_config({
+        "method": "fedavg", "data": str(data), "clients": 2, "models": ["logistic"], "fusion_width": 8, "rounds": 2,
+        "eval_every": 2, "beside": [], "partition": {"name": "dirichlet", "alpha": 1.0},
+        "sampling": {"draws_from": "seed"}, "execution": {"workers": 1, "commit_rounds": 1},
+    })  # fmt: skip
+    app_folder, run, local = tmp_path / "app", tmp_path / "run", tmp_path / "local"
+    write_app(recipe, app_folder, run, None)
+    file = app_folder / "interfuse_app" / "recipe.toml"
+    monkeypatch.setattr(relaying, "_in_simulation", lambda: True)
+    actors, calls, grid = [client_app(simulated=file), client_app(simulated=file)], [0], FakeGrid()
+    turn = threading.Lock()  # two actors are one process here
+    monkeypatch.setattr(simulated.threading, "Lock", lambda: turn)
+
+    def handed(message: Message, context: Context) -> Message:
+        calls[0] += 1
+        given = Context(9, context.node_id, context.node_config, RecordDict(), {"out": str(run)})
+        return actors[calls[0] % 2](message, given)
+
+    grid.nodes = {7 - number: (handed, {"partition-id": number, "num-partitions": 2}) for number in range(2)}
+    coordinate(read_config(file), run, Terms(FlowerCarrier(grid, print, None, QUICK), 2), Silent())
+    execute(between_parties(recipe, 2), local)
+    folders = {f"client-{client:05d}": run / "nodes" / f"client-{client:05d}" for client in range(2)}
+    assert same_bits(states(run, folders), states(local, {}))
+    assert (run / "ledger.jsonl").read_bytes() == (local / "ledger.jsonl").read_bytes()
+    shutil.rmtree(Path(tempfile.gettempdir()) / "interfuse-9")
+
+
+def test_a_node_at_a_socket_asks_for_keys_as_over_grpc(tmp_path: Path) -> None:
+    one = Parties(tmp_path, ("ant",), secure=False)
+    one.prepare({"method": "fedavg"}, ["logistic"])
+    with pytest.raises(ConfigError, match=r"names no \[keys\]"):
+        network.node(tmp_path / "ant" / "vendor.toml", at_socket=tmp_path / "ant.sock", quiet=True)
 
 
 def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:

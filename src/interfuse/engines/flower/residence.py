@@ -28,18 +28,24 @@ SILENCE = 20.0
 
 @dataclass
 class _Stream:
-    """A stream's end at a node. ``kept`` is the answer to its last exchange, None where that broke off."""
+    """A stream's end at a node.
+
+    Attributes:
+        number: Of its next exchange.
+        whole: No exchange of it broke off.
+        greeted: Its other end is known, and has heard who this is.
+    """
 
     channel: Channel
     assembler: Assembler
-    number: int = -1
-    kept: list[bytes] | None = None
+    number: int = 0
+    whole: bool = True
     greeted: bool = False
 
 
 class Residence:
     """A node's end of the streams of exchanges: the last whose other end is known counts, and no exchange of it is
-    carried out twice.
+    carried out twice. Whoever does not hear an answer opens another stream, and asks in that as over any carrier.
 
     Args:
         context: Of the node's keys; None: whoever opens a stream is the coordinator.
@@ -56,7 +62,7 @@ class Residence:
         self.refusal: RefusedError | None = None
 
     def answer(self, read: Callable[[int], bytes], size: int) -> list[bytes]:
-        """The answer to a packet, in parts: the same again where it was answered before.
+        """The answer to a packet, in parts.
 
         Args:
             read, size: As :func:`interfuse.engines.flower.exchange.opened` takes them.
@@ -70,27 +76,23 @@ class Residence:
         if asked.number == 0 and asked.stream not in self._streams:
             self._open(asked.stream)
         stream = self._streams.get(asked.stream)
-        if stream is None or stream.kept is None or asked.number != stream.number + 1:
+        if stream is None or not stream.whole or asked.number != stream.number:
             for _ in pieces:  # they are let go, so that whoever sent them hears
                 pass
-            if stream is not None and stream.kept is not None and asked.number == stream.number:
-                return stream.kept
             return [asked._replace(kind=GONE).packed()]
-        stream.number, stream.kept = asked.number, None
+        stream.number, stream.whole = asked.number + 1, False
         answers = list(self._answers(stream, received(stream.channel, pieces)))
         if stream.channel.ready and not stream.greeted:
             self._streams, stream.greeted = {asked.stream: stream}, True
             answers = list(frames(*self._node.hello()))
-        stream.kept = [asked._replace(kind=ANSWER).packed(), *sent(stream.channel, answers)]
-        if self.refusal is not None:
-            self._streams = {}
-        return stream.kept
+        stream.whole = self.refusal is None
+        return [asked._replace(kind=ANSWER).packed(), *sent(stream.channel, answers)]
 
     def _open(self, name: bytes) -> None:
         """Begin a stream; those before it go once its other end is known, and those that were begun in vain now."""
         self._streams = {name: one for name, one in self._streams.items() if one.greeted}
         assembler = Assembler(self._node.vendor.limits.message_bytes, ends=False)
-        self._streams[name] = _Stream(of_node(self._node.vendor, self._context), assembler, kept=[])
+        self._streams[name] = _Stream(of_node(self._node.vendor, self._context), assembler)
 
     def _answers(self, stream: _Stream, came: Iterator[bytes]) -> Iterator[bytes]:
         """Frames of the answers, up to where the coordinator or this node ends it."""
@@ -165,7 +167,7 @@ def _serve(line: socket.socket, residence: Residence, node: Node, turn: Abstract
         with turn:
             answer = residence.answer(partial(exactly, line), size)
         send(line, answer)
-    except (OSError, FrameError) as error:  # the answer is kept: who asks again gets it
+    except (OSError, FrameError) as error:
         node.events.add("an exchange broke off", reason=error)
 
 
