@@ -36,8 +36,24 @@ from interfuse.wire import Packs
 from network import free_port
 
 NODES, LIAR = ("ant", "bee", "cat", "dog"), "eel"
-CALIBRATION = 150
+CALIBRATION = 40
 """Rounds of a run under attack, to know how many take so many minutes."""
+PAUSE = 0.5
+"""Seconds of a pass through the base block under attack: a round takes its time whatever else the machine does."""
+MODEL = """
+import os, time
+from torch import nn
+from interfuse.models import SplitModel
+
+class Paused(nn.Linear):
+    def forward(self, x):
+        time.sleep(float(os.environ.get("SOAK_PAUSE", 0)))
+        return super().forward(x)
+
+def build(sample_shape, classes, width):
+    base = nn.Sequential(nn.Flatten(), Paused(16, width), nn.ReLU())
+    return SplitModel({"base": base, "modular": nn.Linear(width, classes)})
+"""
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,7 @@ def _run(folder: Path, rounds: int, strangers: Sequence[Attack]) -> list[Sample]
     known = keys / "coordinator"
     (known / "nodes" / "revoked.crt").rename(known / "revoked" / "revoked.crt")
     _files(folder, port, rounds)
+    pause = PAUSE if strangers else 0.0
     coordinator = _started(
         folder, "coordinate", "recipe.toml", "--nodes", str(len(NODES) + 1), "--minimum", str(len(NODES)),
         "--listen", f"127.0.0.1:{port}", "--keys", str(known), "--out", "run", "--quiet", "--classes", "3",
@@ -156,7 +173,7 @@ def _run(folder: Path, rounds: int, strangers: Sequence[Attack]) -> list[Sample]
             counts = folder / f"{work.__name__}.count"
             attackers.append(fork(_attack, work, port, keys, counts, name=work.__name__))
         time.sleep(3 if strangers else 0)
-        nodes = [_started(folder, "node", f"{name}.toml", "--quiet") for name in NODES]
+        nodes = [_started(folder, "node", f"{name}.toml", "--quiet", pause=pause) for name in NODES]
         attackers.append(fork(liar.lie, folder / f"{LIAR}.toml", folder / "liar.count", name="liar"))
         found = list(_watched(coordinator, nodes[0], folder, loud=bool(strangers)))
         codes = [process.wait(60) for process in (coordinator, *nodes)]
@@ -173,14 +190,16 @@ def _run(folder: Path, rounds: int, strangers: Sequence[Attack]) -> list[Sample]
     return found
 
 
-def _started(folder: Path, *command: str) -> subprocess.Popen[bytes]:
+def _started(folder: Path, *command: str, pause: float = 0.0) -> subprocess.Popen[bytes]:
     with open(folder / f"{command[0]}-{Path(command[1]).stem}.log", "wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "interfuse.cli", *command], cwd=folder, stdout=log, stderr=log, env=os.environ
-        )
+            [sys.executable, "-m", "interfuse.cli", *command], cwd=folder, stdout=log, stderr=log,
+            env=os.environ | {"SOAK_PAUSE": str(pause)},
+        )  # fmt: skip
 
 
 def _files(folder: Path, port: int, rounds: int) -> None:
+    (folder / "model.py").write_text(MODEL)
     (folder / "recipe.toml").write_text(tomli_w.dumps(_recipe(rounds)))
     for seed, name in enumerate((*NODES, LIAR)):
         noise, y = np.random.default_rng(seed), np.arange(60) % 3
@@ -188,7 +207,8 @@ def _files(folder: Path, port: int, rounds: int) -> None:
         np.savez(folder / f"{name}.npz", x_train=x, y_train=y, x_test=x[:6], y_test=y[:6])
         place = folder / "keys" / name
         values = {
-            "name": name, "coordinator": f"127.0.0.1:{port}", "state": f"state-{name}", "model": {"build": "logistic"},
+            "name": name, "coordinator": f"127.0.0.1:{port}", "state": f"state-{name}",
+            "model": {"build": "model.py:build"},
             "data": {"source": f"{name}.npz"},
             "allow": {
                 "methods": ["ifl"], "disclosures": ["features", "labels"], "evaluation": "own", "draws_from": "seed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from interfuse.engines.parties import stopwatch
 from interfuse.engines.parties.frames import Offer, Reply
+from interfuse.engines.parties.keeping import RUN_FILE, read_run
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.engines.parties.vendor import read_vendor
@@ -246,3 +248,25 @@ def test_rows_are_given_in_the_order_of_a_secret_that_lasts(folder: Path) -> Non
     one.node.close()
     assert bytes(before) == bytes(after)
     assert len(np.frombuffer(bytes(before), np.uint8)) > 8 * 8 * 4
+
+
+def test_memory_is_bounded_where_that_means_something(folder: Path) -> None:
+    (folder / "vendor.toml").write_text(VENDOR.replace('name = "ant"', 'name = "ant"\ndevice = "cuda"') + NOISE)
+    assert read_vendor(folder / "vendor.toml").device == "cuda"
+    (folder / "vendor.toml").write_text(
+        VENDOR.replace('name = "ant"', 'name = "ant"\ndevice = "cuda"') + "\n[limits]\nmemory = 1000000000\n"
+    )
+    with pytest.raises(ConfigError, match=r"limits.memory bounds .* bound the node from outside"):
+        read_vendor(folder / "vendor.toml")
+
+
+def test_a_run_that_a_node_began_with_an_earlier_version_drew_from_the_seed(folder: Path) -> None:
+    one = Coordinator(folder)
+    one.node.close()
+    (path,) = (folder / "state").glob(f"*/{RUN_FILE}")
+    values = json.loads(path.read_text())
+    assert values.pop("digest")
+    assert values["contract"]["sampling"].pop("draws_from") == "secret"
+    assert read_run(path).contract.sampling.draws_from == "secret"
+    path.write_text(json.dumps(values))
+    assert read_run(path).contract.sampling.draws_from == "seed"

@@ -249,6 +249,7 @@ class _Coordinator:
         )  # fmt: skip
         self._watch = Watch(config, folder.path, record, self._hub, progress)
         self._restarts: Counter[tuple[int, int]] = Counter()
+        self._again = 0
 
     def carry_out(self) -> None:
         """Attempt after attempt, until the run is finished or cannot be."""
@@ -331,7 +332,7 @@ class _Coordinator:
         self._watch.engine = engine
         try:
             engine.begin()
-            conduct(self._config, setup, self._folder, engine, self._watch)
+            conduct(self._config, setup, self._folder, engine, self._watch, again=self._again)
             return True
         except (InterruptedRoundError, ClientError) as error:
             if isinstance(error, ClientError) and error.client is not None:
@@ -339,6 +340,7 @@ class _Coordinator:
             if not engine.faults:
                 raise
             self._events.add("interrupted", round=self._watch.round, reason=error)
+            self._again = self._watch.round + 1
             for client, fault in sorted(engine.faults.items()):
                 self._judge(client, members[client].name, fault)
             return False

@@ -2,6 +2,7 @@
 
 from interfuse.data.arrival import AT_ONCE, Tasks, arriving
 from interfuse.data.batches import (
+    DRAWN_BEFORE,
     Batch,
     ClientData,
     Drawn,
@@ -53,6 +54,7 @@ from interfuse.data.task import (
 
 __all__ = [
     "AT_ONCE",
+    "DRAWN_BEFORE",
     "IID",
     "PARTITIONS",
     "Batch",

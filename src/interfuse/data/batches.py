@@ -69,6 +69,8 @@ class Sampling:
         return np.array_split(order if self.last_batch == "spread" else order[: whole * batch_size], whole)
 
 
+DRAWN_BEFORE: Literal["seed"] = "seed"
+"""What runs between parties draw from that do not say it: earlier versions knew nothing else."""
 EVERY_SAMPLE = Sampling()
 """Shuffled, and every row in each epoch."""
 

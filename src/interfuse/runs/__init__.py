@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from interfuse.runs.callbacks import Callback
-from interfuse.runs.config import Execution, RunConfig, RunSettings, parse_config, read_config
-from interfuse.runs.folder import NETWORK_FILE
+from interfuse.runs.config import NETWORK_FILE, Execution, RunConfig, RunSettings, parse_config, read_config
 from interfuse.runs.loop import Given, Progress, Silent, conduct, execute, resume
 from interfuse.runs.stopping import EarlyStopping
 from interfuse.runs.summary import Row, Summary

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import signature
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from interfuse.clock import Devices
 from interfuse.data import (
     AT_ONCE,
+    DRAWN_BEFORE,
     PARTITIONS,
     Dataset,
     Divide,
@@ -60,6 +61,8 @@ from interfuse.wire import Codecs
 from interfuse.wire.codecs.rules import DEFAULT as DEFAULT_CODEC
 
 M = TypeVar("M", bound=BaseModel)
+NETWORK_FILE = "network.json"
+"""In the folder of a run between parties: who they are."""
 
 
 class Execution(BaseModel):
@@ -645,7 +648,10 @@ def changed_in(path: Path, asked: RunConfig, method: Method | None = None) -> li
     file = path / "config.toml"
     if not file.exists():
         return []
-    return differences(read_config(file).identity(), complete(asked, method or asked.make_method()).identity())
+    before = read_config(file)
+    if (path / NETWORK_FILE).exists() and "draws_from" not in read_toml(file).get("sampling", {}):
+        before = before.model_copy(update={"sampling": replace(before.sampling, draws_from=DRAWN_BEFORE)})
+    return differences(before.identity(), complete(asked, method or asked.make_method()).identity())
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -18,7 +18,7 @@ from interfuse.data import DataFacts
 from interfuse.errors import RunError
 from interfuse.opening import check_place, content, opened
 from interfuse.runs.commits import Commit, Lines, beginning, manifest_name, manifest_text, read_manifest, record_of
-from interfuse.runs.config import RunConfig, differences, parse_config, read_config
+from interfuse.runs.config import NETWORK_FILE, RunConfig, differences, parse_config, read_config
 from interfuse.runs.drawn import DRAWN_FILE, Drawn, read_drawn
 from interfuse.runs.summary import Row, Summary, read
 from interfuse.wire import Entry, FileRecord, Ledger, sync_folder, to_json
@@ -27,8 +27,6 @@ from interfuse.writing import write_whole
 
 MOST = 1 << 34
 """Bytes of a line file that is read whole, at most."""
-NETWORK_FILE = "network.json"
-"""Lies in the folder of a run between parties."""
 
 
 _FACTS: TypeAdapter[tuple[DataFacts, ...]] = TypeAdapter(tuple[DataFacts, ...])
@@ -365,13 +363,16 @@ class RunFolder:
         return Ledger.replay(text.splitlines(keepends=True))
 
     def summary(self) -> Summary | None:
-        """``summary.json``, or None while the run is not finished.
+        """``summary.json``, or None while the run is not finished. It names this folder, wherever it was when the run
+        ended.
 
         Raises:
             RunError: it is damaged, was changed since it was written, or is of another version of interfuse.
         """
         found = self._read(SUMMARY)
-        return None if found is None else read(Summary, found, str(self.path / SUMMARY))
+        if found is None:
+            return None
+        return read(Summary, found, str(self.path / SUMMARY)).model_copy(update={"run": str(self.path)})
 
     def drawn(self) -> Sequence[Drawn]:
         """What clients drew at the end, by client; nothing where there is none.

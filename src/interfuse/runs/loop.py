@@ -270,8 +270,10 @@ def resume(
     config = written if rounds is None else _with_rounds(written, rounds, path)
     config = config.model_copy(update={"execution": config.execution.but(execution)})
     progress = progress or Silent()
-    finished, commit = folder.summary(), folder.last_commit()
+    finished, found = folder.summary(), folder.find_commit()
+    commit = found.commit
     longer = config.rounds > written.rounds
+    damaged = finished is not None and bool(found.notices)
     if commit is not None:
         folder.check_config(config, commit)
         longer = config.rounds > commit.settings["rounds"]
@@ -285,8 +287,10 @@ def resume(
         changed := differences(config.partition, plain(partition_values(given.partition)), "partition.")
     ):
         raise RunError(f"the given partition is not that of {path / 'config.toml'}: " + "; ".join(changed))
-    if finished is not None and not longer:
+    if finished is not None and not longer and not damaged:
         return finished
+    if damaged and not longer:
+        progress.note(f"what is damaged is made again, from round {0 if commit is None else commit.round} on")
     if changed := changed_sources(config):
         raise RunError(
             f"{', '.join(changed)} changed since {path} began, so it would go on as another run: put back what was "
@@ -295,7 +299,7 @@ def resume(
     if longer:
         _check_extension(folder, config, finished)
     setup = assemble(config, given)
-    if longer:
+    if longer or damaged:
         folder.reopen(to_toml(config))
     if said := folder.restore_data(setup.readings):
         progress.note(said)
@@ -400,13 +404,18 @@ def _naming(callback: Callback, hook: str, standing: str) -> Iterator[None]:
         raise CallbackError(f"callback {text}. {standing}") from error
 
 
-def conduct(config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress) -> Summary:
+def conduct(
+    config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress, *, again: int = 0
+) -> Summary:
     """Carry out a run whose clients live elsewhere, or go on with it from its last commit. Returns the summary.
 
     No references run beside it.
+
+    Args:
+        again: Up to this round everything was begun before: each round is committed, so that none is done a third time.
     """
     with folder.locked():
-        summary = _Run(config, setup, folder, progress, engine).carry_out()
+        summary = _Run(config, setup, folder, progress, engine, again=again).carry_out()
         summary = summary.model_copy(update={"beside": {}})
         return folder.write_summary(concluded(summary, folder.metrics()))
 
@@ -473,6 +482,8 @@ class _Run:
     committed_round: int = -1
     idle: set[ClientId] = field(default_factory=set)
     """Clients that made no step so far."""
+    again: int = 0
+    """Up to this round each is committed."""
 
     def carry_out(self) -> Summary:
         """All rounds that are left, then the full evaluation of the last and the best state."""
@@ -596,6 +607,8 @@ class _Run:
 
     def _commit_is_due(self) -> bool:
         execution = self.config.execution
+        if self.federation.round <= self.again:
+            return True
         if execution.commit_rounds is not None:
             return self.federation.round % execution.commit_rounds == 0
         return time.monotonic() - self.committed >= execution.commit_seconds

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel
 
+from interfuse.data import DRAWN_BEFORE
 from interfuse.engines.parties.contract import Contract, JoinError, same
 from interfuse.errors import RunError
 from interfuse.opening import content as content_of
@@ -103,7 +106,15 @@ def read_run(path: Path) -> RunFile:
     """
     data = content_of(path, follow=False)
     seal_of(data)
-    return RunFile.model_validate_json(data)
+    return RunFile.model_validate(_completed(json.loads(data)))
+
+
+def _completed(values: Any) -> Any:
+    """What an earlier version wrote, which drew rows from the seed and did not say so."""
+    if isinstance(values, dict) and isinstance(contract := values.get("contract"), dict):
+        sampling = contract.get("sampling", {})
+        return values | {"contract": contract | {"sampling": {"draws_from": DRAWN_BEFORE} | sampling}}
+    return values
 
 
 @contextmanager

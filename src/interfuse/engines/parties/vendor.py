@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import nn
 
 from interfuse.data import (
@@ -192,6 +192,16 @@ class Vendor(_Table):
     limits: LimitsTable = LimitsTable()
     keys: KeyFiles | None = None
     folder: Path = Field(default=Path(), exclude=True)
+
+    @model_validator(mode="after")
+    def _memory_can_be_bounded(self) -> Vendor:
+        if self.limits.memory is not None and self.device != "cpu":
+            raise ValueError(
+                f"limits.memory bounds what a process takes of the processor's memory; with device = {self.device!r} "
+                "drivers reserve more of that than they use. Leave it out, and bound the node from outside, as a "
+                "container can"
+            )
+        return self
 
     @property
     def architecture(self) -> str:
