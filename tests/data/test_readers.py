@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,28 @@ def test_debris_is_left_out_at_every_level_and_said(tmp_path: Path) -> None:
     said = "\n".join(text for subject, text in describe(found) if subject == "left out")
     for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".x.png", "Thumbs.db", "desktop.ini", "README.txt", "owl"):
         assert name in said
+
+
+MACOS = (".DS_Store", "._1.png", "._.DS_Store", "Icon\r", ".localized", ".Spotlight-V100/x", "__MACOSX/cat/._1.png")
+WINDOWS = ("Thumbs.db", "thumbs.db", "desktop.ini", "Desktop.ini", "ehthumbs.db", "$RECYCLE.BIN/S-1/desktop.ini")
+OTHERS = (".directory", ".Trash-1000/info", "System Volume Information/x", "@eaDir/1.png@SynoEAStream", "lost+found/#1")
+
+
+@pytest.mark.parametrize("name", [*MACOS, *WINDOWS, *OTHERS])
+@pytest.mark.parametrize("place", ["", "train", "val", "train/cat", "val/dog"])
+def test_what_systems_leave_is_no_image_at_any_depth(tmp_path: Path, place: str, name: str) -> None:
+    for image_of in ("train/cat/1.png", "train/dog/1.png", "val/cat/1.png", "val/dog/1.png"):
+        image(tmp_path / "clean" / image_of, 1)
+    shutil.copytree(tmp_path / "clean", tmp_path / "left")
+    left = tmp_path / "left" / place / name
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.write_bytes(b"\x00\x05\x16\x07" + bytes(100))  # as AppleDouble begins
+    clean, found = load(tmp_path / "clean"), load(tmp_path / "left")
+    assert (found.class_names, found.digest) == (clean.class_names, clean.digest)
+    assert found.x_train.tolist() == clean.x_train.tolist()
+    assert any(
+        "hidden, or left by a file browser" in text for subject, text in describe(found) if subject == "left out"
+    )
 
 
 def test_train_and_val_above_the_classes_are_a_split(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def convert(source: Path, out: Path) -> list[str]:
         raise DataError(f"{out} is there already; give another path")
     files = {part: _files(source, part) for part in ("train", "test")}
     known = {file for part in files.values() for file in part.values()}
-    if strange := [file for part in files for file in sorted((source / part).glob("*.npz")) if file not in known]:
+    if strange := [file for part in files for file in sorted((source / part).glob("[!.]*.npz")) if file not in known]:
         raise DataError(f"{strange[0]} is not named by the number of a client, such as 7.npz; take it away")
     if not files["train"]:
         raise DataError(f"{source} has no train/0.npz, train/1.npz, ...; give the folder that holds train and test")

@@ -23,7 +23,12 @@ from interfuse.opening import opened
 if TYPE_CHECKING:
     from PIL import Image
 
-DEBRIS = frozenset({"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "lost+found"})
+DEBRIS = frozenset(
+    {
+        "__macosx", "icon\r", "@eadir", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "$recycle.bin",
+        "system volume information", "lost+found",
+    }
+)  # fmt: skip
 """What file browsers and archives leave behind, in small letters; so do names that begin with a dot."""
 TRAIN, TEST, VALIDATION = ("train", "training"), ("test", "testing"), ("val", "valid", "validation")
 ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".jp2"})
