@@ -627,7 +627,9 @@ def test_a_method_is_shown_with_its_settings(name: str) -> None:
 
 
 def test_messages_are_shown_with_what_they_carry() -> None:
+    assert "or other clients: features, labels" in plain_text(good("methods", "ifl-replay"))
     text = plain_text(good("methods", "ifl"))
+    assert "or other clients: nothing" in text
     assert "Interoperable federated learning (Krouka and Bennis, arXiv:2509.22823)." in text
     assert "train_base up FusionOutputs.z [batch, d] features" in text
     assert "train_base up FusionOutputs.y [batch, ...] labels" in text
@@ -712,6 +714,9 @@ def test_time_left_counts_from_where_the_run_went_on() -> None:
         round=50, uplink=Volume(1_500_000), downlink=Volume(), steps=Steps(clients=1, server=0), failures=(failed,),
         outstanding=0, virtual_seconds={}, seconds={"waiting": 3.0},
     )  # fmt: skip
+    coded = Standing(RunConfig(rounds=100, codecs={"default": "int8"}), 40, lambda: now[0])
+    coded.update(row.model_copy(update={"uplink": Volume(1_500_000, 400_000)}))
+    assert "uplink 400.0 kB on the wire, " in str(coded)
     assert standing.update(row) == ["round 50: client 2 failed: gone"]
     assert str(standing) == "round 50/100, uplink 1.50 MB, 30 s, 2 min 30 s left"
     measured = Point(own=(), validation=(), common=(0.25, 0.75), composition=None)

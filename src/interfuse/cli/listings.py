@@ -18,7 +18,7 @@ from interfuse.cli.configuration import method_names
 from interfuse.cli.kinds import as_given, in_words
 from interfuse.handler import handlers
 from interfuse.messages import Leaf, disclosed, leaves
-from interfuse.method import Method, disclosures_of, settings
+from interfuse.method import Method, disclosures_of, retained, settings
 from interfuse.methods import find
 from interfuse.result import Result
 
@@ -45,6 +45,7 @@ def method(name: str) -> RenderableType:
         *(f"{' '.join(paragraph.split())}\n" for paragraph in paragraphs),
         f"A client discloses, in what it sends: {_disclosed(kind)}\n",
         f"Others get, in what the server sends, of these or made of them: {_told(kind)}\n",
+        f"Kept beyond its round, by the server or other clients: {_kept(kind)}\n",
         table(("setting", "values", "default", "from", "meaning"), rows, title="Settings (--set NAME=VALUE)"),
         table(("handler", "", "carries", "discloses"), _messages(kind), title="Messages (down: to a client)"),
     )
@@ -122,6 +123,11 @@ def _told(kind: type[Method]) -> str:
     """What the server's messages carry, as their fields say."""
     sent = (h.message_type for h in handlers(kind).values() if h.message_type is not None)
     return ", ".join(sorted({str(one) for message in sent for one in disclosed(message)})) or "nothing"
+
+
+def _kept(kind: type[Method]) -> str:
+    """What speaks of single samples and outlives its round, with the settings as they are."""
+    return ", ".join(sorted(map(str, retained(kind.configure({}))))) or "nothing"
 
 
 def _messages(kind: type[Method]) -> Iterable[Sequence[str]]:

@@ -77,7 +77,7 @@ class Standing:
     def __init__(self, config: RunConfig, done: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.name, self.rounds, self.round = short_name(config.method), config.rounds, done
         self._clock, self._began, self._every = clock, clock(), config.eval_every
-        self._clients = config.clients
+        self._clients, self._coded = config.clients, any(text != "none" for text in config.codecs.values())
         self._trained: deque[float] = deque(maxlen=JUDGED)
         self._evaluated: deque[float] = deque(maxlen=JUDGED)
         self._accuracy = self._uplink = ""
@@ -88,7 +88,8 @@ class Standing:
     def update(self, row: Row) -> list[str]:
         """Take a line of ``metrics.jsonl``; returns what deserves a line of its own."""
         self.round = row.round
-        self._uplink = f"uplink {size(row.uplink.raw)}"
+        wire = f"uplink {size(row.uplink.wire)} on the wire"
+        self._uplink = wire if self._coded else f"uplink {size(row.uplink.raw)}"
         evaluation = row.seconds.get("evaluation", 0.0)
         if self.round:
             self._trained.append(sum(s for phase, s in row.seconds.items() if not is_part(phase)) - evaluation)
