@@ -35,6 +35,7 @@ class Reference:
 
     value: Any = None
     error: RayError | None = None
+    handle: Handle | None = None
 
 
 @dataclass(eq=False)
@@ -56,11 +57,13 @@ class RayInProcess:
     """Attributes:
     strike: Asked before each order, with the number of the order, whether the actor ends instead.
     room: So many actors come up.
+    slow: What these actors answer comes after all that others do.
     """
 
     resources: dict[str, float] = field(default_factory=lambda: {"CPU": 4.0})
     strike: Callable[[int, str], bool] = lambda number, name: False
     room: int = 1000
+    slow: set[int] = field(default_factory=set)
     handles: list[Handle] = field(default_factory=list)
     orders: list[tuple[Handle, str]] = field(default_factory=list)
     begins: list[Handle] = field(default_factory=list)
@@ -81,6 +84,7 @@ class RayInProcess:
 
     def wait(self, references: list[Reference], num_returns: int, timeout: float | None = None) -> Any:
         ready = [one for one in references if one.value is not STUCK]
+        ready.sort(key=lambda one: one.handle is not None and self.handles.index(one.handle) in self.slow)
         return ready[:num_returns], [one for one in references if one not in ready[:num_returns]]
 
     def kill(self, handle: Handle) -> None:
@@ -124,7 +128,7 @@ class RayInProcess:
             handle.dead = handle.dead or "The actor is dead because its worker process has died. Some common causes"
             return Reference(error=ActorDiedError(f"The actor died.\n\tclass_name: Worker\n{handle.dead}"))
         try:
-            return Reference(read_only(getattr(handle.actor, name)(*given)))
+            return Reference(read_only(getattr(handle.actor, name)(*given)), handle=handle)
         except Exception as error:
             return Reference(error=RayTaskError(error))
 

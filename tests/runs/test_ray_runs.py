@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ import pytest
 from ray_in_process import RayInProcess, in_process
 from small_runs import GIVEN, assert_same, config_of, lines, outcome
 
+from interfuse.clients import Clients
 from interfuse.engines import Room
 from interfuse.engines.ray import Joining, OnRay, engine
 from interfuse.errors import RunError
+from interfuse.methods.local import Local
 from interfuse.runs import Silent, execute, resume
+from interfuse.server import Server
 from interfuse.setup import Setup
 
 
@@ -59,6 +63,24 @@ def test_whatever_order_a_worker_ends_at_the_round_is_tried_again_from_the_commi
         assert_same(outcome(path), wanted)
         assert any("is lost: its worker process has died; everybody goes back" in text for text in told.notes)
     assert {"call", "end_round", "save"} <= {*orders}
+
+
+@dataclass(frozen=True)
+class Early(Local):
+    """Local, whose clients train before the first round too."""
+
+    def start(self, server: Server, clients: Clients) -> None:
+        clients.call(self.train)
+
+
+def test_before_the_first_commit_everybody_goes_back_to_the_beginning(ray: RayInProcess, tmp_path: Path) -> None:
+    given = replace(GIVEN, method=Early(optimizer="adam"))
+    config = config_of("test_ray_runs:Early", settings={"optimizer": "adam"})
+    execute(config, tmp_path / "local", given=given)
+    ray.strike = lambda number, what: number == 4  # two come up, one has trained by then
+    execute(config, tmp_path / "run", given=given, engine=both)
+    assert [what for _, what in ray.orders[:4]] == ["facts", "facts", "call", "call"]
+    assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "local"))
 
 
 def test_one_that_is_lost_again_and_again_ends_the_run_which_can_be_resumed(ray: RayInProcess, tmp_path: Path) -> None:
