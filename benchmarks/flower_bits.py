@@ -34,7 +34,7 @@ METHODS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "ifl": (("mlp", "logistic"), {"local_steps": 2, "batch_size": 8}),
     "fedavg": (("logistic",), {"batch_size": 8}),
     "scaffold": (("logistic",), {"batch_size": 8}),
-    "splitfed-v1": (("mlp",), {"batch_size": 8}),
+    "splitfed-v1": (("mlp",), {"batch_size": 32}),
     "fedin": (("resnet10-narrow@0.25",), {"batch_size": 8}),
     "fedproto": (("mlp", "logistic"), {"batch_size": 8}),
     "fedbuff": (("logistic",), {"batch_size": 8}),

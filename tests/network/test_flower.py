@@ -212,13 +212,10 @@ def _bare(message: Message, **fields: Any) -> bytes:
     return opened_whole(asked, (ASK,))[0]._replace(**{"kind": ANSWER} | fields).packed()
 
 
-def _honest(message: Message) -> RecordDict:
+def _greeting(**fields: Any) -> Any:
+    """A hello, in an answer with other fields than an honest one."""
     said = b"".join(frames(Hello(protocol=1, library="0", wire=1, name="ant", incarnation="1")))
-    return content_of(_bare(message) + struct.pack("<I", len(said)) + said)
-
-
-def _changed(**fields: Any) -> Any:
-    return lambda message: content_of(_bare(message, **fields))
+    return lambda message: content_of(_bare(message, **fields) + struct.pack("<I", len(said)) + said)
 
 
 def _followed(rest: bytes) -> Any:
@@ -231,8 +228,8 @@ def _array(**fields: Any) -> Any:
 
 
 LIES: dict[str, Any] = {
-    "another kind": _changed(kind=ASK), "an unknown kind": _changed(kind=9), "gone": _changed(kind=GONE),
-    "another stream": _changed(stream=STREAM), "another number": _changed(number=7),
+    "another kind": _greeting(kind=ASK), "an unknown kind": _greeting(kind=9), "gone": _greeting(kind=GONE),
+    "another stream": _greeting(stream=STREAM), "another number": _greeting(number=7), "no hello": _followed(b""),
     "nothing": lambda message: RecordDict(), "no bytes": _array(data=b""), "few bytes": _array(),
     "bytes of others": _array(stype="numpy.ndarray"), "shapes of others": _array(shape=(2**40,), dtype="object"),
     "another record": lambda message: RecordDict({RECORD: ConfigRecord({PACKET: b"abc"})}),
@@ -249,7 +246,7 @@ def test_whatever_a_vendor_answers_concerns_its_stream_alone() -> None:
     grid, notes, joined = FakeGrid(), list[str](), dict[str, Any]()
     for number, lie in enumerate(LIES.values(), 1):
         grid.nodes[number] = (_reply(lie), {})
-    grid.nodes[0] = (_reply(_honest), {})
+    grid.nodes[0] = (_reply(_greeting()), {})
     grid.nodes[99] = (_raising, {})
 
     def join(link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
@@ -291,7 +288,7 @@ def test_a_grid_that_fails_keeps_back_nobody_else() -> None:
             return found
 
     grid = Failing()
-    grid.nodes = {number: (_reply(_honest), {}) for number in range(4)}
+    grid.nodes = {number: (_reply(_greeting()), {}) for number in range(4)}
     carrier = FlowerCarrier(grid, notes.append, None, replace(QUICK, closing=0.1))
     carrier.open(10, lambda link, incoming, peer: joined.append(peer.place))
     until(lambda: len(notes) >= 3 and bool(joined), 10, lambda: str(notes))
