@@ -29,7 +29,7 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 os.environ |= {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 from interfuse.engines import Room
-from interfuse.engines.ray import Joining, OnRay
+from interfuse.engines.ray import OnRay
 from interfuse.runs import Silent, execute, parse_config, resume
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import Setup
@@ -60,12 +60,15 @@ WORKERS = (1, 2, 3)
 HEAD_CPUS, NODE_CPUS = 3, 3
 
 
+Strike = Callable[[OnRay], None]
+
+
 class Striking(OnRay):
     """An engine that does something at a call, once."""
 
-    def __init__(self, setup: Setup, workers: int | None, room: Room, at: int, strike: Callable[[OnRay], None]) -> None:
+    def __init__(self, setup: Setup, workers: int | None, room: Room, at: int, strike: Strike) -> None:
         self._left, self._strike, self.calls = at, strike, 0
-        super().__init__(setup, workers, room, Joining("auto"))
+        super().__init__(setup, workers, room)  # where this process is connected to, or RAY_ADDRESS says
 
     def _ask(self, worker: int, what: str, *arguments: Any) -> Any:
         reference = super()._ask(worker, what, *arguments)
@@ -151,12 +154,13 @@ def timeless(value: Any) -> Any:
     return [timeless(item) for item in value] if isinstance(value, list) else value
 
 
-def driver_killed(name: str, out: Path, at: int) -> str:
+def driver_killed(name: str, out: Path, at: int, address: str) -> str:
     """The digest of a run whose driver was killed in a call, and that goes on with other workers."""
     command = [sys.executable, __file__, "--killed", name, "--out", str(out), "--at", str(at)]
-    ended = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True)
+    environment = os.environ | {"RAY_ADDRESS": address}
+    ended = subprocess.run(command, check=False, stderr=subprocess.PIPE, text=True, env=environment)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    resume(out, execution={"engine": "ray", "workers": 3, "ray_address": "auto"})
+    resume(out, execution={"engine": "ray", "workers": 3, "ray_address": address})
     return digest(out)
 
 
@@ -217,7 +221,11 @@ def main() -> int:
             middle = calls // 2
             found, _, lost = run(name, 3, place / f"{name}-worker", kill_worker, middle)
             note(name, "worker killed", found, lost or "NOBODY WAS LOST")
-            note(name, "driver killed, resumed", driver_killed(name, place / f"{name}-driver", calls // 3))
+            note(
+                name,
+                "driver killed, resumed",
+                driver_killed(name, place / f"{name}-driver", calls // 3, cluster.address),
+            )
         for name in names:
             found, _, lost = run(name, 2, place / f"{name}-node", partial(gone, cluster, second), 5)
             note(name, "node killed", found, lost or "NOBODY WAS LOST")

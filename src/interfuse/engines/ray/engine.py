@@ -61,7 +61,7 @@ class OnRay:
     A worker that is lost is replaced, and the round is interrupted: everybody goes back to the last commit.
     """
 
-    def __init__(self, setup: Setup, workers: int | None, room: Room, joining: Joining) -> None:
+    def __init__(self, setup: Setup, workers: int | None, room: Room, joining: Joining = WHATEVER) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._setup, self._room, self._joining = setup, room, joining
         self._ray = joined(joining.address, workers)
