@@ -73,7 +73,8 @@ class OnRay:
                 self._carried = self._ray.put(setup)
         except (TypeError, AttributeError, self._ray.exceptions.RaySystemError) as error:
             raise ConfigError(
-                f"the method, a model or a metric of this run cannot be taken to Ray's workers: {error}; define it in "
+                f"the method, a model or a metric of this run cannot be taken to Ray's workers: "
+                f"{error.__cause__ or _cause(error)}; define it in "
                 "a file or a module, without open files, locks or the like"
             ) from error
         self._actors: list[_Actor] = []
