@@ -17,6 +17,7 @@ import torch
 
 from interfuse.errors import MessageError
 from interfuse.families.fusion import FusionOutputs, FusionPairs
+from interfuse.families.product_quantisation import CodedOutputs, fitted, pieces_of, places
 from interfuse.messages import Message, Weights, flatten
 from interfuse.messages.encoding import decode, encode, rounded
 from interfuse.randomness import generator, numpy_generator
@@ -28,12 +29,14 @@ CODECS = ("zstd", "int4", "int8:tensor+nearest", "fp16+zstd", "topk:0.3+int4+zst
 
 
 def messages() -> list[Message]:
-    """Of each form that a message can have: rows, a tuple of records, named tensors."""
+    """Of each form that a message can have: rows, a tuple of records, codes with their codebook, named tensors."""
     random = numpy_generator(0)
     z = torch.from_numpy(random.standard_normal((24, 16)).astype(np.float32)).relu()
     pair = FusionOutputs(z, torch.from_numpy(random.integers(10, size=24)).to(torch.uint8))
     few = FusionOutputs(z[:3], pair.y[:3])
-    return [pair, FusionPairs((few, few)), Weights({"a": z[:4], "b": z[0]})]
+    book = fitted(pieces_of(z, 4), 8, 2, None, generator(0))
+    coded = CodedOutputs(places(z, book), pair.y, (book,))
+    return [pair, FusionPairs((few, few)), coded, Weights({"a": z[:4], "b": z[0]})]
 
 
 def changed(data: bytes, random: np.random.Generator) -> bytes:
