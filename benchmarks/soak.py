@@ -6,7 +6,9 @@ are none, under names of others, with facts that cannot be. Beside them a node o
 coordinator for whatever there is. The run must end with the bits of the same run without strangers; descriptors, memory
 and logs must not grow with time.
 
-    python benchmarks/soak.py [--minutes 30] [--out FOLDER]
+    python benchmarks/soak.py [--minutes 30] [--rounds N] [--out FOLDER]
+
+Without --rounds a run of some rounds is tried first, to know how many take so many minutes.
 """
 
 from __future__ import annotations
@@ -71,17 +73,20 @@ class Sample:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rounds", type=int, help="of the run under attack, however long they take")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = given.out or Path(place)
         everything: list[Attack] = [idle, half_open, silent, reset, ping, joining, hostile_calls]
-        tried = _run(folder / "tried", CALIBRATION, everything)
-        rate = CALIBRATION / tried[-1].seconds
-        rounds = max(20, int(given.minutes * 60 * rate))
-        print(f"{rate:.1f} rounds a second under attack; {rounds} rounds", flush=True)
+        if (rounds := given.rounds) is None:
+            tried = _run(folder / "tried", CALIBRATION, everything)
+            rate = CALIBRATION / tried[-1].seconds
+            rounds = max(20, int(given.minutes * 60 * rate))
+            print(f"{rate:.1f} rounds a second under attack; {rounds} rounds", flush=True)
         found = _run(folder / "attacked", rounds, everything)
         under_way = [one for one in found if one.rounds <= rounds]
+        print(f"{rounds} rounds in {under_way[-1].seconds / 60:.1f} minutes")
         print(growth(under_way), flush=True)
         print(f"after the last round, with the report: {max(one.memory for one in found):.1f} MiB", flush=True)
         _run(folder / "quiet", rounds, [])
