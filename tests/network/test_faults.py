@@ -230,7 +230,7 @@ def test_who_may_not_join(tmp_path: Path) -> None:
         assert "revoked key" in refused["revoked"].text()
         assert "revoked key" in coordinator.text()
         assert "name: expected that of the certificate" in refused["liar"].text()
-        assert "UNAVAILABLE" in refused["alien"].text()
+        assert "has no certificate of this node's authority" in refused["alien"].text()
         assert "UNAVAILABLE" in refused["bare"].text()
         assert "a key that is not in use" in refused["twin"].text()
         assert "who is here" in coordinator.text()
