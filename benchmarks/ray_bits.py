@@ -29,7 +29,7 @@ os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTE
 os.environ |= {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
 
 from interfuse.engines import Room
-from interfuse.engines.ray import OnRay
+from interfuse.engines.ray import Joining, OnRay
 from interfuse.runs import Silent, execute, parse_config, resume
 from interfuse.runs.folder import RunFolder
 from interfuse.setup import Setup
@@ -68,7 +68,7 @@ class Striking(OnRay):
 
     def __init__(self, setup: Setup, workers: int | None, room: Room, at: int, strike: Strike) -> None:
         self._left, self._strike, self.calls = at, strike, 0
-        super().__init__(setup, workers, room)  # where this process is connected to, or RAY_ADDRESS says
+        super().__init__(setup, workers, room, Joining(seconds=1800))  # at RAY_ADDRESS, or where it is connected to
 
     def _ask(self, worker: int, what: str, *arguments: Any) -> Any:
         reference = super()._ask(worker, what, *arguments)
@@ -180,6 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default=",".join(CASES), help="some of the eight")
     parser.add_argument("--out", type=Path, default=Path("ray-bits.md"), help="the table")
+    parser.add_argument("--columns", default="", help="those whose names hold one of these words, beside local 1")
     parser.add_argument("--killed", help=argparse.SUPPRESS)
     parser.add_argument("--at", type=int, default=0, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -189,9 +190,12 @@ def main() -> int:
     import ray
     from ray.cluster_utils import Cluster
 
-    names = chosen.methods.split(",")
+    names, words = chosen.methods.split(","), chosen.columns.split(",")
     rows: dict[str, dict[str, str]] = {name: {} for name in names}
     said: list[str] = []
+
+    def wanted(column: str) -> bool:
+        return any(word in column for word in words)
 
     def note(name: str, column: str, found: str, lost: str = "") -> None:
         rows[name][column] = found
@@ -202,40 +206,37 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as after:
         place = Path(folder)
         for name in names:
-            for workers in WORKERS:
+            for workers in (one for one in WORKERS if one == 1 or wanted(f"local {one}")):
                 note(name, f"local {workers}", run(name, workers, place / f"{name}-local-{workers}", None)[0])
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
         after.callback(cluster.shutdown)
         ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
         after.callback(ray.shutdown)
         for name in names:
-            for workers in WORKERS:
+            for workers in (one for one in WORKERS if wanted(f"one node {one}")):
                 note(name, f"one node {workers}", run(name, workers, place / f"{name}-one-{workers}", nothing)[0])
         second = cluster.add_node(num_cpus=NODE_CPUS)
         cluster.wait_for_nodes()
         for name in names:
-            calls = 0
-            for workers in WORKERS:
+            calls = 12
+            for workers in (one for one in WORKERS if wanted(f"two nodes {one}")):
                 found, calls, _ = run(name, workers, place / f"{name}-two-{workers}", nothing)
                 note(name, f"two nodes {workers}", found)
-            middle = calls // 2
-            found, _, lost = run(name, 3, place / f"{name}-worker", kill_worker, middle)
-            note(name, "worker killed", found, lost or "NOBODY WAS LOST")
-            note(
-                name,
-                "driver killed, resumed",
-                driver_killed(name, place / f"{name}-driver", calls // 3, cluster.address),
-            )
-        for name in names:
+            if wanted("worker killed"):
+                found, _, lost = run(name, 3, place / f"{name}-worker", kill_worker, calls // 2)
+                note(name, "worker killed", found, lost or "NOBODY WAS LOST")
+            if wanted("driver killed, resumed"):
+                found = driver_killed(name, place / f"{name}-driver", calls // 3, cluster.address)
+                note(name, "driver killed, resumed", found)
+        for name in filter(lambda name: wanted("node killed"), names):
             found, _, lost = run(name, 2, place / f"{name}-node", partial(gone, cluster, second), 5)
             note(name, "node killed", found, lost or "NOBODY WAS LOST")
             if name != names[-1]:
                 second = cluster.add_node(num_cpus=NODE_CPUS)
                 cluster.wait_for_nodes()
     text = table(rows)
-    chosen.out.write_text(
-        text + "\n\n" + "\n".join(f"- {line}" for line in dict.fromkeys(said)) + "\n", encoding="utf-8"
-    )
+    told = "\n".join(f"- {line}" for line in dict.fromkeys(said))
+    chosen.out.write_text(f"{text}\n\n{told}\n", encoding="utf-8")
     print(text)
     return 0 if all(len({*cells.values()}) == 1 for cells in rows.values()) else 1
 

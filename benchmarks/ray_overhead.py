@@ -1,7 +1,7 @@
 """What Ray costs beside the local engine: seconds of a round and memory of all processes, 4 to 1,000 clients.
 
-``trivial``: two calls a round in which clients send 1,024 numbers back. ``work``: FedAvg, five steps of a convolutional
-network on batches of 32 at each client. Both engines have two workers. Each cell is a process of its own; they are
+``trivial``: two calls a round in which clients send 1,024 numbers back. ``work``: FedAvg, two steps of a convolutional
+network on batches of 16 at each client. Both engines have two workers. Each cell is a process of its own; they are
 measured in turn. Needs the extra ``ray``::
 
     python benchmarks/ray_overhead.py --out benchmarks/results/ray_overhead.md
@@ -10,6 +10,7 @@ measured in turn. Needs the extra ``ray``::
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 
 import common
+from driver import descendants
 from echo import Echo
 from interfuse.data import Classification, Dataset, Normalisation
 from interfuse.engines import local
@@ -37,8 +39,8 @@ from interfuse.runs.loop import assemble
 SIZES = (4, 40, 1000)
 ENGINES = {"local": local, "ray": on_ray}
 COLUMNS = (
-    "workload", "clients", "local, ms a round", "Ray, ms a round", "ratio", "local, MB", "Ray, MB", "local, s to start",
-    "Ray, s to start",
+    "workload", "clients", "local, ms a round", "Ray, ms a round", "ratio", "local, processor ms a round",
+    "Ray, processor ms a round", "local, MB", "Ray, MB", "local, s to start", "Ray, s to start",
 )  # fmt: skip
 ROWS = 40
 """Of a client."""
@@ -56,14 +58,14 @@ class Workload:
 
 WORKLOADS = {
     "trivial": Workload(Echo(), "logistic", (4,), 20),
-    "work": Workload(FedAvg(local_steps=5, batch_size=32), "cnn", (1, 28, 28), 5),
+    "work": Workload(FedAvg(local_steps=2, batch_size=16), "cnn", (1, 28, 28), 5),
 }
 
 
 def measured(engine: str, name: str, clients: int, workers: int) -> dict[str, float]:
-    """One cell: milliseconds to start, and of a round; MB of all processes after the last."""
+    """One cell: seconds to start, milliseconds of a round by the clock and of processors, MB of all processes."""
     workload = WORKLOADS[name]
-    rounds = workload.rounds if clients < max(SIZES) else 3
+    rounds = workload.rounds if clients < max(SIZES) else 2
     noise, rows = torch.Generator().manual_seed(0), ROWS * clients
     x, y = torch.randn(rows, *workload.shape, generator=noise), torch.arange(rows) % 10
     task = Classification(tuple(f"class {label}" for label in range(10)))
@@ -80,15 +82,27 @@ def measured(engine: str, name: str, clients: int, workers: int) -> dict[str, fl
     federation = Federation(setup, hosted)
     federation.start()
     started = time.perf_counter() - began
-    seconds = []
-    for _ in range(rounds + 1):
+    federation.run_round()
+    seconds, before = [], processor_seconds()
+    for _ in range(rounds):
         began = time.perf_counter()
         federation.run_round()
         federation.exchange.ledger.drain()
         seconds.append(time.perf_counter() - began)
+    used = (processor_seconds() - before) / rounds
     memory = common.memory_of(os.getpid())
     hosted.close()
-    return {"start": started * 1e3, "round": median(seconds[1:]) * 1e3, "memory": memory.get("shared_once_mb", 0.0)}
+    found = {"start": started, "round": median(seconds) * 1e3, "processor": used * 1e3}
+    return found | {"memory": memory.get("shared_once_mb", 0.0)}
+
+
+def processor_seconds() -> float:
+    """Of this process and all that it started, so far: what does not grow with what else the machine does."""
+    ticks = 0
+    for one in (os.getpid(), *descendants(os.getpid())):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            ticks += sum(map(int, Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     cells.append(child(f"{engine},{name},{clients}", given.workers))
             ours, theirs = ({key: median(cell[key] for cell in cells) for key in cells[0]} for cells in found.values())
             shown = [f"{ours['round']:.1f}", f"{theirs['round']:.1f}", f"{theirs['round'] / ours['round']:.2f}"]
+            shown += [f"{one['processor']:.1f}" for one in (ours, theirs)]
             shown += [f"{one['memory']:.0f}" for one in (ours, theirs)]
-            shown += [f"{one['start'] / 1e3:.1f}" for one in (ours, theirs)]
+            shown += [f"{one['start']:.1f}" for one in (ours, theirs)]
             lines.append(f"| {name} | {clients} | {' | '.join(shown)} |")
             print(lines[-1], flush=True)
     given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")

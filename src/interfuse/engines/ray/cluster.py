@@ -79,7 +79,8 @@ def joined(address: str | None, workers: int | None) -> Any:
         with _own_signals(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             ray.init(address=wanted, **options)
-    except (ConnectionError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises what it likes, a bare Exception where a node is too slow to start
+        ray.shutdown()
         raise ConfigError(f"cannot use Ray at {wanted!r}: {_first_line(error)}. {_ADVICE}") from error
     if wanted == "local" and not _is_loopback(found := ray.util.get_node_ip_address()):
         ray.shutdown()
