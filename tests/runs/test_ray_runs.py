@@ -83,6 +83,22 @@ def test_before_the_first_commit_everybody_goes_back_to_the_beginning(ray: RayIn
     assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "local"))
 
 
+def test_one_that_is_lost_on_the_way_back_is_one_more_loss(ray: RayInProcess, tmp_path: Path) -> None:
+    struck: list[int] = []
+
+    def strike(number: int, what: str) -> bool:
+        if number == 30 or (what == "restore" and len(struck) == 1):
+            struck.append(number)
+            return True
+        return False
+
+    ray.strike = strike
+    execute(config_of("scaffold"), tmp_path / "run", given=GIVEN, engine=both)
+    assert len(struck) == 2
+    execute(config_of("scaffold"), tmp_path / "local", given=GIVEN)
+    assert_same(outcome(tmp_path / "run"), outcome(tmp_path / "local"))
+
+
 def test_one_that_is_lost_again_and_again_ends_the_run_which_can_be_resumed(ray: RayInProcess, tmp_path: Path) -> None:
     ray.strike = lambda number, what: what == "call" and number > 40
     with pytest.raises(RunError, match=r"is lost: .* time 4 in round \d: is there enough memory .* resumed"):

@@ -380,10 +380,13 @@ def _carried_out(
     lost: Counter[int] = Counter()
     while True:
         run = _Run(config, setup, folder, progress, engine, callbacks)
+        error: InterruptedRoundError | None = None
         try:
             return run.carry_out()
-        except InterruptedRoundError as error:
-            at = run.federation.round
+        except InterruptedRoundError as found:
+            error = found
+        at = run.federation.round
+        while error is not None:
             lost[at] += 1
             if lost[at] > MOST_RESTARTS:
                 raise RunError(
@@ -391,7 +394,16 @@ def _carried_out(
                     "so many workers? What was committed is kept; the run can be resumed, with fewer workers too"
                 ) from error
             progress.note(f"{error}; everybody goes back to the last commit")
-            engine.restore({})
+            error = _gone_back(engine)
+
+
+def _gone_back(engine: Engine) -> InterruptedRoundError | None:
+    """Put all clients back to their beginning; returns what was lost meanwhile."""
+    try:
+        engine.restore({})
+    except InterruptedRoundError as error:
+        return error
+    return None
 
 
 @contextmanager
