@@ -28,6 +28,7 @@ SMALL: dict[str, Any] = {
     "generator_steps": 2,
     "channels": 4,
     "decoder_steps": 2,
+    "directions": 2,
     "vtc_steps": 2,
     "finetune_epochs": 1,
     "latents": 2,

@@ -27,7 +27,7 @@ from interfuse.methods.pooled import Pooled
 WITHOUT = {"fedbuff", "ifl-async"}
 """Everybody is always at work: there are no rounds to take part in."""
 SMALL = {"local_steps": 1, "batch_size": 4, "joins_at": 4, "server_steps": 1, "generator_steps": 0, "decoder_steps": 0}
-SMALL |= {"vtc_steps": 0, "head_epochs": 0} | ADAPTERS
+SMALL |= {"vtc_steps": 0, "head_epochs": 0, "directions": 4} | ADAPTERS
 AT_THE_END = {"ccvr-local"}
 """Its clients send nothing in rounds."""
 TWO_MODELS = {"ditto", "ditto-lora", "feddpa"}

@@ -76,6 +76,7 @@ STATEFUL: dict[str, dict[str, Any]] = {
     "fedin": IN_THREE_PARTS,
     "fedin-ablations": IN_THREE_PARTS,
     "fedgen": {"settings": {"local_steps": 1, "generator_steps": 2}},
+    "ifl-sketch": {"settings": {"local_steps": 1, "directions": 4, "window": 2}, "rounds": 2},
     "fedgen-heads": {"settings": {"local_steps": 1, "generator_steps": 2}, "rounds": 2},
     "fedet": {"settings": {"local_steps": 1, "server_steps": 2}, "rounds": 2},
     "lg-fedavg": {"settings": {"optimizer": "adam", "participation": 0.67, "local_steps": 2}, "rounds": 2},

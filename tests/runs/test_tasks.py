@@ -123,6 +123,7 @@ REFUSALS = (
     r"the method needs the size 'classes', but this run has .*: its task is {task}$",
     "needed are extractor, intermediate, classifier",  # another model would do
     "its fusion layer is no vector; give it a width$",
+    "a sketch of 32 numbers of a fusion layer 8 wide: at most 8 directions exist$",
     "an adapter method needs a transformers model, such as hf:FOLDER$",
 )
 
