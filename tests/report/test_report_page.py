@@ -148,7 +148,7 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
         f"{100 * mean:.1f} % of Local's blocks:",
         f"uplink per client {up / 4e6:.1f} MB",
         f"uplink, sum of clients {up / 1e6:.1f} MB",
-        f"interfuse run runs/{tmp_path.name}/config.toml",
+        f"interfuse run {tmp_path}/config.toml",
         "torch 2.13.0",
         "features, labels",
     ):
@@ -179,8 +179,10 @@ def poisoned(value: Any) -> Any:
 
 
 def test_everything_from_the_run_is_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "<b onclick='x'>"
+    folder.mkdir()
     fake = FakeRun(method=HOSTILE, architectures=(HOSTILE, '"><b onclick="x">'), class_names=(HOSTILE, "$\\frac$"))
-    summary = poisoned(write_run(tmp_path, fake))
+    summary = poisoned(write_run(folder, fake))
     for key in ("bytes_by_kind", "seconds_by_phase", "virtual_seconds", "codecs"):
         summary[key] = {f'{HOSTILE}"{name}': found for name, found in (summary[key] or {"x": 1.5}).items()}
     summary["codecs"] = {HOSTILE: HOSTILE}
@@ -191,17 +193,17 @@ def test_everything_from_the_run_is_escaped(tmp_path: Path) -> None:
     summary["beside"] = {name: other | {"method": name} | same for name, other in summary["beside"].items()}
     recall = {side: [[0.5, 0.5]] * 4 for side in ("own", "global")}
     summary |= {"metrics": {"recall": recall}, "confusion": {"own": [[1, 0, 0], [0, 1, 0]]}}
-    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
-    (tmp_path / "config.toml").write_text((tmp_path / "config.toml").read_text() + f"# {HOSTILE}\n", encoding="utf-8")
-    row = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    (folder / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    (folder / "config.toml").write_text((folder / "config.toml").read_text() + f"# {HOSTILE}\n", encoding="utf-8")
+    row = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     row["failures"] = [{"client": 0, "kind": HOSTILE, "reason": f"\"'&{HOSTILE}"}]
-    with open(tmp_path / "metrics.jsonl", "a", encoding="utf-8") as file:
+    with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")
-    page = written(tmp_path)
+    page = written(folder)
     assert not {"script", "b"} & set(page.tags)
     assert "onclick" not in {name for name, _ in page.attributes}
     assert page.text.count(HOSTILE) > 40
-    for text in ("client 0: \"'&<script>", f"interfuse run '{HOSTILE}", f'Try: "><b onclick="x">{HOSTILE}'):
+    for text in ("client 0: \"'&<script>", f"interfuse run '{folder}/config.toml'", f'Try: "><b onclick="x">{HOSTILE}'):
         assert text in page.text.replace("'\"'\"'", "'")
 
 
