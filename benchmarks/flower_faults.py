@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 
 import tomli_w
 
@@ -90,7 +91,7 @@ def carried_out(folder: Path, fault: Callable[[Flower, Path], None]) -> tuple[Ou
     outcome = compared(folder, whole, states, time.monotonic() - began, said)
     events = [json.loads(line) for line in (folder / "run" / "coordinator.jsonl").read_text().splitlines()]
     told = [
-        f"{event['event']} {event.get('node', '')}: {event['reason']}".strip()
+        shorten(f"{event['event']} {event.get('node', '')}: {event['reason']}", 150)
         for event in events
         if event["event"] in ("left", "goes back", "interrupted")
     ]
