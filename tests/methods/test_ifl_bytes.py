@@ -104,7 +104,7 @@ def test_blocks_meet_in_a_sketch_and_nothing_of_it_is_trained_sent_or_kept() -> 
         base = dict(model.named_modules())
         sketches = [m for name, m in base.items() if name.endswith((".down", ".up"))]
         assert len(sketches) == 2
-        assert all(torch.equal(m.along, along) for m in sketches)  # type: ignore[arg-type]
+        assert all(torch.equal(m.along, along) for m in sketches)
     plain = federation(IFL(**FAST), models=MIXED, rounds=0, seed=4)
     for client in f.clients:  # the blocks beside it are those of the same seed without it
         x = f.setup.dataset.x_test
@@ -258,7 +258,7 @@ class Failing(IFLQuantised):
         found = IFLQuantised.encode.function(self, client)
         if client.id == 1 and client.round in (1, 4):
             raise ValueError("away")
-        return found  # type: ignore[no-any-return]
+        return found
 
 
 def test_a_client_whose_upload_was_lost_sends_its_codebook_again() -> None:
@@ -285,7 +285,7 @@ def test_what_cannot_be_decoded_is_its_senders_fault(lie: Any, reason: str) -> N
         @on_client
         def encode(self, client: Client[Any]) -> CodedOutputs:
             found: CodedOutputs = IFLQuantised.encode.function(self, client)
-            return lie(found) if client.id == 2 else found  # type: ignore[no-any-return]
+            return lie(found) if client.id == 2 else found
 
     with pytest.raises(ClientError, match=reason) as refused:
         federation(Lying(**QUANTISED), rounds=1)
@@ -301,7 +301,7 @@ def test_artefacts_of_a_sketch_compose_and_fit_no_others(tmp_path: Path) -> None
     small = {"local_steps": 1, "batch_size": 8}
     run = interfuse.run("ifl-sketch", settings=small | {"directions": 5}, out=tmp_path / "run", **common)
     assert run.summary.uplink_bytes.raw == 2 * 8 * (4 * 5 + 1)
-    base, modular = (run.export(tmp_path / part, i, part) for i, part in ((0, "base"), (1, "modular")))  # type: ignore[arg-type]
+    base, modular = (run.export(tmp_path / part, i, part) for i, part in ((0, "base"), (1, "modular")))
     x = load("digits").x_test[:20]
     assert torch.allclose(composed(base, [modular], x), run.compose(0, 1)(x), atol=1e-5)
     assert base.manifest.fusion.features["x"].shape == (5,)

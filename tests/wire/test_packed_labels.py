@@ -56,7 +56,7 @@ def test_ascending_labels_are_numbered_without_a_hole() -> None:
         data = natural(2 * 3 + 1) + bytes([place])
         if sequence[-1] == 2:
             assert labels.write(torch.tensor(sequence, dtype=torch.uint8)) == data
-            assert read(data, torch.uint8, 8).tolist() == list(sequence)  # type: ignore[union-attr]
+            assert read(data, torch.uint8, 8).tolist() == list(sequence)
         else:  # to be written with a smaller radix
             assert read(data, torch.uint8, 8) is None
     assert all(read(natural(7) + bytes([place]), torch.uint8, 8) is None for place in range(45, 256))
