@@ -146,6 +146,11 @@ class Process:
         """Bytes that it took at most since."""
         return self._memory("VmHWM")
 
+    def work(self) -> float:
+        """Seconds of processors that it has had."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+
     def _memory(self, what: str) -> int:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{what}:"))
@@ -180,16 +185,17 @@ def main() -> None:
 
 
 def large(size: int) -> None:
-    """One message down and one up, and a bare echo of as many bytes, three times each."""
-    print("message      interfuse, s   bare grpcio, s   ratio   memory of processes, before and at most")
+    """One message down and one up, and a bare echo of as many bytes, three times each; seconds are medians, those of
+    processors means of both processes together."""
+    print("message                  seconds, of processors   memory of processes, before and at most")
     bare, ours = fork_measured(large_bare_of, 1, {"": size}, None), fork_measured(large_of, 1, {"": size}, None)
     for way in ("down", "up"):
-        seconds = ours[way], bare[f" {way}"]
-        takes = [f"{ours[f'{way} {who} {when}'] / 1e9:.2f}" for who in WHO for when in ("before", "peak")]
-        print(
-            f"{size / 1e9:.1f} GB {way:4} {seconds[0]:14.2f} {seconds[1]:16.2f} {seconds[0] / seconds[1]:7.2f}"
-            f"   coordinator {takes[0]} to {takes[1]} GB, node {takes[2]} to {takes[3]} GB"
-        )
+        for name, found in (("interfuse", ours), ("bare grpcio", bare)):
+            takes = [f"{found[f'{way} {who} {when}'] / 1e9:.2f}" for who in WHO for when in ("before", "peak")]
+            print(
+                f"{size / 1e9:.1f} GB {way:4}  {name:11} {found[way]:8.2f} {found[f'{way} work']:8.2f}"
+                f"   coordinator {takes[0]} to {takes[1]} GB, node {takes[2]} to {takes[3]} GB"
+            )
 
 
 def fork_measured(
@@ -253,22 +259,24 @@ def large_of(place: Place, nodes: int, sizes: dict[str, int]) -> None:
 
 
 def _large(folder: Path, method: Echo, clients: Clients, sizes: dict[str, int]) -> dict[str, float]:
-    processes = dict(zip(WHO, (Process(os.getpid()), Process(int((folder / "node-00.pid").read_text()))), strict=True))
-    size, found = sizes[""], dict[str, float]()
+    size = sizes[""]
     load = _many(size)
-    found |= _once("down", processes, lambda: clients.call(method.many_down, load))
+    found = looked_at(folder, "down", lambda: clients.call(method.many_down, load))
     del load
     _many.cache_clear()
     asked = Load(torch.tensor([float(size)]))
-    return found | _once("up", processes, lambda: clients.call(method.many_up, asked))
+    return found | looked_at(folder, "up", lambda: clients.call(method.many_up, asked))
 
 
-def _once(way: str, processes: dict[str, Process], call: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a call, the median of three, and what they take."""
+def looked_at(folder: Path, way: str, call: Callable[[], object], times: int = 3) -> dict[str, float]:
+    """What calls of this process, the coordinator, and the one node take: seconds, work, memory."""
+    processes = dict(zip(WHO, (Process(os.getpid()), Process(int((folder / "node-00.pid").read_text()))), strict=True))
     before = {f"{way} {who} before": float(process.forget_peak()) for who, process in processes.items()}
-    seconds = timed(call, 0.0, 3)
+    worked = sum(process.work() for process in processes.values())
+    seconds = timed(call, 0.0, times)
+    work = (sum(process.work() for process in processes.values()) - worked) / times
     peaks = {f"{way} {who} peak": float(process.peak()) for who, process in processes.items()}
-    return {way: seconds, **before, **peaks}
+    return {way: seconds, f"{way} work": work, **before, **peaks}
 
 
 def _node(place: Place, name: str, most: int) -> None:
@@ -349,6 +357,7 @@ def _pieces(size: int) -> Iterator[bytes]:
 
 
 def _bare_node(place: Place, name: str) -> None:
+    (place.folder / f"{name}.pid").write_text(str(os.getpid()))
     keys = place.folder / "keys" / name
     files = KeyFiles.in_folder(keys, name)
     outgoing: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -401,15 +410,18 @@ def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int], sec
                 link.put(piece)
         left = nodes * max(up, 2)
         while left > 0:
-            left -= arrived.get(timeout=60)
+            left -= arrived.get(timeout=600)
 
-    found, least = {}, 5 if seconds else 3
+    found: dict[str, float] = {}
     for label, size in sizes.items():
-        if not size:
+        if not seconds:
+            found |= looked_at(folder, "down", partial(call, size, 0))
+            found |= looked_at(folder, "up", partial(call, 0, size))
+        elif not size:
             found[label] = timed(lambda: call(0, 0))
-            continue
-        found[f"{label} down"] = timed(partial(call, size, 0), seconds, least)
-        found[f"{label} up"] = timed(partial(call, 0, size), seconds, least)
+        else:
+            found[f"{label} down"] = timed(partial(call, size, 0), seconds)
+            found[f"{label} up"] = timed(partial(call, 0, size), seconds)
     write(folder, found)
     for link in links:
         link.put(None)
