@@ -72,11 +72,12 @@ def is_part(phase: str) -> bool:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply of a client: it failed, was late, or was away all the time."""
+    """Why there is no reply of a client: it failed, was late, was away all the time, or had no answers left for the
+    round, which is then passed over."""
 
     client: ClientId
     reason: str
-    kind: Literal["failed", "late", "away"] = "failed"
+    kind: Literal["failed", "late", "away", "spent"] = "failed"
 
 
 @dataclass(frozen=True)

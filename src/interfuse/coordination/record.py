@@ -29,10 +29,12 @@ class Participant(BaseModel):
 
 
 class Record(BaseModel):
-    """``network.json``: what has to be known to go on with a run. ``run`` keys what nodes keep on their disks."""
+    """``network.json``: what has to be known to go on with a run. ``run`` keys what nodes keep on their disks;
+    ``begun`` is the last round in which somebody was lost."""
 
     run: str
     attempt: int = 0
+    begun: int = 0
     classes: int
     nodes: dict[str, Participant] = {}
 
