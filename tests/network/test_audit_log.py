@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from interfuse.artefacts.signing import Signer, is_signed
 from interfuse.cli import app
 from interfuse.engines.grpc.keys import make_keys
-from interfuse.engines.parties.audit import Audit, verify
-from interfuse.engines.parties.frames import Ready
+from interfuse.engines.parties.audit import NOTHING, Audit, verify
+from interfuse.engines.parties.digests import Digested
+from interfuse.engines.parties.frames import CHUNK, Ready, Reply
 from interfuse.errors import RunError
+from interfuse.wire import Pieces
 from interfuse.wire.sealed import sealed
 
 RUN = "run"
@@ -291,6 +293,7 @@ def unsigned(log: Path, count: int, *, certificate: str | None = None) -> None:
             ("key", {"certificate": certificate}) if number == 0 and certificate is not None else ("ready", {})
         )
         line = {"time": "", "run": RUN, "what": what, "facts": facts, "bytes": 0, "repeated": False, "before": before}
+        line["digest"] = NOTHING
         made.append(json.dumps(line).encode())
     log.write_bytes(b"".join(one + b"\n" for one in made))
     anchor = {"node": "ant", "lines": len(made), "head": hashlib.sha256(made[-1]).hexdigest(), "sent": {}}
@@ -333,3 +336,25 @@ def test_a_log_that_another_node_of_the_authority_made_is_not_this_ones(tmp_path
     assert "of several nodes: ant, bee" in forged.output
     (tmp_path / "bee/audit.json").unlink()
     assert "log of node 'bee': " in CliRunner().invoke(app, ["audit", str(tmp_path / "bee/audit.jsonl"), *asked]).output
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_line_without_a_digest_is_named(number: int, tmp_path: Path, keys: Path) -> None:
+    """Whoever has the key too may not leave it out: of a certificate, a message, a large one's own line, a message."""
+    log, mine = tmp_path / "audit.jsonl", signer(keys, "ant")
+    audit = Audit(log, "ant", mine)
+    audit.add(RUN, Ready(attempt=1), b"x" * CHUNK, {}, repeated=False)
+    large = audit.add(RUN, Reply(attempt=1, number=1), Digested(Pieces([b"x" * (CHUNK + 1)])), {}, repeated=False)
+    audit.add_digest(RUN, large, "0" * 64)
+    audit.close()
+    whole = log.read_text().splitlines()
+    lines = [
+        json.dumps(json.loads(text) | {"digest": None}) if n == number else text for n, text in enumerate(whole, 1)
+    ]
+    log.write_text(chained(lines, mine.sign))
+    log.with_name("audit.json").unlink()
+    if number == large:  # as it was written
+        assert not any("digests of what" in text for text in verify(log, is_signed).unknown)
+        return
+    with pytest.raises(RunError, match=f"line {number} has no digest"):
+        verify(log, is_signed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import json
+import os
 import shutil
 import socket
 import ssl
@@ -38,7 +39,7 @@ from interfuse.coordination.driver import between_parties
 from interfuse.engines.flower.carrier import FlowerCarrier, Pace
 from interfuse.engines.flower.channel import Plain, Tls, context_of_coordinator, context_of_node
 from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, received, sent
-from interfuse.engines.flower.residence import Residence, reside
+from interfuse.engines.flower.residence import Residence, _listening, reside
 from interfuse.engines.grpc import make_keys
 from interfuse.engines.parties import Link, Peer
 from interfuse.engines.parties.frames import Assembler, End, FrameError, Hello, Ready, frames
@@ -562,3 +563,27 @@ def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes").write_text("")
     with pytest.raises(ConfigError, match="holds something else"):
         write_app(parse_config({}), tmp_path / "mine", tmp_path / "run", None)
+
+
+def test_nobody_takes_away_a_socket_that_is_about_to_listen(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, said, chmod = sockets / "ant.sock", list[str](), os.chmod
+
+    def second() -> None:
+        try:
+            with _listening(place):
+                said.append("it listens")
+        except ConfigError as error:
+            said.append(str(error))
+
+    def between(path: Path, mode: int) -> None:
+        if threading.current_thread() is not other:
+            other.start()
+            other.join(0.3)  # it has to wait
+        chmod(path, mode)
+
+    other = threading.Thread(target=second)
+    monkeypatch.setattr(os, "chmod", between)
+    with _listening(place):
+        monkeypatch.undo()
+        other.join()
+        assert "another node answers there" in said[0]

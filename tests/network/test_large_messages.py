@@ -14,7 +14,7 @@ import torch
 from asking import Coordinator, changed, contract_of, refusal
 from parties import rows
 
-from interfuse.engines.parties import frames, session
+from interfuse.engines.parties import audit, frames, session
 from interfuse.engines.parties.architectures import Architectures
 from interfuse.engines.parties.audit import verify
 from interfuse.engines.parties.budget import Budget
@@ -32,7 +32,7 @@ PIECE = 100
 @pytest.fixture
 def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
     """A coordinator whose node's replies take several frames."""
-    for module in (frames, session):
+    for module in (audit, frames, session):
         monkeypatch.setattr(module, "CHUNK", PIECE)
     found = Coordinator(tmp_path, "\n[limits]\nanswers = 2\n")
     with closing(found.node):

@@ -1,4 +1,5 @@
-"""A message that comes in pieces is what it is as a whole, right or wrong, and takes its tensors once."""
+"""A message that comes in pieces is what it is as a whole, right or wrong; unless it is compact it takes
+its tensors once."""
 
 from __future__ import annotations
 
@@ -108,3 +109,13 @@ def test_a_part_of_a_pack_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.
     found = open_pack(path)
     assert bits(found["one"].tensors()) == bits(TENSORS)
     assert found["two"].tensors() == {}
+
+
+@pytest.mark.parametrize("tensors", [{"x": torch.ones(3)}, {}])
+def test_a_message_is_opened_once(tensors: dict[str, Tensor]) -> None:
+    data = bytes(encode("Kind", tensors))
+    arriving = Arriving(len(data))
+    arriving.feed(data)
+    assert arriving.opened()[1].keys() == tensors.keys()
+    with pytest.raises(RuntimeError, match="opened once"):
+        arriving.opened()

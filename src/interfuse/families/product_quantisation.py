@@ -19,7 +19,7 @@ from interfuse.errors import MessageError
 from interfuse.messages import Disclosure, Message, Rows, Targets
 from interfuse.messages.delivery import LARGEST
 
-Pieces = Float32[Tensor, "pieces length"]
+Subvectors = Float32[Tensor, "pieces length"]
 _LARGEST = 127
 """Of a number of eight bits with a sign, in size."""
 EXPONENTS = (-100, 22)
@@ -47,7 +47,7 @@ class CodedOutputs(Message):
     books: tuple[Codebook, ...]
 
 
-def pieces_of(z: Float32[Tensor, "batch d"], length: int) -> Pieces:
+def pieces_of(z: Float32[Tensor, "batch d"], length: int) -> Subvectors:
     """The rows in pieces of a length, one row's after another's; the last of a row is filled up with zeros.
 
     Raises:
@@ -74,7 +74,9 @@ def decoded(codes: UInt8[Tensor, "batch pieces"], book: Codebook, width: int) ->
     return book.centroids[codes.long()].reshape(len(codes), -1)[:, :width].contiguous()
 
 
-def fitted(pieces: Pieces, count: int, sweeps: int, before: Codebook | None, generator: torch.Generator) -> Codebook:
+def fitted(
+    pieces: Subvectors, count: int, sweeps: int, before: Codebook | None, generator: torch.Generator
+) -> Codebook:
     """A codebook of at most 256 centroids for these pieces, by Lloyd's sweeps.
 
     Args:
@@ -94,14 +96,14 @@ def fitted(pieces: Pieces, count: int, sweeps: int, before: Codebook | None, gen
     return _rounded(centroids[sizes.argsort(descending=True, stable=True)])
 
 
-def _nearest(pieces: Pieces, centroids: Pieces) -> tuple[Int64[Tensor, "pieces"], Float32[Tensor, "pieces"]]:
+def _nearest(pieces: Subvectors, centroids: Subvectors) -> tuple[Int64[Tensor, "pieces"], Float32[Tensor, "pieces"]]:
     """Each piece's nearest centroid, and half its squared distance less a part that is the same for all."""
     distances = centroids.square().sum(1) / 2 - pieces @ centroids.T
     found = distances.min(1)
     return found.indices, found.values + pieces.square().sum(1) / 2
 
 
-def _drawn(pieces: Pieces, count: int, generator: torch.Generator) -> Pieces:
+def _drawn(pieces: Subvectors, count: int, generator: torch.Generator) -> Subvectors:
     """k-means++: each next one with a probability that goes with its squared distance to those before."""
     chosen = [int(torch.randint(len(pieces), (1,), generator=generator))]
     distances = (pieces - pieces[chosen[0]]).square().sum(1)
@@ -112,7 +114,7 @@ def _drawn(pieces: Pieces, count: int, generator: torch.Generator) -> Pieces:
     return pieces[chosen]
 
 
-def _rounded(centroids: Pieces) -> Codebook:
+def _rounded(centroids: Subvectors) -> Codebook:
     largest = float(centroids.abs().max())
     exponent = math.ceil(math.log2(largest / _LARGEST)) if largest > 0 else 0
     exponent = min(max(exponent, EXPONENTS[0]), EXPONENTS[1])

@@ -413,7 +413,7 @@ class Filling:
         self.fields = tuple(_placed(message, _text(message, header), available, limits, metadata))
         self._message, self._tensors = message, dict[str, Tensor]()
         self._raw = np.empty(0, np.uint8)
-        self._filled = 0
+        self._filled, self._given = 0, False
 
     def feed(self, piece: bytes | memoryview) -> None:
         """Copy the next piece of the data to its place.
@@ -433,7 +433,14 @@ class Filling:
                 self._check_truth()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of them, once all of their data was there: from now on they are the caller's."""
+        """All of them, once all of their data was there: from now on they are the caller's.
+
+        Raises:
+            RuntimeError: they were given away before.
+        """
+        if self._given:
+            raise RuntimeError("a message is opened once: its tensors were given away")
+        self._given = True
         while len(self._tensors) < len(self.fields):  # what has no data
             self._begin()
         found, self._tensors = self._tensors, {}

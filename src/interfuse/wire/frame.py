@@ -97,7 +97,7 @@ class Arriving:
 
     So a message takes its tensors once, and what a piece takes. Where something is wrong, that is kept until somebody
     opens the message; the rest of it is let go, too. A compact message can be read only by who knows its type: its
-    pieces are held until then.
+    pieces are held until then, beside the tensors that are made of them.
 
     Args:
         size: Bytes of the message, as its sender has announced them.
@@ -161,10 +161,11 @@ class Arriving:
 
     def opened(self) -> tuple[str, dict[str, Tensor]]:
         """Its kind and its tensors, as :func:`decode` gives them without a spec and with ``finite = False``.
-        They are the caller's from now on: a message is opened once.
+        They are the caller's from now on.
 
         Raises:
             MessageError: for everything that can be wrong with the bytes.
+            RuntimeError: it was opened before.
         """
         self._check_complete()
         if self._filling is None:

@@ -45,7 +45,7 @@ _WORDS = {
     BROKEN: "its node broke off; the node's log says why",
     NOBODY: "no node answers at its SuperNode's socket: `interfuse node VENDOR.toml --socket PATH` is one",
 }
-Incoming = queue.SimpleQueue[bytes | LineError | None]
+Inbox = queue.SimpleQueue[bytes | LineError | None]
 
 
 @dataclass
@@ -57,7 +57,7 @@ class _Line:
     channel: Channel = field(default_factory=Plain)
     number: int = 0
     link: Link | None = None
-    incoming: Incoming = field(default_factory=queue.SimpleQueue)
+    incoming: Inbox = field(default_factory=queue.SimpleQueue)
     busy: bool = False
     over: bool = False
     aborted: bool = False
@@ -256,7 +256,7 @@ def _words(what: str, error: Exception) -> str:
     return printable(f"{what}: {str(error) or type(error).__name__}", 500)
 
 
-def _arriving(incoming: Incoming) -> Iterator[bytes]:
+def _arriving(incoming: Inbox) -> Iterator[bytes]:
     while (frame := incoming.get()) is not None:
         if isinstance(frame, LineError):
             raise frame

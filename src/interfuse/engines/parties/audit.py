@@ -23,7 +23,7 @@ from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interfuse.engines.parties.digests import Digested, digest_of
-from interfuse.engines.parties.frames import Envelope, Payload
+from interfuse.engines.parties.frames import CHUNK, Envelope, Payload
 from interfuse.engines.parties.keeping import put
 from interfuse.engines.parties.logs import now
 from interfuse.engines.parties.words import Digest
@@ -384,8 +384,8 @@ def verify(
         mark: What a coordinator has kept, ``LINES:DIGEST``; empty: nothing.
 
     Raises:
-        RunError: a line was changed, taken out, added or is not signed by the node, lines are missing, or the log is
-            another one; names the line.
+        RunError: a line was changed, taken out, added, has no digest or is not signed by the node, lines are missing,
+            or the log is another one; names the line.
     """
     anchor, unknown = read_anchor(log), list[str]()
     wanted = {mark, "" if anchor is None else anchor.mark}
@@ -396,6 +396,8 @@ def verify(
     last, certificate = Verified(0, START), ""
     for number, line, digest, signed, signature in lines(log):
         place = f"{log}, line {number}"
+        if line.digest is None and line.bytes <= CHUNK:
+            raise RunError(f"{place} has no digest, which a message above {CHUNK} bytes alone has in a line of its own")
         if line.what == GAP:
             raise RunError(f"{place}: lines before it are missing: the node found so at {line.time}")
         if line.digest is None:
