@@ -21,6 +21,7 @@ from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError
+from interfuse.evaluation.accuracy import Scope
 from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.messages import Weights
 from interfuse.messages.encoding import decode
@@ -270,3 +271,31 @@ def test_a_run_that_a_node_began_with_an_earlier_version_drew_from_the_seed(fold
     assert read_run(path).contract.sampling.draws_from == "secret"
     path.write_text(json.dumps(values))
     assert read_run(path).contract.sampling.draws_from == "seed"
+
+
+def test_bytes_that_will_not_do_are_told_after_the_first_round_and_once(folder: Path) -> None:
+    def said(limit: str) -> list[str]:
+        place = folder / limit.replace(" ", "")
+        place.mkdir()
+        one = Coordinator(place, f"\n[limits]\n{limit}\n", rounds=100)
+        for _ in range(2):
+            assert one.failure("count", Scope(False, False), "evaluation", program="evaluation", round=0) is None
+            before = one.node.audit.sent("run")
+            for round in range(1, 4):
+                assert one.failure("train", Weights(one.zeros), round=round) is None
+            one.begin()
+        sizes.append((before, one.node.audit.sent("run")))
+        one.node.close()
+        return [text for text in one.said if "bytes will not do" in text]
+
+    sizes: list[tuple[int, int]] = []
+    assert said("rounds = 100") == []
+    before, after = sizes[0]
+    each = (after - before) // 3
+    start = (before - 3 * each) // 2  # before the first round, in each of two attempts
+    needed = start + 100 * each
+    (text,) = said("bytes = 20_000")
+    assert f"after 1 of 100 rounds {start + each:,} bytes have left, {each:,} a round" in text
+    assert f"the run needs {needed:,}, and [limits] bytes is 20,000: it ends for this node in about round" in text
+    assert int(text.split()[-1]) == 1 + (20_000 - start) // each
+    assert said(f"bytes = {needed}") == []

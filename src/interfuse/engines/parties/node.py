@@ -27,6 +27,7 @@ from interfuse.engines.parties.contract import (
     same,
 )
 from interfuse.engines.parties.digests import Digested
+from interfuse.engines.parties.forecast import Forecast
 from interfuse.engines.parties.frames import (
     PROTOCOL,
     Accept,
@@ -235,6 +236,7 @@ class Node:
             if (notice := own.trial.notice("this node")) is not None:
                 self.events.add("notice", text=notice.text, remedy=notice.remedy)
             self._own, self._facts, self._session = own, facts, None
+            self._forecast = Forecast(self.vendor.limits.bytes, contract.rounds)
         return self._told(self._facts)
 
     def _check_run(self, run: str) -> None:
@@ -308,7 +310,7 @@ class Node:
             dims = dims_of(own.contract, begin.clients, begin.d)
             watch = Stopwatch(self.vendor.limits.seconds)
             setup = own.hosted(self._facts.profile(begin.client), dims, secret, watch)
-            self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events)
+            self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events, self._forecast)
             self.events.add("begins", run=own.contract.run, attempt=begin.attempt, client=begin.client)
         yield self._leaving(Outgoing(Ready(attempt=begin.attempt)))
 

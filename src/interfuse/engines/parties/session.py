@@ -16,6 +16,7 @@ from interfuse.engines.host import Host
 from interfuse.engines.parties.audit import Audit
 from interfuse.engines.parties.budget import CALLS, EVALUATIONS, Budget
 from interfuse.engines.parties.digests import Digested, digest_of
+from interfuse.engines.parties.forecast import Forecast
 from interfuse.engines.parties.frames import (
     CHUNK,
     Begin,
@@ -57,11 +58,18 @@ class Session:
     """An attempt of a run at a node: carries out each call once, keeps its answer until the next, saves and loads."""
 
     def __init__(
-        self, vendor: Vendor, setup: NodeSetup, begin: Begin, folder: Path, audit: Audit, events: Events
+        self,
+        vendor: Vendor,
+        setup: NodeSetup,
+        begin: Begin,
+        folder: Path,
+        audit: Audit,
+        events: Events,
+        forecast: Forecast,
     ) -> None:
         self.attempt, self.client = begin.attempt, begin.client
         self._vendor, self._setup, self._folder, self._audit, self._events = vendor, setup, folder, audit, events
-        self._host = Host(setup, owns=True, lends=True)
+        self._host, self._forecast = Host(setup, owns=True, lends=True), forecast
         self._done = self._ended = 0
         self._kept: Outgoing | None = None
         self._saved: str | None = None
@@ -110,6 +118,10 @@ class Session:
         except MessageError as error:
             return self._failed(call, "bad-message", str(error))
         self._round = call.round
+        if call.heading == "training" and (
+            said := self._forecast.begins(call.round, self._audit.sent(self._setup.contract.run))
+        ):
+            self._events.add("bytes will not do", text=said)
         watch = self._setup.watch
         watch.start()
         with self._host.working():
