@@ -12,6 +12,7 @@ import argparse
 import io
 import json
 import random
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -82,8 +83,10 @@ def fuzz(tries: int, seed: int, folder: Path) -> Counter[str]:
             outcome = "refused"
         except Exception as error:
             outcome = type(error).__name__
-            print(f"seed {seed}, try {number}: {name}: {error!r}; kept as {path.with_suffix('.kept')}")
-            path.with_suffix(".kept").write_bytes(path.read_bytes())
+            kept = folder / "kept" / f"{seed}-{number}{path.suffix}"  # beside what readers of folders look at
+            print(f"seed {seed}, try {number}: {name}: {error!r}; kept as {kept}")
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_bytes(path.read_bytes())
         path.unlink()
         found[outcome] += 1
     return found
@@ -94,8 +97,10 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        print(dict(fuzz(asked.tries, asked.seed, Path(folder))))
+    folder = Path(tempfile.mkdtemp())
+    print(dict(fuzz(asked.tries, asked.seed, folder)))
+    if not (folder / "kept").exists():
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

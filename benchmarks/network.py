@@ -398,7 +398,7 @@ def _bare_server(folder: Path, nodes: int, port: int, sizes: dict[str, int], sec
     service, name = METHOD.strip("/").split("/")
     handler = grpc.stream_stream_rpc_method_handler(stream)
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {name: handler})])
-    server.add_secure_port(f"127.0.0.1:{port}", of_server(KeyFiles.in_folder(place, "coordinator")))
+    server.add_secure_port(f"127.0.0.1:{port}", of_server(KeyFiles.in_folder(place, "coordinator"), lambda: None))
     server.start()
     while len(links) < nodes:
         time.sleep(0.05)

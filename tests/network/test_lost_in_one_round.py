@@ -191,6 +191,10 @@ def test_a_run_outlives_nodes_that_fail_one_after_another_in_one_round(tmp_path:
     assert rows[2].accuracy is None
     assert {(failure.client, failure.kind) for failure in rows[2].failures} >= {(i, "spent") for i in range(3)}
     assert rows[2].uplink == rows[1].uplink  # nobody was asked
+    assert json.loads((tmp_path / "run" / "network.json").read_text())["begun"] == 2  # for a coordinator started anew
+    summary = RunFolder(tmp_path / "run").summary()
+    assert summary is not None
+    assert summary.missing_replies["spent"] == len(rows[2].failures)
 
 
 def test_nodes_that_fail_together_cost_one_try(tmp_path: Path) -> None:

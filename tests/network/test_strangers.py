@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import resource
+import socket
+import ssl
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hostile_vendor import METHOD, contract
 from parties import NAMES, assert_equal_to_local, parties, until
 
+from interfuse.engines.grpc import Listener, handshakes, make_keys
+from interfuse.engines.grpc.keys import of_node
+from interfuse.engines.parties import KeyFiles
 from interfuse.engines.parties.carrier import Peer
+from interfuse.engines.parties.hub import UNHEARD, Hub
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.machine import KEPT, bound_memory, raise_descriptors
 from interfuse.engines.parties.strangers import AT_ONCE, Strangers
@@ -144,3 +155,55 @@ def limits_of_a_process(place: Path) -> int:
 def test_a_process_has_the_descriptors_it_may_have_and_no_more_memory_than_its_vendor_says(tmp_path: Path) -> None:
     fork(written, limits_of_a_process, tmp_path / "found", tmp_path, name="limits").join(30)
     assert (tmp_path / "found").read_text() == "1"
+
+
+def handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
+    """Connect with a certificate, and wait until the other side has judged it."""
+    with (
+        suppress(OSError),
+        socket.create_connection(address, 10) as link,
+        context.wrap_socket(link, server_hostname="localhost") as line,
+    ):
+        line.recv(1)
+        line.recv(1 << 16)
+
+
+def test_connections_whose_certificate_is_not_accepted_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshakes, "SETTLED", 0.0)
+    keys = {name: tmp_path / name for name in ("ours", "theirs")}
+    for folder in keys.values():
+        make_keys(folder, ["ant"], ["localhost"])
+    listener, said = Listener("127.0.0.1:0", keys["ours"] / "coordinator"), list[str]()
+    hub = Hub(contract(), METHOD, 1, listener, Events(None, said.append))
+    try:
+        address = ("127.0.0.1", int(listener.address.rpartition(":")[2]))
+        context = ssl.create_default_context(cafile=str(keys["ours"] / "ant" / "ca.crt"))
+        context.load_cert_chain(keys["theirs"] / "ant" / "ant.crt", keys["theirs"] / "ant" / "ant.key")
+        for _ in range(3):
+            handshake(address, context)
+        hub.note_unheard()
+        hub.note_unheard()
+        assert said == [f"connections ended before a certificate was accepted count=3 reason={UNHEARD}"]
+        files = KeyFiles.in_folder(keys["ours"] / "ant", "ant")
+        known = grpc.secure_channel(f"localhost:{address[1]}", of_node(files))
+        for _ in range(3):
+            health_pb2_grpc.HealthStub(known).Check(health_pb2.HealthCheckRequest())
+        known.close()
+        assert listener.unheard() == 0
+    finally:
+        hub.close("over", finished=True)
+
+
+def test_a_connection_is_settled_before_it_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(handshakes.time, "monotonic", lambda: now[0])
+    found = handshakes.Handshakes()
+    for _ in range(3):
+        found.begins()
+    found.calls("ipv4:127.0.0.1:1")
+    found.calls("ipv4:127.0.0.1:1")
+    assert found.unheard() == 0
+    now[0] = handshakes.SETTLED
+    assert [found.unheard(), found.unheard()] == [2, 0]

@@ -281,6 +281,7 @@ class _Coordinator:
         shown: list[str] = []
         self._watch.enter("waiting for nodes")
         while True:
+            self._hub.note_unheard()
             there = self._hub.connected()
             wanted = sorted(self._record.there()) or None
             if there != shown:

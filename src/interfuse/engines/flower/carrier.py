@@ -101,6 +101,9 @@ class FlowerCarrier:
     def revoked(self) -> set[str]:
         return set() if self._admission is None else self._admission.revoked()
 
+    def unheard(self) -> int:
+        return 0
+
     def close(self) -> None:
         self._closing = True
         self._thread.join(2 * self._pace.closing)

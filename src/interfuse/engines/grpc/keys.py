@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,10 +25,19 @@ DAYS = 365
 """For which trial certificates are valid."""
 
 
-def of_server(files: KeyFiles) -> grpc.ServerCredentials:
-    """For a coordinator: nodes must show a certificate of the authority."""
+def of_server(files: KeyFiles, begins: Callable[[], None]) -> grpc.ServerCredentials:
+    """For a coordinator: nodes must show a certificate of the authority.
+
+    Args:
+        begins: Called whenever a handshake begins.
+    """
     key, certificate, authority = files.read()
-    return grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
+    configuration = grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    def asked() -> None:  # for other certificates: these stay
+        begins()
+
+    return grpc.dynamic_ssl_server_credentials(configuration, asked, require_client_authentication=True)
 
 
 def of_node(files: KeyFiles) -> grpc.ChannelCredentials:

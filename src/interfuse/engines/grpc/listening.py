@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -11,6 +12,7 @@ from grpc_health.v1 import health, health_pb2
 
 from interfuse.engines.admission import Admission
 from interfuse.engines.grpc.dialling import METHOD, OPTIONS
+from interfuse.engines.grpc.handshakes import Handshakes
 from interfuse.engines.grpc.keys import of_server
 from interfuse.engines.parties import Join, KeyFiles, Link, Peer
 from interfuse.engines.parties.machine import raise_descriptors
@@ -47,6 +49,7 @@ class Listener:
     def __init__(self, address: str, keys: Path | None) -> None:
         self.address = address
         self._keys, self._admission = keys, None if keys is None else Admission(keys)
+        self._handshakes = Handshakes()
 
     def open(self, streams: int, join: Join) -> None:
         pool = futures.ThreadPoolExecutor(streams)
@@ -55,7 +58,9 @@ class Listener:
         known = health.HealthServicer()
         # Check alone: a stream that watches has no end, and a revoked key could hold any number of them
         asked = grpc.unary_unary_rpc_method_handler(
-            known.Check, health_pb2.HealthCheckRequest.FromString, health_pb2.HealthCheckResponse.SerializeToString
+            partial(self._checked, known),
+            health_pb2.HealthCheckRequest.FromString,
+            health_pb2.HealthCheckResponse.SerializeToString,
         )
         service, name = METHOD.strip("/").split("/")
         handler = grpc.stream_stream_rpc_method_handler(self._stream)
@@ -65,7 +70,7 @@ class Listener:
             if self._keys is None:
                 port = self._server.add_insecure_port(self.address)
             else:
-                credentials = of_server(KeyFiles.in_folder(self._keys, "coordinator"))
+                credentials = of_server(KeyFiles.in_folder(self._keys, "coordinator"), self._handshakes.begins)
                 port = self._server.add_secure_port(self.address, credentials)
         except RuntimeError as error:
             raise ConfigError(f"cannot listen at {self.address}: is the port taken? name another (--listen)") from error
@@ -74,7 +79,14 @@ class Listener:
         for serving in ("", service):
             known.set(serving, health_pb2.HealthCheckResponse.SERVING)
 
+    def _checked(
+        self, known: health.HealthServicer, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        self._handshakes.calls(context.peer())
+        return known.Check(request, context)
+
     def _stream(self, incoming: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        self._handshakes.calls(context.peer())
         link = Link(context.cancel)
         if not context.add_callback(link.end):
             return  # it was reset before it began: nothing would ever end the link, and the thread would wait for ever
@@ -90,6 +102,9 @@ class Listener:
 
     def revoked(self) -> set[str]:
         return set() if self._admission is None else self._admission.revoked()
+
+    def unheard(self) -> int:
+        return self._handshakes.unheard()
 
     def close(self) -> None:
         self._server.stop(grace=2.0).wait()

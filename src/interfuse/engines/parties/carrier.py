@@ -190,5 +190,8 @@ class Carrier(Protocol):
             ConfigError: that cannot be told now.
         """
 
+    def unheard(self) -> int:
+        """How many connections, since this was asked last, ended before it was known whose they were."""
+
     def close(self) -> None:
         """Let what was sent last arrive, and take no more streams."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -57,6 +58,9 @@ HELLO_SECONDS, AGREE_SECONDS = 20.0, 300.0
 one that says nothing is sent away."""
 STREAMS_OF_A_KEY = 2
 """One, and another after a break that was not noticed yet: nobody takes the room of others."""
+UNHEARD_SECONDS = 20.0
+"""Between two lines about connections of which nothing is known."""
+UNHEARD = "theirs is of another authority, is out of date, or they showed none"
 SPARE_STREAMS = 16
 """Streams beside those of the nodes: joins that are refused, health checks."""
 
@@ -158,7 +162,7 @@ class Hub:
         self._architectures = Architectures(contract, method, builders, message_bytes)
         self._banned: dict[str, str] = {}
         self._streams: Counter[str] = Counter()
-        self._strangers = Strangers(events)
+        self._strangers, self._noted = Strangers(events), -UNHEARD_SECONDS
         self._closing = False
         carrier.open(STREAMS_OF_A_KEY * most + SPARE_STREAMS, self._join)
 
@@ -179,8 +183,18 @@ class Hub:
             link.send(End(reason=printable(reason), finished=False))
             link.end()
 
+    def note_unheard(self) -> None:
+        """Write down how many connections ended before anything was known of them; one line in a while."""
+        now = time.monotonic()
+        if now - self._noted < UNHEARD_SECONDS:
+            return
+        self._noted = now
+        if count := self.carrier.unheard():
+            self._events.add("connections ended before a certificate was accepted", count=count, reason=UNHEARD)
+
     def check_keys(self) -> None:
         """Drop members whose key was revoked since they joined."""
+        self.note_unheard()
         with self.lock:
             present = [member for member in self.members.values() if member.link is not None]
         try:

@@ -30,6 +30,9 @@ class Loopback:
     def revoked(self) -> set[str]:
         return set()
 
+    def unheard(self) -> int:
+        return 0
+
     def close(self) -> None:
         self._join = lambda link, *_: link.end()
 
