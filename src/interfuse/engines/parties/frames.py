@@ -196,7 +196,7 @@ _ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Annotated[Envelope, Field(discrim
 _LENGTH = struct.Struct("<I")
 Payload = bytes | Pieces
 Incoming = Payload | Arriving
-"""A payload that came: one of several frames is in its tensors already, and its bytes are gone."""
+"""A payload that came: one of several frames is in its tensors already and its bytes are gone, unless it is compact."""
 
 
 def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
@@ -213,7 +213,7 @@ def frames(envelope: Envelope, payload: Payload = b"") -> Iterator[bytes]:
 
 class Assembler:
     """Puts frames of one stream together again. Nothing is allocated that was not announced within the limit, and of a
-    message of several frames no frame is held: what is in it is copied to where it will stay.
+    message of several frames no frame is held, unless it is compact: what is in it is copied to where it will stay.
 
     Args:
         limit: Payload bytes of a message at most.
