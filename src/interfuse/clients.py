@@ -39,7 +39,7 @@ class Request:
     heading: Heading
     round: int
     index: int
-    """Which call of this handler in this round, from 0."""
+    """Which call of this handler in this round, from 0, or where an evaluation on everything begins to count."""
     recoverable: bool = False
     """A client that fails is put back to where it was before the call."""
     undoable: bool = False
@@ -164,6 +164,8 @@ class Exchange:
     round: int = 0
     heading: Heading = "start"
     calls: int = 0
+    first: int = 0
+    """From which calls of a handler count."""
     draws: int = 0
     handler_calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     moved: Counter[tuple[ClientId, str]] = field(default_factory=Counter)
@@ -176,9 +178,11 @@ class Exchange:
     folding: bool = False
     """Replies are taken up one by one."""
 
-    def enter(self, round: int, heading: Heading, calls: int = 0) -> None:
-        """Go to a place in the run: counters start again, that of calls at a given number."""
-        self.round, self.heading, self.calls, self.draws, self.folding = round, heading, calls, 0, False
+    def enter(self, round: int, heading: Heading, calls: int = 0, first: int = 0) -> None:
+        """Go to a place in the run: counters start again, that of calls, and those of calls of a handler, at a given
+        number."""
+        self.round, self.heading, self.calls, self.first, self.draws = round, heading, calls, first, 0
+        self.folding = False
         self.handler_calls.clear()
 
     def path_of(self, program: Program) -> str:
@@ -457,7 +461,8 @@ class Clients:
             raise ConfigError(f"{handler.name} is called inside a fold, while another call goes on; call it after that")
         path = exchange.path_of(handler.program)
         request = Request(
-            path, handler.name, exchange.heading, exchange.round, exchange.handler_calls[path, handler.name],
+            path, handler.name, exchange.heading, exchange.round,
+            exchange.first + exchange.handler_calls[path, handler.name],
             recoverable, deadline is not None, each is not None, deadline, minimum,
         )  # fmt: skip
         exchange.handler_calls[path, handler.name] += 1

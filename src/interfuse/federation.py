@@ -228,18 +228,20 @@ class Federation:
             self.server.state = settled(self.server.state)
 
     @contextmanager
-    def evaluating(self, most: int | None = None, calls: int = 0) -> Iterator[Clients]:
+    def evaluating(self, most: int | None = None, calls: int = 0, first: int = 0) -> Iterator[Clients]:
         """Clients with their models in place: all, or at most so many, evenly spread over their numbers.
 
         Calls inside are filed under evaluation, and change nothing.
 
         Args:
             calls: The number from which they count, where a round is evaluated more than once.
+            first: The number from which calls of each handler count, where it is asked otherwise than at the same round
+                before: a vendor counts the answers to each.
         """
         ids = self.clients.ids
         count = min(most or len(ids), len(ids))
         clients = self.clients.only(ids[position * len(ids) // count] for position in range(count))
-        self._enter(self.round, "evaluation", calls)
+        self._enter(self.round, "evaluation", calls, first)
         state, optimizers = self.server.state, self.server.optimizers
         self.server.optimizers = {}
         try:
@@ -252,8 +254,8 @@ class Federation:
             self.server.state, self.server.optimizers = state, optimizers
             self.engine.end_round()
 
-    def _enter(self, round: int, heading: Heading, calls: int = 0) -> None:
-        self.exchange.enter(round, heading, calls)
+    def _enter(self, round: int, heading: Heading, calls: int = 0, first: int = 0) -> None:
+        self.exchange.enter(round, heading, calls, first)
         self.server.enter(round, heading)
 
     def save(self, folder: Path) -> Saved:

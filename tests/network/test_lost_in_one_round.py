@@ -197,6 +197,14 @@ def test_a_run_outlives_nodes_that_fail_one_after_another_in_one_round(tmp_path:
     assert summary.missing_replies["spent"] == len(rows[2].failures)
 
 
+def test_the_last_round_can_be_passed_over_too(tmp_path: Path) -> None:
+    """The evaluation on everything asks otherwise than the curve, so its answers count apart."""
+    run = Run(tmp_path, in_turn([f"x{i}" for i in range(4)], 4, "count"))
+    run.carry_out()
+    assert run.passed_over() == [4]
+    assert RunFolder(tmp_path / "run").summary() is not None
+
+
 def test_nodes_that_fail_together_cost_one_try(tmp_path: Path) -> None:
     names = [f"x{i:02d}" for i in range(12)]
     run = Run(tmp_path, {name: lambda call: (call.round, call.handler) == (2, "count") for name in names})

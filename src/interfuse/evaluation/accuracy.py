@@ -375,7 +375,8 @@ def evaluate(federation: Federation, *, full: bool, all_own: bool = False) -> Ac
         return Accuracies([], [], [], None)
     composed = _composable(federation, program, full=full)
     shared, as_asked = program.mode == "shared", composed is Composed.AS_ASKED
-    with federation.evaluating(MOST_CLIENTS, calls=FULL_CALLS if full else 0) as clients:
+    calls = FULL_CALLS if full else 0
+    with federation.evaluating(MOST_CLIENTS, calls, first=calls) as clients:
         counted = clients.call(program.count, Scope(full, shared, as_asked, all_own))
         matrix = None
         if composed is not Composed.NOT_AT_ALL:
