@@ -25,6 +25,7 @@ import pytest
 
 pytest.importorskip("flwr")
 
+import asking as asked_of
 from every_method import prepared
 from flower_grid import FakeGrid
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
@@ -38,11 +39,23 @@ from interfuse.coordination import Terms, coordinate, driver
 from interfuse.coordination.driver import between_parties
 from interfuse.engines.flower.carrier import FlowerCarrier, Pace
 from interfuse.engines.flower.channel import Plain, Tls, context_of_coordinator, context_of_node
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, received, sent
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, most_of, opened_whole, received, sent
 from interfuse.engines.flower.residence import Residence, _listening, reside
 from interfuse.engines.grpc import make_keys
 from interfuse.engines.parties import Link, Peer
-from interfuse.engines.parties.frames import Assembler, End, FrameError, Hello, Ready, frames
+from interfuse.engines.parties.frames import (
+    HEADER,
+    Assembler,
+    Begin,
+    Call,
+    Cancel,
+    End,
+    FrameError,
+    Hello,
+    Ready,
+    Reply,
+    frames,
+)
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node
 from interfuse.engines.parties.remote import Patience
@@ -51,6 +64,8 @@ from interfuse.errors import ConfigError, InterfuseError, RunError
 from interfuse.flower import simulated
 from interfuse.flower.server import AppSettings
 from interfuse.flower.writing import write_app
+from interfuse.messages import Weights
+from interfuse.messages.encoding import encoded
 from interfuse.runs import RunConfig, Silent, execute, parse_config, read_config
 from interfuse_relay import app as relaying
 from interfuse_relay.app import PLACE, client_app
@@ -102,7 +117,7 @@ def _coordinated(two: Parties, config: RunConfig, grid: FakeGrid, **more: Any) -
     """Carry a run out over a grid; what its operator is told of Flower."""
     notes: list[str] = []
     keys = two.folder / "keys" / "coordinator" if two.secure else None
-    terms = Terms(FlowerCarrier(grid, notes.append, keys, QUICK), len(two.names), **more)
+    terms = Terms(FlowerCarrier(grid, notes.append, keys, pace=QUICK), len(two.names), **more)
     coordinate(config.model_copy(update={"data": str(two.folder / "ant.npz")}), two.run, terms, Silent())
     return notes
 
@@ -253,7 +268,7 @@ def test_whatever_a_vendor_answers_concerns_its_stream_alone() -> None:
     def join(link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
         joined[peer.place] = incoming
 
-    carrier = FlowerCarrier(grid, notes.append, None, replace(QUICK, closing=0.1))
+    carrier = FlowerCarrier(grid, notes.append, None, pace=replace(QUICK, closing=0.1))
     carrier.open(200, join)
     until(lambda: len(notes) >= len(LIES) + 1 and joined, 10, lambda: str(notes))
     carrier.close()
@@ -290,7 +305,7 @@ def test_a_grid_that_fails_keeps_back_nobody_else() -> None:
 
     grid = Failing()
     grid.nodes = {number: (_reply(_greeting()), {}) for number in range(4)}
-    carrier = FlowerCarrier(grid, notes.append, None, replace(QUICK, closing=0.1))
+    carrier = FlowerCarrier(grid, notes.append, None, pace=replace(QUICK, closing=0.1))
     carrier.open(10, lambda link, incoming, peer: joined.append(peer.place))
     until(lambda: len(notes) >= 3 and bool(joined), 10, lambda: str(notes))
     carrier.close()
@@ -385,6 +400,125 @@ def test_a_socket_in_use_or_with_a_long_path_is_refused(residence: tuple[Residen
         reside(
             node, sockets / "taken", keys=None, patience=0.05
         )  # what is left of a node that was killed is in nobody's way
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 1000])
+def test_one_question_of_an_exchange_is_answered(times: int, tmp_path: Path) -> None:
+    """A call that is repeated has its answer kept: thousands in one exchange would all be answered from memory."""
+    asking = asked_of.Coordinator(tmp_path)
+    found = Residence(asking.node)
+    call = Call(
+        attempt=1, number=1, ended=0, program="method", handler="train", heading="training", round=1, index=0,
+        recoverable=False, message=True,
+    )  # fmt: skip
+    payload = bytes(encoded(Weights(asking.zeros)))
+    cancel = frames(Cancel(attempt=1, number=7))  # is no question
+    said = [*cancel, *(frame for _ in range(times) for frame in frames(call, payload))]
+
+    def ask(stream: bytes, number: int, said: Sequence[bytes]) -> list[Any]:
+        packet = _packet(ASK, stream, number, said)
+        answer = b"".join(found.answer(io.BytesIO(packet).read, len(packet)))
+        assembler = Assembler()
+        return [assembler.feed(frame) for frame in received(Plain(), opened_whole(answer, (ANSWER,))[1])]
+
+    ask(STREAM, 0, [])
+    if times == 1:
+        ((reply, _),) = ask(STREAM, 1, said)
+        assert isinstance(reply, Reply)
+        assert reply.failure is None
+    else:
+        with pytest.raises(FrameError, match="a second question in one exchange, 'call' after 'call'"):
+            ask(STREAM, 1, said)
+    lines = [json.loads(line)["what"] for line in (tmp_path / "state" / "audit.jsonl").read_bytes().splitlines()]
+    assert lines.count("reply") == 1
+    ask(b"t" * NAME, 0, [])  # the stream is over, the node is not: the answer waits in another
+    ((again, _),) = ask(b"t" * NAME, 1, list(frames(call, payload)))
+    assert (again.number, again.failure) == (1, None)
+    asking.node.close()
+
+
+def test_a_coordinator_asks_one_thing_in_an_exchange() -> None:
+    link, cancel, begin = Link(lambda: None), Cancel(attempt=1, number=1), Begin(attempt=2, client=0, clients=1, d=None)
+    call = Call(
+        attempt=1, number=2, ended=0, program="method", handler="train", heading="training", round=1, index=0,
+        recoverable=False, message=True,
+    )  # fmt: skip
+    payload = b"x" * (3 << 20)
+    for envelope, more in ((cancel, b""), (call, payload), (cancel, b""), (begin, b""), (begin, b"")):
+        link.send(envelope, more)
+    link.end()
+    for expected in ([*frames(cancel), *frames(call, payload)], [*frames(cancel), *frames(begin)], [*frames(begin)]):
+        assert link.waiting() == (expected, False)
+    assert link.waiting() == ([], True)
+
+
+# --- how much comes
+
+
+def test_an_answer_beyond_the_largest_message_is_refused_by_its_size() -> None:
+    """Whoever sends it is sent away, as over gRPC: it would come again. What fits is read on."""
+    largest = 1000
+    most = most_of(largest)
+    grid, notes, broke = FakeGrid(), list[str](), list[str]()
+
+    def grown(message: Message) -> RecordDict:
+        """A hello, and behind it, once it was asked something, too much."""
+        asked = packet_of(message.content)
+        assert asked is not None
+        if opened_whole(asked, (ASK,))[0].number == 0:
+            return _greeting()(message)
+        return content_of(_bare(message) + bytes(most + 1 - len(_bare(message))))
+
+    def join(link: Link, incoming: Iterator[bytes], peer: Peer) -> None:
+        def read() -> None:
+            try:
+                for _ in incoming:
+                    link.send(Begin(attempt=1, client=0, clients=1, d=None))
+            except FrameError as error:
+                broke.append(str(error))
+
+        threading.Thread(target=read, daemon=True).start()
+
+    def at_once(size: int) -> Any:
+        return lambda message: content_of(_bare(message) + bytes(size - len(_bare(message))))
+
+    grid.nodes = {0: (_reply(grown), {}), 1: (_reply(at_once(most + 1)), {}), 2: (_reply(at_once(most)), {})}
+    carrier = FlowerCarrier(grid, notes.append, None, largest, replace(QUICK, closing=0.1))
+    carrier.open(10, join)
+    until(lambda: len(notes) >= 2 and bool(broke), 10, lambda: str(notes))
+    carrier.close()
+    text = f"an answer of {most + 1} bytes: at most {most} are taken, with messages of 1000 (largest)"
+    assert broke[0] == text
+    assert f"Flower node 1: {text}" in notes
+    assert any(note.startswith("Flower node 2: no answer of ours: a frame of 0 bytes") for note in notes)
+
+
+@pytest.mark.parametrize("largest", [1, 1 << 20, 20 << 20])
+def test_a_largest_message_fits_with_frames_and_tls(largest: int, guarded: tuple[Residence, Path]) -> None:
+    channel = Tls(context_of_coordinator(guarded[1] / "keys" / "coordinator"), None)
+    _spoken(guarded[0], channel, STREAM)
+    said = sent(channel, frames(Reply(attempt=1, number=1, message=True), b"x" * largest))
+    assert len(Head(ANSWER, STREAM, 2).packed()) + sum(map(len, said)) < most_of(largest) - HEADER
+
+
+def test_a_message_beyond_a_vendors_limit_is_let_go_and_answered(tmp_path: Path) -> None:
+    """As over gRPC: the coordinator hears why, and none of it was held."""
+    asking = asked_of.Coordinator(tmp_path, "[limits]\nmessage_bytes = 5000\n")
+    found = Residence(asking.node)
+    call = Call(
+        attempt=1, number=1, ended=0, program="method", handler="train", heading="training", round=1, index=0,
+        recoverable=False, message=True,
+    )  # fmt: skip
+    answers = []
+    for number, said in enumerate(([], list(frames(call, bytes(3 << 20))))):
+        packet = _packet(ASK, STREAM, number, said)
+        answers.append(b"".join(found.answer(io.BytesIO(packet).read, len(packet))))
+    (frame,) = received(Plain(), opened_whole(answers[1], (ANSWER,))[1])
+    (reply, _) = Assembler().feed(frame) or (None, b"")
+    assert isinstance(reply, Reply)
+    assert reply.failure == "bad-message"
+    assert any("3145728" in text and "5000" in text for text in asking.said), asking.said
+    asking.node.close()
 
 
 # --- who is at the ends
@@ -528,12 +662,36 @@ def test_clients_of_a_simulation_are_those_of_the_recipe(tmp_path: Path, monkeyp
         return actors[calls[0] % 2](message, given)
 
     grid.nodes = {7 - number: (handed, {"partition-id": number, "num-partitions": 2}) for number in range(2)}
-    coordinate(read_config(file), run, Terms(FlowerCarrier(grid, print, None, QUICK), 2), Silent())
+    coordinate(read_config(file), run, Terms(FlowerCarrier(grid, print, None, pace=QUICK), 2), Silent())
     execute(between_parties(recipe, 2), local)
     folders = {f"client-{client:05d}": run / "nodes" / f"client-{client:05d}" for client in range(2)}
     assert same_bits(states(run, folders), states(local, {}))
     assert (run / "ledger.jsonl").read_bytes() == (local / "ledger.jsonl").read_bytes()
     shutil.rmtree(Path(tempfile.gettempdir()) / "interfuse-9")
+
+
+@pytest.mark.parametrize("put", ["link", "link to nothing", "file", "folder for all", "of another"])
+def test_sockets_of_a_simulation_are_in_no_folder_of_others(
+    put: str, sockets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever can name the folder before could answer in the nodes' place."""
+    monkeypatch.setattr(tempfile, "tempdir", str(sockets))
+    place = simulated._own_folder(10)
+    assert (place, stat.S_IMODE(place.stat().st_mode)) == (sockets / "interfuse-a", 0o700)
+    assert simulated._own_folder(10) == place  # another process of the same user
+    (sockets / "mine").mkdir(mode=0o700)
+    if put == "of another":
+        monkeypatch.setattr(simulated.os, "geteuid", lambda: os.getuid() + 1)
+    elif put == "folder for all":
+        place.chmod(0o770)
+    else:
+        place.rmdir()
+        if put == "file":
+            place.write_text("")
+        else:
+            place.symlink_to(sockets / ("mine" if put == "link" else "nothing"))
+    with pytest.raises(ConfigError, match="interfuse-a.*set TMPDIR"):
+        simulated._own_folder(10)
 
 
 def test_a_node_at_a_socket_asks_for_keys_as_over_grpc(tmp_path: Path) -> None:

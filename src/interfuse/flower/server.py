@@ -70,7 +70,7 @@ def server_app(recipe: Path) -> ServerApp:
     def main(grid: Any, context: Any) -> None:
         settings = AppSettings.read(context.run_config)
         with shown(quiet=False) as progress:
-            carrier = FlowerCarrier(grid, progress.note, settings.keys)
+            carrier = FlowerCarrier(grid, progress.note, settings.keys, settings.largest)
             patience = Patience(settings.back, settings.answer)
             least, classes = settings.minimum or None, settings.classes or None
             terms = Terms(carrier, settings.nodes, least, classes, patience, settings.largest)

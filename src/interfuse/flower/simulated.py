@@ -6,7 +6,9 @@ node answers there, in a thread, at a socket; actors that get a later message ha
 
 from __future__ import annotations
 
+import os
 import socket
+import stat
 import tempfile
 import threading
 from contextlib import closing
@@ -46,9 +48,7 @@ class Homes:
             raise ConfigError(
                 f"the recipe has {self._recipe.clients} clients, but Flower simulates {clients} SuperNodes"
             )
-        folder = Path(tempfile.gettempdir()) / f"interfuse-{context.run_id:x}"  # sockets need short paths
-        folder.mkdir(mode=0o700, exist_ok=True)
-        place = folder / f"{client}.sock"
+        place = _own_folder(context.run_id) / f"{client}.sock"
         if not _answers(place):
             self._move_in(client, place, Path(str(context.run_config["out"])) / "nodes")
         return str(place)
@@ -97,6 +97,30 @@ class Homes:
             setup.datasets[client], setup.builders[client], lambda: setup.public_set,
             lambda contract, dataset: setup.shares[client],
         )  # fmt: skip
+
+
+def _own_folder(run: int) -> Path:
+    """The folder of a run's sockets, the same for all processes of this user.
+
+    Sockets need short paths, so it lies where others may have put something of that name.
+
+    Raises:
+        ConfigError: they have, or there can be none.
+    """
+    folder = Path(tempfile.gettempdir()) / f"interfuse-{run:x}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}, for sockets of a simulation: {error.strerror}; set TMPDIR to another folder"
+        ) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) != 0o700:
+        raise ConfigError(
+            f"{folder} is no folder that is this user's alone (mode 0700), so no node answers there: remove it, or "
+            "set TMPDIR to another folder"
+        )
+    return folder
 
 
 def _answers(place: Path) -> bool:

@@ -15,8 +15,9 @@ from flwr.app import Message
 
 from interfuse.engines.admission import Admission
 from interfuse.engines.flower.channel import Channel, Plain, context_of_coordinator, of_coordinator
-from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, opened_whole, received, sent
+from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, most_of, opened_whole, received, sent
 from interfuse.engines.parties import Join, LineError, Link, Peer
+from interfuse.engines.parties.contract import MESSAGE
 from interfuse.engines.parties.frames import FrameError
 from interfuse.engines.parties.words import printable
 from interfuse_relay.records import ACTION, BROKEN, NOBODY, UNNAMED, content_of, failure_of, packet_of
@@ -45,7 +46,7 @@ _WORDS = {
     BROKEN: "its node broke off; the node's log says why",
     NOBODY: "no node answers at its SuperNode's socket: `interfuse node VENDOR.toml --socket PATH` is one",
 }
-Inbox = queue.SimpleQueue[bytes | LineError | None]
+Inbox = queue.SimpleQueue[bytes | LineError | FrameError | None]
 
 
 @dataclass
@@ -74,13 +75,21 @@ class FlowerCarrier:
         note: Told of nodes that cannot be reached.
         keys: The coordinator's folder of `interfuse keys`; None: Flower says who may be a node, and each says itself
             which it is.
+        largest: Bytes of a message from a node.
         pace: For trials that wait for nobody.
     """
 
     address = "Flower"
 
-    def __init__(self, grid: Any, note: Callable[[str], None], keys: Path | None, pace: Pace = Pace()) -> None:
-        self._grid, self._note, self._pace = grid, note, pace
+    def __init__(
+        self,
+        grid: Any,
+        note: Callable[[str], None],
+        keys: Path | None,
+        largest: int = MESSAGE,
+        pace: Pace = Pace(),
+    ) -> None:
+        self._grid, self._note, self._largest, self._pace = grid, note, largest, pace
         self._context = None if keys is None else context_of_coordinator(keys)
         self._admission = None if keys is None else Admission(keys)
         self._lines: dict[int, _Line] = {}
@@ -111,19 +120,21 @@ class FlowerCarrier:
     def _carry(self) -> None:
         look, end = 0.0, float("inf")
         while True:
+            closing, idle = self._closing, False  # read first: what waited by then goes with this turn
             try:
-                if self._closing:
+                if closing:
                     end = min(end, time.monotonic() + self._pace.closing)
                 elif time.monotonic() >= look:
                     self._look()
                     look = time.monotonic() + self._pace.look
                 self._send()
+                idle = not self._asked
                 self._receive()
             except Exception as error:  # of Flower's transport, whatever it raises: it is asked again
                 self._note(_words("Flower's grid", error))
                 look = time.monotonic() + self._pace.look
                 time.sleep(self._pace.look)
-            if self._closing and (not self._asked or time.monotonic() > end):  # what waited has gone before
+            if closing and (idle or time.monotonic() > end):
                 break
             time.sleep(self._pace.poll)
         for line in self._lines.values():
@@ -209,6 +220,13 @@ class FlowerCarrier:
         if packet is None:
             word = failure_of(message.content) or "no answer of ours"
             return self._broke(line, _WORDS.get(word, word))
+        if len(packet) > most_of(self._largest):  # no honest node's: nobody waits for it to come again
+            return self._broke(
+                line,
+                f"an answer of {len(packet)} bytes: at most {most_of(self._largest)} are taken, with messages of "
+                f"{self._largest} (largest)",
+                FrameError,
+            )
         try:
             head, pieces = opened_whole(packet, (ANSWER, GONE))
             if head == (GONE, line.stream, number):
@@ -240,13 +258,14 @@ class FlowerCarrier:
         line.link = link = Link(abort)
         self._join(link, _arriving(line.incoming), Peer(f"Flower node {line.node}", line.channel.credential))
 
-    def _broke(self, line: _Line, reason: str) -> None:
+    def _broke(self, line: _Line, reason: str, kind: type[LineError | FrameError] = LineError) -> None:
+        """End a stream that broke, or whose node sent what no honest one sends."""
         if line.link is None and reason != line.told:
             self._note(printable(f"Flower node {line.node}: {reason}", 500))
             line.told = reason
-        self._drop(line, LineError(reason))
+        self._drop(line, kind(reason))
 
-    def _drop(self, line: _Line, error: LineError | None) -> None:
+    def _drop(self, line: _Line, error: LineError | FrameError | None) -> None:
         """End a stream; its node is asked again after a pause."""
         if line.link is not None:
             line.incoming.put(error)
@@ -261,6 +280,6 @@ def _words(what: str, error: Exception) -> str:
 
 def _arriving(incoming: Inbox) -> Iterator[bytes]:
     while (frame := incoming.get()) is not None:
-        if isinstance(frame, LineError):
+        if isinstance(frame, LineError | FrameError):
             raise frame
         yield frame

@@ -1,9 +1,9 @@
 """What a Flower message carries between a coordinator and a node: an exchange, which is all that waits on a stream.
 
 Flower knows questions and answers, streams (:mod:`interfuse.engines.parties.carrier`) go both ways. So the coordinator
-asks, with all frames that it has, and the node answers, with all frames that it has. A packet is a kind, the stream's
-name, the number of the exchange in it, and what goes over the stream's channel (:mod:`.channel`): frames, each behind
-its length. Exchange 0 opens a stream, and says nothing.
+asks, with what waits up to the first question, and the node answers that. A packet is a kind, the stream's name, the
+number of the exchange in it, and what goes over the stream's channel (:mod:`.channel`): frames, each behind its length.
+Exchange 0 opens a stream, and says nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ NAME = 16
 """Bytes of a stream's name, which the coordinator draws."""
 PIECE = 1 << 20
 """Bytes of a packet that are looked at, at once."""
+_RECORD = 256
+"""Bytes of a packet to which frames and TLS add one at most: TLS adds 22 to 16 KiB."""
 _HEAD = struct.Struct(f"<B{NAME}sQ")
 _LENGTH = struct.Struct("<I")
 
@@ -62,6 +64,15 @@ def opened_whole(packet: bytes, kinds: Sequence[int]) -> tuple[Head, Iterator[by
         FrameError: as above.
     """
     return opened(io.BytesIO(packet).read, len(packet), kinds)
+
+
+def most_of(largest: int) -> int:
+    """Bytes of a packet that carries one message, at most.
+
+    Args:
+        largest: Bytes of the message's payload, at most.
+    """
+    return largest + largest // _RECORD + LARGEST_FRAME  # the last for its header, and certificates of a handshake
 
 
 def _pieces(read: Callable[[int], bytes], left: int) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from interfuse.engines.flower.channel import Channel, context_of_node, of_node
 from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, opened, received, sent
 from interfuse.engines.parties import KeyFiles
-from interfuse.engines.parties.frames import Assembler, End, FrameError, frames
+from interfuse.engines.parties.frames import Assembler, End, FrameError, Question, frames
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.errors import ConfigError, RunError
 from interfuse.opening import check_place
@@ -98,7 +98,12 @@ class Residence:
         self._streams[name] = _Stream(of_node(self._node.vendor, self._context), assembler)
 
     def _answers(self, stream: _Stream, came: Iterator[bytes]) -> Iterator[bytes]:
-        """Frames of the answers, up to where the coordinator or this node ends it."""
+        """Frames of the answer, up to where the coordinator or this node ends it.
+
+        Raises:
+            FrameError: more is asked than one thing. An answer may be large, and waits here until the exchange ends.
+        """
+        asked = ""
         for frame in came:
             if not stream.greeted:
                 raise FrameError("frames before the node has said who it is")
@@ -108,6 +113,13 @@ class Residence:
             if isinstance(whole[0], End):
                 self.last = whole[0]
                 return
+            if isinstance(whole[0], Question):
+                if asked:
+                    raise FrameError(
+                        f"a second question in one exchange, {whole[0].kind!r} after {asked!r}: a coordinator asks one "
+                        "thing at a time"
+                    )
+                asked = whole[0].kind
             try:
                 for answer in self._node.answer(*whole):
                     yield from frames(*answer)

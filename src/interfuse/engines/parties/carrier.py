@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from interfuse.engines.parties.frames import Begin, Call, Envelope, FrameError, Order, Payload, frames
+from interfuse.engines.parties.frames import Begin, Call, Envelope, FrameError, Order, Payload, Question, frames
 from interfuse.errors import InterfuseError
 
 # --- at a node
@@ -135,12 +135,15 @@ class Link:
             del message  # it may be large, and the next one is long in coming
 
     def waiting(self) -> tuple[list[bytes], bool]:
-        """All frames that wait, for a carrier that sends several at once; and whether the stream ends with them."""
+        """All frames that wait, up to the first question with its payload, for a carrier that sends several at once and
+        then waits for the answer; and whether the stream ends with them."""
         found = list[bytes]()
         while not self._queue.empty():  # nobody else takes from it
             if (message := self._queue.get()) is None:
                 return found, True
             found.extend(self._cut(*message))
+            if isinstance(message[0], Question):
+                break
         return found, False
 
     def _cut(self, envelope: Envelope, payload: Payload) -> Iterator[bytes]:

@@ -191,6 +191,8 @@ class End(_Envelope):
     finished: bool
 
 
+Question = Offer | Begin | Call | Order
+"""What a node answers, each with one envelope. A coordinator asks a node one thing after the other."""
 Envelope = Hello | Offer | Accept | Refusal | Begin | Ready | Call | Reply | Order | Done | Cancel | End
 _ENVELOPE: TypeAdapter[Envelope] = TypeAdapter(Annotated[Envelope, Field(discriminator="kind")])
 _LENGTH = struct.Struct("<I")
