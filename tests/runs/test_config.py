@@ -18,7 +18,7 @@ from interfuse.data import IID, Dirichlet, Natural, Pathological
 from interfuse.errors import ConfigError, InterfuseError
 from interfuse.methods import built_in
 from interfuse.runs import RunConfig, parse_config, read_config
-from interfuse.runs.config import complete, differences, partition_values, plain, to_toml
+from interfuse.runs.config import Execution, complete, differences, partition_values, plain, to_toml
 from interfuse.training import Cosine, Exponential
 
 FULL: dict[str, Any] = {
@@ -54,6 +54,22 @@ def test_what_is_written_is_read_again(values: dict[str, Any], tmp_path: Path) -
     assert again == config
     assert again.identity() == config.identity()
     assert differences(again.identity(), config.identity()) == []
+
+
+def test_a_run_that_goes_on_takes_keys_of_its_engine_alone() -> None:
+    """Those of Ray were left alone without a word where no Ray carried the run."""
+    here, cluster = Execution(workers=2), parse_config(FULL).execution
+    for key, value in (("ray_address", "auto"), ("ray_gpus", 0.5)):
+        with pytest.raises(ConfigError, match=f"execution: {key}: for engine = 'ray' alone"):
+            here.but({key: value})
+        with pytest.raises(ConfigError, match=f"execution: {key}: for engine = 'ray' alone"):
+            cluster.but({"engine": "local", key: value})
+        assert here.but({"engine": "ray", key: value}).model_dump()[key] == value
+        assert cluster.but({key: value}).model_dump()[key] == value
+    assert cluster.but({"engine": None, "workers": 1}) == cluster.model_copy(update={"workers": 1})
+    gone_on = cluster.but({"engine": "local"})  # what was said for Ray goes with it, so that the file can be read
+    assert gone_on == cluster.model_copy(update={"engine": "local", "ray_address": None, "ray_gpus": None})
+    here.check("x")
 
 
 def test_values_arrive_where_they_belong() -> None:

@@ -65,6 +65,10 @@ NETWORK_FILE = "network.json"
 """In the folder of a run between parties: who they are."""
 
 
+FOR_RAY = frozenset({"ray_address", "ray_gpus"})
+"""Keys of ``[execution]`` that other engines have no use for."""
+
+
 class Execution(BaseModel):
     """How a run is carried out. Results do not depend on it."""
 
@@ -81,11 +85,28 @@ class Execution(BaseModel):
     def but(self, changes: Mapping[str, Any]) -> Execution:
         """The same with what is given otherwise; None: as it is.
 
+        What other engines have no use for goes with the engine that had it.
+
         Raises:
-            ConfigError: a value is impossible.
+            ConfigError: a value is impossible, or belongs to another engine.
         """
         given = {key: value for key, value in changes.items() if value is not None}
-        return validated(Execution, self.model_dump() | given, "execution")
+        made = validated(Execution, self.model_dump() | given, "execution")
+        if made.engine == "local":
+            made = made.model_copy(update=dict.fromkeys(FOR_RAY - given.keys()))
+        made.check("execution")
+        return made
+
+    def check(self, source: str) -> None:
+        """Check that keys and engine belong together.
+
+        Raises:
+            ConfigError: they do not.
+        """
+        for_ray = sorted(key for key in FOR_RAY if getattr(self, key) is not None)
+        if self.engine == "local" and for_ray:
+            names = " and ".join(for_ray)
+            raise ConfigError(f"{source}: {names}: for engine = 'ray' alone: set that too, or leave it out")
 
 
 DataSets = str | Dataset | Sequence[str | Dataset]
@@ -346,8 +367,6 @@ class RunConfig(BaseModel):
         return values
 
 
-FOR_RAY = ("ray_address", "ray_gpus")
-"""Keys of ``[execution]`` that other engines have no use for."""
 _OF_DATACLASSES = {
     "numerics": Numerics,
     "devices": Devices,
@@ -393,10 +412,7 @@ def parse_config(values: Mapping[str, Any], source: str = "configuration") -> Ru
         raise ConfigError(f"{source}: {of} makes own test rows and common ones the same: leave out test_rows")
     if config.divide == "all" and not cut and config.evaluation == "shared":
         raise ConfigError(f"{source}: divide = 'all' leaves clients' own test rows alone to test on: set test above 0")
-    for_ray = [key for key in FOR_RAY if getattr(config.execution, key) is not None]
-    if config.execution.engine == "local" and for_ray:
-        names = " and ".join(for_ray)
-        raise ConfigError(f"{source}: {names}: for engine = 'ray' alone: set that too, or leave it out")
+    config.execution.check(source)
     if config.stop is not None and (config.validation == 0 or config.evaluation == "none"):
         raise ConfigError(
             f"{source}: stop goes by validation shares: set validation above 0, and evaluation to another than 'none'"
