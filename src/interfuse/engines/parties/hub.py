@@ -375,12 +375,13 @@ class Hub:
         with self.lock:
             self._known = dict(facts)
 
-    def begin(self, member: Member, attempt: int, clients: int, d: int | None) -> None:
-        """Have a node begin an attempt."""
+    def begin(self, member: Member, attempt: int, clients: int, d: int | None) -> Link | None:
+        """Have a node begin an attempt; the stream on which it was told, if it is there."""
         assert member.client is not None
         with self.lock:
             if member.link is not None:
                 member.link.send(Begin(attempt=attempt, client=member.client, clients=clients, d=d))
+            return member.link
 
 
 def _started(seconds: float, link: Link) -> threading.Timer:

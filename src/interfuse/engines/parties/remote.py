@@ -15,6 +15,7 @@ from torch import Tensor
 
 from interfuse.client import ClientId, Profile, part_of
 from interfuse.clients import Answer, Failure, Request
+from interfuse.engines.parties.carrier import Link
 from interfuse.engines.parties.frames import Call, Cancel, Done, Order, Payload, Ready, Reply
 from interfuse.engines.parties.hub import Arrived, Broke, Event, Hub, Joined, Left, Member
 from interfuse.engines.parties.limits import rows_of
@@ -124,8 +125,7 @@ class Remote:
         """
         patience, now = self._patience, time.monotonic()
         until = dict.fromkeys(self._members, now + patience.answer)  # it may be at work for an attempt that is over
-        for member in self._members.values():
-            self._begin(member)
+        told = {client: self._begin(member) for client, member in self._members.items()}
         while until:
             event = self._next(min(until.values()))
             now = time.monotonic()
@@ -139,7 +139,8 @@ class Remote:
             if who is None:
                 continue
             if isinstance(event, Joined):
-                self._begin(event.member)
+                if event.member.link is not told[who]:  # else it joined before it was told
+                    told[who] = self._begin(event.member)
                 until[who] = now + patience.answer
             elif isinstance(event, Left):
                 until[who] = now + patience.back
@@ -149,8 +150,8 @@ class Remote:
             elif isinstance(event.envelope, Ready) and event.envelope.attempt == self.attempt:
                 until.pop(who, None)
 
-    def _begin(self, member: Member) -> None:
-        self._hub.begin(member, self.attempt, len(self._setup.facts), self._setup.dims.get("d"))
+    def _begin(self, member: Member) -> Link | None:
+        return self._hub.begin(member, self.attempt, len(self._setup.facts), self._setup.dims.get("d"))
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> list[Answer]:
         """Run a handler on nodes, each once, whatever happens to their connections."""
