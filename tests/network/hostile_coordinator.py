@@ -13,7 +13,7 @@ import itertools
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,7 +28,7 @@ from interfuse.client import ClientId, Profile
 from interfuse.clients import Answer, Request
 from interfuse.coordination.driver import Public, between_parties, make_contract
 from interfuse.engines.parties.contract import Contract, Facts
-from interfuse.engines.parties.frames import Accept, Begin, Call, Offer, Ready, Reply
+from interfuse.engines.parties.frames import Accept, Begin, Call, Envelope, Offer, Payload, Ready, Reply
 from interfuse.engines.parties.limits import without_noise
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node
@@ -52,6 +52,13 @@ ROUNDS = ("start", False), ("training", True)
 """Under which headings a method works before the first round and in one."""
 Asked = tuple[str, str, Heading]
 """Program, handler, heading."""
+Answering = Callable[[Envelope, Payload], Iterable[tuple[Envelope, Any]]]
+"""How a node is asked."""
+
+
+def directly(node: Node) -> Answering:
+    """Nothing carries the messages."""
+    return node.answer
 
 
 @dataclass
@@ -59,20 +66,22 @@ class Line:
     """A node, and what the coordinator asked it so far."""
 
     node: Node
+    answer: Answering
     facts: Facts
     number: int = 0
     ended: int = 0
 
     @classmethod
-    def opened(cls, path: Path, contract: Contract, client: ClientId) -> Line:
+    def opened(cls, path: Path, contract: Contract, client: ClientId, over: Callable[[Node], Answering]) -> Line:
         """A node that has taken the contract and begun."""
         node = Node(read_vendor(path), Events(None, lambda text: None))
-        ((accepted, _),) = node.answer(Offer(contract=contract), b"")
+        answer = over(node)
+        ((accepted, _),) = answer(Offer(contract=contract), b"")
         assert isinstance(accepted, Accept)
         width = accepted.facts.fusion_width
-        ((ready, _),) = node.answer(Begin(attempt=1, client=client, clients=2, d=width), b"")
+        ((ready, _),) = answer(Begin(attempt=1, client=client, clients=2, d=width), b"")
         assert isinstance(ready, Ready)
-        return cls(node, accepted.facts)
+        return cls(node, answer, accepted.facts)
 
     def ask(self, request: Request, message: Message | None, heading: Heading, round: int) -> tuple[Reply, Any]:
         """Have a handler run under a heading; the reply with its payload."""
@@ -82,7 +91,7 @@ class Line:
             heading=heading, round=round, index=request.index, recoverable=request.recoverable,
             message=message is not None,
         )  # fmt: skip
-        ((reply, payload),) = self.node.answer(call, b"" if message is None else encoded(message))
+        ((reply, payload),) = self.answer(call, b"" if message is None else encoded(message))
         assert isinstance(reply, Reply)
         return reply, payload
 
@@ -231,8 +240,8 @@ def unprotected(
             yield path, f"noise of {rms:g}, asked for {SIGMA:g}"
 
 
-def attack(name: str, folder: Path) -> Found:
-    """Run a method while nodes are attacked."""
+def attack(name: str, folder: Path, over: Callable[[Node], Answering] = directly) -> Found:
+    """Run a method while nodes are attacked, over whatever carries the messages."""
     made = Parties(folder, ("ant", "bee"), secure=False)
     config, public = prepared(made, name)
     config = between_parties(parse_config(config.model_dump() | {"data": public, "rounds": 1}), 2)
@@ -243,7 +252,7 @@ def attack(name: str, folder: Path) -> Found:
         noise = "\n".join(f"{one} = {SIGMA}" for one in sorted(takes))
         (folder / spare / "vendor.toml").write_text(f"{text}\n[limits.noise]\n{noise}\n")
     with ExitStack() as opened:
-        engine = _engine(config, folder, opened)
+        engine = _engine(config, folder, opened, over)
         federation = Federation(engine.setup, engine, rounds=config.rounds)
         federation.start()
         for _ in range(config.rounds):
@@ -253,7 +262,7 @@ def attack(name: str, folder: Path) -> Found:
     return engine.found
 
 
-def _engine(config: RunConfig, folder: Path, opened: ExitStack) -> Hostile:
+def _engine(config: RunConfig, folder: Path, opened: ExitStack, over: Callable[[Node], Answering]) -> Hostile:
     method = config.make_method()
     public = Public.of(config, None)
     contract = make_contract(config, method, "run", public)
@@ -262,7 +271,7 @@ def _engine(config: RunConfig, folder: Path, opened: ExitStack) -> Hostile:
     for name, client in (("ant", 0), ("bee", 1), ("attacked", 0), ("early", 0)):
         (folder / name / "state" / "run").mkdir(parents=True)
         (folder / name / "state" / "run" / "secret").write_bytes(secret)
-        lines[name] = Line.opened(folder / name / "vendor.toml", contract, client)
+        lines[name] = Line.opened(folder / name / "vendor.toml", contract, client, over)
         opened.enter_context(closing(lines[name].node))
     honest = {0: lines["ant"], 1: lines["bee"]}
     facts = {client: line.facts for client, line in honest.items()}

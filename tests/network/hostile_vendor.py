@@ -10,17 +10,17 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from hostile_values import frame, lies
 
 from interfuse.clients import Failure, Request
 from interfuse.coordination.driver import Public, make_contract
-from interfuse.engines.parties.carrier import Line
+from interfuse.engines.parties.carrier import Carrier, Line
 from interfuse.engines.parties.contract import LIBRARY, WIRE, Contract, Facts, Shapes
 from interfuse.engines.parties.frames import (
     PROTOCOL,
@@ -88,6 +88,12 @@ def honest(offer: Contract) -> dict[type[Any], tuple[Any, bytes]]:
     }
 
 
+class Sending(Protocol):
+    """A stream's end that frames are handed to."""
+
+    def send(self, frame: bytes, /) -> None: ...
+
+
 @dataclass
 class Fake:
     """A client without data: it answers what it is asked, and in the place of one of its envelopes it lies."""
@@ -99,13 +105,18 @@ class Fake:
     def serve(self, line: Line) -> None:
         """Take part until the stream ends."""
         assembler = Assembler()
-        self._send(line, Hello(protocol=PROTOCOL, library=LIBRARY, wire=WIRE, name=self.name, incarnation=self.name))
+        self.greet(line)
         for received in line.received():
             whole = assembler.feed(received)
             if whole is not None:
-                self._answer(line, whole[0])
+                self.answer(line, whole[0])
 
-    def _answer(self, line: Line, asked: Envelope) -> None:
+    def greet(self, line: Sending) -> None:
+        """Say who it is."""
+        self._send(line, Hello(protocol=PROTOCOL, library=LIBRARY, wire=WIRE, name=self.name, incarnation=self.name))
+
+    def answer(self, line: Sending, asked: Envelope) -> None:
+        """Answer what it is asked."""
         if isinstance(asked, Offer) and self.lie is not None and self.lie[0] is Refusal:
             line.send(self.lie[1])
         elif isinstance(asked, Offer):
@@ -117,7 +128,7 @@ class Fake:
         elif isinstance(asked, Order):
             self._send(line, Done(attempt=asked.attempt, number=asked.number, digest=DIGEST, bytes=5))
 
-    def _send(self, line: Line, envelope: Envelope, payload: bytes = b"") -> None:
+    def _send(self, line: Sending, envelope: Envelope, payload: bytes = b"") -> None:
         if self.lie is not None and type(envelope) is self.lie[0]:
             line.send(self.lie[1])
             return
@@ -127,15 +138,21 @@ class Fake:
 
 @dataclass
 class Federation:
-    """A hub with clients of which some lie, over queues."""
+    """A hub with clients of which some lie.
+
+    Args:
+        over: Makes the carrier, and what has a client take part; queues, where nothing else is said.
+    """
 
     liars: Mapping[str, tuple[type[Any], bytes]]
     clients: int
     shown: list[str] = field(default_factory=list)
+    over: Callable[[], tuple[Carrier, Callable[[Fake], object]]] = lambda: _over_queues()
 
     def run(self, folder: Any, answer: float) -> str:
         """A call and a commit with everybody who joined; in words what came of it. Empty: nothing is wrong."""
-        offer, carrier = contract(), Loopback()
+        offer = contract()
+        carrier, begin = self.over()
         hub = Hub(offer, METHOD, self.clients, carrier, Events(None, self.shown.append))
         honest = [f"n{i:03d}" for i in range(self.clients - len(self.liars))]
         fakes = [Fake(name, offer) for name in honest] + [Fake(n, offer, lie) for n, lie in self.liars.items()]
@@ -143,7 +160,7 @@ class Federation:
             for place, fake in enumerate(fakes):
                 if place == len(honest):  # the honest ones were there first
                     _wait(hub, honest, len(honest))
-                threading.Thread(target=_served, args=(carrier, fake), daemon=True).start()
+                begin(fake)
             return self._carried_out(hub, honest, offer, folder, answer)
         finally:
             hub.close("over", finished=True)
@@ -188,6 +205,11 @@ def _wait(hub: Hub, honest: list[str], clients: int) -> None:
         if len(there) == clients or (set(honest) <= set(there) and late > 20):
             return
         time.sleep(0.005)
+
+
+def _over_queues() -> tuple[Carrier, Callable[[Fake], object]]:
+    carrier = Loopback()
+    return carrier, lambda fake: threading.Thread(target=_served, args=(carrier, fake), daemon=True).start()
 
 
 def _served(carrier: Loopback, fake: Fake) -> None:
