@@ -62,10 +62,11 @@ from interfuse.engines.parties.remote import Patience
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError, InterfuseError, RunError
 from interfuse.flower import simulated
-from interfuse.flower.server import AppSettings
+from interfuse.flower.server import AppSettings, ray_that_was_there
 from interfuse.flower.writing import write_app
 from interfuse.messages import Weights
 from interfuse.messages.encoding import encoded
+from interfuse.report.text import title
 from interfuse.runs import RunConfig, Silent, execute, parse_config, read_config
 from interfuse_relay import app as relaying
 from interfuse_relay.app import PLACE, client_app
@@ -134,6 +135,11 @@ def test_a_run_over_flower_has_the_bits_of_a_local_one(method: str, lost: int, t
     until(lambda: len(living.ended) == 2, 10)
     assert_equal_to_local(two, config)
     assert set(living.ended.values()) == {"the run is finished"}
+    for name in two.names:  # each exchange takes seconds there: nothing is asked for nothing
+        said = [
+            json.loads(line)["what"] for line in (tmp_path / name / "state" / "audit.jsonl").read_text().splitlines()
+        ]
+        assert said.count("ready") == 1 or lost
     left = [event["reason"] for event in two.events() if event["event"] == "left"]
     assert bool(left) == bool(lost)
     assert all("Flower's error 5: Node unavailable" in text for text in (*left, *notes))
@@ -662,7 +668,9 @@ def test_clients_of_a_simulation_are_those_of_the_recipe(tmp_path: Path, monkeyp
         return actors[calls[0] % 2](message, given)
 
     grid.nodes = {7 - number: (handed, {"partition-id": number, "num-partitions": 2}) for number in range(2)}
-    coordinate(read_config(file), run, Terms(FlowerCarrier(grid, print, None, pace=QUICK), 2), Silent())
+    terms = Terms(FlowerCarrier(grid, print, None, pace=QUICK), 2, simulated=True)
+    result = coordinate(read_config(file), run, terms, Silent())
+    assert title(result.summary) == "fedavg on all, 2 clients at simulated nodes, 2 rounds, seed 0"
     execute(between_parties(recipe, 2), local)
     folders = {f"client-{client:05d}": run / "nodes" / f"client-{client:05d}" for client in range(2)}
     assert same_bits(states(run, folders), states(local, {}))
@@ -710,6 +718,7 @@ def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:
             assert not isinstance(one, ast.FunctionDef | ast.ClassDef | ast.Import)
             if isinstance(one, ast.ImportFrom):
                 assert one.module in ("pathlib", "interfuse.flower.server", "interfuse_relay.app")
+    assert "200 rounds, 4 nodes (as the recipe has clients)" in said.stderr
     assert not AppSettings.read({"out": "/tmp/x", "nodes": 4, "insecure": True}).minimum
     for values, key in (
         ({"nodes": 4}, "out"), ({"out": "x", "nodes": 4}, "absolute"), ({"out": "/x", "nodes": 0}, "nodes"),
@@ -721,6 +730,11 @@ def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:
     (tmp_path / "mine" / "notes").write_text("")
     with pytest.raises(ConfigError, match="holds something else"):
         write_app(parse_config({}), tmp_path / "mine", tmp_path / "run", None)
+    for run, folder in (("notes", "other"), ("run", "mine/notes"), ("run", "mine/notes/below")):
+        with pytest.raises(ConfigError, match=r"is a file; name a folder|Not a directory; name another folder"):
+            write_app(parse_config({}), tmp_path / folder, tmp_path / "mine" / run, None)
+    with pytest.raises(ConfigError, match="execution.engine = 'ray': between parties every client is at its own node"):
+        write_app(parse_config({"execution": {"engine": "ray"}}), tmp_path / "ray", tmp_path / "run", None)
 
 
 def test_nobody_takes_away_a_socket_that_is_about_to_listen(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -745,3 +759,41 @@ def test_nobody_takes_away_a_socket_that_is_about_to_listen(sockets: Path, monke
         monkeypatch.undo()
         other.join()
         assert "another node answers there" in said[0]
+
+
+def test_an_app_is_written_with_the_options_of_a_run(tmp_path: Path) -> None:
+    words = (
+        "flower-app demo --insecure --rounds 3 --patience 2 --seed 4 --set local_steps=2 --data digits --clients 2 "
+        "--partition dirichlet --alpha 0.3 --test 0.2 --normalise plain --models mlp,logistic --width 8 "
+        "--initial common --codec int8 --order stored --last-batch drop --denormals keep --commit-every 2 "
+        "--eval-every 3 --out"
+    )
+    said = CliRunner().invoke(app, [*words.split(), str(tmp_path / "app"), "--run", str(tmp_path / "mine")])
+    assert not said.exit_code, said.output
+    assert "ifl, 3 rounds, 2 nodes (as the recipe has clients); the folder of the run" in said.stderr
+    assert said.stderr.strip().endswith(str(tmp_path / "mine"))
+    found = read_config(tmp_path / "app" / "interfuse_app" / "recipe.toml").model_dump(mode="json")
+    expected = {
+        "method": "ifl", "rounds": 3, "seed": 4, "data": "digits", "clients": 2, "test": 0.2, "normalise": "plain",
+        "models": ["mlp", "logistic"], "fusion_width": 8, "initial": "common", "codecs": {"default": "int8"},
+        "eval_every": 3,
+    }  # fmt: skip
+    assert {key: found[key] for key in expected} == expected
+    assert (found["partition"]["name"], found["partition"]["alpha"]) == ("dirichlet", 0.3)
+    assert (found["sampling"]["order"], found["sampling"]["last_batch"]) == ("stored", "drop")
+    assert (found["settings"]["local_steps"], found["stop"]["patience"]) == (2, 2)
+    assert (found["numerics"]["denormals"], found["execution"]["commit_rounds"]) == ("keep", 2)
+    assert "nodes = 2\n" in (tmp_path / "app" / "pyproject.toml").read_text()
+
+
+def test_a_simulation_says_which_ray_it_joins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert ray_that_was_there() == ""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.7:6379\n")
+    assert ray_that_was_there() == "10.0.0.7:6379"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert ray_that_was_there() == ""
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert ray_that_was_there() == "head:6379"

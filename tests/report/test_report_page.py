@@ -155,6 +155,17 @@ def test_numbers_are_those_of_the_summary(tmp_path: Path) -> None:
         assert text in page.text
 
 
+def test_nodes_of_a_simulation_are_not_said_to_be_parties(tmp_path: Path) -> None:
+    for simulated, words in ((False, "ifl between 4 parties"), (True, "ifl on digits, 4 clients at simulated nodes")):
+        summary = write_run(tmp_path, FakeRun(), ())
+        summary |= {"parties": True, "simulated": simulated}
+        (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+        text = bare(tmp_path).text
+        assert words in text
+        assert (f"interfuse run {tmp_path}/config.toml" in text) == simulated
+        assert ("interfuse coordinate" in text) != simulated
+
+
 def test_more_than_sixteen_clients_get_a_heat_map(tmp_path: Path) -> None:
     write_run(tmp_path / "17", FakeRun(clients=17), ())
     write_run(tmp_path / "16", FakeRun(clients=16), ())

@@ -44,18 +44,22 @@ from interfuse.cli.options import (
     CodecTexts,
     CommitEvery,
     DataSets,
+    Denormals,
     Device,
     Devices,
     Divide,
+    DType,
     EvalEvery,
     Initial,
     Json,
     LastBatch,
+    Layout,
     ModelNames,
     Normalise,
     NumberOfClients,
     Order,
     PartitionName,
+    Patience,
     Processes,
     Protocol,
     Public,
@@ -66,6 +70,7 @@ from interfuse.cli.options import (
     Replay,
     Rounds,
     RunArgument,
+    Seed,
     Settings,
     ShardsPerClient,
     TestRows,
@@ -136,15 +141,11 @@ def _top(
 
 _SEEDS = "Several seeds, each in OUT/seed-N; the same command again goes on with what is not finished."
 _BESIDE = f"References to run on the same data: local, pooled (default {','.join(DEFAULT.beside)})."
-_LAYOUT = f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout})."
-_DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype})."
-_DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
 _TOGETHER = (
     "Clients of one model whose linear layers are trained in one computation; it rounds otherwise, and on a processor "
     'pays for small heads of many. Other layers: layers_together = "all" in a recipe\'s \\[numerics]; what cannot be '
     f"computed so is trained one by one, see docs/model.md (default {DEFAULT.numerics.together})."
 )
-_PATIENCE = "Stop once the validation score has not risen for N points of the curve (default: never)."
 _MORE = "Rounds of the whole run, more than it was begun with: as if it had had so many from its beginning."
 _TRACKED = "Write scores, bytes and steps as TensorBoard reads them, while the run goes on."
 Tracked = Annotated[Path | None, option(AFTER, "DIR", _TRACKED)]
@@ -159,8 +160,8 @@ def run(
     what: Annotated[str, argument("METHOD|RECIPE")],
     protocol: Protocol = None,
     rounds: Rounds = None,
-    patience: Annotated[int | None, option(WHAT, "N", _PATIENCE)] = None,
-    seed: Annotated[int | None, option(WHAT, "N", f"Seed (default {DEFAULT.seed}).")] = None,
+    patience: Patience = None,
+    seed: Seed = None,
     several: Annotated[str | None, option(WHAT, "N,N,...", _SEEDS, "--seeds")] = None,
     assignments: Settings = None,
     beside: Annotated[str | None, option(WHAT, "NAME,NAME|none", _BESIDE)] = None,
@@ -186,9 +187,9 @@ def run(
     last_batch: LastBatch = None,
     arrival: Arrival = None,
     replay: Replay = None,
-    layout: Annotated[str | None, option(HOW, "NAME", _LAYOUT)] = None,
-    dtype: Annotated[str | None, option(HOW, "NAME", _DTYPE)] = None,
-    denormals: Annotated[str | None, option(HOW, "NAME", _DENORMALS)] = None,
+    layout: Layout = None,
+    dtype: DType = None,
+    denormals: Denormals = None,
     together: Annotated[int | None, option(HOW, "N", _TOGETHER, min=1)] = None,
     engine: Carrier = None,
     workers: Processes = None,

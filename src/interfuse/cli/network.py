@@ -14,9 +14,54 @@ import typer
 from rich.console import Console
 
 from interfuse import api
-from interfuse.cli.configuration import configure, listed
+from interfuse.cli.configuration import (
+    codecs,
+    configure,
+    listed,
+    one_or_listed,
+    reading,
+    table_of_options,
+    test_rows,
+)
 from interfuse.cli.listings import show_result, table
-from interfuse.cli.options import AFTER, HOW, CommitEvery, Json, Quiet, RunArgument, argument, option
+from interfuse.cli.options import (
+    AFTER,
+    HOW,
+    Alpha,
+    Arrival,
+    Balanced,
+    ClassesPerClient,
+    CodecTexts,
+    CommitEvery,
+    DataSets,
+    Denormals,
+    Device,
+    DType,
+    EvalEvery,
+    Initial,
+    Json,
+    LastBatch,
+    Layout,
+    ModelNames,
+    Normalise,
+    NumberOfClients,
+    Order,
+    PartitionName,
+    Patience,
+    Public,
+    Quiet,
+    ReadTexts,
+    Replay,
+    Rounds,
+    RunArgument,
+    Seed,
+    Settings,
+    ShardsPerClient,
+    TestRows,
+    Width,
+    argument,
+    option,
+)
 from interfuse.cli.terminal import exit_code
 from interfuse.errors import ConfigError, RunError
 from interfuse.opening import content
@@ -171,21 +216,77 @@ def coordinate(
 
 
 def flower_app(
-    recipe: Annotated[str, argument("METHOD|RECIPE")],
+    what: Annotated[str, argument("METHOD|RECIPE")],
     out: Annotated[Path, option(AFTER, "FOLDER", "Where the app is written.", show_default=False)],
+    rounds: Rounds = None,
+    patience: Patience = None,
+    seed: Seed = None,
+    assignments: Settings = None,
+    data: DataSets = None,
+    read: ReadTexts = None,
+    public: Public = None,
+    clients: NumberOfClients = None,
+    partition: PartitionName = None,
+    alpha: Alpha = None,
+    balanced: Balanced = None,
+    classes: ClassesPerClient = None,
+    shards: ShardsPerClient = None,
+    test: TestRows = None,
+    normalise: Normalise = None,
+    models: ModelNames = None,
+    width: Width = None,
+    initial: Initial = None,
+    codec: CodecTexts = None,
+    device: Device = None,
+    order: Order = None,
+    last_batch: LastBatch = None,
+    arrival: Arrival = None,
+    replay: Replay = None,
+    layout: Layout = None,
+    dtype: DType = None,
+    denormals: Denormals = None,
+    commit_every: CommitEvery = None,
+    eval_every: EvalEvery = None,
     run: Annotated[
         Path | None, option(AFTER, "PATH", "The run's folder, where the app runs (default: FOLDER-run).", "--run")
     ] = None,
     key_folder: KeyFolder = None,
     insecure: Insecure = False,
 ) -> None:
-    """Write a Flower app that carries out a recipe with the nodes beside a federation's SuperNodes."""
+    """Write a Flower app that carries out a recipe with the nodes beside a federation's SuperNodes.
+
+    There are as many nodes as clients. A partition is for Flower's simulation alone: nodes have rows of their own.
+    """
     _needs("flower")
     from interfuse.flower.writing import write_app
 
     _check_keys(key_folder, insecure)
-    for path in write_app(configure(recipe, {}), out, run or out.with_name(f"{out.name}-run"), key_folder):
+    config = configure(
+        what,
+        {
+            "rounds": rounds, "seed": seed, "stop": None if patience is None else {"patience": patience},
+            "data": one_or_listed(data), "read": reading(read), "public": public, "clients": clients,
+            "models": listed(models), "fusion_width": width, "device": device, "eval_every": eval_every,
+            "codecs": codecs(codec), "test": test_rows(test), "normalise": normalise, "initial": initial,
+            "sampling": table_of_options(order=order, last_batch=last_batch),
+            "tasks": table_of_options(arrival=arrival, memory=replay),
+            "numerics": {"layout": layout, "dtype": dtype, "denormals": denormals},
+            "execution": {"commit_rounds": commit_every},
+        },
+        partition={
+            "name": partition, "alpha": alpha, "balanced": balanced,
+            "classes_per_client": classes, "shards_per_client": shards,
+        },
+        assignments=assignments or (),
+    )  # fmt: skip
+    place = run or out.with_name(f"{out.name}-run")
+    for path in write_app(config, out, place, key_folder):
         typer.echo(path)
+    typer.echo(
+        f"{config.method}, {config.rounds} rounds, {config.clients} nodes (as the recipe has clients); the folder of "
+        f"the run, where the ServerApp runs: {place.resolve()}",
+        err=True,
+    )
 
 
 def status(folder: RunArgument, as_json: Json = False) -> None:

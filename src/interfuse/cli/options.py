@@ -53,6 +53,9 @@ ClientMemory = Annotated[int | None, option(HOW, "MB", _MEMORY, parser=megabytes
 _PROTOCOL = f"Set what other people's experiments set ({', '.join(protocols())}); what is given beside goes before."
 Protocol = Annotated[str | None, option(WHAT, "NAME", _PROTOCOL)]
 Rounds = Annotated[int | None, option(WHAT, "N", f"Rounds (default {DEFAULT.rounds}).")]
+Seed = Annotated[int | None, option(WHAT, "N", f"Seed (default {DEFAULT.seed}).")]
+_PATIENCE = "Stop once the validation score has not risen for N points of the curve (default: never)."
+Patience = Annotated[int | None, option(WHAT, "N", _PATIENCE, "--patience")]
 _SET = "A setting of the method (`interfuse methods NAME` lists them); client.2.KEY=VALUE for client 2 alone."
 Settings = Annotated[list[str] | None, option(WHAT, "KEY=VALUE", f"{_SET} May be repeated.", "--set")]
 _CODEC = (
@@ -104,6 +107,12 @@ _ARRIVAL = (
 Arrival = Annotated[str | None, option(HOW, "NAME", _ARRIVAL)]
 _REPLAY = "With --arrival dynamic or static: rows of earlier rounds that are drawn again, 0 for none (default all)."
 Replay = Annotated[int | None, option(HOW, "N", _REPLAY)]
+_LAYOUT = f"Memory layout: contiguous or channels_last (default {DEFAULT.numerics.layout})."
+Layout = Annotated[str | None, option(HOW, "NAME", _LAYOUT)]
+_DTYPE = f"Of training: float32, or bfloat16 by autocast (default {DEFAULT.numerics.dtype})."
+DType = Annotated[str | None, option(HOW, "NAME", _DTYPE)]
+_DENORMALS = f"Numbers below 1.2e-38: flush to zero, or keep (default {DEFAULT.numerics.denormals})."
+Denormals = Annotated[str | None, option(HOW, "NAME", _DENORMALS)]
 _MODELS = (
     "Models, dealt to the clients in turn: `interfuse models` lists them; or file.py:function "
     f"(default {','.join(DEFAULT.models)})."

@@ -59,6 +59,7 @@ class Terms:
         minimum: How many must remain; a node that fails is sent away while so many do. None: all.
         classes: Where no public test set says how many there are.
         metrics: ``HOST:PORT`` for Prometheus.
+        simulated: The nodes are clients of a simulation, with shares of one data set; the report says so.
     """
 
     carrier: Carrier
@@ -68,6 +69,7 @@ class Terms:
     patience: Patience = field(default_factory=Patience)
     message_bytes: int = MESSAGE
     metrics: str | None = None
+    simulated: bool = False
 
     @property
     def least(self) -> int:
@@ -94,6 +96,11 @@ def between_parties(config: RunConfig, nodes: int) -> RunConfig:
         raise ConfigError("devices: between parties time is real; virtual devices are for simulations, leave them out")
     if config.numerics.together > 1:
         raise ConfigError(f"numerics.together = {config.numerics.together}: each party trains by itself, use 1")
+    if config.execution.engine != "local":
+        raise ConfigError(
+            f"execution.engine = {config.execution.engine!r}: between parties every client is at its own node; leave "
+            "it out, and what belongs to it"
+        )
     if config.train_rows is not None:
         raise ConfigError("train_rows: between parties everybody's rows are its own; leave it out")
     _own_test(config)
@@ -154,7 +161,7 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
                     f"{path / NETWORK_FILE} is gone, so nodes cannot find what they saved: put it back from a copy, or "
                     "begin another run (--out)"
                 )
-            record = Record(run=secrets.token_hex(8), classes=public.classes)
+            record = Record(run=secrets.token_hex(8), classes=public.classes, simulated=terms.simulated)
             record.write(path)
         _Coordinator(complete(config, method), method, folder, record, public, terms, progress).carry_out()
         report.write(path)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Gt
 from flwr.serverapp import ServerApp
+from flwr.superlink.grid import InMemoryGrid
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from interfuse.coordination import Terms, coordinate
@@ -69,14 +72,34 @@ def server_app(recipe: Path) -> ServerApp:
 
     def main(grid: Any, context: Any) -> None:
         settings = AppSettings.read(context.run_config)
+        simulated = isinstance(grid, InMemoryGrid)
         with shown(quiet=False) as progress:
+            if simulated and (address := ray_that_was_there()):
+                progress.note(
+                    f"Flower's simulation joins the Ray at {address}, which was there before, and waits where nobody "
+                    "answers or all is taken: end that (`ray stop`), or end Flower's SuperLink and set "
+                    "RAY_ADDRESS=local before the next `flwr run`. Its actors must be on this machine"
+                )
             carrier = FlowerCarrier(grid, progress.note, settings.keys, settings.largest)
             patience = Patience(settings.back, settings.answer)
             least, classes = settings.minimum or None, settings.classes or None
-            terms = Terms(carrier, settings.nodes, least, classes, patience, settings.largest)
+            terms = Terms(
+                carrier, settings.nodes, least, classes, patience, settings.largest, simulated=simulated
+            )  # fmt: skip
             result = coordinate(read_config(recipe), settings.out, terms, progress)
             progress.note(f"the run is finished; its report: {result.path / 'report.html'}")
 
     app = ServerApp()
     app.main()(main)
     return app
+
+
+def ray_that_was_there() -> str:
+    """The address of the Ray that a simulation joins in place of a new one, as Ray looks for it; empty: none."""
+    if said := os.environ.get("RAY_ADDRESS"):
+        return "" if said == "local" else said
+    folder = Path(os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()) / "ray"
+    try:
+        return (folder / "ray_current_cluster").read_text(encoding="utf-8").strip()  # as `ray start` leaves it
+    except (OSError, ValueError):
+        return ""

@@ -45,11 +45,16 @@ def write_app(config: RunConfig, folder: Path, run: Path, keys: Path | None) -> 
 
     Returns: the files.
     Raises:
-        ConfigError: the recipe asks for what parties do not do, or something else lies in the folder.
+        ConfigError: the recipe asks for what parties do not do, something else lies in the folder's place, or it cannot
+            be written.
     """
     config = between_parties(config, config.clients)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file; name a folder for the app (--out)")
     if folder.exists() and not (folder / PACKAGE).is_dir() and any(folder.iterdir()):
         raise ConfigError(f"{folder} holds something else; name another folder for the app (--out)")
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"{run} is a file; name a folder for the run (--run)")
     secured = {"insecure": True} if keys is None else {"keys": str(keys.resolve())}
     name = re.sub(r"[^a-z0-9]+", "-", short_name(config.method).lower()).strip("-")
     project = {
@@ -79,7 +84,10 @@ def write_app(config: RunConfig, folder: Path, run: Path, keys: Path | None) -> 
         f"{PACKAGE}/client_app.py": _CLIENT,
         f"{PACKAGE}/recipe.toml": to_toml(complete(config, config.make_method())),
     }
-    (folder / PACKAGE).mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    try:
+        (folder / PACKAGE).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"cannot write {error.filename}: {error.strerror}; name another folder (--out)") from error
     return [folder / name for name in files]

@@ -155,6 +155,8 @@ def _over_clients(spread: Spread, summary: Summary) -> str:
 def _commands(run: Run) -> list[str]:
     summary, folder = run.summary, shlex.quote(run.summary.run)
     config = shlex.quote(f"{run.summary.run}/config.toml")
+    if summary.simulated:
+        return [f"interfuse run {config}"]  # the same without Flower
     if not summary.parties:
         again = f"interfuse run {config}"
         return [again] if run.finished else [again, f"interfuse resume {folder}"]

@@ -128,8 +128,9 @@ def title(summary: Summary) -> str:
     """What ran: method, data, clients, rounds, seed. Parties have data of their own, which has no name here."""
     data = ", ".join(short_name(name) for name in summary.data.split(", "))
     method, rounds = short_name(summary.method), counted(summary.rounds, "round")
-    if not summary.parties:
-        return f"{method} on {data}, {counted(len(summary.clients), 'client')}, {rounds}, seed {summary.seed}"
+    if not summary.parties or summary.simulated:
+        clients = counted(len(summary.clients), "client") + (" at simulated nodes" if summary.simulated else "")
+        return f"{method} on {data}, {clients}, {rounds}, seed {summary.seed}"
     tested = {"shared": f"tested on {data}", "own": "each tested on its own data", "none": "not tested"}
     between = "1 party" if len(summary.clients) == 1 else f"{len(summary.clients):,} parties"
     return f"{method} between {between}, {tested[summary.evaluation]}, {rounds}, seed {summary.seed}"

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from interfuse.data import DataFacts
 from interfuse.errors import RunError
-from interfuse.opening import check_place, content, opened
+from interfuse.opening import check_place, content, json_in, opened
 from interfuse.runs.commits import Commit, Lines, beginning, manifest_name, manifest_text, read_manifest, record_of
 from interfuse.runs.config import NETWORK_FILE, RunConfig, differences, parse_config, read_config
 from interfuse.runs.drawn import DRAWN_FILE, Drawn, read_drawn
@@ -94,6 +94,15 @@ class RunFolder:
     def between_parties(self) -> bool:
         """Whether the clients of the run are parties, each on a machine of its own."""
         return (self.path / NETWORK_FILE).exists()
+
+    @property
+    def simulated(self) -> bool:
+        """Whether these parties are clients of a simulation, with shares of one data set."""
+        try:
+            found = json_in(self.path / NETWORK_FILE)
+        except (OSError, ValueError):
+            return False
+        return isinstance(found, dict) and found.get("simulated") is True
 
     @property
     def going_on(self) -> str:

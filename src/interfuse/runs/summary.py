@@ -382,7 +382,8 @@ class What(Record):
         reading_notices: What was doubtful in the data as they were read.
         model_notices: State of models that does not last, and clients whose rows they cannot train on.
         evaluation: What was measured at all.
-        parties: Whether the clients were parties with data of their own, not shares of a simulation.
+        parties: Whether the clients were parties, each at a node of its own.
+        simulated: Whether these parties were clients of a simulation, with shares of one data set.
         rounds: How many were carried out.
         protocol: Whose protocol was followed, what it set, and what was set otherwise; empty where there is none.
         stopped: Where early stopping ended the run before its rounds were over; None where it did not.
@@ -405,6 +406,7 @@ class What(Record):
     model_notices: tuple[Notice, ...] = ()
     evaluation: Mode
     parties: bool
+    simulated: bool = False
     protocol: str = ""
     stopped: Stopped | None = None
 

@@ -151,6 +151,7 @@ def summarise(
         evaluation=config.evaluation,
         protocol=said_of(plain(config.model_dump())),
         parties=parties,
+        simulated=folder.simulated,
         headline=UNSAID,
         warnings=(),
         codecs=config.codecs,
