@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from asking import Coordinator, changed, contract_of, refusal
+from blake3 import blake3
 from parties import rows
 
 from interfuse.engines.parties import audit, frames, session
@@ -57,7 +57,7 @@ def answered(one: Coordinator, number: int, value: float = 0.0) -> str | None:
     """The digest of the node's answer, none where it fails."""
     ((reply, payload),) = one.node.answer(*question(one, number, value, one.attempt))
     assert isinstance(reply, Reply)
-    return None if reply.failure else hashlib.sha256(bytes(payload)).hexdigest()
+    return None if reply.failure else blake3(bytes(payload)).hexdigest()
 
 
 def test_line_then_message_then_digest_then_the_last_piece(one: Coordinator) -> None:
@@ -70,7 +70,7 @@ def test_line_then_message_then_digest_then_the_last_piece(one: Coordinator) -> 
             states.append(len(lines(one)) - before)
         assert len(sent) > 5
         assert states == [1] * (len(sent) - 1) + [2]
-        wanted = hashlib.sha256(bytes(payload)).hexdigest()
+        wanted = blake3(bytes(payload)).hexdigest()
     begun, known = lines(one)[before:]
     assert (begun["what"], begun["bytes"], begun["repeated"]) == ("reply", len(payload), False)
     assert (known["what"], known["digest"], known["bytes"]) == ("digest", wanted, 0)
@@ -85,7 +85,7 @@ def test_a_stream_that_breaks_leaves_the_digest_of_the_whole(one: Coordinator) -
     for envelope, payload in one.node.answer(*question(one, 1)):
         next(frames.frames(envelope, payload))
         break
-    assert lines(one)[-1]["digest"] == hashlib.sha256(bytes(payload)).hexdigest()
+    assert lines(one)[-1]["digest"] == blake3(bytes(payload)).hexdigest()
 
 
 def test_the_same_answer_is_one_and_others_are_counted(one: Coordinator) -> None:

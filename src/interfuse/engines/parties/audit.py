@@ -31,7 +31,7 @@ from interfuse.errors import RunError
 from interfuse.opening import add_whole, content, opened, to_add_to
 from interfuse.wire.sealed import seal_of, sealed
 
-NOTHING = hashlib.sha256().hexdigest()
+NOTHING = digest_of(b"")
 """The digest of no payload."""
 START = "0" * 64
 """What the first line names as the line before it."""

@@ -1,16 +1,21 @@
-"""Digests of payloads, worked out before they leave or on their way."""
+"""Digests of payloads, worked out before they leave or on their way.
+
+They are BLAKE3, since a node has to hash all that it sends, however large: a fast digest that resists collisions as
+SHA-256 does, by which a vendor's log could otherwise be made to fit another message.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
+
+import blake3
 
 from interfuse.engines.parties.frames import Payload
 from interfuse.wire import Pieces
 
 
 class Digested(Pieces):
-    """A payload with its SHA-256, which is worked out piece by piece while it is cut, unless it is known.
+    """A payload with its BLAKE3, which is worked out piece by piece while it is cut, unless it is known.
 
     Attributes:
         digest: In hexadecimal; None as long as it is not known.
@@ -29,7 +34,7 @@ class Digested(Pieces):
         if self._over:
             yield from super().cut(size)
             return
-        found, left = hashlib.sha256(), len(self)
+        found, left = blake3.blake3(), len(self)
         for piece in super().cut(size):
             for part in piece.parts:
                 found.update(part)
@@ -49,8 +54,8 @@ class Digested(Pieces):
 
 
 def digest_of(payload: Payload) -> str:
-    """SHA-256 of a payload, in hexadecimal."""
-    found = hashlib.sha256()
+    """BLAKE3 of a payload, in hexadecimal."""
+    found = blake3.blake3()
     for part in Pieces.of(payload).parts:
         found.update(part)
     return found.hexdigest()

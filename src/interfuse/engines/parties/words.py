@@ -25,6 +25,6 @@ def _printed(text: str) -> str:
 Name = Annotated[str, MaxLen(200), AfterValidator(_printed)]
 Sentence = Annotated[str, MaxLen(SENTENCE), AfterValidator(_printed)]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""SHA-256 in hexadecimal."""
+"""SHA-256, or of a payload BLAKE3, in hexadecimal."""
 Mark = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")]
 """A digest that may be cut short; empty where there is nothing that it could be of."""
