@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,13 +145,20 @@ def test_a_client_is_put_back_to_where_it_was_before_its_last_call(ray: RayInPro
 # ---------------------------------------------------------------------------------------------------- what is refused
 
 
-def test_workers_that_do_not_come_up_are_not_waited_for_for_ever(ray: RayInProcess) -> None:
-    ray.room = 1
+def test_workers_that_do_not_come_up_are_not_waited_for_for_ever(
+    ray: RayInProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "BUSY", 0.0)
+    ray.room, said = 1, list[str]()
     setup = setup_of("fedavg")
     with pytest.raises(
         RunError, match="1 of 3 workers came up within 0 s: each needs 1 CPU, and the cluster has 2 nodes with 4 CPU"
     ):
-        on_ray(setup, 3, joining=Joining(seconds=0))
+        on_ray(setup, 3, joining=Joining(seconds=0, say=said.append))
+    assert said == [
+        "Ray: 1 of 3 workers are up; for the others up to 0 s. "
+        "Each needs 1 CPU, and the cluster has 2 nodes with 4 CPU (0 free) and 0 GPU (0 free)"
+    ]
     assert all(handle.dead for handle in ray.handles)
 
 
@@ -211,6 +219,32 @@ def test_nothing_at_an_address_is_said_at_once() -> None:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ConfigError, match=r"nothing of Ray answers at 127.0.0.1:\d+: .* refused"):
             cluster._check_address(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_a_cluster_is_the_same_by_whatever_name_its_head_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine joins again for the last evaluation, by the address that was given, which Ray calls otherwise."""
+    ids = {"10.0.0.1:6379": "one", "head:6379": "one", "other:6379": "two"}
+
+    class RpcError(Exception):
+        pass
+
+    def reached(address: str) -> Any:
+        if address not in ids:
+            raise RpcError("timed out")
+        return SimpleNamespace(cluster_id=ids[address])
+
+    monkeypatch.setattr(cluster, "_check_address", lambda address: None)
+    context = SimpleNamespace(gcs_address="10.0.0.1:6379")
+    here = SimpleNamespace(
+        get_runtime_context=lambda: context,
+        exceptions=SimpleNamespace(RpcError=RpcError),
+        _raylet=SimpleNamespace(GcsClient=reached),
+    )
+    for same in (None, "auto", "local", "10.0.0.1:6379", "head:6379"):
+        cluster._check_same(here, same)
+    for another in ("other:6379", "no-ray:6379"):
+        with pytest.raises(ConfigError, match=f"connected to Ray at 10.0.0.1:6379, not at {another}"):
+            cluster._check_same(here, another)
 
 
 def test_what_is_for_ray_alone_is_refused_elsewhere() -> None:

@@ -338,7 +338,7 @@ def _finish(
     config: RunConfig, setup: Setup, folder: RunFolder, given: Given, progress: Progress, engine: EngineFactory | None
 ) -> Summary:
     with folder.locked():
-        make = engine or _engine_of(config.execution)
+        make = engine or _engine_of(config.execution, progress)
         hosted = make(setup, config.execution.workers, Room(config.execution.client_memory, folder.path))
         try:
             summary = _carried_out(config, setup, folder, progress, hosted, given.callbacks)
@@ -361,11 +361,11 @@ def _finish(
     return summary
 
 
-def _engine_of(execution: Execution) -> EngineFactory:
+def _engine_of(execution: Execution, progress: Progress) -> EngineFactory:
     """What carries the clients of a run."""
     if execution.engine == "local":
         return local
-    return partial(on_ray, joining=Joining(execution.ray_address, execution.ray_gpus))
+    return partial(on_ray, joining=Joining(execution.ray_address, execution.ray_gpus, say=progress.note))
 
 
 def _carried_out(

@@ -9,7 +9,7 @@ import socket
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,11 +35,13 @@ class Joining:
             on this machine alone; None: what RAY_ADDRESS says, else ``local``.
         gpus: Of a GPU for each worker, where the device is a GPU: 0.25 puts four on one. None: all GPUs are divided.
         seconds: For the workers to come up.
+        say: Told what is waited for.
     """
 
     address: str | None = None
     gpus: float | None = None
     seconds: float = 120.0
+    say: Callable[[str], None] = lambda text: None
 
 
 WHATEVER = Joining()
@@ -100,11 +102,20 @@ _ADVICE = (
 def _check_same(ray: Any, address: str | None) -> None:
     """Check that an address that was asked for is where this process is connected to."""
     here = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", "local", here):
+    if address not in (None, "auto", "local", here) and _cluster_at(ray, address) != _cluster_at(ray, here):
         raise ConfigError(
             f"this process is connected to Ray at {here}, not at {address}: call ray.shutdown() before, or leave out "
             "the address"
         )
+
+
+def _cluster_at(ray: Any, address: str) -> str | None:
+    """By what a cluster is known, whichever of its head's names and addresses it is reached by."""
+    _check_address(address)
+    try:
+        return str(ray._raylet.GcsClient(address=address).cluster_id)
+    except ray.exceptions.RpcError:  # something else listens there
+        return None
 
 
 def _check_address(address: str) -> None:

@@ -102,7 +102,7 @@ class OnRay:
             num_cpus=self._each["CPU"], num_gpus=self._each["GPU"], max_restarts=0, scheduling_strategy="SPREAD"
         )
         arguments = (paths(), [self._carried], self._room, self._count)
-        began, found, coming = time.monotonic(), list[_Actor](), dict[Any, Any]()
+        began, said, found, coming = time.monotonic(), False, list[_Actor](), dict[Any, Any]()
         try:
             while len(found) < count:
                 for _ in range(count - len(found) - len(coming)):
@@ -115,6 +115,12 @@ class OnRay:
                         found.append(_Actor(coming[reference], place, facts["node"] == self._here))
                     del coming[reference]
                 waited = time.monotonic() - began
+                if not said and waited > BUSY and coming:
+                    said = True
+                    self._joining.say(
+                        f"Ray: {len(found)} of {count} workers are up; for the others up to "
+                        f"{self._joining.seconds:g} s. Each needs {self._needs()}, and the cluster has {resources(ray)}"
+                    )
                 if waited > self._joining.seconds or (self._actors and waited > BUSY and not self._have_room()):
                     break
         except BaseException:
