@@ -21,6 +21,7 @@ from small_runs import GIVEN, assert_same, config_of, lines, outcome
 from interfuse.clients import Clients
 from interfuse.engines import Room
 from interfuse.engines.ray import Joining, OnRay, engine
+from interfuse.engines.ray.cluster import LOOPBACK
 from interfuse.errors import RunError
 from interfuse.methods.local import Local
 from interfuse.runs import Silent, execute, resume
@@ -169,7 +170,7 @@ def until(true: Any, seconds: float = 120.0) -> None:
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="the extra `ray` is not installed")
 def test_a_worker_and_then_the_driver_are_killed_and_the_run_goes_on_without_ray(quick_path: Path) -> None:
-    """Nothing of Ray listens beyond this machine, and no worker outlives the driver."""
+    """Nothing of Ray listens beyond this machine or answers who has no token, and no worker outlives the driver."""
     (quick_path / "slow.py").write_text(SLOW, encoding="utf-8")
     run, same = quick_path / "run", quick_path / "same"
     what = ["slow.py", "--data", "digits", "--clients", "3", "--models", "logistic", "--rounds", "40", "--beside"]
@@ -188,6 +189,14 @@ def test_a_worker_and_then_the_driver_are_killed_and_the_run_goes_on_without_ray
         }
         assert listening
         assert all(ipaddress.ip_address(place.removeprefix("::ffff:")).is_loopback for place in listening)
+        head = next(process for process in everybody if process.name() == "gcs_server")
+        port = next(place.laddr.port for place in head.net_connections("inet") if place.status == "LISTEN")
+        stranger = f"import ray; ray.init(address='127.0.0.1:{port}', logging_level=50)"
+        knocking = os.environ | {LOOPBACK: "0", "RAY_NUM_REDIS_GET_RETRIES": "1"}
+        tried = subprocess.run(
+            [sys.executable, "-c", stranger], env=knocking, capture_output=True, text=True, timeout=120
+        )
+        assert "ConnectionError: Failed to connect to Ray cluster" in tried.stderr
         workers[1].kill()
         before = rounds_of(run)
         until(lambda: rounds_of(run) > before + 5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -62,6 +63,8 @@ def joined(address: str | None, workers: int | None) -> Any:
     if "ray" not in sys.modules:
         if wanted == "local":
             os.environ[LOOPBACK] = "0"
+            # others who have an account on this machine reach 127.0.0.1 too: a token that this process and Ray's know
+            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         else:
             os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of half a minute; 20 by default
         # what its processes have to say would come out on the standard output, among results
