@@ -225,19 +225,19 @@ def test_a_cluster_is_the_same_by_whatever_name_its_head_is_reached(monkeypatch:
     """An engine joins again for the last evaluation, by the address that was given, which Ray calls otherwise."""
     ids = {"10.0.0.1:6379": "one", "head:6379": "one", "other:6379": "two"}
 
-    class RpcError(Exception):
+    class RayError(Exception):
         pass
 
     def reached(address: str) -> Any:
         if address not in ids:
-            raise RpcError("timed out")
+            raise RayError("timed out")
         return SimpleNamespace(cluster_id=ids[address])
 
     monkeypatch.setattr(cluster, "_check_address", lambda address: None)
     context = SimpleNamespace(gcs_address="10.0.0.1:6379")
     here = SimpleNamespace(
         get_runtime_context=lambda: context,
-        exceptions=SimpleNamespace(RpcError=RpcError),
+        exceptions=SimpleNamespace(RayError=RayError),
         _raylet=SimpleNamespace(GcsClient=reached),
     )
     for same in (None, "auto", "local", "10.0.0.1:6379", "head:6379"):

@@ -98,7 +98,7 @@ def joined(address: str | None, workers: int | None) -> Any:
 
 _ADVICE = (
     "The address is HOST:PORT of the head as `ray start --head` prints it, or auto on a machine of the cluster; all "
-    "machines need the same versions of Ray and Python"
+    "machines need the same versions of Ray and Python; where it wants a token, RAY_AUTH_MODE and RAY_AUTH_TOKEN"
 )
 
 
@@ -117,7 +117,7 @@ def _cluster_at(ray: Any, address: str) -> str | None:
     _check_address(address)
     try:
         return str(ray._raylet.GcsClient(address=address).cluster_id)
-    except ray.exceptions.RpcError:  # something else listens there
+    except ray.exceptions.RayError:  # something else listens there, or a Ray that wants another token
         return None
 
 
