@@ -39,8 +39,9 @@ LONGEST = 400
 BUSY = 10.0
 """Seconds that a worker is given to end a call that nobody waits for any more, before another takes its place; and
 those after which the rest go on, where the cluster has no room for that one."""
-QUEUED = 2
-"""Calls that one worker has before it, where answers are wanted in order: it need not wait for the next one."""
+QUEUED, TOGETHER = 2, 4
+"""Tasks that one worker has before it, where answers are wanted in order: it need not wait for the next one. And calls
+of a task: each task costs some milliseconds."""
 
 
 class _Actor(NamedTuple):
@@ -202,12 +203,14 @@ class OnRay:
         first = 0  # rank of the first client whose answer is awaited
 
         def give(worker: int) -> None:
-            while (
-                left[worker]
-                and rank[left[worker][0][0][0]] < first + QUEUED * AHEAD * len(self._actors)
-                and list(asked.values()).count(worker) < QUEUED
-            ):
-                asked[ask(worker, [left[worker].popleft()])] = worker
+            limit = first + QUEUED * TOGETHER * AHEAD * len(self._actors)
+            while list(asked.values()).count(worker) < QUEUED:
+                own = list[list[tuple[ClientId, int | None]]]()
+                while left[worker] and len(own) < TOGETHER and rank[left[worker][0][0][0]] < limit:
+                    own.append(left[worker].popleft())
+                if not own:
+                    return
+                asked[ask(worker, own)] = worker
 
         while asked or any(left.values()):
             for worker in left:
