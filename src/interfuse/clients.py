@@ -72,12 +72,11 @@ def is_part(phase: str) -> bool:
 
 @dataclass(frozen=True)
 class Failure:
-    """Why there is no reply of a client: it failed, was late, was away all the time, or had no answers left for the
-    round, which is then passed over."""
+    """Why there is no reply of a client: it failed, was late, or was away all the time."""
 
     client: ClientId
     reason: str
-    kind: Literal["failed", "late", "away", "spent"] = "failed"
+    kind: Literal["failed", "late", "away"] = "failed"
 
 
 @dataclass(frozen=True)

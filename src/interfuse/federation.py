@@ -203,18 +203,13 @@ class Federation:
         self._settle()
         self.engine.end_round()
 
-    def run_round(self, *, passed_over: bool = False) -> None:
-        """One round of the method; after the last one, what it does to finish.
-
-        Args:
-            passed_over: All stand after the round where they stood before it.
-        """
+    def run_round(self) -> None:
+        """One round of the method; after the last one, what it does to finish."""
         self.round += 1
         self._enter(self.round, "training")
         state = self.server.state
         with self.setup.numerics.applied(), seeded(self.setup.seed, "round", self.round):
-            if not passed_over:
-                self.method.round(self.server, self.clients)
+            self.method.round(self.server, self.clients)
             if self.round == self.rounds:
                 self.engine.end_round()
                 self.method.finish(self.server, self.clients)

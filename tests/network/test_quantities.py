@@ -15,13 +15,13 @@ from parties import rows
 from torch import Tensor
 
 from interfuse.engines.parties import stopwatch
+from interfuse.engines.parties.forecast import Forecast
 from interfuse.engines.parties.frames import Offer, Reply
 from interfuse.engines.parties.keeping import RUN_FILE, read_run
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError
-from interfuse.evaluation.accuracy import Scope
 from interfuse.families.fusion import FusionOutputs, FusionPairs
 from interfuse.messages import Weights
 from interfuse.messages.encoding import decode
@@ -273,29 +273,51 @@ def test_a_run_that_a_node_began_with_an_earlier_version_drew_from_the_seed(fold
     assert read_run(path).contract.sampling.draws_from == "seed"
 
 
-def test_bytes_that_will_not_do_are_told_after_the_first_round_and_once(folder: Path) -> None:
+def test_bytes_that_will_not_do_are_told_after_the_third_round_and_once(folder: Path) -> None:
     def said(limit: str) -> list[str]:
         place = folder / limit.replace(" ", "")
         place.mkdir()
         one = Coordinator(place, f"\n[limits]\n{limit}\n", rounds=100)
         for _ in range(2):
-            assert one.failure("count", Scope(False, False), "evaluation", program="evaluation", round=0) is None
-            before = one.node.audit.sent("run")
-            for round in range(1, 4):
+            for round in range(1, 5):
+                sizes.append(one.node.audit.sent("run"))
                 assert one.failure("train", Weights(one.zeros), round=round) is None
             one.begin()
-        sizes.append((before, one.node.audit.sent("run")))
         one.node.close()
         return [text for text in one.said if "bytes will not do" in text]
 
-    sizes: list[tuple[int, int]] = []
+    sizes: list[int] = []
     assert said("rounds = 100") == []
-    before, after = sizes[0]
-    each = (after - before) // 3
-    start = (before - 3 * each) // 2  # before the first round, in each of two attempts
-    needed = start + 100 * each
+    each, after = sizes[3] - sizes[2], sizes[3]
+    needed = after + 97 * each
     (text,) = said("bytes = 20_000")
-    assert f"after 1 of 100 rounds {start + each:,} bytes have left, {each:,} a round" in text
+    assert f"after 3 of 100 rounds {after:,} bytes have left, {each:,} a round" in text
     assert f"the run needs {needed:,}, and [limits] bytes is 20,000: it ends for this node in about round" in text
-    assert int(text.split()[-1]) == 1 + (20_000 - start) // each
-    assert said(f"bytes = {needed}") == []
+    assert int(text.split()[-1]) == 4 + (20_000 - after) // each
+    assert said(f"bytes = {2 * needed}") == []
+
+
+def told(limit: int, rounds: int, sizes: Sequence[int], forecast: Forecast | None = None, sent: int = 0) -> list[int]:
+    """In which rounds something is told where so many bytes leave in each; a round has two calls."""
+    made, found = forecast or Forecast(limit, rounds), list[int]()
+    for round, size in enumerate(sizes, 1):
+        for part in (0, size):
+            if made.begins(round, sent + part // 2):
+                found.append(round)
+        sent += size
+    return found
+
+
+def test_what_leaves_now_and_then_alarms_nobody_and_what_grows_is_told() -> None:
+    assert told(200_000, 100, [2_000] + [10] * 99) == []  # a codebook in the first round
+    evaluated = [10 + 1_000 * (round % 10 == 1) for round in range(100)]
+    assert told(sum(evaluated) * 11 // 10, 100, evaluated) == []
+    assert told(sum(evaluated) // 2, 100, evaluated) == [13]  # ten whole rounds behind the first
+    assert told(6_000, 100, [10] + [2_000] * 5) == [4]
+    assert told(6_000, 100, [10] * 5 + [2_000] * 20) == [15]  # a coordinator that begins with little
+    assert told(10, 100, [0] * 20) == told(10, 100, [0, 20, 0, 0]) == []
+    again = Forecast(1_000, 10)
+    assert told(0, 0, [90, 90], again) == []
+    again.begin_again()
+    assert told(0, 0, [90, 90, 90], again, 180) == []  # 180 more than its rounds take, and still within
+    assert told(1, 100, [5, 5, 5, 5]) == [4]  # more has left than may: nothing is divided by nothing

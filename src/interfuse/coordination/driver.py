@@ -256,7 +256,7 @@ class _Coordinator:
         )  # fmt: skip
         self._watch = Watch(config, folder.path, record, self._hub, progress)
         self._restarts: Counter[tuple[int, int]] = Counter()
-        self._passed_over: dict[int, dict[int, str]] = {}
+        self._again = 0
 
     def carry_out(self) -> None:
         """Attempt after attempt, until the run is finished or cannot be."""
@@ -340,10 +340,7 @@ class _Coordinator:
         self._watch.engine = engine
         try:
             engine.begin()
-            conduct(
-                self._config, setup, self._folder, engine, self._watch, again=self._record.begun,
-                passed_over=self._passed_over,
-            )  # fmt: skip
+            conduct(self._config, setup, self._folder, engine, self._watch, again=self._again)
             return True
         except (InterruptedRoundError, ClientError) as error:
             if isinstance(error, ClientError) and error.client is not None:
@@ -351,22 +348,10 @@ class _Coordinator:
             if not engine.faults:
                 raise
             self._events.add("interrupted", round=self._watch.round, reason=error)
-            faults = dict(sorted(engine.faults.items()))
-            if spent := self._spent(engine.round, faults):
-                self._events.add("passes over", round=engine.round, reason=next(iter(spent.values())))
-                self._passed_over[engine.round] = spent
-            self._record.begun = max(self._record.begun, self._watch.round + 1)
-            for client, fault in faults.items():
-                if client not in spent:
-                    self._judge(client, members[client].name, fault)
+            self._again = self._watch.round + 1
+            for client, fault in sorted(engine.faults.items()):
+                self._judge(client, members[client].name, fault)
             return False
-
-    def _spent(self, round: int, faults: Mapping[int, Fault]) -> dict[int, str]:
-        """Who cannot do a round any more, and why, where that is nobody's fault: it was begun before, others were lost
-        in it, and so the same was asked with other messages. Everybody goes on behind it, where answers count anew."""
-        if not 0 < round <= self._record.begun or round in self._passed_over:
-            return {}
-        return {client: fault.reason for client, fault in faults.items() if fault.kind == "spent"}
 
     def _marked(self, marks: Mapping[int, str]) -> None:
         """Keep how far the nodes' audit logs are, as they say with a commit."""

@@ -30,12 +30,10 @@ class Participant(BaseModel):
 
 class Record(BaseModel):
     """``network.json``: what has to be known to go on with a run. ``run`` keys what nodes keep on their disks;
-    ``begun`` is the last round in which somebody was lost;
     ``simulated``: they are clients of a simulation of Flower's."""
 
     run: str
     attempt: int = 0
-    begun: int = 0
     classes: int
     simulated: bool = False
     nodes: dict[str, Participant] = {}

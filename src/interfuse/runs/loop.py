@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from interfuse.client import ClientId
-from interfuse.clients import TRAINING, Engine, Failure
+from interfuse.clients import TRAINING, Engine
 from interfuse.data import Dataset, Partition, deal, is_read, tasks_of, testing_on_shares
 from interfuse.data.inputs import shape_text
 from interfuse.engines import Room, local
@@ -417,14 +417,7 @@ def _naming(callback: Callback, hook: str, standing: str) -> Iterator[None]:
 
 
 def conduct(
-    config: RunConfig,
-    setup: Serving,
-    folder: RunFolder,
-    engine: Engine,
-    progress: Progress,
-    *,
-    again: int = 0,
-    passed_over: Mapping[int, Mapping[ClientId, str]] = {},
+    config: RunConfig, setup: Serving, folder: RunFolder, engine: Engine, progress: Progress, *, again: int = 0
 ) -> Summary:
     """Carry out a run whose clients live elsewhere, or go on with it from its last commit. Returns the summary.
 
@@ -432,11 +425,9 @@ def conduct(
 
     Args:
         again: Up to this round everything was begun before: each round is committed, so that none is done a third time.
-        passed_over: Rounds that are left out, with the clients who cannot do them any more, and why: such a round asks
-            nobody, its line has no accuracy, and names these clients among its failures.
     """
     with folder.locked():
-        summary = _Run(config, setup, folder, progress, engine, again=again, passed_over=passed_over).carry_out()
+        summary = _Run(config, setup, folder, progress, engine, again=again).carry_out()
         summary = summary.model_copy(update={"beside": {}})
         return folder.write_summary(concluded(summary, folder.metrics()))
 
@@ -505,7 +496,6 @@ class _Run:
     """Clients that made no step so far."""
     again: int = 0
     """Up to this round each is committed."""
-    passed_over: Mapping[int, Mapping[ClientId, str]] = field(default_factory=dict)
 
     def carry_out(self) -> Summary:
         """All rounds that are left, then the full evaluation of the last and the best state."""
@@ -534,7 +524,7 @@ class _Run:
         else:
             self._go_back(commit)
         while self.federation.round < self.federation.rounds:
-            self._next_round()
+            self._round(self.federation.run_round)
         if self.committed_round != self.federation.round:
             self._commit()
         if self.config.evaluation != "none":
@@ -552,17 +542,7 @@ class _Run:
         self._take(*self.folder.metrics())
         self.committed, self.committed_round = time.monotonic(), commit.round
 
-    def _next_round(self) -> None:
-        unable = self.passed_over.get(self.federation.round + 1, {})
-        work = partial(self.federation.run_round, passed_over=bool(unable))
-        self._round(work, without=[Failure(client, reason, "spent") for client, reason in unable.items()])
-
-    def _round(self, work: Callable[[], None], *, first: bool = False, without: Sequence[Failure] = ()) -> None:
-        """A round and its line.
-
-        Args:
-            without: Those for whom it is passed over: it is not evaluated either.
-        """
+    def _round(self, work: Callable[[], None], *, first: bool = False) -> None:
         exchange = self.federation.exchange
         exchange.seconds.clear()
         exchange.failures.clear()
@@ -584,20 +564,18 @@ class _Run:
                 "clients": {client: rows for client, rows in sorted(exchange.left_out.items()) if rows},
                 "server": self.federation.server.left_out,
             },
-            "failures": [
-                {"client": f.client, "kind": f.kind, "reason": f.reason} for f in (*without, *exchange.failures)
-            ],
+            "failures": [{"client": f.client, "kind": f.kind, "reason": f.reason} for f in exchange.failures],
             "outstanding": len(exchange.outstanding),
             "virtual_seconds": dict(exchange.clock.times),
         }
         evaluated = time.perf_counter()
         last, improved = self.federation.round == self.federation.rounds, False
-        if not without and (first or last or self.federation.round % self.config.eval_every == 0):
+        if first or last or self.federation.round % self.config.eval_every == 0:
             point = row["accuracy"] = point_of(
                 evaluate(self.federation, full=False, all_own=self.config.curve == "all")
             )
             improved = not first and self._improves(point)
-        if first or (last and not without):
+        if first or last:
             row["similarity"] = similarity(self.federation)
         if type(self.setup.method).shown is not Method.shown:
             row["shown"] = shown(self.setup.method, self.federation.server)

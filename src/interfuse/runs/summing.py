@@ -133,7 +133,6 @@ def summarise(
         for phase, seconds in row.seconds.items():
             phases[phase] += seconds
     kinds = Counter(failure.kind for row in rows for failure in row.failures)
-    spent = {"spent": kinds["spent"]} if kinds["spent"] else {}
     parties = folder.between_parties
     asked: dict[str, Any] = {}
     if "forgetting" in config.metrics:
@@ -169,7 +168,7 @@ def summarise(
         left_out=left_out(rows),
         shown=rows[-1].shown if rows else Shown(),
         virtual_seconds=rows[-1].virtual_seconds if rows else {},
-        missing_replies={kind: kinds[kind] for kind in ("failed", "late", "away")} | spent,
+        missing_replies={kind: kinds[kind] for kind in ("failed", "late", "away")},
         uplink_bytes=training.uplink,
         downlink_bytes=Downlink(
             raw=training.downlink.raw,

@@ -310,6 +310,7 @@ class Node:
             dims = dims_of(own.contract, begin.clients, begin.d)
             watch = Stopwatch(self.vendor.limits.seconds)
             setup = own.hosted(self._facts.profile(begin.client), dims, secret, watch)
+            self._forecast.begin_again()
             self._session = Session(self.vendor, setup, begin, folder, self.audit, self.events, self._forecast)
             self.events.add("begins", run=own.contract.run, attempt=begin.attempt, client=begin.client)
         yield self._leaving(Outgoing(Ready(attempt=begin.attempt)))

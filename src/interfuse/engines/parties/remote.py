@@ -35,11 +35,10 @@ class Fault:
 
     ``lost``: it was not there, or did not answer; ``restarted``: it is there, but what it held in memory is gone;
     ``failed``: its handler failed, or its message is not what the handler declares; ``bad``: it did what no honest node
-    does, or its key was revoked; ``late``: the deadline of the call went by; ``spent``: it gave as many answers to the
-    call already as its vendor's file lets it.
+    does, or its key was revoked; ``late``: the deadline of the call went by.
     """
 
-    kind: Literal["lost", "restarted", "failed", "bad", "late", "spent"]
+    kind: Literal["lost", "restarted", "failed", "bad", "late"]
     reason: str
 
 
@@ -88,7 +87,6 @@ class Remote:
     Attributes:
         faults: Nodes that failed in this attempt, by client.
         waited: Seconds between asking a node and its answer, less its work, by client.
-        round: Of the last call.
     """
 
     def __init__(
@@ -112,7 +110,7 @@ class Remote:
         self._programs = setup.programs_with(setup.method)
         self._numbers = dict.fromkeys(members, 0)
         self._marked = marked
-        self.round = self._ended = 0
+        self._ended = 0
         self._cancelled: dict[ClientId, int] = {}
         self._receipts: dict[ClientId, str] = {}
         self._busy: set[ClientId] = set()  # still at the call that was cancelled: nothing is sent to them meanwhile
@@ -155,7 +153,6 @@ class Remote:
 
     def call(self, request: Request, messages: Mapping[ClientId, Message | None]) -> list[Answer]:
         """Run a handler on nodes, each once, whatever happens to their connections."""
-        self.round = request.round
         self._hub.check_keys()
         self._catch_up()
         began = time.monotonic()
@@ -207,8 +204,7 @@ class Remote:
         reply, name = arrived.envelope, self._members[client].name
         assert isinstance(reply, Reply)
         if reply.failure is not None:
-            kind: Literal["spent", "failed"] = "spent" if reply.failure == "limit-calls" else "failed"
-            self.faults[client] = Fault(kind, f"{reply.failure} in {request.handler}, round {request.round}")
+            self.faults[client] = Fault("failed", f"{reply.failure} in {request.handler}, round {request.round}")
             return self._failed(client, f"node {name}: {reply.failure}; its log says more", reply.seconds)
         try:
             if (expected is not None) != reply.message:
