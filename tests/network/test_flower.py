@@ -40,7 +40,7 @@ from interfuse.coordination.driver import between_parties
 from interfuse.engines.flower.carrier import FlowerCarrier, Pace
 from interfuse.engines.flower.channel import Plain, Tls, context_of_coordinator, context_of_node
 from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, NAME, Head, most_of, opened_whole, received, sent
-from interfuse.engines.flower.residence import Residence, _listening, reside
+from interfuse.engines.flower.residence import Residence, reside
 from interfuse.engines.grpc import make_keys
 from interfuse.engines.parties import Link, Peer
 from interfuse.engines.parties.frames import (
@@ -735,30 +735,6 @@ def test_an_app_is_a_recipe_and_two_calls(tmp_path: Path) -> None:
             write_app(parse_config({}), tmp_path / folder, tmp_path / "mine" / run, None)
     with pytest.raises(ConfigError, match="execution.engine = 'ray': between parties every client is at its own node"):
         write_app(parse_config({"execution": {"engine": "ray"}}), tmp_path / "ray", tmp_path / "run", None)
-
-
-def test_nobody_takes_away_a_socket_that_is_about_to_listen(sockets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, said, chmod = sockets / "ant.sock", list[str](), os.chmod
-
-    def second() -> None:
-        try:
-            with _listening(place):
-                said.append("it listens")
-        except ConfigError as error:
-            said.append(str(error))
-
-    def between(path: Path, mode: int) -> None:
-        if threading.current_thread() is not other:
-            other.start()
-            other.join(0.3)  # it has to wait
-        chmod(path, mode)
-
-    other = threading.Thread(target=second)
-    monkeypatch.setattr(os, "chmod", between)
-    with _listening(place):
-        monkeypatch.undo()
-        other.join()
-        assert "another node answers there" in said[0]
 
 
 def test_an_app_is_written_with_the_options_of_a_run(tmp_path: Path) -> None:

@@ -168,9 +168,7 @@ def handshake(address: tuple[str, int], context: ssl.SSLContext) -> None:
         line.recv(1 << 16)
 
 
-def test_connections_whose_certificate_is_not_accepted_are_counted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connections_that_call_nothing_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(handshakes, "SETTLED", 0.0)
     keys = {name: tmp_path / name for name in ("ours", "theirs")}
     for folder in keys.values():
@@ -185,7 +183,7 @@ def test_connections_whose_certificate_is_not_accepted_are_counted(
             handshake(address, context)
         hub.note_unheard()
         hub.note_unheard()
-        assert said == [f"connections ended before a certificate was accepted count=3 reason={UNHEARD}"]
+        assert said == [f"connections that called nothing count=3 reason={UNHEARD}"]
         files = KeyFiles.in_folder(keys["ours"] / "ant", "ant")
         known = grpc.secure_channel(f"localhost:{address[1]}", of_node(files))
         for _ in range(3):
@@ -207,3 +205,21 @@ def test_a_connection_is_settled_before_it_counts(monkeypatch: pytest.MonkeyPatc
     assert found.unheard() == 0
     now[0] = handshakes.SETTLED
     assert [found.unheard(), found.unheard()] == [2, 0]
+
+
+def test_nobody_who_calls_counts_as_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ports come again, connections stay, and calls of hours lie behind."""
+    now, found = [0.0], handshakes.Handshakes()
+    monkeypatch.setattr(handshakes.time, "monotonic", lambda: now[0])
+    for beat in range(1_000):
+        now[0] += 10.0
+        found.begins()  # somebody looks every ten seconds, through one of 200 ports
+        found.calls(f"ipv4:127.0.0.1:{beat % 200}")
+        found.calls("ipv4:127.0.0.1:999")  # and a connection stays for ever
+        assert found.unheard() == 0
+    now[0] += 100.0
+    assert found.unheard() == 0
+    for _ in range(70_000):
+        found.begins()
+    now[0] += handshakes.SETTLED
+    assert found.unheard() == 70_000

@@ -12,15 +12,12 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from filelock import FileLock
-
 from interfuse.engines.flower.channel import Channel, context_of_node, of_node
 from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, opened, received, sent
 from interfuse.engines.parties import KeyFiles
 from interfuse.engines.parties.frames import Assembler, End, FrameError, Question, frames
 from interfuse.engines.parties.node import Node, RefusedError
 from interfuse.errors import ConfigError, RunError
-from interfuse.opening import check_place
 from interfuse_relay.lines import announced, exactly, send
 
 WAITING = 16
@@ -189,15 +186,12 @@ def _serve(line: socket.socket, residence: Residence, node: Node, turn: Abstract
 @contextmanager
 def _listening(place: Path) -> Iterator[socket.socket]:
     """A socket at a place, for this user and its group."""
-    lock = place.with_name(f"{place.name}.lock")
     with socket.socket(socket.AF_UNIX) as listener:
         try:
-            check_place(lock)
-            with FileLock(lock):  # a socket that does not listen yet would look like one that was left
-                _vacate(place)
-                listener.bind(str(place))
-                os.chmod(place, 0o660)
-                listener.listen(WAITING)
+            _vacate(place)
+            listener.bind(str(place))
+            os.chmod(place, 0o660)
+            listener.listen(WAITING)
         except OSError as error:
             raise ConfigError(
                 f"--socket {place}: no socket can be there: {error.strerror or error}; name a short path in a folder "

@@ -60,7 +60,7 @@ STREAMS_OF_A_KEY = 2
 """One, and another after a break that was not noticed yet: nobody takes the room of others."""
 UNHEARD_SECONDS = 20.0
 """Between two lines about connections of which nothing is known."""
-UNHEARD = "theirs is of another authority, is out of date, or they showed none"
+UNHEARD = "their keys are of another authority or out of date, they have none, or they did not accept the coordinator's"
 SPARE_STREAMS = 16
 """Streams beside those of the nodes: joins that are refused, health checks."""
 
@@ -190,7 +190,7 @@ class Hub:
             return
         self._noted = now
         if count := self.carrier.unheard():
-            self._events.add("connections ended before a certificate was accepted", count=count, reason=UNHEARD)
+            self._events.add("connections that called nothing", count=count, reason=UNHEARD)
 
     def check_keys(self) -> None:
         """Drop members whose key was revoked since they joined."""
