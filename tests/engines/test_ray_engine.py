@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import socket
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,10 @@ def test_a_large_message_for_all_is_stored_once(ray: RayInProcess, monkeypatch: 
     assert len(stored) == 1
 
 
-def test_replies_in_order_are_never_far_ahead(ray: RayInProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("light", "together"), [(engine.LIGHT, engine.TOGETHER), (11, 1)])
+def test_replies_in_order_are_never_far_ahead(
+    ray: RayInProcess, monkeypatch: pytest.MonkeyPatch, light: int, together: int
+) -> None:
     """Worker 0 has every other client, and answers last."""
     made, heard, asked, ahead = probe(workers=2, clients=60), list[int](), list[int](), list[int]()
     ray.slow = {0}
@@ -129,10 +133,11 @@ def test_replies_in_order_are_never_far_ahead(ray: RayInProcess, monkeypatch: py
         ahead.append(sum(asked) - len(heard))
 
     monkeypatch.setattr(ray, "carry_out", carry_out)
+    monkeypatch.setattr(engine, "LIGHT", light)
     made.clients.call(made.method.echo, Payload(torch.ones(3)), each=take)
     assert heard == list(range(60))
-    assert max(asked) == engine.TOGETHER
-    assert max(ahead) <= engine.QUEUED * engine.TOGETHER * (engine.AHEAD + 1) * 2 < 50
+    assert max(asked) == together
+    assert max(ahead) <= engine.QUEUED * together * (engine.AHEAD + 1) * 2 < 50
 
 
 def test_a_client_is_put_back_to_where_it_was_before_its_last_call(ray: RayInProcess) -> None:
@@ -226,6 +231,16 @@ def test_nothing_at_an_address_is_said_at_once() -> None:
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(ConfigError, match=r"nothing of Ray answers at 127.0.0.1:\d+: .* refused"):
             cluster._check_address(f"127.0.0.1:{taken.getsockname()[1]}")
+
+
+def test_a_ray_of_ones_own_that_would_ask_for_no_token_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads whether it is to where it is imported, and a program may have done that before."""
+    pretended = SimpleNamespace(is_initialized=lambda: False, init=lambda **given: pytest.fail("it was started"))
+    monkeypatch.setitem(sys.modules, "ray", pretended)
+    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with pytest.raises(ConfigError, match="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN .* before it is imported"):
+        cluster.joined("local", 1)
 
 
 def test_a_cluster_is_the_same_by_whatever_name_its_head_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

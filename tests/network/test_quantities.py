@@ -314,7 +314,7 @@ def test_what_leaves_now_and_then_alarms_nobody_and_what_grows_is_told() -> None
     assert told(sum(evaluated) * 11 // 10, 100, evaluated) == []
     assert told(sum(evaluated) // 2, 100, evaluated) == [12]  # ten whole rounds behind the first
     assert told(6_000, 100, [10] + [2_000] * 5) == [4]
-    assert told(6_000, 100, [10] * 5 + [2_000] * 20) == [15]  # a coordinator that begins with little
+    assert told(60_000, 100, [10] * 5 + [2_000] * 20) == [12]  # a coordinator that begins with little
     assert told(10, 100, [0] * 20) == told(10, 100, [0, 20, 0, 0]) == []
     again = Forecast(1_000, 10)
     assert told(0, 0, [90, 90], again) == []

@@ -23,6 +23,8 @@ ADDRESS = "RAY_ADDRESS"
 """The variable of the environment in which Ray itself looks for a cluster."""
 LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """With 0, Ray has its processes listen on 127.0.0.1, as it does on macOS; otherwise they listen on every interface."""
+AUTHORISING = "RAY_AUTH_MODE"
+"""With ``token``, Ray's processes answer nobody who does not know RAY_AUTH_TOKEN. Read where Ray is imported."""
 DIALLING = 10.0
 """Seconds for an address to answer."""
 
@@ -64,7 +66,8 @@ def joined(address: str | None, workers: int | None) -> Any:
         if wanted == "local":
             os.environ[LOOPBACK] = "0"
             # others who have an account on this machine reach 127.0.0.1 too: a token that this process and Ray's know
-            os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            if os.environ.get(AUTHORISING) != "token":
+                os.environ |= {AUTHORISING: "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         else:
             os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # of half a minute; 20 by default
         # what its processes have to say would come out on the standard output, among results
@@ -75,6 +78,12 @@ def joined(address: str | None, workers: int | None) -> Any:
     if ray.is_initialized():
         _check_same(ray, address)
         return ray
+    if wanted == "local" and os.environ.get(AUTHORISING) != "token":
+        raise ConfigError(
+            "Ray was imported before interfuse could have it ask for a token, so whoever has an account here could run "
+            f"code as you: set {LOOPBACK}=0, {AUTHORISING}=token and RAY_AUTH_TOKEN (64 hexadecimal digits) "
+            "before it is imported, or call ray.init yourself"
+        )
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if wanted == "local":
         options |= {"num_cpus": max(available_cores(), workers or 1), "include_dashboard": False}

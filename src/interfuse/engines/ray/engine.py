@@ -39,9 +39,11 @@ LONGEST = 400
 BUSY = 10.0
 """Seconds that a worker is given to end a call that nobody waits for any more, before another takes its place; and
 those after which the rest go on, where the cluster has no room for that one."""
-QUEUED, TOGETHER = 2, 4
-"""Tasks that one worker has before it, where answers are wanted in order: it need not wait for the next one. And calls
-of a task: each task costs some milliseconds."""
+QUEUED = 2
+"""Tasks that one worker has before it, where answers are wanted in order: it need not wait for the next one."""
+TOGETHER, LIGHT = 4, 1 << 20
+"""Calls of such a task, which costs some milliseconds, where a message is of so many bytes at most: answers wait in
+memory, and are mostly as large as what is asked."""
 
 
 class _Actor(NamedTuple):
@@ -156,7 +158,7 @@ class OnRay:
         groups = self._groups.of(request, messages)
         if request.heading == "training":
             self._move(self._placement.arrange(groups))
-        bodies: dict[int, Any] = {}
+        bodies, largest = dict[int, Any](), 0
         tasks: dict[int, list[list[tuple[ClientId, int | None]]]] = {}
         for group in groups:
             own: list[tuple[ClientId, int | None]] = []
@@ -164,6 +166,7 @@ class OnRay:
                 message = messages[client]
                 if message is not None and id(message) not in bodies:
                     body = packed(flatten(message))
+                    largest = max(largest, body.nbytes)
                     bodies[id(message)] = body if body.nbytes <= SMALL else self._ray.put(body)
                 own.append((client, None if message is None else id(message)))
             tasks.setdefault(self._placement.home[group[0]], []).append(own)
@@ -178,7 +181,7 @@ class OnRay:
 
         asked: Iterable[Any]
         if request.ordered:
-            asked = self._in_turn(tasks, list(messages), ask)
+            asked = self._in_turn(tasks, list(messages), ask, TOGETHER if 0 < largest <= LIGHT else 1)
         else:
             # all answers before the first is looked at: a worker that is lost is found out before any is used
             asked = list(self._as_they_come({ask(worker, mine): worker for worker, mine in tasks.items()}))
@@ -194,6 +197,7 @@ class OnRay:
         tasks: Mapping[int, list[list[tuple[ClientId, int | None]]]],
         clients: Sequence[ClientId],
         ask: Callable[[int, Sequence[Sequence[Numbered]]], Any],
+        together: int,
     ) -> Iterator[Any]:
         """Answers as they come, of clients that are never far ahead of the first whose answer is still awaited."""
         rank = {client: place for place, client in enumerate(clients)}
@@ -203,10 +207,10 @@ class OnRay:
         first = 0  # rank of the first client whose answer is awaited
 
         def give(worker: int) -> None:
-            limit = first + QUEUED * TOGETHER * AHEAD * len(self._actors)
+            limit = first + QUEUED * together * AHEAD * len(self._actors)
             while list(asked.values()).count(worker) < QUEUED:
                 own = list[list[tuple[ClientId, int | None]]]()
-                while left[worker] and len(own) < TOGETHER and rank[left[worker][0][0][0]] < limit:
+                while left[worker] and len(own) < together and rank[left[worker][0][0][0]] < limit:
                     own.append(left[worker].popleft())
                 if not own:
                     return
