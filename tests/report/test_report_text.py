@@ -131,6 +131,9 @@ def test_console_tells_what_went_up_before_the_rounds() -> None:
     start = summary.start_bytes.model_copy(update={"uplink": Volume(813_000, 813_000)})
     lines = printed(summary.model_copy(update={"start_bytes": start}))
     assert lines[-2].endswith("in sum; 813.0 kB more in sum before the first round")
+    sent = Volume(44_300_000, 4_000_000)
+    lines = printed(summary.model_copy(update={"codecs": {"default": "int8"}, "uplink_bytes": sent}))
+    assert lines[-2].startswith("uplink on the wire (44.3 MB before codecs): 1.00 MB per client, 4.00 MB in sum")
 
 
 @pytest.mark.parametrize("fake", [FakeRun(compositions=False), FakeRun(clients=1), FakeRun(clients=40), LOCAL])

@@ -71,14 +71,16 @@ def console_summary(summary: Summary) -> RenderableType:
     if matrices:
         text = f"{summary.score} of base block (row) with modular block (column), %"
         parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
-    sent = summary.uplink_bytes.raw
+    coded, uplink = any(text != "none" for text in summary.codecs.values()), summary.uplink_bytes
+    sent = uplink.wire if coded else uplink.raw
+    before = summary.start_bytes.uplink.wire if coded else summary.start_bytes.uplink.raw
     each = sent / max(1, len(summary.clients))
-    before = summary.start_bytes.uplink.raw
-    uplink = f"uplink: {size(each)} per client, {size(sent)} in sum"
-    uplink += f"; {size(before)} more in sum before the first round" if before else ""
+    where = f"uplink on the wire ({size(uplink.raw)} before codecs)" if coded else "uplink"
+    text = f"{where}: {size(each)} per client, {size(sent)} in sum"
+    text += f"; {size(before)} more in sum before the first round" if before else ""
     if summary.evaluation != "none":
         parts += [_scores(summary), Text("")]
-    return Group(*parts, Text(uplink), Text(f"report: {summary.run}/report.html"))
+    return Group(*parts, Text(text), Text(f"report: {summary.run}/report.html"))
 
 
 def _line(name: str, value: float, others: list[tuple[str, float]], form: Callable[[float], str] = percent) -> Text:

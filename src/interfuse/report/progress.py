@@ -115,7 +115,8 @@ class Standing:
 
     def __str__(self) -> str:
         elapsed = self._clock() - self._began
-        old = f" (after round {self._measured})" if self._accuracy and self._measured < self.round else ""
+        several = "both " if "composition" in self._accuracy else ""
+        old = f" ({several}after round {self._measured})" if self._accuracy and self._measured < self.round else ""
         parts = [f"round {self.round}/{self.rounds}", self._accuracy + old, self._uplink, duration(elapsed)]
         if self._trained and self.round < self.rounds:
             parts.append(f"{duration(self._left())} left")

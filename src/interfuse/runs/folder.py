@@ -129,7 +129,8 @@ class RunFolder:
             RunError: there is a run already, or the folder cannot be written.
         """
         if self._is(CONFIG):
-            raise RunError(f"{self.path} holds a run already: {self.going_on}, or choose another --out")
+            anew = "" if self._is(METRICS) else f"remove it, since nothing was done in it (rm -r {self.path}), "
+            raise RunError(f"{self.path} holds a run already: {self.going_on}, {anew}or choose another --out")
         with _explained(self.path):
             self.commits.mkdir(parents=True, exist_ok=True)
             write_whole(self.path / DATA, json.dumps(data, indent=1))

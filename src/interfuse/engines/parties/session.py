@@ -229,7 +229,8 @@ class Session:
                 payload = encoded(rounded(disturbed(reply, limits.noise, noise), codecs, rounding), codecs)
         sent = self._audit.sent(self._setup.contract.run)
         if limits.bytes is not None and sent + len(payload) > limits.bytes:
-            raise DeniedError("limit-bytes", f"{sent} of {limits.bytes} bytes are sent already")
+            reason = f"{sent} of {limits.bytes} bytes are sent already; this message has {len(payload)}"
+            raise DeniedError("limit-bytes", reason)
         return payload
 
     def _failed(self, call: Call, code: Code, reason: str) -> Outgoing:
