@@ -152,5 +152,5 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[RayInProcess]:
     """The block in which engines use this instead of Ray."""
     made = RayInProcess()
     monkeypatch.setitem(sys.modules, "ray", made)
-    monkeypatch.setattr(engine, "joined", lambda address, workers: made)
+    monkeypatch.setattr(engine, "joined", lambda joining, workers: made)
     yield made

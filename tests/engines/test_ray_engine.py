@@ -240,7 +240,7 @@ def test_a_ray_of_ones_own_that_would_ask_for_no_token_is_refused(monkeypatch: p
     monkeypatch.setattr(cluster, "find_spec", lambda name: name)
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     with pytest.raises(ConfigError, match="RAY_AUTH_MODE=token and RAY_AUTH_TOKEN .* before it is imported"):
-        cluster.joined("local", 1)
+        cluster.joined(Joining("local"), 1)
 
 
 def test_a_cluster_is_the_same_by_whatever_name_its_head_is_reached(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,7 @@ WHATEVER = Joining()
 """Where nothing is said."""
 
 
-def joined(address: str | None, workers: int | None) -> Any:
+def joined(joining: Joining, workers: int | None) -> Any:
     """The module of Ray, connected. Where this process already is, that connection is used.
 
     Raises:
@@ -61,7 +61,7 @@ def joined(address: str | None, workers: int | None) -> Any:
         how = "pip install -c constraints.txt '.[ray]'"
         raise ConfigError(f"engine = 'ray' needs Ray; in a checkout of interfuse: {how}")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    wanted = address or os.environ.get(ADDRESS) or "local"
+    wanted = joining.address or os.environ.get(ADDRESS) or "local"
     if "ray" not in sys.modules:
         if wanted == "local":
             os.environ[LOOPBACK] = "0"
@@ -76,7 +76,7 @@ def joined(address: str | None, workers: int | None) -> Any:
     import ray
 
     if ray.is_initialized():
-        _check_same(ray, address)
+        _check_same(ray, joining.address)
         return ray
     if wanted == "local" and os.environ.get(AUTHORISING) != "token":
         raise ConfigError(
@@ -89,6 +89,7 @@ def joined(address: str | None, workers: int | None) -> Any:
         options |= {"num_cpus": max(available_cores(), workers or 1), "include_dashboard": False}
     else:
         _check_address(wanted)
+    joining.say("starting Ray on this machine" if wanted == "local" else f"joining Ray at {wanted}")
     try:
         with _own_signals(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)

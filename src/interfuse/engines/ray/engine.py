@@ -67,7 +67,7 @@ class OnRay:
     def __init__(self, setup: Setup, workers: int | None, room: Room, joining: Joining = WHATEVER) -> None:
         self.profiles: Mapping[ClientId, Profile] = setup.profiles
         self._setup, self._room, self._joining = setup, room, joining
-        self._ray = joined(joining.address, workers)
+        self._ray = joined(joining, workers)
         self._count, self._each = _shares(self._ray, setup, workers, joining)
         self._groups = Groups(setup.profiles, setup.numerics.together)
         self._here: str = self._ray.get_runtime_context().get_node_id()
