@@ -132,6 +132,7 @@ def test_with_no_room_for_another_the_rest_go_on(
 # ------------------------------------------------------------------------------------------------------- with real Ray
 
 SLOW = '''
+import os
 import time
 from dataclasses import dataclass
 from interfuse import Client, Method, Server, Clients, on_client
@@ -144,13 +145,13 @@ class Slow(Local):
 
     @on_client
     def train(self, client: Client) -> None:
-        time.sleep(0.1)
+        time.sleep(float(os.environ["PAUSE"]))
         Local.train.function(self, client)
 '''
 
 
-def interfuse_of(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder)}
+def interfuse_of(folder: Path, *arguments: str, pause: float = 0.0) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(folder), "PAUSE": str(pause)}
     command = [sys.executable, "-m", "interfuse.cli", *arguments]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -176,8 +177,9 @@ def test_a_worker_and_then_the_driver_are_killed_and_the_run_goes_on_without_ray
     what = ["slow.py", "--data", "digits", "--clients", "3", "--models", "logistic", "--rounds", "40", "--beside"]
     what += ["none", "--commit-every", "4", "--set", "optimizer=adam"]
     driver = interfuse_of(
-        quick_path, "run", *what, "--engine", "ray", "--workers", "2", "--ray-address", "local", "--out", str(run)
-    )
+        quick_path, "run", *what, "--engine", "ray", "--workers", "2", "--ray-address", "local", "--out", str(run),
+        pause=0.1,
+    )  # fmt: skip
     try:
         until(lambda: rounds_of(run) > 2 or driver.poll() is not None)
         assert driver.poll() is None, driver.stderr.read()
