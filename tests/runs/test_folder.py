@@ -339,6 +339,14 @@ def test_nothing_to_resume(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- one process a run
 
 
+def test_a_run_that_has_done_nothing_may_be_removed(tmp_path: Path) -> None:
+    RunFolder(tmp_path).create("rounds = 1\n")
+    with pytest.raises(
+        RunError, match=r"holds a run already: .*, remove it, since nothing was done in it \(rm -r .*, or"
+    ):
+        execute(CONFIG, tmp_path, given=GIVEN)
+
+
 def test_an_existing_run_is_not_overwritten(broken_off: Path) -> None:
     before = {file: file.read_bytes() for file in broken_off.rglob("*") if file.is_file()}
     with pytest.raises(RunError, match=f"{broken_off} holds a run already: `interfuse resume"):

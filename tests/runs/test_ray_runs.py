@@ -177,9 +177,19 @@ def test_a_worker_and_then_the_driver_are_killed_and_the_run_goes_on_without_ray
     what = ["slow.py", "--data", "digits", "--clients", "3", "--models", "logistic", "--rounds", "40", "--beside"]
     what += ["none", "--commit-every", "4", "--set", "optimizer=adam"]
     driver = interfuse_of(
-        quick_path, "run", *what, "--engine", "ray", "--workers", "2", "--ray-address", "local", "--out", str(run),
+        quick_path,
+        "run",
+        *what,
+        "--engine",
+        "ray",
+        "--workers",
+        "2",
+        "--ray-address",
+        "local",
+        "--out",
+        str(run),
         pause=0.1,
-    )  # fmt: skip
+    )
     try:
         until(lambda: rounds_of(run) > 2 or driver.poll() is not None)
         assert driver.poll() is None, driver.stderr.read()

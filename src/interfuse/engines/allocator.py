@@ -15,8 +15,8 @@ MOST_KEPT = 1 << 28
 
 
 ARENAS = 2
-"""In which threads share the heap, where many of them take memory for strangers: with two, 24,000 connections show how
-large it will be, with four as many again do not."""
+"""In which threads share the heap, where many of them take memory for strangers. With more of them it takes longer
+until the heap has its size (docs/results/soak.md)."""
 
 
 def share_heaps() -> bool:

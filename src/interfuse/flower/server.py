@@ -83,9 +83,7 @@ def server_app(recipe: Path) -> ServerApp:
             carrier = FlowerCarrier(grid, progress.note, settings.keys, settings.largest)
             patience = Patience(settings.back, settings.answer)
             least, classes = settings.minimum or None, settings.classes or None
-            terms = Terms(
-                carrier, settings.nodes, least, classes, patience, settings.largest, simulated=simulated
-            )  # fmt: skip
+            terms = Terms(carrier, settings.nodes, least, classes, patience, settings.largest, simulated=simulated)
             result = coordinate(read_config(recipe), settings.out, terms, progress)
             progress.note(f"the run is finished; its report: {result.path / 'report.html'}")
 

@@ -84,9 +84,8 @@ def trial(model: SplitModel, example: Inputs) -> Trial:
         first = _passes(model, x)
         changed = model.outside.changed()
         model.load(before)
-        _passes(
-            model, each(lambda tensor: torch.cat([tensor[:1], tensor[:-1]]), x)
-        )  # the same rows leave a mean as it is
+        # other rows between: more of the same would leave a running mean as it is
+        _passes(model, each(lambda tensor: torch.cat([tensor[:1], tensor[:-1]]), x))
         model.load(before)
         second = _passes(model, x)
         moving = {name for name, value in model.outside.changed().items() if _counts(value, changed.get(name))}

@@ -22,7 +22,7 @@ class Handshakes:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._begun: deque[float] = deque()
-        self._called: dict[str, float] = {}  # by address and port, the last first to go
+        self._called: dict[str, float] = {}  # when, by address and port; who called longest ago is the first
         self._silent = 0
 
     def begins(self) -> None:
