@@ -189,6 +189,15 @@ def poisoned(value: Any) -> Any:
     return value
 
 
+def test_a_coded_run_says_what_went_over_the_wire(tmp_path: Path) -> None:
+    summary = write_run(tmp_path, FakeRun()) | {"codecs": {"default": "int8"}}
+    summary["uplink_bytes"] |= {"wire": 4_000_000}
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    text = written(tmp_path).text
+    assert "raw, mean on the wire 1.00 MB" in text
+    assert "raw on the wire 4.00 MB" in text
+
+
 def test_everything_from_the_run_is_escaped(tmp_path: Path) -> None:
     folder = tmp_path / "<b onclick='x'>"
     folder.mkdir()

@@ -71,7 +71,7 @@ def console_summary(summary: Summary) -> RenderableType:
     if matrices:
         text = f"{summary.score} of base block (row) with modular block (column), %"
         parts += [Text(text, style="dim"), Columns(matrices, padding=(0, 4)), Text("")]
-    coded, uplink = any(text != "none" for text in summary.codecs.values()), summary.uplink_bytes
+    coded, uplink = summary.is_coded, summary.uplink_bytes
     sent = uplink.wire if coded else uplink.raw
     before = summary.start_bytes.uplink.wire if coded else summary.start_bytes.uplink.raw
     each = sent / max(1, len(summary.clients))

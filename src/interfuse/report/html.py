@@ -134,15 +134,14 @@ def _figures(summary: Summary) -> list[tuple[str, str, list[str]]]:
     lines = [f"{n}: {percent(s.global_accuracy.mean)}" for n, s in beside]
     found["global"] = (f"global {summary.score}", percent(common.mean), [_over_clients(common, summary), *lines])
     sent, before = summary.uplink_bytes.raw, summary.start_bytes.uplink.raw
-    more = f"{size(before)} more before the first round"
+    wire = summary.uplink_bytes.wire
+    each = [f"on the wire {size(wire / max(1, len(summary.clients)))}"] if summary.is_coded else []
+    of_all = [f"on the wire {size(wire)}"] if summary.is_coded else []
+    of_all += [f"{size(before)} more before the first round"] if before else []
     return [
         *(figure for side, figure in found.items() if side in sides(summary)),
-        ("uplink per client", size(sent / max(1, len(summary.clients))), ["raw, mean"]),
-        (
-            "uplink, sum of clients",
-            size(sent),
-            ["raw", more] if before else ["raw"],
-        ),
+        ("uplink per client", size(sent / max(1, len(summary.clients))), ["raw, mean", *each]),
+        ("uplink, sum of clients", size(sent), ["raw", *of_all]),
     ]
 
 

@@ -493,6 +493,11 @@ class Summary(Scores, What):
         return self.method in NO_COLLABORATION
 
     @property
+    def is_coded(self) -> bool:
+        """Whether codecs made messages smaller, so that bytes on the wire are other ones than raw bytes."""
+        return any(text != "none" for text in self.codecs.values())
+
+    @property
     def composes(self) -> bool:
         """Whether blocks of different clients are meant to work together: features are shared, and no parameters."""
         return self.discloses is None or ("features" in self.discloses and "parameters" not in self.discloses)
