@@ -5,6 +5,9 @@ from __future__ import annotations
 import datetime
 import decimal
 import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from interfuse.data import (
     load_table,
     read_path,
 )
+from interfuse.data.readers import arrays
 from interfuse.errors import ConfigError, DataError
 
 CSV = "a,kind,b\n1.5,cat,2\n-3,dog,4e1\n0,cat,0\n"
@@ -113,6 +117,23 @@ HOUSES = "rooms,price,sold,garden\n3,1.5,1,0\n4,2.25,0,1\n5,4,0,0\n"
 def table(folder: Path, *arguments: Any) -> Dataset:
     (folder / "houses.csv").write_text(HOUSES)
     return load_table(folder / "houses.csv", *arguments)
+
+
+def test_arrays_are_read_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """NumPy parses their headers as Python's literals, which CPython 3.11 does not always manage in two threads."""
+    np.savez(tmp_path / "rows.npz", x=np.eye(4), y=np.arange(4) % 2)
+    at_it, free, check = threading.Lock(), list[bool](), arrays.check_archive
+
+    def check_alone(file: Any) -> None:
+        free.append(at_it.acquire(blocking=False))
+        time.sleep(0.05)
+        check(file)
+        at_it.release()
+
+    monkeypatch.setattr(arrays, "check_archive", check_alone)
+    with ThreadPoolExecutor(2) as pool:
+        assert len({len(one.x_train) for one in pool.map(load, [str(tmp_path / "rows.npz")] * 2)}) == 1
+    assert free == [True, True]
 
 
 def test_a_column_of_fractions_is_a_regression(tmp_path: Path) -> None:

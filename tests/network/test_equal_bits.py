@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -44,17 +45,21 @@ def test_a_network_gives_the_bits_of_the_local_engine(method: str, tmp_path: Pat
         assert_equal_to_local(four, config)
 
 
+def one_at_a_time(work: Callable[..., Any], turn: threading.Lock) -> Callable[..., Any]:
+    def in_turn(*given: Any) -> Any:
+        with turn:
+            return work(*given)
+
+    return in_turn
+
+
 @pytest.mark.parametrize("name", BETWEEN_PARTIES)
 def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two nodes in this process. One works at a time, since PyTorch's global generator is one for all."""
     monkeypatch.setattr(driver.report, "write", lambda path: path)
-    turn, carry_out = threading.Lock(), session.Session.carry_out
-
-    def in_turn(one: session.Session, *asked: Any) -> Any:
-        with turn:
-            return carry_out(one, *asked)
-
-    monkeypatch.setattr(session.Session, "carry_out", in_turn)
+    turn = threading.Lock()
+    for owner, name_of_work in ((node.Node, "_agree"), (session.Session, "carry_out")):
+        monkeypatch.setattr(owner, name_of_work, one_at_a_time(getattr(owner, name_of_work), turn))
     two = Parties(tmp_path, ("ant", "bee"), secure=False)
     config, public = prepared(two, name)
     # what a node draws from a secret of its own, a simulation draws from the seed

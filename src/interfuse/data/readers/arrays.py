@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -120,6 +121,10 @@ HEADERS = {
 }
 
 
+_IN_TURN = threading.Lock()
+"""Headers are Python's literals, and CPython before 3.13 may fail at those that two threads parse at once."""
+
+
 class HoldsObjectsError(ValueError):
     """An array of Python objects, which would have to be unpickled. Its text names the array."""
 
@@ -127,7 +132,7 @@ class HoldsObjectsError(ValueError):
 def _arrays(path: Path) -> dict[str, np.ndarray]:
     at = "it"
     try:
-        with opened(path) as file:
+        with _IN_TURN, opened(path) as file:
             check_archive(file)
             archive = np.load(file, allow_pickle=False)
             twice = sorted({name for name in archive.files if archive.files.count(name) > 1})
