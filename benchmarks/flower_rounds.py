@@ -1,11 +1,11 @@
 """A round on Flower: interfuse's FedAvg and Flower's own, simulated and deployed on loopback; and a local run.
 
-    python benchmarks/flower_rounds.py [--clients 4] [--rounds 3] [--out docs/results/flower-rounds.md]
+    python benchmarks/flower_rounds.py [--clients 4 40] [--deployed 4] [--rounds 3] [--out FILE]
 
 The work is next to none (a logistic regression on 60 rows), so that what is left is the way of the messages. Seconds of
 a round are a median: of the server's work and the calls as ``metrics.jsonl`` has them, and of the times between the
-moments at which Flower's FedAvg begins to configure a round. Memory is the largest resident size of each kind of
-process, looked at ten times a second.
+moments at which Flower's FedAvg begins to configure a round. Memory is the resident size of the largest process of
+each kind, and how many there were at most at a time, looked at ten times a second.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ KINDS = {
     "node": "interfuse.cli node",
 }  # fmt: skip
 """What the command line of each kind of process has in it."""
-Memory = dict[str, float]
+Memory = dict[str, tuple[int, float]]
+"""By kind: how many processes at most at a time, and the largest of them in MiB."""
 
 _SERVER = '''"""FedAvg, as Flower has it."""
 
@@ -89,26 +90,34 @@ def train(message, context):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--clients", type=int, nargs="*", default=[4], help="of simulations")
+    parser.add_argument("--deployed", type=int, nargs="*", default=[4], help="clients with a SuperNode and a node each")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    lines = ["| what | seconds a round | largest process of each kind, MiB |", "|---|---|---|"]
+    lines = [
+        "| clients | what | seconds a round | most processes of each kind at a time, and MiB of the largest |",
+        "|---|---|---|---|",
+    ]
 
-    def add(what: str, seconds: list[float], memory: Memory) -> None:
-        sizes = ", ".join(f"{kind} {size:.0f}" for kind, size in memory.items())
-        lines.append(f"| {what} | {statistics.median(seconds):.3g} | {sizes} |")
+    def add(clients: int, what: str, seconds: list[float], memory: Memory) -> None:
+        sizes = ", ".join(f"{count} {kind} of {size:.0f}" for kind, (count, size) in memory.items())
+        lines.append(f"| {clients:,} | {what} | {statistics.median(seconds):.3g} | {sizes} |")
         print(lines[-1], flush=True)
 
     with tempfile.TemporaryDirectory(prefix="if-") as place:
-        folder = Path(place)
-        add("local, 1 worker", *_local(folder / "l", given.clients, given.rounds))
-        for simulated in (True, False):
+        for simulated, numbers in ((True, given.clients), (False, given.deployed)):
             kind = "simulated" if simulated else "deployed"
-            add(f"FedAvg of Flower, {kind}", *_theirs(folder / kind[0], given.clients, given.rounds, simulated))
-            add(f"`fedavg` on Flower, {kind}", *_ours(folder / f"o{kind[0]}", given.clients, given.rounds, simulated))
+            for clients in numbers:
+                folder = Path(place) / f"{kind[0]}{clients}"
+                folder.mkdir()
+                add(clients, "local, 1 worker", *_local(folder / "l", clients, given.rounds))
+                add(clients, f"FedAvg of Flower, {kind}", *_theirs(folder / "t", clients, given.rounds, simulated))
+                add(clients, f"`fedavg` on Flower, {kind}", *_ours(folder / "o", clients, given.rounds, simulated))
     if given.out is not None:
-        command = f"`python benchmarks/flower_rounds.py --clients {given.clients} --rounds {given.rounds}`"
+        numbers = {name: " ".join(map(str, getattr(given, name))) for name in ("clients", "deployed")}
+        asked = f"--clients {numbers['clients']} --deployed {numbers['deployed']} --rounds {given.rounds}"
+        command = f"`python benchmarks/flower_rounds.py {asked}`"
         given.out.write_text(f"# A round on Flower\n\n{command}\n\n" + "\n".join(lines) + "\n")
 
 
@@ -169,12 +178,13 @@ def _seconds(run: Path) -> list[float]:
 
 @contextmanager
 def _watched() -> Iterator[Memory]:
-    """The largest resident size of each kind of process of Flower and ours, in MiB, while the block lasts."""
+    """Number and memory of each kind of process of Flower and ours while the block lasts."""
     found: Memory = {}
     over = threading.Event()
 
     def watch() -> None:
         while not over.wait(0.1):
+            now: dict[str, list[float]] = {}
             for status in Path("/proc").glob("[0-9]*/status"):
                 try:
                     words = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
@@ -183,8 +193,10 @@ def _watched() -> Iterator[Memory]:
                     continue  # it has just ended
                 kind = next((kind for kind, part in KINDS.items() if part in words), None)
                 if kind is not None and "VmRSS:" in lines:
-                    size = int(lines.split("VmRSS:")[1].split()[0]) / 1024
-                    found[kind] = max(size, found.get(kind, 0.0))
+                    now.setdefault(kind, []).append(int(lines.split("VmRSS:")[1].split()[0]) / 1024)
+            for kind, sizes in now.items():
+                count, largest = found.get(kind, (0, 0.0))
+                found[kind] = max(count, len(sizes)), max(largest, *sizes)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

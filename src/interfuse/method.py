@@ -254,7 +254,10 @@ class Method(Program):
 @cache
 def _hints(cls: Any) -> dict[str, Any]:
     """The types of the fields that a dataclass has."""
-    return {f.name: get_type_hints(cls, include_extras=True)[f.name] for f in fields(cls)} if is_dataclass(cls) else {}
+    if not is_dataclass(cls):
+        return {}
+    hints = get_type_hints(cls, include_extras=True)
+    return {f.name: hints[f.name] for f in fields(cls)}
 
 
 def usual_amount(cls: type[Method]) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def test_statistics_stay_those_of_the_clients(name: str, model: str) -> None:
     """Defaults, five rounds of eight steps on shares unlike each other, one of two clients three times slower."""
     kind = built_in()[name]
     wanted = {"local_steps": 8, "joins_at": 3, "server_steps": 8, "generator_steps": 8, "channels": 8}
-    wanted |= {"decoder_steps": 8, "vtc_steps": 8, "directions": 8}
+    wanted |= {"decoder_steps": 8, "vtc_steps": 8, "directions": 8, "head_epochs": 1}
     method = kind.configure({f.name: wanted[f.name] for f in fields(kind) if f.name in wanted})
     devices = Devices(step_seconds=0.01, slow=0.5, slowdown=3.0)
     world: dict[str, Any] = {"dataset": load("digits"), "partition": Dirichlet(0.3), "devices": devices}

@@ -10,14 +10,18 @@ from typing import Any
 
 import pytest
 import slow
+from hostile_vendor import facts
 from parties import Parties, assert_equal_to_local, parties, states
 
-from interfuse.coordination.driver import Terms, coordinate
+from interfuse.coordination.driver import Terms, between_parties, coordinate
+from interfuse.coordination.record import Participant, Record
 from interfuse.engines.parties import session
 from interfuse.engines.parties.frames import Call, Payload
 from interfuse.engines.parties.loopback import Loopback
 from interfuse.errors import ConfigError
 from interfuse.runs import Silent, parse_config
+from interfuse.runs.config import complete, to_toml
+from interfuse.runs.folder import RunFolder
 
 THREE = ("ant", "bee", "cat")
 HURRY = {"method": f"{Path(slow.__file__)}:Hurry", "evaluation": "none", "eval_every": 100}
@@ -120,3 +124,14 @@ def test_what_divides_the_rows_of_a_simulation_is_refused(asked: dict[str, Any],
     with pytest.raises(ConfigError, match=told):
         coordinate(parse_config(asked), tmp_path / "run", Terms(Loopback(), nodes=2), Silent())
     assert not (tmp_path / "run").exists()
+
+
+def test_another_recipe_in_a_folder_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    """Where nobody has begun the run there, nothing is lost with it."""
+    config, path = between_parties(parse_config({"rounds": 3}), 2), tmp_path / "run"
+    RunFolder(path).create(to_toml(complete(config, config.make_method())))
+    record, begun = Record(run="first", classes=10), Participant(client=0, facts=facts(""))
+    for nodes, told in (({}, r"No node has begun it: .* \(rm -r .*run\)$"), ({"ant": begun}, "rounds: 3 became 4$")):
+        record.model_copy(update={"nodes": nodes}).write(path)
+        with pytest.raises(ConfigError, match=f"holds another run: .*{told}"):
+            coordinate(parse_config({"rounds": 4}), path, Terms(Loopback(), nodes=2), Silent())

@@ -147,12 +147,13 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
     check_run(method, range(terms.nodes), config.rounds)
     if not 1 <= terms.least <= terms.nodes:
         raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")
-    folder = RunFolder(path)
+    folder, record = RunFolder(path), read_record(path)
     if changed := changed_in(path, config):
-        raise ConfigError(f"{path} holds another run: " + "; ".join(changed))
+        begun = (record is not None and record.nodes) or folder.last_commit() is not None
+        advice = "" if begun else f". No node has begun it: stop its coordinator and remove it (rm -r {path})"
+        raise ConfigError(f"{path} holds another run: " + "; ".join(changed) + advice)
     if folder.summary() is None:
         public = Public.of(config, terms.classes)
-        record = read_record(path)
         if record is None:
             if not (path / "config.toml").exists():
                 folder.create(to_toml(complete(config, method)))

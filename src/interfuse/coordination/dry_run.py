@@ -48,8 +48,11 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
     """
     out.mkdir(parents=True, exist_ok=True)
     files: list[Path] = []
+    left = 0
 
     def tap(envelope: Envelope, payload: Payload) -> None:
+        nonlocal left
+        left += len(payload)
         files.append(out / f"{len(files):03d}-{envelope.kind}.json")
         files[-1].write_text(json.dumps(_readable(envelope, payload, recipe), indent=1), encoding="utf-8")
 
@@ -82,10 +85,13 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
                 engine.begin()
                 federation = Federation(setup, engine)
                 federation.start()
+                begun = left
                 federation.run_round()
+                trained = left
                 receipts.mkdir()
                 federation.save(receipts)
                 evaluate(federation, full=True)
+                show(_bytes(recipe, vendor.limits.bytes, begun, trained - begun, left - trained))
             except RunError as error:
                 raise (part.exception() if part.done() else None) or error from error
             finally:
@@ -103,6 +109,19 @@ def _added(vendor: Vendor, dataset: Dataset, width: int) -> str:
     return (
         f"the code after {vendor.model.split_at!r} has {own:,} numbers, the contract's fusion width is {width:,}: a "
         "linear layer with ReLU (to_fusion) was added behind it, a linear layer (from_fusion) before the modular block"
+    )
+
+
+def _bytes(recipe: RunConfig, limit: int | None, begun: int, each: int, evaluation: int) -> str:
+    """What a whole run lets leave, where its rounds and evaluations are like the one."""
+    points = 0 if recipe.evaluation == "none" else 2 + recipe.rounds // recipe.eval_every
+    whole = begun + each * recipe.rounds + evaluation * points
+    told = (
+        "" if limit is None or whole <= limit else f"; [limits] bytes is {limit:,}, so this node's part would end early"
+    )
+    return (
+        f"bytes: {begun:,} leave before the first round, {each:,} in a round, {evaluation:,} at an evaluation; "
+        f"{recipe.rounds:,} rounds and {points:,} evaluations like these are {whole:,}{told}"
     )
 
 
