@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -58,6 +59,7 @@ from interfuse.engines.parties.frames import (
 )
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.node import Node
+from interfuse.engines.parties.participation import STRANGERS
 from interfuse.engines.parties.remote import Patience
 from interfuse.engines.parties.vendor import read_vendor
 from interfuse.errors import ConfigError, InterfuseError, RunError
@@ -577,6 +579,41 @@ def test_a_node_with_keys_speaks_to_its_coordinator_alone(guarded: tuple[Residen
     packet = _packet(ASK, STREAM, 2)
     answer = b"".join(found.answer(io.BytesIO(packet).read, len(packet)))
     assert opened_whole(answer, (ANSWER,))[0] == (ANSWER, STREAM, 2)  # and the stream that was open still is
+
+
+@pytest.mark.parametrize(
+    ("whose", "tries", "said"),
+    [
+        ("elsewhere", 1, r"is for another name than 127.0.0.1, .* have it made for 127.0.0.1"),
+        ("other", STRANGERS, r"no certificate of this node's authority \(.*\): .* \(5 tries\)"),
+    ],
+)
+def test_keys_that_never_fit_end_the_nodes_part(
+    whose: str, tries: int, said: str, guarded: tuple[Residence, Path], sockets: Path
+) -> None:
+    """Not where the right ones have fitted before: who can ask in the coordinator's place must not end a run's node."""
+    found, folder = guarded
+    if whose == "elsewhere":
+        for name in ("ca.key", "ca.crt"):
+            shutil.copy(folder / "keys" / name, folder / whose / name)
+        shutil.rmtree(folder / whose / "coordinator")
+        make_keys(folder / whose, [], ["coordinator.example.org"])
+    wrong, right = (context_of_coordinator(folder / one / "coordinator") for one in (whose, "keys"))
+
+    def ask(count: int) -> None:
+        for number in range(count):
+            with pytest.raises(ssl.SSLCertVerificationError) as caught:
+                _spoken(found, Tls(wrong, None), number.to_bytes(NAME, "little"))
+            assert found.refusal is None
+            found.broke_off(caught.value)
+
+    ask(tries)
+    assert found.refusal is not None
+    assert re.search(said, str(found.refusal))
+    found.refusal = None
+    _spoken(found, Tls(right, None), STREAM)
+    ask(2 * STRANGERS)
+    assert found.refusal is None
 
 
 def test_a_byte_that_somebody_changed_ends_the_stream(guarded: tuple[Residence, Path]) -> None:
