@@ -3,7 +3,7 @@
 Nodes are processes of their own that answer at once, so what is measured is the engine: encoding, checks, envelopes,
 the audit log, gRPC. The bare echo keeps one stream a client and moves bytes in frames of the same size.
 
-    python benchmarks/network.py [--smoke] [--line far|connect] [--large [BYTES]]
+    python benchmarks/network.py [--smoke] [--nodes 4 16 64] [--repetitions 1] [--line far|connect] [--large [BYTES]]
 
 With --line far all goes through a proxy that adds 50 ms of round trip and lets 20 Mbit/s through on each connection;
 with --line connect through an HTTP CONNECT proxy. With --large one node gets and sends one message of so many bytes
@@ -161,6 +161,10 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="few and small, to see that it works")
     parser.add_argument("--line", choices=["far", "connect"], help="what stands between nodes and coordinator")
     parser.add_argument("--large", type=float, nargs="?", const=3.4e9, help="bytes of one message, to one node")
+    parser.add_argument("--nodes", type=int, nargs="+", help="how many at a time (default: 4 16 64)")
+    parser.add_argument(
+        "--repetitions", type=int, default=1, help="of each measurement, ours and the bare echo in turn"
+    )
     given = parser.parse_args()
     if given.large is not None:
         large(int(given.large))
@@ -170,18 +174,22 @@ def main() -> None:
         print("smoke: the figures mean nothing")
     torch.set_num_threads(1)
     print("nodes  call      interfuse, ms   bare grpcio, ms   ratio")
-    for nodes in (2,) if smoke else (4,) if line else (4, 16, 64):
+    for nodes in given.nodes or ((2,) if smoke else (4,) if line else (4, 16, 64)):
         sizes = {"trivial": 0, "5 MB": 5_000_000}
         if smoke:
             sizes["5 MB"] = 500_000
         elif nodes == 4 and line != "far":
             sizes["50 MB"] = 50_000_000
-        ours = fork_measured(ours_of, nodes, sizes, line)
-        bare = fork_measured(bare_of, nodes, sizes, line)
-        for name in ours:
-            print(
-                f"{nodes:5}  {name:12} {1e3 * ours[name]:9.2f} {1e3 * bare[name]:15.2f} {ours[name] / bare[name]:11.2f}"
-            )
+        ratios: dict[str, list[float]] = {}
+        for _ in range(given.repetitions):
+            ours = fork_measured(ours_of, nodes, sizes, line)
+            bare = fork_measured(bare_of, nodes, sizes, line)
+            for name, seconds in ours.items():
+                ratios.setdefault(name, []).append(seconds / bare[name])
+                print(f"{nodes:5}  {name:12} {1e3 * seconds:9.2f} {1e3 * bare[name]:15.2f} {ratios[name][-1]:11.2f}")
+        for name, found in ratios.items() if given.repetitions > 1 else ():
+            median = statistics.median(found)
+            print(f"{nodes:5}  {name:12} ratios {min(found):.2f} to {max(found):.2f}, median {median:.2f}")
 
 
 def large(size: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message, RecordDict
@@ -22,34 +21,24 @@ def client_app(simulated: Path | None = None) -> ClientApp:
     Args:
         simulated: The recipe of whose clients nodes are made in Flower's simulation, where SuperNodes name none.
     """
-    places = _Places(simulated)
 
     def relay(message: Message, context: Context) -> Message:
-        return Message(_answer(message, context, places), reply_to=message)
+        return Message(_answer(message, context, simulated), reply_to=message)
 
     app = ClientApp()
     app.query(ACTION)(relay)
     return app
 
 
-class _Places:
-    """Where nodes answer."""
+def _place_of(context: Context, simulated: Path | None) -> str:
+    """Where the SuperNode's own configuration says; in a simulation, where the client's home is."""
+    if PLACE in context.node_config:
+        return str(context.node_config[PLACE])
+    if simulated is None or not _in_simulation():
+        return ""
+    from interfuse.flower.simulated import homes_of  # with PyTorch, which no other process here needs
 
-    def __init__(self, simulated: Path | None) -> None:
-        self._simulated = simulated
-        self._of_partition: Callable[[Context], str] | None = None
-
-    def of(self, context: Context) -> str:
-        """Where the SuperNode's own configuration says; in a simulation, where the client's home is."""
-        if PLACE in context.node_config:
-            return str(context.node_config[PLACE])
-        if self._simulated is None or not _in_simulation():
-            return ""
-        if self._of_partition is None:
-            from interfuse.flower.simulated import Homes  # with PyTorch, which no other process here needs
-
-            self._of_partition = Homes(self._simulated).place_of
-        return self._of_partition(context)
+    return homes_of(simulated).place_of(context)
 
 
 def _in_simulation() -> bool:
@@ -58,8 +47,8 @@ def _in_simulation() -> bool:
     return ray is not None and ray.is_initialized()
 
 
-def _answer(message: Message, context: Context, places: _Places) -> RecordDict:
-    packet, place = packet_of(message.content), places.of(context)
+def _answer(message: Message, context: Context, simulated: Path | None) -> RecordDict:
+    packet, place = packet_of(message.content), _place_of(context, simulated)
     if packet is None or not place:
         return failed(BROKEN if packet is None else UNNAMED)
     try:

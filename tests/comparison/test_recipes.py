@@ -61,7 +61,7 @@ def test_the_small_size_can_be_planned(name: str) -> None:
 
 
 # one each of: clients that come late, virtual time, many sub-models; several methods with test_compare_command.py
-WHOLE = ("ifl-late-joiner", "ifl-stragglers", "fedin-table3")
+WHOLE = ("ifl-late-joiner", "ifl-stragglers")
 
 
 def skip_without(recipe: Recipe) -> None:

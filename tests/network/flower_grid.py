@@ -13,6 +13,11 @@ from flwr.supercore.task_identity import TaskIdentity
 App = Callable[[Message, Context], Message]
 
 
+def in_a_task() -> None:
+    """Begin as Flower's processes do: without these numbers it makes no messages."""
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+
 class FakeGrid:
     """Nodes by their number, each with a ClientApp and its configuration, as Flower's SuperLink has them.
 
@@ -21,7 +26,7 @@ class FakeGrid:
     """
 
     def __init__(self, spoil: Callable[[int], bool] = lambda count: False) -> None:
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # as Flower's processes begin
+        in_a_task()
         self.nodes: dict[int, tuple[App, Mapping[str, Any]]] = {}
         self._spoil, self._count = spoil, 0
         self._replies: dict[str, Message] = {}

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -28,7 +29,7 @@ pytest.importorskip("flwr")
 
 import asking as asked_of
 from every_method import prepared
-from flower_grid import FakeGrid
+from flower_grid import FakeGrid, in_a_task
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from parties import Parties, assert_equal_to_local, rows, states, until
 from typer.testing import CliRunner
@@ -70,10 +71,22 @@ from interfuse.messages import Weights
 from interfuse.messages.encoding import encoded
 from interfuse.report.text import title
 from interfuse.runs import RunConfig, Silent, execute, parse_config, read_config
+from interfuse.runs.config import to_toml
 from interfuse_relay import app as relaying
 from interfuse_relay.app import PLACE, client_app
 from interfuse_relay.lines import handed_on
-from interfuse_relay.records import BROKEN, NOBODY, PACKET, RECORD, UNNAMED, content_of, failed, failure_of, packet_of
+from interfuse_relay.records import (
+    ACTION,
+    BROKEN,
+    NOBODY,
+    PACKET,
+    RECORD,
+    UNNAMED,
+    content_of,
+    failed,
+    failure_of,
+    packet_of,
+)
 
 QUICK = Pace(poll=0.002, look=0.02, shortest=0.02, longest=0.05, closing=10.0)
 STREAM = b"s" * NAME
@@ -87,7 +100,8 @@ def sockets() -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def _no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+def _in_a_task_without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_a_task()
     monkeypatch.setattr(driver.report, "write", lambda path: path)
 
 
@@ -695,14 +709,15 @@ def test_clients_of_a_simulation_are_those_of_the_recipe(tmp_path: Path, monkeyp
     write_app(recipe, app_folder, run, None)
     file = app_folder / "interfuse_app" / "recipe.toml"
     monkeypatch.setattr(relaying, "_in_simulation", lambda: True)
-    actors, calls, grid = [client_app(simulated=file), client_app(simulated=file)], [0], FakeGrid()
-    turn = threading.Lock()  # two actors are one process here
+    turn, calls, grid = threading.Lock(), [0], FakeGrid()  # two actors are one process here
     monkeypatch.setattr(simulated.threading, "Lock", lambda: turn)
+    homes = [simulated.Homes(file), simulated.Homes(file)]
+    monkeypatch.setattr(simulated, "homes_of", lambda recipe: homes[calls[0] % 2])
 
     def handed(message: Message, context: Context) -> Message:
         calls[0] += 1
         given = Context(9, context.node_id, context.node_config, RecordDict(), {"out": str(run)})
-        return actors[calls[0] % 2](message, given)
+        return client_app(simulated=file)(message, given)
 
     grid.nodes = {7 - number: (handed, {"partition-id": number, "num-partitions": 2}) for number in range(2)}
     terms = Terms(FlowerCarrier(grid, print, None, pace=QUICK), 2, simulated=True)
@@ -712,7 +727,24 @@ def test_clients_of_a_simulation_are_those_of_the_recipe(tmp_path: Path, monkeyp
     folders = {f"client-{client:05d}": run / "nodes" / f"client-{client:05d}" for client in range(2)}
     assert same_bits(states(run, folders), states(local, {}))
     assert (run / "ledger.jsonl").read_bytes() == (local / "ledger.jsonl").read_bytes()
-    shutil.rmtree(Path(tempfile.gettempdir()) / "interfuse-9")
+    sockets, end = Path(tempfile.gettempdir()) / "interfuse-9", time.monotonic() + 30
+    while sockets.exists():  # the last node takes it away
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_every_message_in_a_process_finds_the_same_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower sends the ClientApp with each: nodes of several would draw from the one global generator side by side."""
+    recipe, found = tmp_path / "recipe.toml", list[simulated.Homes]()
+    recipe.write_text(to_toml(parse_config({"clients": 2})))
+    monkeypatch.setattr(relaying, "_in_simulation", lambda: True)
+    monkeypatch.setattr(simulated.Homes, "place_of", lambda self, context: found.append(self) or "")
+    for partition in (0, 1, 0):
+        context = Context(9, 7, {"partition-id": partition, "num-partitions": 2}, RecordDict(), {})
+        message = Message(content_of(b""), dst_node_id=7, message_type=f"query.{ACTION}")
+        client_app(simulated=recipe)(message, context)
+    assert len(found) == 3
+    assert len(set(map(id, found))) == 1
 
 
 @pytest.mark.parametrize("put", ["link", "link to nothing", "file", "folder for all", "of another"])

@@ -11,8 +11,8 @@ import socket
 import stat
 import tempfile
 import threading
-from contextlib import closing
-from functools import cached_property
+from contextlib import closing, suppress
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,12 @@ from interfuse.setup import Setup
 
 BEGINNING = 60.0
 """Seconds in which a node must answer at its socket."""
+
+
+@cache
+def homes_of(recipe: Path) -> Homes:
+    """Those of this process: Flower sends the ClientApp with every message, so it is another object each time."""
+    return Homes(recipe)
 
 
 class Homes:
@@ -77,6 +83,8 @@ class Homes:
                 events.add("stops", reason=error)
             finally:
                 ready.set()
+                with suppress(OSError):  # not empty as long as others of the run answer
+                    place.parent.rmdir()
 
     def _vendor(self, client: ClientId, folder: Path) -> Vendor:
         """One that allows all that the recipe asks, under a name that has the client's number in the order of names."""
