@@ -83,7 +83,7 @@ def test_of_ifl_only_features_and_labels_leave(tmp_path: Path) -> None:
     sent = [message["bytes"] for message in messages if message["envelope"]["kind"] == "reply"]
     whole = sent[0] * 30 + sum(sent[1:]) * 5
     assert f"bytes: 0 leave before the first round, {sent[0]:,} in a round, {sum(sent[1:]):,} at an evaluation" in said
-    assert f"30 rounds and 5 evaluations like these are {whole:,}\n" in said
+    assert f"30 rounds and 5 evaluations like these are about {whole:,}\n" in said
     assert "format: arrays\n" in said
     wide = "a linear layer with ReLU (to_fusion) was added behind it"
     assert f"model: the code after 'secret_layer' has 37 numbers, the contract's fusion width is 8: {wide}" in said

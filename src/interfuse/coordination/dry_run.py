@@ -91,7 +91,7 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
                 receipts.mkdir()
                 federation.save(receipts)
                 evaluate(federation, full=True)
-                show(_bytes(recipe, vendor.limits.bytes, begun, trained - begun, left - trained))
+                show(_bytes(recipe, mode, vendor.limits.bytes, begun, trained - begun, left - trained))
             except RunError as error:
                 raise (part.exception() if part.done() else None) or error from error
             finally:
@@ -112,16 +112,16 @@ def _added(vendor: Vendor, dataset: Dataset, width: int) -> str:
     )
 
 
-def _bytes(recipe: RunConfig, limit: int | None, begun: int, each: int, evaluation: int) -> str:
+def _bytes(recipe: RunConfig, mode: str, limit: int | None, begun: int, each: int, evaluation: int) -> str:
     """What a whole run lets leave, where its rounds and evaluations are like the one."""
-    points = 0 if recipe.evaluation == "none" else 2 + recipe.rounds // recipe.eval_every
+    points = 0 if mode == "none" else 2 + recipe.rounds // recipe.eval_every
     whole = begun + each * recipe.rounds + evaluation * points
     told = (
         "" if limit is None or whole <= limit else f"; [limits] bytes is {limit:,}, so this node's part would end early"
     )
     return (
         f"bytes: {begun:,} leave before the first round, {each:,} in a round, {evaluation:,} at an evaluation; "
-        f"{recipe.rounds:,} rounds and {points:,} evaluations like these are {whole:,}{told}"
+        f"{recipe.rounds:,} rounds and {points:,} evaluations like these are about {whole:,}{told}"
     )
 
 
