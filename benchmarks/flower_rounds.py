@@ -11,6 +11,7 @@ each kind, and how many there were at most at a time, looked at ten times a seco
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import tomli_w
 
+from driver import descendants
 from flower_bits import recipe_of, rows_of
 from interfuse.coordination.driver import between_parties
 from interfuse.flower.writing import write_app
@@ -185,7 +187,8 @@ def _watched() -> Iterator[Memory]:
     def watch() -> None:
         while not over.wait(0.1):
             now: dict[str, list[float]] = {}
-            for status in Path("/proc").glob("[0-9]*/status"):
+            for process in descendants(os.getpid()):
+                status = Path(f"/proc/{process}/status")
                 try:
                     words = (status.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     lines = status.read_text()

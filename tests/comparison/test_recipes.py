@@ -60,7 +60,7 @@ def test_the_small_size_can_be_planned(name: str) -> None:
     assert plan.asked.anchor in {entry.name for entry in plan.entries}
 
 
-# one each of: clients that come late, virtual time, many sub-models; several methods with test_compare_command.py
+# one each of: clients that come late, virtual time; several methods with test_compare_command.py
 WHOLE = ("ifl-late-joiner", "ifl-stragglers")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,13 +15,13 @@ import pytest
 from every_method import BETWEEN_PARTIES, prepared
 from parties import Parties, assert_equal_to_local, parties
 
-from interfuse.coordination import Terms, coordinate, driver
+from interfuse.coordination import Terms, coordinate, driver, dry_run
 from interfuse.engines.parties import node, session
 from interfuse.engines.parties.logs import Events
 from interfuse.engines.parties.loopback import Loopback
 from interfuse.engines.parties.participation import take_part
 from interfuse.engines.parties.vendor import read_vendor
-from interfuse.runs import Silent
+from interfuse.runs import RunConfig, Silent
 from interfuse.runs.config import parse_config
 
 CASES: dict[str, tuple[list[str], int]] = {"ifl": (["mlp", "logistic"], 20), "fedavg": (["logistic"], 3)}
@@ -53,24 +55,54 @@ def one_at_a_time(work: Callable[..., Any], turn: threading.Lock) -> Callable[..
     return in_turn
 
 
-@pytest.mark.parametrize("name", BETWEEN_PARTIES)
-def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two nodes in this process. One works at a time, since PyTorch's global generator is one for all."""
+def run_in_this_process(two: Parties, config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Carry a run out with nodes in threads. One works at a time, since PyTorch's global generator is one for all."""
     monkeypatch.setattr(driver.report, "write", lambda path: path)
     turn = threading.Lock()
     for owner, name_of_work in ((node.Node, "_agree"), (session.Session, "carry_out")):
         monkeypatch.setattr(owner, name_of_work, one_at_a_time(getattr(owner, name_of_work), turn))
+    carrier, quiet = Loopback(), Events(None, lambda text: None)
+    with ExitStack() as opened, ThreadPoolExecutor(2) as pool:
+        for party in two.names:
+            vendor = read_vendor(two.folder / party / "vendor.toml")
+            found = opened.enter_context(closing(node.Node(vendor, quiet)))
+            pool.submit(take_part, found, carrier.dial, patience=30.0)
+        coordinate(config, two.run, Terms(carrier, 2), Silent())
+
+
+@pytest.mark.parametrize("name", BETWEEN_PARTIES)
+def test_so_do_queues_for_every_method(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = Parties(tmp_path, ("ant", "bee"), secure=False)
     config, public = prepared(two, name)
     # what a node draws from a secret of its own, a simulation draws from the seed
     monkeypatch.setattr(node, "secret_of", lambda folder: config.seed)
-    carrier, quiet = Loopback(), Events(None, lambda text: None)
-    with ExitStack() as opened, ThreadPoolExecutor(2) as pool:
-        for party in two.names:
-            found = opened.enter_context(closing(node.Node(read_vendor(tmp_path / party / "vendor.toml"), quiet)))
-            pool.submit(take_part, found, carrier.dial, patience=30.0)
-        coordinate(parse_config(config.model_dump() | {"data": public}), two.run, Terms(carrier, 2), Silent())
+    run_in_this_process(two, parse_config(config.model_dump() | {"data": public}), monkeypatch)
     assert_equal_to_local(two, config)
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluation"),
+    [("fedavg", "shared"), ("ifl", "shared"), ("ccvr", "shared"), ("fedbabu", "own"), ("ccvr", "none"), ("ifl", "own")],
+)
+@pytest.mark.parametrize(("rounds", "eval_every"), [(6, 2), (5, 3)])
+def test_a_dry_run_adds_up_what_a_run_lets_leave(
+    method: str, evaluation: str, rounds: int, eval_every: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the bytes that a node counts in the run itself."""
+    two = Parties(tmp_path, ("ant", "bee"), secure=False)
+    config, public = prepared(two, method)
+    asked = {"rounds": rounds, "eval_every": eval_every, "evaluation": evaluation, "data": public}
+    if evaluation != "shared":
+        asked |= {"classes": ["0", "1", "2"]}
+    config = parse_config(config.model_dump() | asked)
+    vendor, said = read_vendor(tmp_path / "ant" / "vendor.toml"), list[str]()
+    dry_run(vendor, config, tmp_path / "out", said.append)
+    run_in_this_process(two, config, monkeypatch)
+    sent = sum(json.loads((tmp_path / "ant" / "state" / "audit.json").read_text())["sent"].values())
+    found = re.search(r"about ([0-9,]+) in all", "\n".join(said))
+    assert found is not None
+    told = int(found[1].replace(",", ""))
+    assert 0.99 * sent <= told <= 1.1 * sent  # of its row of compositions a node alone has one number
 
 
 def test_early_stopping_is_the_same_between_parties(tmp_path: Path) -> None:

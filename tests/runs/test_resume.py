@@ -101,12 +101,15 @@ BUFFERS = {
     "models": ["cnn-bn"], "commit_rounds": 2,
 }  # fmt: skip
 EACH_STATE = of_each_state()
+UNLIKE = {"joins_at", "window", "passes", "replies"}
+"""Settings of methods whose rounds are not alike."""
+EVERY_STEP = {*EACH_STATE, *(n for n, run in STATEFUL.items() if "devices" in run or UNLIKE & {*run["settings"]})}
 CASES: list[Any] = [
     pytest.param(
         name,
         STATEFUL.get(name, {"rounds": 2}),
         IMAGES if name == "fedin" else GIVEN,
-        name in EACH_STATE or "devices" in STATEFUL.get(name, {}),
+        name in EVERY_STEP,
         id=name,
     )
     for name in sorted(built_in().keys() - {"fedin-ablations"})  # its handlers and its state are FedIN's
@@ -145,8 +148,8 @@ def test_a_kill_after_any_step_changes_nothing(
 ) -> None:
     """A run that goes on knows the folder and nothing else, so that kills that leave equal folders are one kill.
 
-    What the steps are is the loop's affair, what is kept a method's: all steps for each kind of state, and a kill after
-    the first whole round for the other methods.
+    What the steps are is the loop's affair, what is kept a method's: all steps for each kind of state, and where rounds
+    are not alike; a kill after the first whole round for the other methods.
     """
     whole = Watched(run=quick_path / "whole")
     execute(config_of(method, **settings), whole.run, given=given, engine=whole.engine)

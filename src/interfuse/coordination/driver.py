@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -149,8 +150,9 @@ def coordinate(recipe: RunConfig, path: Path, terms: Terms, progress: Progress) 
         raise ConfigError(f"--minimum {terms.least}: between 1 and the number of nodes, {terms.nodes}")
     folder, record = RunFolder(path), read_record(path)
     if changed := changed_in(path, config):
-        begun = (record is not None and record.nodes) or folder.last_commit() is not None
-        advice = "" if begun else f". No node has begun it: stop its coordinator and remove it (rm -r {path})"
+        vain = record is not None and not record.nodes and folder.last_commit() is None
+        remedy = f". No node has begun it: stop its coordinator and remove it (rm -r {shlex.quote(str(path))})"
+        advice = remedy if vain else ""
         raise ConfigError(f"{path} holds another run: " + "; ".join(changed) + advice)
     if folder.summary() is None:
         public = Public.of(config, terms.classes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
+from itertools import pairwise
+from math import ceil
 from pathlib import Path
 
 from interfuse.coordination.driver import Public, make_contract
@@ -24,7 +26,7 @@ from interfuse.engines.parties.remote import Patience, Remote
 from interfuse.engines.parties.setups import RemoteSetup
 from interfuse.engines.parties.vendor import MODES, Vendor
 from interfuse.errors import RunError
-from interfuse.evaluation import evaluate
+from interfuse.evaluation import evaluate, similarity
 from interfuse.federation import Federation, messages_of
 from interfuse.messages.encoding import read
 from interfuse.models import resolve
@@ -81,17 +83,19 @@ def dry_run(vendor: Vendor, recipe: RunConfig, out: Path, show: Callable[[str], 
                     show(f"model: {added}")
                 facts, builders = {0: event.member.facts}, {name: partial(resolve, name) for name in config.models}
                 setup = RemoteSetup(contract, known, method, facts, public.labels, builders, public.class_names)
-                engine = Remote(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
+                engine = _Noting(hub, setup, {0: event.member}, 1, Patience(30.0), message_bytes=MESSAGE)
+                engine.left, engine.marks = (lambda: left), []
                 engine.begin()
-                federation = Federation(setup, engine)
+                federation = Federation(setup, engine, rounds=1)
                 federation.start()
-                begun = left
                 federation.run_round()
-                trained = left
                 receipts.mkdir()
                 federation.save(receipts)
-                evaluate(federation, full=True)
-                show(_bytes(recipe, mode, vendor.limits.bytes, begun, trained - begun, left - trained))
+                marks = [left]
+                for look in (partial(evaluate, full=False), similarity, partial(evaluate, full=True)):
+                    look(federation)
+                    marks.append(left)
+                show(_bytes(recipe, vendor.limits.bytes, engine.marks[:3], [b - a for a, b in pairwise(marks)]))
             except RunError as error:
                 raise (part.exception() if part.done() else None) or error from error
             finally:
@@ -112,16 +116,35 @@ def _added(vendor: Vendor, dataset: Dataset, width: int) -> str:
     )
 
 
-def _bytes(recipe: RunConfig, mode: str, limit: int | None, begun: int, each: int, evaluation: int) -> str:
-    """What a whole run lets leave, where its rounds and evaluations are like the one."""
-    points = 0 if mode == "none" else 2 + recipe.rounds // recipe.eval_every
-    whole = begun + each * recipe.rounds + evaluation * points
+class _Noting(Remote):
+    """Notes how many bytes have left whenever a part of the run ends: the start, what a round does, its finish."""
+
+    left: Callable[[], int]
+    marks: list[int]
+
+    def end_round(self) -> None:
+        super().end_round()
+        self.marks.append(self.left())
+
+
+def _bytes(recipe: RunConfig, limit: int | None, done: Sequence[int], looks: Sequence[int]) -> str:
+    """What a whole run lets leave, where its rounds are like the one and every look at it asks this node.
+
+    Args:
+        done: Bytes that had left after the start, the round, and what the method does after its last one.
+        looks: Those of a point of the curve, of the similarity of features, and of an evaluation on everything.
+    """
+    start, each, finish = done[0], done[1] - done[0], done[2] - done[1]
+    points = 1 + ceil(recipe.rounds / recipe.eval_every)
+    looked = points * looks[0] + 2 * (looks[1] + looks[2])  # on everything: the last and the best round
+    whole = start + each * recipe.rounds + finish + looked
     told = (
-        "" if limit is None or whole <= limit else f"; [limits] bytes is {limit:,}, so this node's part would end early"
+        "" if limit is None or whole <= limit else f"; [limits] bytes is {limit:,}, so this node's part may end early"
     )
     return (
-        f"bytes: {begun:,} leave before the first round, {each:,} in a round, {evaluation:,} at an evaluation; "
-        f"{recipe.rounds:,} rounds and {points:,} evaluations like these are about {whole:,}{told}"
+        f"bytes: {start:,} leave before the first round, {each:,} in a round, {finish:,} after the last; in "
+        f"{recipe.rounds:,} rounds {looked:,} in evaluations and about {whole:,} in all, unless rounds are done "
+        f"again{told}"
     )
 
 

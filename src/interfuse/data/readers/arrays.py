@@ -122,7 +122,8 @@ HEADERS = {
 
 
 _IN_TURN = threading.Lock()
-"""Headers are Python's literals, and CPython before 3.13 may fail at those that two threads parse at once."""
+"""Headers are Python's literals, and CPython 3.11 may fail at those that two threads parse at once ("AST constructor
+recursion depth mismatch")."""
 
 
 class HoldsObjectsError(ValueError):

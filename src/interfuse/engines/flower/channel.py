@@ -16,6 +16,12 @@ from interfuse.engines.parties import KeyFiles, Vendor
 from interfuse.errors import ConfigError
 
 _READ = 1 << 20
+_MISNAMED = (62, 64)
+"""OpenSSL's numbers for a certificate that is good, but for another host, or another address."""
+_NO_SERVER = 26
+"""That for one which is good, but a node's."""
+_OF_TIME = (9, 10)
+"""Those for one that is not valid yet, or no longer."""
 
 
 class Channel(Protocol):
@@ -114,7 +120,31 @@ def context_of_coordinator(keys: Path) -> ssl.SSLContext:
 
 def of_node(vendor: Vendor, context: ssl.SSLContext | None) -> Channel:
     """A new stream's channel at a node."""
-    return Plain() if context is None else Tls(context, vendor.coordinator.rpartition(":")[0].strip("[]"))
+    return Plain() if context is None else Tls(context, _dialled(vendor))
+
+
+def why_unfit(error: ssl.SSLCertVerificationError, vendor: Vendor) -> str:
+    """Why who asks a node is not its coordinator, and what to do where it should be. The node goes on waiting: whoever
+    reaches the SuperLink can ask, also the coordinator of another federation."""
+    host = _dialled(vendor)
+    if error.verify_code in _MISNAMED:
+        return (
+            f"who asks has a certificate for another name than {host}, the host of `coordinator` in the vendor's file: "
+            f"name that one there, or have it made for {host} (`interfuse keys --hosts`)"
+        )
+    if error.verify_code == _NO_SERVER:
+        return "who asks has a certificate of this node's authority, but not a coordinator's: another node's, it seems"
+    if error.verify_code in _OF_TIME:
+        return f"who asks has a certificate that is not valid now ({error.verify_message}): renew it, or set the clock"
+    return (
+        f"who asks has no certificate of this node's authority ({error.verify_message}): it is somebody else, or the "
+        "file [keys] authority is of another federation"
+    )
+
+
+def _dialled(vendor: Vendor) -> str:
+    """The host whose name the coordinator's certificate must have."""
+    return vendor.coordinator.rpartition(":")[0].strip("[]")
 
 
 def of_coordinator(context: ssl.SSLContext | None) -> Channel:

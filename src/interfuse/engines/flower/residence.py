@@ -12,13 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from interfuse.engines.flower.channel import Channel, context_of_node, of_node
+from interfuse.engines.flower.channel import Channel, context_of_node, of_node, why_unfit
 from interfuse.engines.flower.exchange import ANSWER, ASK, GONE, opened, received, sent
 from interfuse.engines.parties import KeyFiles
 from interfuse.engines.parties.frames import Assembler, End, FrameError, Question, frames
-from interfuse.engines.parties.keys import MISNAMED, OF_TIME
 from interfuse.engines.parties.node import Node, RefusedError
-from interfuse.engines.parties.participation import STRANGERS
 from interfuse.errors import ConfigError, RunError
 from interfuse_relay.lines import announced, exactly, send
 
@@ -60,7 +58,6 @@ class Residence:
     def __init__(self, node: Node, context: ssl.SSLContext | None = None) -> None:
         self._node, self._context = node, context
         self._streams: dict[bytes, _Stream] = {}
-        self._ever, self._strangers = False, 0
         self.last: End | None = None
         self.refusal: RefusedError | None = None
 
@@ -86,30 +83,10 @@ class Residence:
         stream.number, stream.whole = asked.number + 1, False
         answers = list(self._answers(stream, received(stream.channel, pieces)))
         if stream.channel.ready and not stream.greeted:
-            self._streams, stream.greeted, self._ever = {asked.stream: stream}, True, True
+            self._streams, stream.greeted = {asked.stream: stream}, True
             answers = list(frames(*self._node.hello()))
         stream.whole = self.refusal is None
         return [asked._replace(kind=ANSWER).packed(), *sent(stream.channel, answers)]
-
-    def broke_off(self, error: Exception) -> None:
-        """An exchange broke off. Who asks with keys that do not fit ends the part of a node that was never asked with
-        others, as over gRPC."""
-        self._node.events.add("an exchange broke off", reason=error)
-        if self._ever or not isinstance(error, ssl.SSLCertVerificationError) or error.verify_code in OF_TIME:
-            return
-        if error.verify_code in MISNAMED:
-            dialled = self._node.vendor.coordinator.rpartition(":")[0]
-            self.refusal = RefusedError(
-                f"the coordinator's certificate is for another name than {dialled}, the host of `coordinator` in the "
-                f"vendor's file: name that one there, or have it made for {dialled} (`interfuse keys --hosts`)"
-            )
-            return
-        self._strangers += 1
-        if self._strangers >= STRANGERS:
-            self.refusal = RefusedError(
-                f"who asks has no certificate of this node's authority ({error.verify_message}): somebody else is in "
-                f"the coordinator's place, or the file [keys] authority is of another federation ({STRANGERS} tries)"
-            )
 
     def _open(self, name: bytes) -> None:
         """Begin a stream; those before it go once its other end is known, and those that were begun in vain now."""
@@ -181,7 +158,7 @@ def reside(
             except TimeoutError:
                 raise RunError(f"nobody asked at {place} for {patience:g} seconds") from None
             with line:
-                _serve(line, residence, turn or nullcontext())
+                _serve(line, residence, node, turn or nullcontext())
             if (last := residence.last) is not None:
                 node.events.add("ends", reason=last.reason)
                 if not last.finished:
@@ -194,7 +171,7 @@ def reside(
                 residence.refusal = None
 
 
-def _serve(line: socket.socket, residence: Residence, turn: AbstractContextManager[object]) -> None:
+def _serve(line: socket.socket, residence: Residence, node: Node, turn: AbstractContextManager[object]) -> None:
     """Answer one connection; whatever is wrong with it concerns it alone."""
     line.settimeout(SILENCE)
     try:
@@ -202,8 +179,10 @@ def _serve(line: socket.socket, residence: Residence, turn: AbstractContextManag
         with turn:
             answer = residence.answer(partial(exactly, line), size)
         send(line, answer)
+    except ssl.SSLCertVerificationError as error:
+        node.events.add("an exchange broke off", reason=why_unfit(error, node.vendor))
     except (OSError, FrameError) as error:
-        residence.broke_off(error)
+        node.events.add("an exchange broke off", reason=error)
 
 
 @contextmanager

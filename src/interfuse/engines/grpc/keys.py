@@ -19,7 +19,6 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from interfuse.engines.admission import NODE_NAME
 from interfuse.engines.parties import KeyFiles, Vendor
-from interfuse.engines.parties.keys import OF_TIME
 from interfuse.errors import ConfigError
 
 DAYS = 365
@@ -42,6 +41,10 @@ def of_node(files: KeyFiles) -> grpc.ChannelCredentials:
     """For a node: the coordinator must show one for its host's name."""
     key, certificate, authority = files.read()
     return grpc.ssl_channel_credentials(authority, key, certificate)
+
+
+OF_TIME = (9, 10)
+"""Faults of certificates, as OpenSSL numbers them, that a clock or a renewal may mend: not valid yet, or no longer."""
 
 
 def names_shown(vendor: Vendor) -> list[str]:

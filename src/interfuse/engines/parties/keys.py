@@ -9,11 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from interfuse.errors import ConfigError
 from interfuse.opening import content
 
-MISNAMED = (62, 64)
-"""OpenSSL's numbers for a certificate that is good, but for another host, or another address."""
-OF_TIME = (9, 10)
-"""Those of faults that a clock or a renewal may mend: not valid yet, or no longer."""
-
 
 class KeyFiles(BaseModel):
     """The three PEM files of one side: its key, its certificate, and the authority it trusts."""
