@@ -126,7 +126,7 @@ def test_arrays_are_read_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch
 
     def check_alone(file: Any) -> None:
         free.append(at_it.acquire(blocking=False))
-        time.sleep(0.05)
+        time.sleep(0.05)  # the other thread comes meanwhile, where it may
         check(file)
         at_it.release()
 
